@@ -1,0 +1,1 @@
+"""Images: requests, the worker pool and the FLUX step engine. Knows no HTTP."""

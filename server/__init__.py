@@ -1,0 +1,1 @@
+"""HTTP: the wire contract, settings, keys, stored images. Knows no tensor."""
