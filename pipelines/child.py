@@ -1,0 +1,95 @@
+"""One worker process, seen from the pool: spawn it, talk to it, know when it is dead.
+
+Death is watched by pidfd: a grandchild that outlives the worker would keep a pipe's end of file silent. The worker
+runs in its own process group, which is killed whole.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipelines.engine import EngineConfig, EngineInfo
+from pipelines.frames import PREFIX, Frame
+
+
+PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the event loop, not in hundreds
+
+
+class Child:
+    """A worker process. `info` is None until it is ready; `last_heard` is on the monotonic clock."""
+
+    def __init__(self, config: EngineConfig, on_event: Callable[["Child", Frame], None]) -> None:
+        self._config = config
+        self._on_event = on_event
+        self.info: EngineInfo | None = None
+        self.stage = "starting"
+        self.progress = 0.0
+        self.failure: str | None = None
+        self.last_heard = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def start(self, on_death: Callable[["Child"], None]) -> None:
+        """Spawn the process and begin to listen. `on_death` is called once, from the event loop."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=PIPE_BUFFER)
+        self.send(self._config.to_json())
+        self._listening = asyncio.create_task(self._listen(reader))
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self.dead = loop.create_future()
+        loop.add_reader(self._pidfd, self._reap, on_death)
+
+    def send(self, header: dict[str, Any]) -> None:
+        """Queue a small frame; never blocks. What is sent to a dead process is lost, and its death is reported."""
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(Frame(header).encode())
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """Kill the process and wait until it is gone."""
+        self.kill()
+        await self.dead
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                header, payload = PREFIX.unpack(await reader.readexactly(PREFIX.size))
+                frame = Frame.decode(await reader.readexactly(header), await reader.readexactly(payload))
+                self.last_heard = time.monotonic()
+                self._on_event(self, frame)
+
+    def _reap(self, on_death: Callable[["Child"], None]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._process.wait()
+        self.kill()  # grandchildren, if any
+        loop.create_task(self._bury(on_death))
+
+    async def _bury(self, on_death: Callable[["Child"], None]) -> None:
+        """Hear the last words (a finished image may still be in the pipe), then report the death."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._listening, timeout=2.0)
+        self._writer.close()
+        self.dead.set_result(None)
+        on_death(self)

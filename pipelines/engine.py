@@ -1,0 +1,75 @@
+"""What a worker needs of an engine, and what an engine is told. No torch here.
+
+The worker drives any `Engine`; `EngineConfig.factory` names the function that builds one, so that tests (and other
+back ends) put their own in without the worker knowing.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from pipelines.request import ImageRequest
+
+Report = Callable[[str, float], None]  # stage in words, progress from 0 to 1
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What one worker serves. `device` and `dtype` are `auto` or torch's names (`cuda:0`, `bfloat16`)."""
+
+    model: str = "tiny"
+    models_dir: str = "models"
+    device: str = "auto"
+    dtype: str = "auto"
+    factory: str = "pipelines.flux:load_engine"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def build(self, report: Report) -> "Engine[Any]":
+        module, _, function = self.factory.partition(":")
+        engine: Engine[Any] = getattr(importlib.import_module(module), function)(self, report)
+        return engine
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What is loaded, for people and for `x-engine-fingerprint`."""
+
+    model: str
+    device: str
+    dtype: str
+    fingerprint: str
+
+
+class Pixels(NamedTuple):
+    """One finished image: 8-bit RGB, row-major."""
+
+    data: bytes
+    notes: tuple[str, ...] = ()
+
+
+class Engine(Protocol[S]):
+    """Draws images one step at a time. `S` is its sample: the state of one image on its way."""
+
+    info: EngineInfo
+
+    def prepare(self, request: ImageRequest) -> list[S]:
+        """Encode the prompt and draw the noise: one sample for each of `request.seeds`."""
+        ...
+
+    def step(self, samples: list[S]) -> None:
+        """Take each sample one denoising step on."""
+        ...
+
+    def steps_left(self, sample: S) -> int: ...
+
+    def finish(self, sample: S) -> Pixels:
+        """Decode. Raises `NonFinitePixels`, never returns a broken picture."""
+        ...
+
+    def failure(self, error: Exception) -> str | None:
+        """The name of the `GenerationFailed` class this error is, or None if the device is lost and the process must end."""
+        ...

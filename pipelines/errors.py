@@ -1,0 +1,72 @@
+"""Everything that can go wrong between a validated request and its pixels.
+
+    PipelineError
+    ├── QueueFull            refused before any work; says when to come back
+    ├── NotReady             the model is loading, restarting or has failed to load; says how far it is
+    ├── Draining             the server is going down and takes no new work
+    ├── DeadlineExceeded     the request's time is over
+    ├── Cancelled            the caller went away or asked to stop
+    └── GenerationFailed     the engine could not draw this request
+        ├── OutOfMemory      it does not fit the device
+        ├── NonFinitePixels  the numbers blew up; never shown as a black picture
+        └── WorkerCrashed    it took its worker down twice
+
+Messages are for the person who sent the request: nothing internal, no prompt.
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors of the pipelines room."""
+
+
+class QueueFull(PipelineError):
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(f"The queue is full: {waiting} requests are waiting. Try again in {retry_after:.0f} s.")
+        self.retry_after = retry_after
+
+
+class NotReady(PipelineError):
+    def __init__(self, stage: str, progress: float, eta: float) -> None:
+        super().__init__(f"The model is not ready yet: {stage}, {progress:.0%} done. Try again in {eta:.0f} s.")
+        self.stage = stage
+        self.progress = progress
+        self.retry_after = eta
+
+
+class Draining(PipelineError):
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down and takes no new requests.")
+        self.retry_after = 5.0
+
+
+class DeadlineExceeded(PipelineError):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request did not finish within {seconds:.0f} s and was stopped.")
+
+
+class Cancelled(PipelineError):
+    def __init__(self) -> None:
+        super().__init__("The request was cancelled.")
+
+
+class GenerationFailed(PipelineError):
+    def __init__(self, message: str = "The image could not be generated. The server's log has the cause.") -> None:
+        super().__init__(message)
+
+
+class OutOfMemory(GenerationFailed):
+    def __init__(self) -> None:
+        super().__init__("The request does not fit the device's memory. Ask for a smaller size or fewer images.")
+
+
+class NonFinitePixels(GenerationFailed):
+    def __init__(self) -> None:
+        super().__init__("The model produced non-finite numbers for this request. Another seed may work.")
+
+
+class WorkerCrashed(GenerationFailed):
+    def __init__(self) -> None:
+        super().__init__("The request took its worker process down twice and was given up.")
+
+
+FAILURES = {error.__name__: error for error in (GenerationFailed, OutOfMemory, NonFinitePixels, WorkerCrashed)}

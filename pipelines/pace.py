@@ -1,0 +1,26 @@
+"""How fast this device has been so far: turns work ahead into seconds for `retry-after` and `eta`."""
+
+FIRST_GUESS = 0.1  # seconds a megapixel-step, before anything was measured: between an H200 and a laptop
+FIRST_LOAD = 30.0  # seconds
+WEIGHT = 0.2  # of the newest measurement
+
+
+class Pace:
+    """Exponential averages of measured seconds."""
+
+    def __init__(self) -> None:
+        self._per_cost: float | None = None
+        self.load_seconds = FIRST_LOAD
+
+    def drawn(self, cost: float, seconds: dict[str, float]) -> None:
+        """A job of `cost` megapixel-steps kept the device busy for the sum of its stages."""
+        busy = seconds["text"] + seconds["denoise"] + seconds["decode"]
+        measured = busy / cost
+        self._per_cost = measured if self._per_cost is None else (1 - WEIGHT) * self._per_cost + WEIGHT * measured
+
+    def loaded(self, seconds: float) -> None:
+        self.load_seconds = seconds
+
+    def seconds(self, cost: float) -> float:
+        """Predicted device seconds for `cost` megapixel-steps."""
+        return cost * (FIRST_GUESS if self._per_cost is None else self._per_cost)

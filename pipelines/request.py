@@ -1,0 +1,136 @@
+"""What an image is asked for with, and what comes back. No torch, no HTTP.
+
+`GenerationParams` is the one list of generation parameters: names, kinds, bounds, defaults and help. Bounds are the
+hosted flux/srpo API's. Nothing else in the project declares a parameter.
+"""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.acceleration import PRESETS
+from pipelines.kinds import Choice, Flag, ImageSize, Number, Size, Text, Whole
+
+MAX_SEED = 2**63 - 1
+MAX_DRAWN_SEED = 2**31 - 1  # exact in every client's JSON, and distinct modulo 2^32
+OUTPUT_FORMATS = ("jpeg", "png", "webp")
+SIZES: Mapping[str, Size] = {
+    "square_hd": Size(1024, 1024),
+    "square": Size(512, 512),
+    "portrait_4_3": Size(768, 1024),
+    "portrait_16_9": Size(576, 1024),
+    "landscape_4_3": Size(1024, 768),
+    "landscape_16_9": Size(1024, 576),
+}
+IMAGE_SIZE = ImageSize(SIZES, Whole(512, 1536, multiple_of=32), SIZES["landscape_4_3"])
+
+
+def draw_seed() -> int:
+    """A seed for a request that names none: 1 to 2^31 - 1."""
+    return secrets.randbelow(MAX_DRAWN_SEED) + 1
+
+
+class GenerationParams(BaseModel):
+    """The generation parameters. A field here is a field on the wire, a flag of `srpo generate`, a row in the README."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    prompt: Annotated[str, Text(1, 4000)] = Field(
+        description="What the image shows: its content, style and composition."
+    )
+    image_size: Annotated[Size, IMAGE_SIZE] = Field(
+        default=SIZES["landscape_4_3"],
+        description="A preset, or an object with width and height in pixels.",
+        json_schema_extra={"default": "landscape_4_3"},
+    )
+    num_inference_steps: Annotated[int, Whole(1, 50)] = Field(
+        default=28, description="Denoising steps. More steps, more detail, more time."
+    )
+    guidance_scale: Annotated[float, Number(1, 20)] = Field(
+        default=4.5, description="How closely the image keeps to the prompt."
+    )
+    num_images: Annotated[int, Whole(1, 4)] = Field(
+        default=1, description="How many images; image i is made with seed + i."
+    )
+    seed: Annotated[int, Whole(1, MAX_SEED)] = Field(
+        default_factory=draw_seed,
+        description="Same seed, same request, same image. Absent: the server draws one and reports it.",
+    )
+    sync_mode: Annotated[bool, Flag()] = Field(
+        default=False, description="true: the image comes inside the reply, as a data URI in `url`."
+    )
+    enable_safety_checker: Annotated[bool, Flag()] = Field(
+        default=True, description="Check every image; a flagged one comes back black."
+    )
+    output_format: Annotated[str, Choice(OUTPUT_FORMATS)] = Field(
+        default="jpeg", description="The image file's format. webp is an extension of this server."
+    )
+    acceleration: Annotated[str, Choice(tuple(PRESETS))] = Field(
+        default="regular", description="none computes every step exactly; regular and high trade exactness for speed."
+    )
+
+    def to_request(self, model: str) -> "ImageRequest":
+        """The request the pipeline understands: sizes are numbers, every image has its seed."""
+        return ImageRequest(
+            model=model,
+            prompt=self.prompt,
+            width=self.image_size.width,
+            height=self.image_size.height,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            seeds=tuple(range(self.seed, self.seed + self.num_images)),
+            enable_safety_checker=self.enable_safety_checker,
+            acceleration=self.acceleration,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """One validated request: sizes are pixels, the seeds are chosen. Pure: running it again gives the same pixels."""
+
+    model: str
+    prompt: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    seeds: tuple[int, ...]
+    enable_safety_checker: bool
+    acceleration: str
+
+    @property
+    def cost(self) -> float:
+        """Work in megapixel-steps; the pool turns it into seconds by what it has measured."""
+        return self.width * self.height * self.num_inference_steps * len(self.seeds) / 2**20
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ImageRequest":
+        return cls(**{**data, "seeds": tuple(data["seeds"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds. `inference` is wall time from the first step of the request to its last pixel; the stages are shares of it."""
+
+    queue: float = 0.0
+    inference: float = 0.0
+    text: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """The finished images: 8-bit RGB, row-major, `width * height * 3` bytes each, in the order of `request.seeds`."""
+
+    request: ImageRequest
+    pixels: tuple[bytes, ...]
+    timings: Timings
+    notes: tuple[str, ...] = ()
+    flagged: tuple[bool, ...] = field(default=())
