@@ -1,0 +1,77 @@
+"""create_app: the whole server as a value built from values.
+
+Nothing here is global: two apps in one process do not know of each other. Importing this module never imports torch.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from pipelines.pool import WorkerPool
+from server.auth import KeyRing
+from server.edge import Edge
+from server.errors import MethodNotAllowed, NotFound
+from server.openapi import SECURITY
+from server.origin import Origins
+from server.routes import Server, router
+from server.settings import Settings
+from server.store import LocalStore
+
+TITLE = "srpo: a self-hosted FLUX image server"
+
+
+def create_app(settings: Settings, pool: WorkerPool | None = None) -> FastAPI:
+    """The server as an ASGI app. A `pool` that is given is used as it is, started and stopped with the app."""
+    engine = settings.engine()
+    workers = pool or WorkerPool(
+        engine,
+        queue_size=settings.queue_size,
+        max_running=settings.max_running,
+        request_timeout=settings.request_timeout,
+        step_timeout=settings.step_timeout,
+    )
+    origins = Origins(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await workers.start()
+        yield
+        await workers.stop()
+
+    app = FastAPI(
+        title=TITLE, lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None,
+        exception_handlers={HTTPException: from_framework},
+    )
+    app.state.server = Server(
+        settings=settings,
+        pool=workers,
+        store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),
+        keys=KeyRing(settings.api_keys, settings.api_keys_file),
+        origins=origins,
+        served=engine.model,
+    )
+    app.include_router(router)
+    app.add_middleware(Edge, origins=origins)
+    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the bearer scheme the routes refer to."""
+    if app.openapi_schema is None:
+        app.openapi_schema = get_openapi(title=TITLE, version=app.version, routes=app.routes)
+        app.openapi_schema["components"]["securitySchemes"] = SECURITY
+    return app.openapi_schema
+
+
+async def from_framework(request: Request, error: Exception) -> NoReturn:
+    """Starlette's own 404 and 405, in our words; the edge turns them into the envelope."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        raise MethodNotAllowed(request.method, (error.headers or {}).get("Allow", ""))
+    raise NotFound

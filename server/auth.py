@@ -1,0 +1,58 @@
+"""API keys: which are known, and whether a request carries one. Keys are kept as hashes and compared in constant time.
+
+Keys have at least 128 random bits when `srpo keys` makes them, so a plain SHA-256 needs no salt and no slow hash.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from server.errors import Unauthorized
+
+LINE = re.compile(r"(?:(?P<name>\S+)\s+)?sha256:(?P<hash>[0-9a-f]{64})")
+
+
+def hash_key(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def new_key() -> tuple[str, str]:
+    """A fresh key, and the line of a key file that admits it."""
+    key = "sk-" + secrets.token_urlsafe(32)
+    return key, f"sha256:{hash_key(key)}"
+
+
+class KeyRing:
+    """The keys that clients may use. Without any, every request is admitted."""
+
+    def __init__(self, keys: Iterable[str] = (), file: Path | None = None) -> None:
+        self._hashes = [hash_key(key) for key in keys] + (read_hashes(file) if file else [])
+
+    def check(self, authorization: str | None) -> None:
+        """Admit an `Authorization: Bearer KEY` header or raise `Unauthorized`."""
+        if not self._hashes:
+            return
+        scheme, _, key = (authorization or "").partition(" ")
+        offered = hash_key(key.strip())
+        known = [hmac.compare_digest(offered, held) for held in self._hashes]  # all of them: no early exit
+        if scheme.lower() != "bearer" or not any(known):
+            raise Unauthorized
+
+
+def read_hashes(file: Path) -> list[str]:
+    """The hashes of a key file: lines of `[name] sha256:HEX`; blank lines and `#` comments are skipped."""
+    hashes = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        match = LINE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{file}, line {number}: expected `name sha256:HEX` as `srpo keys` prints it")
+        hashes.append(match["hash"])
+    if not hashes:
+        raise ValueError(f"{file} holds no keys: the server would be open")
+    return hashes

@@ -1,0 +1,72 @@
+"""What a person sees when the server starts: what is served, where, to whom, and a first request to paste."""
+
+import asyncio
+import json
+import time
+
+from rich.console import Console
+from rich.table import Table
+
+from server.routes import Server
+from server.schema import EXAMPLE
+from server.settings import Settings
+from weights.checkpoints import CHECKPOINTS, SERVED_AS
+
+
+def address_of(settings: Settings, port: int) -> str:
+    """The server's address to show and to paste."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return settings.public_url or f"http://{host}:{port}"
+
+
+def show_start(console: Console, server: Server, address: str) -> None:
+    """What is about to be served. Goes to standard error."""
+    settings, row = server.settings, CHECKPOINTS[server.served]
+    table = Table.grid(padding=(0, 2))
+    table.add_row("model", f"{row.id}: {row.title}")
+    table.add_row("licence", row.licence)
+    table.add_row("address", address)
+    table.add_row("keys", "required" if settings.needs_key else "none: open to everyone who can reach the address")
+    table.add_row("safety", "no checker: images are not checked")
+    table.add_row("images", f"{settings.data_dir.absolute() / 'images'}, kept for {settings.images_expire / 3600:g} h")
+    console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
+    if row.embedded:
+        console.print(
+            f"[yellow]No {SERVED_AS} weights in {settings.models_dir.absolute()}: the embedded model {row.id} answers in "
+            "their place. Every reply says so (x-served-model).[/]",
+            soft_wrap=True,
+        )
+    if not settings.is_loopback and settings.public_url is None:
+        console.print(
+            "[yellow]SRPO_PUBLIC_URL is not set: image URLs begin with the address a connection arrived at, which "
+            "clients behind a proxy or outside a container cannot reach.[/]",
+            soft_wrap=True,
+        )
+
+
+async def follow_loading(console: Console, server: Server, address: str) -> None:
+    """Show the stages until the model is ready, then a curl to paste."""
+    start, shown = time.monotonic(), ""
+    while (status := server.pool.status()).state == "loading":
+        if status.stage != shown:
+            shown = status.stage
+            console.print(f"  {shown} ...")
+        await asyncio.sleep(0.1)
+    if status.state != "ready" or status.info is None:
+        return
+    info = status.info
+    console.print(
+        f"[green]Ready[/] after {time.monotonic() - start:.1f} s: {info.model} on {info.device}, {info.dtype}, "
+        f"fingerprint {info.fingerprint}\nTry it:\n{curl(address, server.settings.needs_key)}",
+        soft_wrap=True,
+    )
+
+
+def curl(address: str, needs_key: bool) -> str:
+    """The published example against this server."""
+    key = "  -H 'Authorization: Bearer YOUR_KEY' \\\n" if needs_key else ""
+    body = json.dumps(EXAMPLE, indent=None)
+    return (
+        f"curl {address}/v1/images/generations \\\n{key}"
+        f"  -H 'Content-Type: application/json' \\\n  -d '{body}'"
+    )

@@ -1,0 +1,90 @@
+"""From the bytes of a request to a JSON object. Refuses here what would break things further in.
+
+NaN and infinities, lone surrogates, bodies that are too large, too slow or too deep never reach a validator.
+"""
+
+import asyncio
+import json
+import math
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
+
+DRAINED = 2**26  # bytes of an oversized body that are read and dropped, so that the client hears the 413
+
+
+def wrong(message: str, *, path: tuple[str, ...] = (), code: str, expected: str, received: str) -> InvalidRequest:
+    return InvalidRequest(
+        [{"code": code, "path": list(path), "message": message, "expected": expected, "received": received}]
+    )
+
+
+def bad_json(problem: str) -> InvalidRequest:
+    return wrong(f"the body is not valid JSON: {problem}", code="invalid_json", expected="a JSON object", received=problem)
+
+
+async def read_object(request: Request, limit: int, timeout: float) -> dict[str, Any]:
+    """The body as a JSON object of at most `limit` bytes, sent within `timeout` seconds."""
+    received = request.headers.get("content-type", "none")
+    if received.partition(";")[0].strip().lower() != "application/json":
+        raise wrong(
+            f"expected application/json, received {ascii(received)[:80]}", path=("content-type",),
+            code="invalid_content_type", expected="application/json", received=ascii(received)[:80],
+        )
+    try:
+        async with asyncio.timeout(timeout):
+            raw = await read_bytes(request, limit)
+    except TimeoutError:
+        raise BodyTimeout(timeout) from None
+    return parse_object(raw)
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The whole body. Of one that is too large a bounded part is drained first: clients read no reply while they send."""
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > limit + DRAINED:
+            break
+    if size > limit:
+        raise BodyTooLarge(limit)
+    return b"".join(chunks)
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Strict JSON: UTF-8, an object, finite numbers, no lone surrogates."""
+    try:
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse_constant, parse_float=finite)
+    except UnicodeDecodeError:
+        raise bad_json("it is not UTF-8") from None
+    except RecursionError:
+        raise bad_json("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise bad_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except ValueError as error:
+        raise bad_json(str(error)) from None
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise wrong(f"expected a JSON object, received {kind}", code="invalid_body", expected="a JSON object", received=kind)
+    if b"\\u" in raw:  # only an escape can make a surrogate; raw UTF-8 cannot hold one
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise bad_json("it contains a lone surrogate") from None
+    return value
+
+
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number

@@ -1,0 +1,27 @@
+"""Settings from the command line, with errors for people."""
+
+import sys
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import CliSettingsSource
+
+from server.settings import Settings
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(kind: type[S], command: str, arguments: list[str]) -> S:
+    """`kind` from flags, then environment, then defaults. Prints what is wrong and exits with 2."""
+    source: CliSettingsSource[S] = CliSettingsSource(kind, cli_prog_name=f"srpo {command}", cli_parse_args=arguments)
+    try:
+        return kind(_cli_settings_source=source)
+    except ValidationError as error:
+        for issue in error.errors(include_url=False):
+            name = "_".join(str(part) for part in issue["loc"]).upper()
+            place = f"SRPO_{name} (--{name.lower().replace('_', '-')}): " if name else ""
+            print(f"srpo {command}: {place}{issue['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"srpo {command}: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,106 @@
+"""The outermost layer: ids, host and origin checks, the error envelope, the access log.
+
+Every failure inside becomes one envelope here, and only here.
+"""
+
+import asyncio
+import json
+import re
+import secrets
+import time
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.errors import Draining
+from server.errors import UNEXPECTED, envelope, headers_of, row_of
+from server.origin import Origins
+
+CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+log = structlog.get_logger("srpo")
+
+
+def error_response(error: Exception, request_id: str, path: str) -> Response:
+    body = json.dumps(envelope(error, request_id, path)).encode()
+    return Response(body, row_of(error).status, headers_of(error), "application/json")
+
+
+class Edge:
+    """ASGI middleware. `scope["state"]` gets `request_id` and `inference_id`."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        visit = Visit(scope, send, self._origins)
+        try:
+            self._origins.check(scope, visit.headers)
+            if scope["method"] == "OPTIONS":
+                await Response(status_code=204)(scope, receive, visit.send)
+            else:
+                await self._app(scope, receive, visit.send)
+        except asyncio.CancelledError:  # the shutdown's grace is over
+            await visit.fail(Draining(), receive)
+            raise
+        except Exception as error:
+            await visit.fail(error, receive)
+        finally:
+            visit.log()
+
+
+class Visit:
+    """One request at the edge."""
+
+    def __init__(self, scope: Scope, send: Send, origins: Origins) -> None:
+        self._scope = scope
+        self._send = send
+        self._origins = origins
+        self._start = time.monotonic()
+        self._status: int | None = None
+        self._error: Exception | None = None
+        self.headers = Headers(scope=scope)
+        state: dict[str, Any] = scope.setdefault("state", {})
+        self.request_id = state["request_id"] = secrets.token_hex(16)
+        state["inference_id"] = self._inference_id = secrets.token_hex(16)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            reply = MutableHeaders(scope=message)
+            reply["x-request-id"] = self.request_id
+            reply["x-inference-id"] = self._inference_id
+            client_id = self.headers.get("x-client-request-id", "")
+            if CLIENT_ID.fullmatch(client_id):
+                reply["x-client-request-id"] = client_id
+            reply["x-content-type-options"] = "nosniff"
+            self._origins.cors(self._scope, self.headers, reply)
+        await self._send(message)
+
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        """Answer with the envelope, unless the reply has begun."""
+        self._error = error
+        if self._status is None:
+            await error_response(error, self.request_id, self._scope["path"])(self._scope, receive, self.send)
+
+    def log(self) -> None:
+        facts: dict[str, Any] = {
+            "request_id": self.request_id,
+            "method": self._scope["method"],
+            "path": self._scope["path"],
+            "status": self._status,
+            "ms": round((time.monotonic() - self._start) * 1000, 1),
+        }
+        error = self._error
+        if error is None:
+            log.info("request", **facts)
+        elif row_of(error) is UNEXPECTED:
+            log.error("request", error=type(error).__name__, exc_info=error, **facts)
+        else:
+            log.warning("request", error=type(error).__name__, **facts)

@@ -1,0 +1,179 @@
+"""One table from exception class to HTTP status and code, and the one envelope every failure leaves in.
+
+The envelope is at once the hosted API's flat shape and OpenAI's nested one, so that the message is shown by the SDKs
+of both. A framework's own error body never leaves the server.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from pipelines import errors as pipeline
+
+MIN_RETRY, MAX_RETRY = 1.0, 120.0  # seconds
+
+
+class ServerError(Exception):
+    """Base of the errors that belong to HTTP. `headers` go out with the reply."""
+
+    headers: Mapping[str, str] = {}
+
+
+class InvalidRequest(ServerError):
+    """The body or one of its fields is wrong. `issues` are `{code, path, message, expected, received}`."""
+
+    def __init__(self, issues: list[dict[str, Any]], code: str | None = None) -> None:
+        first = issues[0]
+        dotted = ".".join(str(part) for part in first["path"])
+        more = f" (and {len(issues) - 1} more)" if len(issues) > 1 else ""
+        super().__init__(f"{dotted or 'body'}: {first['message']}{more}")
+        self.issues = issues
+        self.param = dotted or None
+        self.code = code or first["code"]
+
+
+class Unauthorized(ServerError):
+    headers = {"www-authenticate": "Bearer"}
+
+    def __init__(self) -> None:
+        super().__init__("This request requires a valid API key.")
+
+
+class ForeignOrigin(ServerError):
+    def __init__(self) -> None:
+        super().__init__(
+            "This server has no API keys, so it takes requests only from its own pages. "
+            "Set SRPO_CORS_ORIGINS, or set keys, to call it from other origins."
+        )
+
+
+class UnknownHost(ServerError):
+    def __init__(self) -> None:
+        super().__init__("This server answers only to its own host names. Set SRPO_PUBLIC_URL to add one.")
+
+
+class NotFound(ServerError):
+    def __init__(self, what: str = "There is nothing at this path.") -> None:
+        super().__init__(what)
+
+
+class MethodNotAllowed(ServerError):
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"{method} is not allowed here. Allowed: {allowed}.")
+        self.headers = {"allow": allowed}
+
+
+class Gone(ServerError):
+    def __init__(self) -> None:
+        super().__init__("This image has expired and was deleted.")
+
+
+class BodyTimeout(ServerError):
+    headers = {"connection": "close"}
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request body did not arrive within {seconds:.0f} s.")
+
+
+class BodyTooLarge(ServerError):
+    headers = {"connection": "close"}
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request body is larger than {limit:,} bytes.")
+
+
+class BadRange(ServerError):
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The range is outside the image's {size} bytes.")
+        self.headers = {"content-range": f"bytes */{size}"}
+
+
+class StorageFull(ServerError):
+    retry_after = 30.0
+
+    def __init__(self) -> None:
+        super().__init__("The image could not be stored: the server's disk is full.")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How a class of error looks on the wire. `repeats`: trying again would fail again."""
+
+    status: int
+    code: str | None
+    type: str
+    repeats: bool = False
+
+
+TABLE: Mapping[type[Exception], Row] = {
+    InvalidRequest: Row(400, None, "invalid_request_error"),
+    UnknownHost: Row(400, "unknown_host", "invalid_request_error"),
+    Unauthorized: Row(401, "invalid_api_key", "authentication_error"),
+    ForeignOrigin: Row(403, "foreign_origin", "permission_error"),
+    NotFound: Row(404, "not_found", "invalid_request_error"),
+    MethodNotAllowed: Row(405, "method_not_allowed", "invalid_request_error"),
+    BodyTimeout: Row(408, "body_timeout", "invalid_request_error", repeats=True),
+    Gone: Row(410, "expired", "invalid_request_error"),
+    BodyTooLarge: Row(413, "body_too_large", "invalid_request_error"),
+    BadRange: Row(416, "range_not_satisfiable", "invalid_request_error"),
+    pipeline.QueueFull: Row(429, "queue_full", "rate_limit_error"),
+    pipeline.Cancelled: Row(499, "cancelled", "client_error"),
+    pipeline.GenerationFailed: Row(500, "generation_failed", "server_error", repeats=True),
+    pipeline.OutOfMemory: Row(500, "out_of_memory", "server_error", repeats=True),
+    pipeline.NonFinitePixels: Row(500, "non_finite_pixels", "server_error", repeats=True),
+    pipeline.WorkerCrashed: Row(500, "worker_crashed", "server_error", repeats=True),
+    pipeline.NotReady: Row(503, "not_ready", "server_error"),
+    pipeline.Draining: Row(503, "draining", "server_error"),
+    StorageFull: Row(503, "storage_full", "server_error"),
+    pipeline.DeadlineExceeded: Row(504, "deadline_exceeded", "server_error", repeats=True),
+}
+UNEXPECTED = Row(500, "internal_error", "server_error")
+UNEXPECTED_MESSAGE = "Something went wrong in the server. Its log has the cause under this requestId."
+
+
+def row_of(error: Exception) -> Row:
+    return TABLE.get(type(error), UNEXPECTED)
+
+
+def envelope(error: Exception, request_id: str, path: str) -> dict[str, Any]:
+    """The body of a failed request."""
+    row = row_of(error)
+    message = UNEXPECTED_MESSAGE if row is UNEXPECTED else str(error)
+    title = HTTPStatus(row.status).phrase if row.status != 499 else "Client Closed Request"
+    extra = {"stage": error.stage, "progress": round(error.progress, 3), "eta_seconds": round(error.retry_after, 1)} if (
+        isinstance(error, pipeline.NotReady)
+    ) else {}
+    return {
+        "requestId": request_id,
+        "statusCode": row.status,
+        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "path": path,
+        "message": message,
+        "title": title,
+        "status": row.status,
+        "instance": path,
+        "error": {
+            "message": message,
+            "type": row.type,
+            "param": getattr(error, "param", None),
+            "code": getattr(error, "code", row.code),
+            "name": type(error).__name__ if row is not UNEXPECTED else "InternalError",
+            "data": getattr(error, "issues", []),
+        },
+        **extra,
+    }
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """Retry advice that OpenAI's SDKs obey, and the error's own headers."""
+    row = row_of(error)
+    headers = dict(getattr(error, "headers", {}))
+    if (seconds := getattr(error, "retry_after", None)) is not None:
+        wait = min(MAX_RETRY, max(MIN_RETRY, seconds))
+        headers |= {"retry-after": str(math.ceil(wait)), "retry-after-ms": str(math.ceil(wait * 1000))}
+    if row.repeats:
+        headers["x-should-retry"] = "false"
+    return headers

@@ -1,0 +1,42 @@
+"""An image file over HTTP: conditional requests, one byte range, HEAD. Images are small, so they are read whole."""
+
+import re
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+from server.errors import BadRange, Gone
+
+RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+def file_response(path: Path, content_type: str, seconds_left: float, asked: Headers) -> Response:
+    """200, 206 or 304. Raises `BadRange`, or `Gone` if the file was deleted a moment ago."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise Gone from None
+    etag = f'"{path.stem}"'  # a name never gets other content
+    headers = {
+        "etag": etag,
+        "cache-control": f"public, max-age={int(seconds_left)}, immutable",
+        "accept-ranges": "bytes",
+    }
+    if etag in asked.get("if-none-match", "") or asked.get("if-none-match") == "*":
+        return Response(status_code=304, headers=headers)
+    match = RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
+    if not match or not (match[1] or match[2]) or asked.get("if-range", etag) != etag:
+        return Response(data, media_type=content_type, headers=headers)
+    start, end = bounds(match[1], match[2], len(data))
+    headers["content-range"] = f"bytes {start}-{end - 1}/{len(data)}"
+    return Response(data[start:end], 206, headers, content_type)
+
+
+def bounds(first: str, last: str, size: int) -> tuple[int, int]:
+    """The half-open byte range of `first-last`; `-n` means the last n bytes. Raises `BadRange`."""
+    start = int(first[:20]) if first else max(0, size - int(last[:20]))
+    end = min(size, int(last[:20]) + 1) if first and last else size
+    if start >= end:
+        raise BadRange(size)
+    return start, end

@@ -1,0 +1,90 @@
+"""Whose pages and host names this server answers to: CORS, DNS rebinding, and where image URLs begin.
+
+With keys, any origin may call (the key is the proof). Without keys, only this server's own pages may, and on loopback
+only its own host names count, so that no web page can use a visitor's local server.
+"""
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Scope
+
+from server.errors import ForeignOrigin, UnknownHost
+from server.settings import Settings
+
+METHODS = "GET, POST, DELETE, HEAD, OPTIONS"
+EXPOSED = (
+    "x-request-id, x-inference-id, x-client-request-id, x-aimlapi-credits-used, x-aimlapi-usd-spent, x-served-model, "
+    "x-engine-fingerprint, x-ignored-fields, retry-after, retry-after-ms, x-should-retry"
+)
+PREFLIGHT_SECONDS = "600"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Origins:
+    """Decides by settings which hosts and origins are answered."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._public_url = settings.public_url
+        self._guarded = not settings.needs_key
+        default = ("*",) if settings.needs_key else ()
+        self._allowed = settings.cors_origins if settings.cors_origins is not None else default
+        self._hosts: tuple[str, ...] = LOOPBACK_NAMES if settings.is_loopback else ()
+        if settings.is_loopback and settings.public_url:
+            self._hosts += (host_of(urlsplit(settings.public_url).netloc),)
+
+    def check(self, scope: Scope, headers: Headers) -> None:
+        """Raises `UnknownHost` for a host name that is not ours, `ForeignOrigin` for a keyless post from elsewhere."""
+        if self._hosts and host_of(headers.get("host", "")) not in self._hosts:
+            raise UnknownHost
+        origin = headers.get("origin")
+        unsafe = scope["method"] not in ("GET", "HEAD", "OPTIONS")
+        if origin and unsafe and self._guarded and not self._is_allowed(origin, scope, headers):
+            raise ForeignOrigin
+
+    def cors(self, scope: Scope, headers: Headers, reply: MutableHeaders) -> None:
+        """Add the CORS headers that the request's origin is due."""
+        origin = headers.get("origin")
+        if scope["path"].startswith("/files/"):
+            reply["access-control-allow-origin"] = "*"  # the names are unguessable
+        elif origin and self._is_allowed(origin, scope, headers):
+            reply["access-control-allow-origin"] = "*" if "*" in self._allowed else origin
+            reply.add_vary_header("Origin")
+        else:
+            return
+        reply["access-control-expose-headers"] = EXPOSED
+        if scope["method"] == "OPTIONS":
+            reply["access-control-allow-methods"] = METHODS
+            reply["access-control-allow-headers"] = headers.get("access-control-request-headers", "*")
+            reply["access-control-max-age"] = PREFLIGHT_SECONDS
+
+    def base_url(self, scope: Scope, headers: Headers) -> str:
+        """Where clients reach this server: `public_url`, or a host name that was checked, or the socket's own address."""
+        if self._public_url:
+            return self._public_url
+        host = headers.get("host", "") if self._hosts else ""
+        return f"{scope['scheme']}://{host or socket_address(scope)}"
+
+    def _is_allowed(self, origin: str, scope: Scope, headers: Headers) -> bool:
+        own = {f"{scope['scheme']}://{headers.get('host', '')}"}
+        if self._public_url:
+            own.add("{0.scheme}://{0.netloc}".format(urlsplit(self._public_url)))
+        return "*" in self._allowed or origin in self._allowed or origin in own
+
+
+def host_of(netloc: str) -> str:
+    """The host of `host:port`, in lower case; an IPv6 address keeps its brackets."""
+    bracket = netloc.rfind("]")
+    host = netloc[: bracket + 1] if bracket >= 0 else netloc.partition(":")[0]
+    return host.lower()
+
+
+def socket_address(scope: Scope) -> str:
+    """The local end of the connection, which no client can forge."""
+    host, port = scope["server"]
+    try:
+        bracketed = f"[{host}]" if ip_address(host).version == 6 else host
+    except ValueError:
+        bracketed = host
+    return f"{bracketed}:{port}"

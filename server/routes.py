@@ -1,0 +1,193 @@
+"""Each endpoint, a few lines."""
+
+import asyncio
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from pipelines.job import Job
+from pipelines.pool import WorkerPool
+from pipelines.request import ImageResult
+from server.auth import KeyRing
+from server.body import read_object, wrong
+from server.encoding import EncodedImage, encode
+from server.errors import NotFound
+from server.files import file_response
+from server.openapi import GENERATION, MODELS
+from server.origin import Origins
+from server.schema import GenerationBody, GenerationReply, ImageItem
+from server.settings import Settings
+from server.spellings import Spoken, header_of, translate
+from server.store import LocalStore
+from weights.checkpoints import CHECKPOINTS, SERVED_AS
+
+log = structlog.get_logger("srpo")
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the routes work with."""
+
+    settings: Settings
+    pool: WorkerPool
+    store: LocalStore
+    keys: KeyRing
+    origins: Origins
+    served: str  # id of the row in weights.checkpoints that the workers load
+
+
+def server_of(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server
+
+
+@router.post("/v1/images/generations", status_code=201, **GENERATION)
+@router.post("/v1/images/generations/", include_in_schema=False)
+@router.post("/images/generations", include_in_schema=False)
+@router.post("/images/generations/", include_in_schema=False)
+async def generate_images(request: Request) -> Response:
+    """Generate images from a prompt."""
+    server = server_of(request)
+    server.keys.check(request.headers.get("authorization"))
+    spoken = translate(await read_object(request, server.settings.max_body, server.settings.body_timeout))
+    refuse_stream(spoken)
+    body = GenerationBody.read(spoken.native, server.served)
+    job = server.pool.submit(body.to_request(server.served))
+    result = await outcome(job, request, server.pool)
+    start = time.monotonic()
+    encoded = await encode_all(result, body.output_format, server.settings.jpeg_quality)
+    items = await deliver(encoded, body, spoken, request)
+    reply = GenerationReply.from_result(result, items, time.monotonic() - start, server.settings)
+    return await respond(reply, spoken, server)
+
+
+def refuse_stream(spoken: Spoken) -> None:
+    if spoken.stream:
+        raise wrong(
+            "streaming is not served yet; leave stream out or send false", path=("stream",), code="unsupported",
+            expected="false", received="true",
+        )
+
+
+async def outcome(job: Job, request: Request, pool: WorkerPool) -> ImageResult:
+    """The job's result. When the client goes away first, its job is cancelled."""
+    result = asyncio.ensure_future(job.result())
+    gone = asyncio.ensure_future(client_gone(request))
+    try:
+        await asyncio.wait((result, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            pool.cancel(job)
+        return await result
+    finally:
+        gone.cancel()
+        pool.cancel(job)  # nothing to do for a job that has ended
+
+
+async def client_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def encode_all(result: ImageResult, format: str, quality: int) -> list[EncodedImage]:
+    """Encode every image, each in a thread."""
+    width, height = result.request.width, result.request.height
+    tasks = (asyncio.to_thread(encode, pixels, width, height, format, quality) for pixels in result.pixels)
+    return list(await asyncio.gather(*tasks))
+
+
+async def deliver(images: list[EncodedImage], body: GenerationBody, spoken: Spoken, request: Request) -> list[ImageItem]:
+    """Each image as the client asked for it: bare base64, a data URI, or a URL of the stored file."""
+    server = server_of(request)
+    base_url = server.origins.base_url(request.scope, request.headers)
+
+    def item(image: EncodedImage) -> ImageItem:
+        if spoken.response_format == "b64_json":
+            place = {"b64_json": image.base64()}
+        elif body.sync_mode:
+            place = {"url": image.data_uri()}
+        else:
+            place = {"url": server.store.put(image, base_url).url}
+        return ImageItem(width=image.width, height=image.height, content_type=image.content_type, **place)
+
+    return list(await asyncio.gather(*(asyncio.to_thread(item, image) for image in images)))
+
+
+async def respond(reply: GenerationReply, spoken: Spoken, server: Server) -> Response:
+    headers = {
+        "x-aimlapi-credits-used": str(reply.meta.usage.credits_used),
+        "x-aimlapi-usd-spent": f"{reply.meta.usage.usd_spent:.8f}".rstrip("0").rstrip("."),
+    }
+    if server.served != SERVED_AS:
+        headers["x-served-model"] = server.served
+    if info := server.pool.status().info:
+        headers["x-engine-fingerprint"] = info.fingerprint
+    if spoken.ignored:
+        headers["x-ignored-fields"] = header_of(spoken.ignored)
+    content = await asyncio.to_thread(lambda: reply.model_dump_json(exclude_none=True))
+    return Response(content, server.settings.success_status, headers, "application/json")
+
+
+@router.get("/v1/models", **MODELS)
+@router.get("/models", include_in_schema=False)
+async def list_models(request: Request) -> JSONResponse:
+    """The models this server answers to."""
+    served = server_of(request).served
+    return JSONResponse({"object": "list", "data": [model_card(name, served) for name in model_ids(served)]})
+
+
+@router.get("/v1/models/{model:path}", responses=MODELS["responses"])
+@router.get("/models/{model:path}", include_in_schema=False)
+async def get_model(request: Request, model: str) -> JSONResponse:
+    """One model."""
+    served = server_of(request).served
+    if model not in model_ids(served):
+        raise NotFound("There is no such model here.")
+    return JSONResponse(model_card(model, served))
+
+
+def model_ids(served: str) -> list[str]:
+    return list(dict.fromkeys((SERVED_AS, served)))
+
+
+def model_card(name: str, served: str) -> dict[str, Any]:
+    row = CHECKPOINTS[served]
+    return {
+        "id": name, "object": "model", "type": "image", "created": 0, "owned_by": "self-hosted",
+        "info": {"name": name, "served_by": served, "description": row.title, "licence": row.licence},
+    }
+
+
+@router.api_route("/files/{name}", methods=["GET", "HEAD"], include_in_schema=False)
+async def get_file(request: Request, name: str) -> Response:
+    """A stored image. No key: the name is the secret."""
+    path, content_type, left = server_of(request).store.find(name)
+    return await asyncio.to_thread(file_response, path, content_type, left, request.headers)
+
+
+@router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
+async def health(request: Request) -> JSONResponse:
+    """Alive, and what is being served. Always 200 while this process answers."""
+    server = server_of(request)
+    status = asdict(server.pool.status())
+    info = status.pop("info") or {}
+    placeholder = CHECKPOINTS[server.served].embedded
+    return JSONResponse({"status": "ok", "served_model": server.served, "embedded": placeholder, "safety_checker": "none"} | status | info)
+
+
+@router.api_route("/ready", methods=["GET", "HEAD"], include_in_schema=False)
+async def ready(request: Request) -> JSONResponse:
+    """200 when a request would be drawn now; else 503 with the stage of loading."""
+    status = server_of(request).pool.status()
+    body = {
+        "ready": status.state == "ready", "state": status.state, "stage": status.stage,
+        "progress": round(status.progress, 3), "eta_seconds": round(status.eta, 1),
+    }
+    if status.state == "ready":
+        return JSONResponse(body)
+    return JSONResponse(body, 503, {"retry-after": str(max(1, round(status.eta)))})

@@ -1,0 +1,191 @@
+"""The wire's words: GenerationBody in, GenerationReply out.
+
+`GenerationBody` is `GenerationParams` plus `model`; it adds no parameter of its own. OpenAI's and other spellings are
+translated before (`server.spellings`), so that native fields can be strict.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.kinds import Issue
+from pipelines.request import GenerationParams, ImageRequest, ImageResult
+from server.errors import InvalidRequest
+from server.settings import Settings
+from server.spellings import kind_of
+from weights.checkpoints import CHECKPOINTS, SERVED_AS
+
+MAX_RECEIVED = 80
+CREDITS_PER_USD = 2_000_000
+MEGAPIXEL = 2**20
+EXAMPLE = {
+    "model": "flux/srpo",
+    "prompt": "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses.",
+}
+
+
+class GenerationBody(GenerationParams):
+    """A request for images. Unknown fields are ignored and named in the response header `x-ignored-fields`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE, EXAMPLE | {"image_size": {"width": 1440, "height": 512}}]})
+
+    model: str = Field(description="The model's id.", json_schema_extra={"enum": [SERVED_AS]})
+
+    @classmethod
+    def read(cls, native: dict[str, Any], served: str) -> "GenerationBody":
+        """Validate native fields against the contract. `served` is the id of the loaded model. Raises `InvalidRequest`."""
+        issues = list(model_issues(native, served))
+        try:
+            body = cls.model_validate({"model": SERVED_AS} | native if issues else native)
+        except ValidationError as error:
+            issues += [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
+        if issues:
+            raise InvalidRequest(issues)
+        return body
+
+
+def model_issues(native: dict[str, Any], served: str) -> Sequence[dict[str, Any]]:
+    """What is wrong with `model`: missing, not a name, or not the one that is served."""
+    known = sorted({SERVED_AS, served})
+    expected = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
+    if "model" not in native:
+        return [issue_of("required", ("model",), Issue((), expected, None), missing=True)]
+    model = native["model"]
+    if isinstance(model, str) and model in known:
+        return []
+    code = "model_not_found" if isinstance(model, str) else "invalid_choice"
+    if isinstance(model, str) and model in CHECKPOINTS:
+        expected += f" ({model} is not loaded here)"
+    return [issue_of(code, ("model",), Issue((), expected, model))]
+
+
+def issues_of(detail: Any) -> Sequence[dict[str, Any]]:
+    """Our issues from one of pydantic's errors."""
+    loc = tuple(detail["loc"])
+    if detail["type"] == "missing":
+        return [issue_of("required", loc, Issue((), kind_of(str(loc[0])).expected, None), missing=True)]
+    return [issue_of(detail["type"], loc, issue) for issue in detail["ctx"]["issues"]]
+
+
+def issue_of(code: str, loc: tuple[Any, ...], issue: Issue, missing: bool = False) -> dict[str, Any]:
+    received = "nothing" if missing else short(issue.received)
+    return {
+        "code": code,
+        "path": [*loc, *issue.path],
+        "message": f"expected {issue.expected}, received {received}",
+        "expected": issue.expected,
+        "received": received,
+    }
+
+
+def short(value: Any) -> str:
+    """A repr of at most 80 ASCII characters: never the raw value, never an expensive one."""
+    if isinstance(value, str):
+        text = ascii(value[:MAX_RECEIVED]) if len(value) <= MAX_RECEIVED else f"a string of {len(value)} characters"
+    elif isinstance(value, list | dict):
+        text = f"{'an array' if isinstance(value, list) else 'an object'} of {len(value)} items"
+    elif isinstance(value, bool):
+        text = "true" if value else "false"
+    elif isinstance(value, int) and abs(value) >= 10**MAX_RECEIVED:
+        text = "a very large integer"
+    else:
+        text = ascii(value)
+    return text if len(text) <= MAX_RECEIVED else text[: MAX_RECEIVED - 3] + "..."
+
+
+class ImageItem(BaseModel):
+    """One image. Exactly one of `url` and `b64_json` is there; never a null."""
+
+    url: str | None = Field(None, description="Where the file is, or a data URI under sync_mode.")
+    b64_json: str | None = Field(None, description="The file in base64, under response_format b64_json.")
+    width: int
+    height: int
+    content_type: str
+
+
+class Usage(BaseModel):
+    """The hosted API's price for these images, in its credits."""
+
+    tokens_used: int
+    credits_used: int
+    usd_spent: float
+
+    @classmethod
+    def of(cls, request: ImageRequest, settings: Settings) -> "Usage":
+        """Credits for each started megapixel (2^20 pixels) of each image."""
+        megapixels = -(-request.width * request.height // MEGAPIXEL)
+        used = settings.credits_per_megapixel * megapixels * len(request.seeds)
+        return cls(tokens_used=used, credits_used=used, usd_spent=used / CREDITS_PER_USD)
+
+
+class Meta(BaseModel):
+    usage: Usage
+
+
+class Safety(BaseModel):
+    """Whether the images were checked, so that `false` in has_nsfw_concepts cannot be misread."""
+
+    checked: bool
+    checker: str
+
+
+class GenerationReply(BaseModel):
+    """The finished images. `images` and `data` are the same list: some clients read only one of them."""
+
+    created: int
+    images: list[ImageItem]
+    timings: dict[str, float | list[str]]
+    seed: int
+    has_nsfw_concepts: list[bool]
+    prompt: str
+    data: list[ImageItem]
+    meta: Meta
+    safety: Safety
+
+    @classmethod
+    def from_result(
+        cls, result: ImageResult, items: list[ImageItem], encode_seconds: float, settings: Settings
+    ) -> "GenerationReply":
+        request, times = result.request, result.timings
+        timings: dict[str, float | list[str]] = {
+            "inference": times.inference, "queue": times.queue, "text": times.text, "denoise": times.denoise,
+            "decode": times.decode, "encode": encode_seconds,
+        }
+        if result.notes:
+            timings["notes"] = list(result.notes)
+        return cls(
+            created=int(time.time()),
+            images=items,
+            timings=timings,
+            seed=request.seeds[0],
+            has_nsfw_concepts=list(result.flagged) or [False] * len(items),
+            prompt=request.prompt,
+            data=items,
+            meta=Meta(usage=Usage.of(request, settings)),
+            safety=Safety(checked=False, checker="none"),
+        )
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+    name: str
+    data: list[dict[str, Any]]
+
+
+class ErrorReply(BaseModel):
+    """The one envelope of every failure."""
+
+    requestId: str
+    statusCode: int
+    timestamp: str
+    path: str
+    message: str
+    title: str
+    status: int
+    instance: str
+    error: ErrorDetail

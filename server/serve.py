@@ -1,0 +1,97 @@
+"""`srpo serve`: the app on a socket, with a banner; and `srpo keys`."""
+
+import asyncio
+import socket
+import sys
+
+import uvicorn
+from rich.console import Console
+
+from pipelines.pool import WorkerPool
+from server import banner, logs
+from server.app import create_app
+from server.auth import new_key
+from server.cli import parse
+from server.routes import Server
+from server.settings import Settings
+
+KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
+EXIT_LOAD_FAILED = 78  # EX_CONFIG
+
+
+def main(arguments: list[str]) -> int:
+    settings = parse(Settings, "serve", arguments)
+    logs.configure(settings)
+    try:
+        app = create_app(settings)
+        listener = listen(settings)
+    except (OSError, ValueError) as error:
+        print(f"srpo serve: {error}", file=sys.stderr)
+        return 2
+    config = uvicorn.Config(
+        app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+        proxy_headers=True, forwarded_allow_ips=settings.forwarded_allow_ips, timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=settings.shutdown_grace,
+    )
+    server = DrainingServer(config, app.state.server.pool)
+    return asyncio.run(run(server, app.state.server, listener))
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, which tells the pool at the first signal that no more work is taken."""
+
+    def __init__(self, config: uvicorn.Config, pool: WorkerPool) -> None:
+        super().__init__(config)
+        self._pool = pool
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._pool.drain()
+        await super().shutdown(sockets)
+
+
+async def run(server: DrainingServer, parts: Server, listener: socket.socket) -> int:
+    """Serve until a signal, or until the model turns out not to load."""
+    console = Console(stderr=True, highlight=False)
+    address = banner.address_of(parts.settings, listener.getsockname()[1])
+    banner.show_start(console, parts, address)
+    announcing = asyncio.create_task(banner.follow_loading(console, parts, address))
+    failing = asyncio.create_task(stop_if_failed(server, parts.pool))
+    try:
+        await server.serve([listener])
+    finally:
+        announcing.cancel()
+        failing.cancel()
+    if parts.pool.failed.is_set():
+        console.print(f"[red]The model cannot be loaded.[/]\n{parts.pool.status().failure}", soft_wrap=True)
+        return EXIT_LOAD_FAILED
+    return 0
+
+
+async def stop_if_failed(server: DrainingServer, pool: WorkerPool) -> None:
+    await pool.failed.wait()
+    server.should_exit = True
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A bound socket: a port that is taken is an error before anything is loaded."""
+    family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, proto)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another port with --port"
+        ) from error
+    return listener
+
+
+def make_key(arguments: list[str]) -> int:
+    if arguments:
+        print("usage: srpo keys [-h]\n\nMakes an API key. The key is shown once; keep the hash line in the key file.")
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    key, line = new_key()
+    print(f"key (give it to the client):           {key}")
+    print(f"line (append it to SRPO_API_KEYS_FILE): {line}")
+    return 0

@@ -1,0 +1,109 @@
+"""What other clients call our fields: one table of foreign spellings, none of which is ever a 400 for being present.
+
+A foreign field that means something here is honoured where the native one is absent; one that does not, or whose
+value cannot be honoured, is ignored and named in `x-ignored-fields`, so that a typo can be found.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from pipelines.kinds import Invalid, Kind
+from pipelines.request import GenerationParams
+
+NATIVE = ("model", *GenerationParams.model_fields)
+RESPONSE_FORMATS = ("url", "b64_json")
+MAX_LISTED, MAX_NAME = 20, 64
+
+
+def kind_of(name: str) -> Kind:
+    """The kind a generation parameter is declared with."""
+    return next(part for part in GenerationParams.model_fields[name].metadata if isinstance(part, Kind))
+
+
+ALIASES: Mapping[str, str] = {
+    "n": "num_images",
+    "size": "image_size",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+}
+
+
+@dataclass
+class Spoken:
+    """A body in our own words: native fields, how the image is to be returned, and what was not understood."""
+
+    native: dict[str, Any]
+    response_format: str | None = None
+    stream: bool = False
+    ignored: list[str] = field(default_factory=list)
+
+
+def translate(body: Mapping[str, Any]) -> Spoken:
+    """Native fields pass as they are, to be validated strictly; null means absent."""
+    fields = {name: value for name, value in body.items() if value is not None}
+    extra = fields.get("extra_body")
+    if isinstance(extra, dict):  # one client sends its extra fields inside a literal `extra_body`
+        del fields["extra_body"]
+        fields = {name: value for name, value in extra.items() if value is not None} | fields
+    spoken = Spoken({name: fields.pop(name) for name in NATIVE if name in fields})
+    take_response_format(fields, spoken)
+    for foreign, native in ALIASES.items():
+        if foreign in fields:
+            honour(foreign, native, fields.pop(foreign), spoken)
+    take_sides(fields, spoken)
+    stream = fields.get("stream")
+    if isinstance(stream, bool):
+        spoken.stream = fields.pop("stream")
+    spoken.ignored += fields
+    size = spoken.native.get("image_size")
+    if isinstance(size, dict):
+        spoken.ignored += [f"image_size.{name}" for name in size if name not in ("width", "height")]
+    return spoken
+
+
+def take_response_format(fields: dict[str, Any], spoken: Spoken) -> None:
+    if spoken.native.get("output_format") in RESPONSE_FORMATS:  # one client sends it there
+        spoken.response_format = spoken.native.pop("output_format")
+    if fields.get("response_format") in RESPONSE_FORMATS:
+        spoken.response_format = fields.pop("response_format")
+
+
+def honour(foreign: str, native: str, value: Any, spoken: Spoken) -> None:
+    """Take `value` for the native field if that is absent and the value is one it accepts."""
+    sides = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", value) if foreign == "size" and isinstance(value, str) else None
+    if sides:
+        value = {"width": int(sides[1]), "height": int(sides[2])}
+    try:
+        kind_of(native).parse(value)
+    except Invalid:
+        spoken.ignored.append(foreign)
+        return
+    if native in spoken.native:
+        spoken.ignored.append(foreign)
+    else:
+        spoken.native[native] = value
+
+
+def take_sides(fields: dict[str, Any], spoken: Spoken) -> None:
+    """`width` and `height` at top level, together or alone."""
+    sides = {name: fields[name] for name in ("width", "height") if name in fields}
+    if not sides or "image_size" in spoken.native:
+        return  # left in `fields`, so they are listed as ignored
+    for name, value in sides.items():
+        try:
+            kind_of("image_size").parse({name: value})
+        except Invalid:
+            continue
+        del fields[name]
+        spoken.native.setdefault("image_size", {})[name] = value
+
+
+def header_of(names: Iterable[str]) -> str:
+    """The value of `x-ignored-fields`: percent-encoded outside `A-Za-z0-9_.-`, at most 20 names of 64 characters."""
+    listed = list(dict.fromkeys(names))
+    shown = [quote(name, safe="").replace("~", "%7E")[:MAX_NAME] for name in listed[:MAX_LISTED]]
+    more = [f"+{len(listed) - MAX_LISTED}"] if len(listed) > MAX_LISTED else []
+    return ", ".join(shown + more)
