@@ -18,7 +18,6 @@ from typing import Any
 from pipelines.engine import EngineConfig, EngineInfo
 from pipelines.frames import PREFIX, Frame
 
-
 PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the event loop, not in hundreds
 
 
@@ -84,7 +83,7 @@ class Child:
         os.close(self._pidfd)
         self._process.wait()
         self.kill()  # grandchildren, if any
-        loop.create_task(self._bury(on_death))
+        self._burial = loop.create_task(self._bury(on_death))
 
     async def _bury(self, on_death: Callable[["Child"], None]) -> None:
         """Hear the last words (a finished image may still be in the pipe), then report the death."""

@@ -116,9 +116,7 @@ class FluxEngine:
         channels = self._transformer.config.in_channels // 4
         latents: torch.Tensor
         image_ids: torch.Tensor
-        latents, image_ids = self._pipeline.prepare_latents(
-            1, channels, height, width, dtype, self._device, generator
-        )
+        latents, image_ids = self._pipeline.prepare_latents(1, channels, height, width, dtype, self._device, generator)
         return latents, image_ids
 
     def schedule(self, steps: int, tokens: int) -> tuple[FlowMatchEulerDiscreteScheduler, torch.Tensor]:
@@ -164,7 +162,8 @@ class FluxEngine:
             raise NonFinitePixels
         image = pipeline.image_processor.denormalize(image)[0]
         rows = image.permute(1, 2, 0).float().mul(255).round().to(torch.uint8)
-        return rows.contiguous().cpu().numpy().tobytes()
+        data: bytes = rows.contiguous().cpu().numpy().tobytes()
+        return data
 
     def failure(self, error: Exception) -> str | None:
         """Out of memory and plain errors are the request's; any other CUDA error has poisoned the process."""
@@ -206,5 +205,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def describe(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     precision = str(dtype).removeprefix("torch.")
-    parts: dict[str, Any] = {key: getattr(pipeline, key) for key in ("transformer", "vae", "text_encoder", "text_encoder_2")}
+    parts: dict[str, Any] = {
+        key: getattr(pipeline, key) for key in ("transformer", "vae", "text_encoder", "text_encoder_2")
+    }
     return EngineInfo(model, name, precision, fingerprint(name, precision, parts))

@@ -55,7 +55,9 @@ class Kind:
         try:
             return self.parse(value)
         except Invalid as error:
-            raise PydanticCustomError(self.code, "{expected}", {"expected": self.expected, "issues": error.issues}) from None
+            raise PydanticCustomError(
+                self.code, "{expected}", {"expected": self.expected, "issues": error.issues}
+            ) from None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._validate)

@@ -34,7 +34,7 @@ def draw_seed() -> int:
 
 
 class GenerationParams(BaseModel):
-    """The generation parameters. A field here is a field on the wire, a flag of `srpo generate`, a row in the README."""
+    """The generation parameters: each is a field on the wire, a flag of `srpo generate` and a row in the README."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -116,7 +116,7 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds. `inference` is wall time from the first step of the request to its last pixel; the stages are shares of it."""
+    """Seconds. `inference` is wall time from a request's start on the device to its last pixel."""
 
     queue: float = 0.0
     inference: float = 0.0

@@ -25,6 +25,12 @@ from pipelines.scheduler import Turns
 DEVICE_LOST = 70  # exit codes, from sysexits.h
 LOAD_FAILED = 78
 PR_SET_PDEATHSIG = 1
+QUIET = {  # the libraries' warnings quote prompts, and serving never asks a hub for anything
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
 
 
 class Pipe:
@@ -125,11 +131,11 @@ def advance(job: RunningJob, engine: Engine[Any], turns: Turns[RunningJob], pipe
         if job.advance(engine, pipe):
             turns.drop(job.id)
             pipe.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever a job raises must not end its neighbours
         turns.drop(job.id)
         name = type(error).__name__ if isinstance(error, GenerationFailed) else engine.failure(error)
         if not isinstance(error, GenerationFailed):
-            traceback.print_exc()
+            print(traceback.format_exc().replace(job.request.prompt, "[prompt]"), file=sys.stderr, flush=True)
         if name is None:
             os._exit(DEVICE_LOST)
         pipe.send("failed", job=job.id, error=name)
@@ -146,7 +152,7 @@ def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
     """Build the engine. What is wrong with the files or the device is told to the pool, and the process ends."""
     try:
         return config.build(lambda stage, progress: pipe.send("loading", stage=stage, progress=progress))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the pool tells the person why
         traceback.print_exc()
         pipe.send("load_failed", message=f"{type(error).__name__}: {error}")
         os._exit(LOAD_FAILED)
@@ -154,6 +160,7 @@ def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
 
 def main(fd: int) -> None:
     die_with_parent()
+    os.environ.update(QUIET)
     pipe = Pipe(socket.socket(fileno=fd))
     config = EngineConfig(**pipe.receive().header)
     pipe.start_reading()

@@ -38,13 +38,17 @@ def create_app(settings: Settings, pool: WorkerPool | None = None) -> FastAPI:
     origins = Origins(settings)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await workers.start()
         yield
         await workers.stop()
 
     app = FastAPI(
-        title=TITLE, lifespan=lifespan, redirect_slashes=False, docs_url=None, redoc_url=None,
+        title=TITLE,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
         exception_handlers={HTTPException: from_framework},
     )
     app.state.server = Server(

@@ -32,8 +32,8 @@ def show_start(console: Console, server: Server, address: str) -> None:
     console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
     if row.embedded:
         console.print(
-            f"[yellow]No {SERVED_AS} weights in {settings.models_dir.absolute()}: the embedded model {row.id} answers in "
-            "their place. Every reply says so (x-served-model).[/]",
+            f"[yellow]No {SERVED_AS} weights in {settings.models_dir.absolute()}: the embedded model {row.id} answers "
+            "in their place. Every reply says so (x-served-model).[/]",
             soft_wrap=True,
         )
     if not settings.is_loopback and settings.public_url is None:
@@ -66,7 +66,4 @@ def curl(address: str, needs_key: bool) -> str:
     """The published example against this server."""
     key = "  -H 'Authorization: Bearer YOUR_KEY' \\\n" if needs_key else ""
     body = json.dumps(EXAMPLE, indent=None)
-    return (
-        f"curl {address}/v1/images/generations \\\n{key}"
-        f"  -H 'Content-Type: application/json' \\\n  -d '{body}'"
-    )
+    return f"curl {address}/v1/images/generations \\\n{key}  -H 'Content-Type: application/json' \\\n  -d '{body}'"

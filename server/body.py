@@ -22,27 +22,32 @@ def wrong(message: str, *, path: tuple[str, ...] = (), code: str, expected: str,
 
 
 def bad_json(problem: str) -> InvalidRequest:
-    return wrong(f"the body is not valid JSON: {problem}", code="invalid_json", expected="a JSON object", received=problem)
+    return wrong(
+        f"the body is not valid JSON: {problem}", code="invalid_json", expected="a JSON object", received=problem
+    )
 
 
-async def read_object(request: Request, limit: int, timeout: float) -> dict[str, Any]:
-    """The body as a JSON object of at most `limit` bytes, sent within `timeout` seconds."""
+async def read_object(request: Request, limit: int, seconds: float) -> dict[str, Any]:
+    """The body as a JSON object of at most `limit` bytes, sent within `seconds`."""
     received = request.headers.get("content-type", "none")
     if received.partition(";")[0].strip().lower() != "application/json":
         raise wrong(
-            f"expected application/json, received {ascii(received)[:80]}", path=("content-type",),
-            code="invalid_content_type", expected="application/json", received=ascii(received)[:80],
+            f"expected application/json, received {ascii(received)[:80]}",
+            path=("content-type",),
+            code="invalid_content_type",
+            expected="application/json",
+            received=ascii(received)[:80],
         )
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(seconds):
             raw = await read_bytes(request, limit)
     except TimeoutError:
-        raise BodyTimeout(timeout) from None
+        raise BodyTimeout(seconds) from None
     return parse_object(raw)
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
-    """The whole body. Of one that is too large a bounded part is drained first: clients read no reply while they send."""
+    """The whole body. Of one that is too large a bounded part is drained: clients read no reply while they send."""
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -70,7 +75,9 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise bad_json(str(error)) from None
     if not isinstance(value, dict):
         kind = type(value).__name__
-        raise wrong(f"expected a JSON object, received {kind}", code="invalid_body", expected="a JSON object", received=kind)
+        raise wrong(
+            f"expected a JSON object, received {kind}", code="invalid_body", expected="a JSON object", received=kind
+        )
     if b"\\u" in raw:  # only an escape can make a surrogate; raw UTF-8 cannot hold one
         try:
             json.dumps(value, ensure_ascii=False).encode()

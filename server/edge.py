@@ -49,7 +49,7 @@ class Edge:
         except asyncio.CancelledError:  # the shutdown's grace is over
             await visit.fail(Draining(), receive)
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong, the client gets the envelope
             await visit.fail(error, receive)
         finally:
             visit.log()

@@ -32,11 +32,11 @@ class EncodedImage:
 
 def encode(pixels: bytes, width: int, height: int, format: str, quality: int) -> EncodedImage:
     """Encode 8-bit RGB `pixels`, `width * height * 3` bytes, row-major. `quality` is of JPEG and WebP, 1 to 100."""
-    options: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},
         "png": {"compress_level": 1},  # level 6 takes eight times as long for a few percent
         "webp": {"quality": quality, "method": 2},
-    }[format]
+    }
     out = io.BytesIO()
-    Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1).save(out, format, **options)
+    Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1).save(out, format, **options[format])
     return EncodedImage(out.getvalue(), format, width, height)

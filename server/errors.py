@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from pipelines import errors as pipeline
@@ -19,7 +20,7 @@ MIN_RETRY, MAX_RETRY = 1.0, 120.0  # seconds
 class ServerError(Exception):
     """Base of the errors that belong to HTTP. `headers` go out with the reply."""
 
-    headers: Mapping[str, str] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class InvalidRequest(ServerError):
@@ -36,7 +37,7 @@ class InvalidRequest(ServerError):
 
 
 class Unauthorized(ServerError):
-    headers = {"www-authenticate": "Bearer"}
+    headers: Mapping[str, str] = MappingProxyType({"www-authenticate": "Bearer"})
 
     def __init__(self) -> None:
         super().__init__("This request requires a valid API key.")
@@ -72,14 +73,14 @@ class Gone(ServerError):
 
 
 class BodyTimeout(ServerError):
-    headers = {"connection": "close"}
+    headers: Mapping[str, str] = MappingProxyType({"connection": "close"})
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"The request body did not arrive within {seconds:.0f} s.")
 
 
 class BodyTooLarge(ServerError):
-    headers = {"connection": "close"}
+    headers: Mapping[str, str] = MappingProxyType({"connection": "close"})
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The request body is larger than {limit:,} bytes.")
@@ -143,9 +144,11 @@ def envelope(error: Exception, request_id: str, path: str) -> dict[str, Any]:
     row = row_of(error)
     message = UNEXPECTED_MESSAGE if row is UNEXPECTED else str(error)
     title = HTTPStatus(row.status).phrase if row.status != 499 else "Client Closed Request"
-    extra = {"stage": error.stage, "progress": round(error.progress, 3), "eta_seconds": round(error.retry_after, 1)} if (
-        isinstance(error, pipeline.NotReady)
-    ) else {}
+    extra = (
+        {"stage": error.stage, "progress": round(error.progress, 3), "eta_seconds": round(error.retry_after, 1)}
+        if (isinstance(error, pipeline.NotReady))
+        else {}
+    )
     return {
         "requestId": request_id,
         "statusCode": row.status,

@@ -37,7 +37,7 @@ class GenerateSettings(Settings):
     """Draw images without a server."""
 
     prompts: CliPositionalArg[list[str]] = Field([], description="what to draw; several prompts make several images")
-    output: Path = Field(Path("."), alias="o", description="a file (its suffix chooses the format) or a folder")
+    output: Path = Field(Path(), alias="o", description="a file (its suffix chooses the format) or a folder")
     jsonl: Path | None = Field(None, description="a file with one request a line, in the API's own fields")
     format: str | None = Field(None, description=f"format of images in a folder: {', '.join(OUTPUT_FORMATS)}")
 

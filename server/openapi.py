@@ -34,5 +34,7 @@ GENERATION: dict[str, Any] = {
         },
     },
 }
-MODELS: dict[str, Any] = {"responses": {400: FAILURES[400], 404: {"model": ErrorReply, "description": "No such model."}}}
+MODELS: dict[str, Any] = {
+    "responses": {400: FAILURES[400], 404: {"model": ErrorReply, "description": "No such model."}}
+}
 SECURITY = {"access-token": {"type": "http", "scheme": "bearer", "description": "Bearer key"}}

@@ -60,7 +60,7 @@ class Origins:
             reply["access-control-max-age"] = PREFLIGHT_SECONDS
 
     def base_url(self, scope: Scope, headers: Headers) -> str:
-        """Where clients reach this server: `public_url`, or a host name that was checked, or the socket's own address."""
+        """Where clients reach this server: `public_url`, a host name that was checked, or the socket's own address."""
         if self._public_url:
             return self._public_url
         host = headers.get("host", "") if self._hosts else ""

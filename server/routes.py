@@ -58,6 +58,8 @@ async def generate_images(request: Request) -> Response:
     spoken = translate(await read_object(request, server.settings.max_body, server.settings.body_timeout))
     refuse_stream(spoken)
     body = GenerationBody.read(spoken.native, server.served)
+    if server.settings.log_prompts:
+        log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     job = server.pool.submit(body.to_request(server.served))
     result = await outcome(job, request, server.pool)
     start = time.monotonic()
@@ -70,8 +72,11 @@ async def generate_images(request: Request) -> Response:
 def refuse_stream(spoken: Spoken) -> None:
     if spoken.stream:
         raise wrong(
-            "streaming is not served yet; leave stream out or send false", path=("stream",), code="unsupported",
-            expected="false", received="true",
+            "streaming is not served yet; leave stream out or send false",
+            path=("stream",),
+            code="unsupported",
+            expected="false",
+            received="true",
         )
 
 
@@ -101,7 +106,9 @@ async def encode_all(result: ImageResult, format: str, quality: int) -> list[Enc
     return list(await asyncio.gather(*tasks))
 
 
-async def deliver(images: list[EncodedImage], body: GenerationBody, spoken: Spoken, request: Request) -> list[ImageItem]:
+async def deliver(
+    images: list[EncodedImage], body: GenerationBody, spoken: Spoken, request: Request
+) -> list[ImageItem]:
     """Each image as the client asked for it: bare base64, a data URI, or a URL of the stored file."""
     server = server_of(request)
     base_url = server.origins.base_url(request.scope, request.headers)
@@ -158,7 +165,11 @@ def model_ids(served: str) -> list[str]:
 def model_card(name: str, served: str) -> dict[str, Any]:
     row = CHECKPOINTS[served]
     return {
-        "id": name, "object": "model", "type": "image", "created": 0, "owned_by": "self-hosted",
+        "id": name,
+        "object": "model",
+        "type": "image",
+        "created": 0,
+        "owned_by": "self-hosted",
         "info": {"name": name, "served_by": served, "description": row.title, "licence": row.licence},
     }
 
@@ -177,7 +188,11 @@ async def health(request: Request) -> JSONResponse:
     status = asdict(server.pool.status())
     info = status.pop("info") or {}
     placeholder = CHECKPOINTS[server.served].embedded
-    return JSONResponse({"status": "ok", "served_model": server.served, "embedded": placeholder, "safety_checker": "none"} | status | info)
+    return JSONResponse(
+        {"status": "ok", "served_model": server.served, "embedded": placeholder, "safety_checker": "none"}
+        | status
+        | info
+    )
 
 
 @router.api_route("/ready", methods=["GET", "HEAD"], include_in_schema=False)
@@ -185,8 +200,11 @@ async def ready(request: Request) -> JSONResponse:
     """200 when a request would be drawn now; else 503 with the stage of loading."""
     status = server_of(request).pool.status()
     body = {
-        "ready": status.state == "ready", "state": status.state, "stage": status.stage,
-        "progress": round(status.progress, 3), "eta_seconds": round(status.eta, 1),
+        "ready": status.state == "ready",
+        "state": status.state,
+        "stage": status.stage,
+        "progress": round(status.progress, 3),
+        "eta_seconds": round(status.eta, 1),
     }
     if status.state == "ready":
         return JSONResponse(body)

@@ -20,7 +20,7 @@ from weights.checkpoints import CHECKPOINTS, SERVED_AS
 MAX_RECEIVED = 80
 CREDITS_PER_USD = 2_000_000
 MEGAPIXEL = 2**20
-EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "model": "flux/srpo",
     "prompt": "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses.",
 }
@@ -29,13 +29,15 @@ EXAMPLE = {
 class GenerationBody(GenerationParams):
     """A request for images. Unknown fields are ignored and named in the response header `x-ignored-fields`."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE, EXAMPLE | {"image_size": {"width": 1440, "height": 512}}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [EXAMPLE, EXAMPLE | {"image_size": {"width": 1440, "height": 512}}]}
+    )
 
     model: str = Field(description="The model's id.", json_schema_extra={"enum": [SERVED_AS]})
 
     @classmethod
     def read(cls, native: dict[str, Any], served: str) -> "GenerationBody":
-        """Validate native fields against the contract. `served` is the id of the loaded model. Raises `InvalidRequest`."""
+        """Validate native fields. `served` is the id of the loaded model. Raises `InvalidRequest`."""
         issues = list(model_issues(native, served))
         try:
             body = cls.model_validate({"model": SERVED_AS} | native if issues else native)
@@ -150,8 +152,12 @@ class GenerationReply(BaseModel):
     ) -> "GenerationReply":
         request, times = result.request, result.timings
         timings: dict[str, float | list[str]] = {
-            "inference": times.inference, "queue": times.queue, "text": times.text, "denoise": times.denoise,
-            "decode": times.decode, "encode": encode_seconds,
+            "inference": times.inference,
+            "queue": times.queue,
+            "text": times.text,
+            "denoise": times.denoise,
+            "decode": times.decode,
+            "encode": encode_seconds,
         }
         if result.notes:
             timings["notes"] = list(result.notes)
@@ -180,8 +186,8 @@ class ErrorDetail(BaseModel):
 class ErrorReply(BaseModel):
     """The one envelope of every failure."""
 
-    requestId: str
-    statusCode: int
+    requestId: str  # noqa: N815 - the wire's own spelling
+    statusCode: int  # noqa: N815
     timestamp: str
     path: str
     message: str

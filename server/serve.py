@@ -29,8 +29,16 @@ def main(arguments: list[str]) -> int:
         print(f"srpo serve: {error}", file=sys.stderr)
         return 2
     config = uvicorn.Config(
-        app, http="h11", ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
-        proxy_headers=True, forwarded_allow_ips=settings.forwarded_allow_ips, timeout_keep_alive=KEEP_ALIVE,
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=True,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.shutdown_grace,
     )
     server = DrainingServer(config, app.state.server.pool)

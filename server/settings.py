@@ -22,46 +22,62 @@ class Settings(BaseSettings):
     """Settings of the server, from the environment and from flags."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SRPO_", frozen=True, extra="ignore", cli_kebab_case=True, cli_implicit_flags="toggle",
-        cli_hide_none_type=True, cli_avoid_json=True,
+        env_prefix="SRPO_",
+        frozen=True,
+        extra="ignore",
+        cli_kebab_case=True,
+        cli_implicit_flags="toggle",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
     )
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     public_url: str | None = Field(
-        None, description="the server's address as clients see it (behind a proxy or in a container); image URLs begin with it"
+        None,
+        description="the server's address as clients see it, behind a proxy or in a container; image URLs start with it",
     )
     data_dir: Path = Field(Path("data"), description="folder for images and other state")
     models_dir: Path = Field(Path("models"), description="folder with the model files")
     model: str = Field(
-        "auto", description=f"what to serve: auto (SRPO where its files are, else the embedded model), {', '.join(CHECKPOINTS)}"
+        "auto",
+        description=f"auto (SRPO where its files are, else the embedded model), or one of {', '.join(CHECKPOINTS)}",
     )
     device: str = Field("auto", description="auto (CUDA when there is one), cpu, cuda, cuda:1, ...")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU"
     )
-    api_keys: Names = Field((), description="keys that clients may use, separated by commas; none: open to all on loopback")
+    api_keys: Names = Field(
+        (), description="keys that clients may use, separated by commas; none: open to all on loopback"
+    )
     api_keys_file: Path | None = Field(None, description="file of key hashes, a line each, as `srpo keys` prints them")
     allow_no_keys: bool = Field(False, description="serve beyond this machine without keys")
     queue_size: int = Field(64, ge=0, description="requests that may wait; one more gets a 429")
     max_running: int = Field(4, ge=1, description="requests that progress together, taking turns step by step")
-    request_timeout: float = Field(600.0, gt=0, description="seconds a request may take, waiting included; then it is a 504")
+    request_timeout: float = Field(
+        600.0, gt=0, description="seconds a request may take, waiting included; then it is a 504"
+    )
     step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
     body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send its request")
     shutdown_grace: int = Field(60, ge=0, description="seconds that requests in flight get to finish at shutdown")
     max_body: int = Field(2**24, ge=1024, description="largest request body, in bytes or with a unit (16MiB)")
     images_expire: float = Field(86400.0, gt=0, description="seconds an image stays at its URL")
-    images_cap: int = Field(10 * 2**30, gt=0, description="disk space for images (10GiB); beyond it the oldest go first")
+    images_cap: int = Field(
+        10 * 2**30, gt=0, description="disk space for images (10GiB); beyond it the oldest go first"
+    )
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
-    success_status: Literal[200, 201] = Field(201, description="HTTP status of a success; the hosted API documents both")
+    success_status: Literal[200, 201] = Field(
+        201, description="HTTP status of a success; the hosted API documents both"
+    )
     credits_per_megapixel: int = Field(52500, ge=0, description="credits an image costs for each started megapixel")
     cors_origins: Names | None = Field(
-        None, description="origins whose pages may call the API, separated by commas, or *; default: * with keys, else none"
+        None,
+        description="origins whose pages may call the API, separated by commas, or *; default: * with keys, else none",
     )
     forwarded_allow_ips: str = Field(
         "127.0.0.1", description="proxies whose X-Forwarded headers count, separated by commas"
     )
-    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto is console on a terminal, else json")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
     log_prompts: bool = Field(False, description="write prompts to the log")
 
     @field_validator("api_keys", "cors_origins", mode="before")

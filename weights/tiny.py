@@ -30,7 +30,11 @@ def byte_tokenizer(start: str | None, end: str, pad: str, length: int) -> PreTra
         special_tokens=[(token, vocabulary[token]) for token in named],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=start, eos_token=end, pad_token=pad, unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        bos_token=start,
+        eos_token=end,
+        pad_token=pad,
+        unk_token="<unk>",
         model_max_length=length,
     )
 
@@ -43,38 +47,72 @@ def build(dtype: torch.dtype = torch.float32, **overrides: Any) -> FluxPipeline:
         t5_tokens = byte_tokenizer(None, "</s>", "<pad>", TEXT_TOKENS)
         clip = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(clip_tokens), hidden_size=WIDTH, intermediate_size=2 * WIDTH, projection_dim=WIDTH,
-                num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=TEXT_TOKENS,
-                bos_token_id=clip_tokens.bos_token_id, eos_token_id=clip_tokens.eos_token_id,
+                vocab_size=len(clip_tokens),
+                hidden_size=WIDTH,
+                intermediate_size=2 * WIDTH,
+                projection_dim=WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=TEXT_TOKENS,
+                bos_token_id=clip_tokens.bos_token_id,
+                eos_token_id=clip_tokens.eos_token_id,
                 pad_token_id=clip_tokens.pad_token_id,
             )
         )
         t5 = T5EncoderModel(
             T5Config(
-                vocab_size=len(t5_tokens), d_model=WIDTH, d_kv=16, d_ff=2 * WIDTH, num_layers=2, num_heads=2,
-                feed_forward_proj="gated-gelu", eos_token_id=t5_tokens.eos_token_id,
-                pad_token_id=t5_tokens.pad_token_id, decoder_start_token_id=t5_tokens.pad_token_id,
+                vocab_size=len(t5_tokens),
+                d_model=WIDTH,
+                d_kv=16,
+                d_ff=2 * WIDTH,
+                num_layers=2,
+                num_heads=2,
+                feed_forward_proj="gated-gelu",
+                eos_token_id=t5_tokens.eos_token_id,
+                pad_token_id=t5_tokens.pad_token_id,
             )
         )
         transformer = FluxTransformer2DModel(
             **{
-                "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16,
-                "num_attention_heads": 2, "joint_attention_dim": WIDTH, "pooled_projection_dim": WIDTH,
-                "guidance_embeds": True, "axes_dims_rope": (4, 6, 6), **overrides,
+                "in_channels": 64,
+                "num_layers": 1,
+                "num_single_layers": 1,
+                "attention_head_dim": 16,
+                "num_attention_heads": 2,
+                "joint_attention_dim": WIDTH,
+                "pooled_projection_dim": WIDTH,
+                "guidance_embeds": True,
+                "axes_dims_rope": (4, 6, 6),
+                **overrides,
             }
         )
         vae = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-            block_out_channels=(8, 8, 16, 16), layers_per_block=1, latent_channels=16, norm_num_groups=8,
-            use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
-            scaling_factor=0.3611, shift_factor=0.1159,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 16, 16),
+            layers_per_block=1,
+            latent_channels=16,
+            norm_num_groups=8,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
         )
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(
-                use_dynamic_shifting=True, shift=3.0, base_shift=0.5, max_shift=1.15,
-                base_image_seq_len=256, max_image_seq_len=4096,
+                use_dynamic_shifting=True,
+                shift=3.0,
+                base_shift=0.5,
+                max_shift=1.15,
+                base_image_seq_len=256,
+                max_image_seq_len=4096,
             ),
-            vae=vae, text_encoder=clip, tokenizer=clip_tokens, text_encoder_2=t5, tokenizer_2=t5_tokens,
+            vae=vae,
+            text_encoder=clip,
+            tokenizer=clip_tokens,
+            text_encoder_2=t5,
+            tokenizer_2=t5_tokens,
             transformer=transformer,
         )
     for part in (clip, t5, transformer, vae):

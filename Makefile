@@ -1,0 +1,47 @@
+# `make serve` and `make test` set themselves up on a fresh machine: a Python from 3.11 and make are enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.PHONY: help serve generate test lint docs bench clean
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: $(VENV)/.serve  ## set up, then serve on 127.0.0.1:8000 (options: make serve ARGS="--port 9000")
+	@exec $(BIN)/srpo serve $(ARGS)
+
+test: $(VENV)/.test lint  ## set up, check style and types, run the suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test  ## style, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/.serve  ## write the README's generated tables anew
+	$(BIN)/python -m docs.tables
+
+bench: $(VENV)/.test  ## our own part of a request's time, beside the bare pipeline's
+	$(BIN)/python -m bench.load
+
+clean:  ## remove the environment and caches; models and images stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+
+# The stamps are newer than what they were made from, so a second run installs nothing.
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing the server into $(VENV) (torch is large: minutes the first time) ..."
+	$(BIN)/pip install --progress-bar on -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.serve
+	@echo "Installing what the tests need ..."
+	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed; $(PYTHON) is not. Name one: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo; \
+	  echo "Python's venv module is missing. On Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }

@@ -1,0 +1,108 @@
+"""Real parts for the tests: a real `srpo serve` on a real loopback port, with the tiny model."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
+START_LIMIT = 120.0  # seconds; a busy machine imports torch slowly
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class LiveServer:
+    """A running server process."""
+
+    url: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    data_dir: Path
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=120, **options)
+
+    def generate(self, **fields: Any) -> httpx.Response:
+        """POST a small fast request; fields are added to it or take the place of its own."""
+        body = {"model": "flux/srpo", "prompt": PROMPT, "image_size": "square", "num_inference_steps": 1} | fields
+        with self.client() as client:
+            return client.post("/v1/images/generations", json=body)
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"the server ended:\n{self.log.read_text()}"
+            try:
+                if httpx.get(f"{self.url}/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        pytest.fail(f"not ready after {START_LIMIT} s:\n{self.log.read_text()}")
+
+
+@contextmanager
+def running(folder: Path, *flags: str, wait: bool = True, **env: str) -> Iterator[LiveServer]:
+    """`srpo serve` with `flags` and SRPO_* variables `env`, stopped (then killed) at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, log = free_port(), folder / "server.log"
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("SRPO_")}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "server", "serve", "--port", str(port), "--data-dir", str(folder / "data"), *flags],
+            env=variables | {f"SRPO_{name.upper()}": value for name, value in env.items()},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    server = LiveServer(f"http://127.0.0.1:{port}", port, process, log, folder / "data")
+    try:
+        if wait:
+            server.wait_ready()
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """One server with default settings, shared by all tests that do not change it."""
+    with running(tmp_path_factory.mktemp("live")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def live_with_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that asks for the key `secret-key-1`."""
+    with running(tmp_path_factory.mktemp("keys"), api_keys="secret-key-1,secret-key-2") as server:
+        yield server
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
+    """A factory of servers of one's own."""
+    with ExitStack() as stack:
+        folders = (tmp_path / f"server-{number}" for number in count())
+        yield lambda *flags, **env: stack.enter_context(running(next(folders), *flags, **env))
