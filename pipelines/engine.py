@@ -71,5 +71,5 @@ class Engine(Protocol[S]):
         ...
 
     def failure(self, error: Exception) -> str | None:
-        """The name of the `GenerationFailed` class this error is; None if the device is lost and the process must end."""
+        """The name of the `GenerationFailed` class this error is; None if the device is lost: the process must end."""
         ...

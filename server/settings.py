@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     public_url: str | None = Field(
         None,
-        description="the server's address as clients see it, behind a proxy or in a container; image URLs start with it",
+        description="the server's address as clients see it, behind a proxy or in a container; begins image URLs",
     )
     data_dir: Path = Field(Path("data"), description="folder for images and other state")
     models_dir: Path = Field(Path("models"), description="folder with the model files")

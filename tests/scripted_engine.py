@@ -1,0 +1,63 @@
+"""An engine without torch for the pool's tests: it does what the prompt says.
+
+`die` ends the process in the first step, `die-once FILE` only if FILE does not exist yet, `hang` never finishes a
+step, `raise` and `oom` fail, `slow` takes 50 ms a step. Pixels are the seed's last byte.
+"""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report
+from pipelines.errors import OutOfMemory
+from pipelines.request import ImageRequest
+
+
+@dataclass
+class Sample:
+    request: ImageRequest
+    seed: int
+    left: int
+
+
+class ScriptedEngine:
+    info = EngineInfo("scripted", "none", "uint8", "f" * 32)
+
+    def prepare(self, request: ImageRequest) -> list[Sample]:
+        return [Sample(request, seed, request.num_inference_steps) for seed in request.seeds]
+
+    def step(self, samples: list[Sample]) -> None:
+        for sample in samples:
+            match sample.request.prompt.split():
+                case ["die"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case ["die-once", marker] if not Path(marker).exists():
+                    Path(marker).touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case ["hang"]:
+                    time.sleep(3600)
+                case ["raise"]:
+                    raise RuntimeError("a bug")
+                case ["oom"]:
+                    raise OutOfMemory
+                case ["slow"]:
+                    time.sleep(0.05)
+            sample.left -= 1
+
+    def steps_left(self, sample: Sample) -> int:
+        return sample.left
+
+    def finish(self, sample: Sample) -> Pixels:
+        return Pixels(bytes([sample.seed % 256]) * (sample.request.width * sample.request.height * 3))
+
+    def failure(self, error: Exception) -> str:
+        return "GenerationFailed"
+
+
+def load(config: EngineConfig, report: Report) -> ScriptedEngine:
+    if config.model == "broken":
+        raise FileNotFoundError("weights.safetensors is missing")
+    report("reading", 0.5)
+    return ScriptedEngine()

@@ -1,0 +1,125 @@
+"""The step engine against diffusers' own pipeline: bit for bit, on the tiny model."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.errors import NonFinitePixels
+from pipelines.flux import FluxEngine, describe
+from pipelines.request import GenerationParams, ImageRequest
+from weights import tiny
+
+DTYPES = [torch.float32, torch.bfloat16]
+SIZES = [(512, 512), (1440, 512), (544, 672)]
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def engine(request: pytest.FixtureRequest) -> FluxEngine:
+    return tiny_engine(request.param)
+
+
+def tiny_engine(dtype: torch.dtype) -> FluxEngine:
+    pipeline = tiny.build(dtype)
+    return FluxEngine(pipeline, tiny.TEXT_TOKENS, describe("tiny", pipeline, torch.device("cpu"), dtype))
+
+
+def ask(width: int = 512, height: int = 512, steps: int = 2, **fields: object) -> ImageRequest:
+    size = {"width": width, "height": height}
+    body = {"prompt": "a red apple", "acceleration": "none", "image_size": size, "num_inference_steps": steps}
+    return GenerationParams.model_validate(body | fields).to_request("tiny")
+
+
+def draw(engine: FluxEngine, request: ImageRequest) -> list[bytes]:
+    samples = engine.prepare(request)
+    for sample in samples:
+        while engine.steps_left(sample):
+            engine.step([sample])
+    return [engine.finish(sample).data for sample in samples]
+
+
+@pytest.mark.filterwarnings("ignore:.*progress")
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("steps", [1, 4, 28])
+def test_equals_flux_pipeline_bit_for_bit(engine: FluxEngine, width: int, height: int, steps: int) -> None:
+    rng = np.random.default_rng(width * steps)
+    request = ask(
+        width,
+        height,
+        steps,
+        prompt="".join(chr(code) for code in rng.integers(32, 0x2FF, size=40)),
+        guidance_scale=float(rng.uniform(1, 20)),
+        seed=int(rng.integers(1, 2**31)),
+    )
+    pipeline = engine._pipeline
+    pipeline.set_progress_bar_config(disable=True)
+    reference = pipeline(
+        request.prompt,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=request.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(request.seeds[0]),
+        max_sequence_length=tiny.TEXT_TOKENS,
+    ).images[0]
+    assert draw(engine, request) == [reference.tobytes()]
+
+
+def test_image_i_of_seed_s_is_the_single_image_of_s_plus_i(engine: FluxEngine) -> None:
+    together = draw(engine, ask(seed=41, num_images=4))
+    alone = [draw(engine, ask(seed=41 + index))[0] for index in range(4)]
+    assert together == alone
+    assert len(set(together)) == 4
+
+
+def test_interleaved_samples_do_not_know_of_each_other(engine: FluxEngine) -> None:
+    requests = [
+        ask(512, 512, 3, seed=5),
+        ask(544, 672, 5, seed=6, guidance_scale=2),
+        ask(1440, 512, 2, prompt="a green leaf"),
+    ]
+    alone = [draw(engine, request)[0] for request in requests]
+    samples = [engine.prepare(request)[0] for request in requests]
+    while pending := [sample for sample in samples if engine.steps_left(sample)]:
+        engine.step(pending[::-1])
+    assert [engine.finish(sample).data for sample in samples] == alone
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"prompt": "a blue heart"}, {"guidance_scale": 9.0}])
+def test_seed_prompt_and_guidance_each_change_the_picture(engine: FluxEngine, change: dict[str, object]) -> None:
+    assert draw(engine, ask(seed=7)) != draw(engine, ask(**({"seed": 7} | change)))
+
+
+def test_seeds_equal_modulo_2_to_the_32_draw_the_same(engine: FluxEngine) -> None:
+    assert draw(engine, ask(seed=3)) == draw(engine, ask(seed=3 + 2**32))
+
+
+def test_non_finite_pixels_are_an_error_not_a_picture(engine: FluxEngine) -> None:
+    sample = engine.prepare(ask(steps=1))[0]
+    engine.step([sample])
+    sample.latents = torch.full_like(sample.latents, float("nan"))
+    with pytest.raises(NonFinitePixels):
+        engine.finish(sample)
+
+
+def test_a_prompt_beyond_the_models_reach_is_said(engine: FluxEngine) -> None:
+    sample = engine.prepare(ask(steps=1, prompt="x" * 100))[0]
+    assert sample.text.notes == ("prompt: the model read the first 64 of 101 tokens",)
+    assert engine.prepare(ask(steps=1))[0].text.notes == ()
+
+
+def test_the_fingerprint_moves_with_a_weight_and_with_the_precision() -> None:
+    def fingerprint(dtype: torch.dtype, flip: bool = False) -> str:
+        pipeline = tiny.build(dtype)
+        if flip:
+            pipeline.vae.decoder.conv_out.weight.view(-1)[3] += 0.5
+        return describe("tiny", pipeline, torch.device("cpu"), dtype).fingerprint
+
+    same = fingerprint(torch.float32)
+    assert same == fingerprint(torch.float32)
+    assert len({same, fingerprint(torch.bfloat16), fingerprint(torch.float32, flip=True)}) == 3
+
+
+def test_out_of_memory_is_the_requests_and_a_cuda_error_is_the_devices(engine: FluxEngine) -> None:
+    assert engine.failure(torch.OutOfMemoryError("CUDA out of memory")) == "OutOfMemory"
+    assert engine.failure(RuntimeError("shape mismatch")) == "GenerationFailed"
+    assert engine.failure(RuntimeError("CUDA error: an illegal memory access was encountered")) is None

@@ -1,0 +1,196 @@
+"""The pool against a real child process that dies, hangs, fails and is cancelled on request."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.engine import EngineConfig
+from pipelines.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    GenerationFailed,
+    NotReady,
+    OutOfMemory,
+    QueueFull,
+    WorkerCrashed,
+)
+from pipelines.job import Job
+from pipelines.pool import WorkerPool
+from pipelines.request import GenerationParams, ImageRequest
+
+LIMIT = 30.0  # seconds; nothing here takes one on an idle machine
+SLOW = 10_000  # steps that nobody waits for: 50 ms each
+
+
+@pytest.fixture(autouse=True)
+def _scripted_engine_for_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@asynccontextmanager
+async def pool_of(wait: bool = True, model: str = "scripted", **options: Any) -> AsyncIterator[WorkerPool]:
+    pool = WorkerPool(EngineConfig(model=model, factory="scripted_engine:load"), **options)
+    await pool.start()
+    try:
+        if wait:
+            await until(lambda: pool.status().state == "ready")
+        yield pool
+    finally:
+        await pool.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def ask(prompt: str = "a cat", steps: int = 2, **fields: Any) -> ImageRequest:
+    body = {"prompt": prompt, "image_size": "square", "seed": 7} | fields
+    request = GenerationParams.model_validate(body).to_request("scripted")
+    return ImageRequest.from_json(request.to_json() | {"num_inference_steps": steps})
+
+
+async def result_of(job: Job) -> tuple[bytes, ...]:
+    async with asyncio.timeout(LIMIT):
+        return (await job.result()).pixels
+
+
+def picture(seed: int) -> bytes:
+    return bytes([seed]) * (512 * 512 * 3)
+
+
+async def test_draws_every_image_in_order_and_reports_every_step() -> None:
+    async with pool_of() as pool:
+        job = pool.submit(ask(num_images=3, steps=4))
+        steps = [(event.image, event.step) async for event in job.events()]
+        assert await result_of(job) == (picture(7), picture(8), picture(9))
+        assert steps == [(image, step) for image in range(3) for step in range(1, 5)]
+
+
+async def test_refuses_while_loading_with_the_stage() -> None:
+    async with pool_of(wait=False) as pool:
+        with pytest.raises(NotReady) as refused:
+            pool.submit(ask())
+        assert refused.value.retry_after >= 1
+        await until(lambda: pool.status().state == "ready")
+        await result_of(pool.submit(ask()))
+
+
+async def test_a_full_line_refuses_before_any_work() -> None:
+    async with pool_of(queue_size=2, max_running=1) as pool:
+        jobs = [pool.submit(ask("slow", SLOW)) for _ in range(3)]
+        with pytest.raises(QueueFull) as refused:
+            pool.submit(ask())
+        assert refused.value.retry_after > 0
+        pool.cancel(jobs[1])
+        pool.submit(ask())  # a place is free again
+
+
+async def test_running_jobs_take_turns() -> None:
+    """A short job that arrives second ends long before the long one."""
+    async with pool_of(max_running=2) as pool:
+        long, short = pool.submit(ask("slow", SLOW)), pool.submit(ask())
+        await result_of(short)
+        assert not long.finished
+
+
+async def test_a_cancelled_job_stops_within_a_step_and_frees_the_worker() -> None:
+    async with pool_of(max_running=1) as pool:
+        job = pool.submit(ask("slow", SLOW))
+        await until(lambda: pool.status().running == 1)
+        waiting = pool.submit(ask())
+        pool.cancel(job)
+        with pytest.raises(Cancelled):
+            await result_of(job)
+        await result_of(waiting)
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_a_deadline_ends_a_job_running_or_waiting(running: bool) -> None:
+    async with pool_of(max_running=1, request_timeout=0.5) as pool:
+        first = pool.submit(ask("slow", SLOW))
+        job = first if running else pool.submit(ask("slow", SLOW))
+        with pytest.raises(DeadlineExceeded):
+            await result_of(job)
+        with suppress(DeadlineExceeded):
+            await result_of(first)
+        await result_of(pool.submit(ask()))
+
+
+@pytest.mark.parametrize(("prompt", "error"), [("raise", GenerationFailed), ("oom", OutOfMemory)])
+async def test_a_failing_job_fails_alone(prompt: str, error: type[Exception]) -> None:
+    async with pool_of() as pool:
+        bad, good = pool.submit(ask(prompt)), pool.submit(ask(steps=20))
+        with pytest.raises(error):
+            await result_of(bad)
+        await result_of(good)
+        assert pool.status().restarts == 0
+
+
+async def test_a_killed_worker_loses_nothing() -> None:
+    async with pool_of() as pool:
+        jobs = [pool.submit(ask("slow", steps=5, seed=index)) for index in range(1, 9)]
+        await until(lambda: pool.status().running > 0)
+        await anext(jobs[0].events())
+        os.kill(pool.status().worker_pids[0], signal.SIGKILL)
+        assert [await result_of(job) for job in jobs] == [(picture(index),) for index in range(1, 9)]
+        assert pool.status().restarts == 1
+
+
+async def test_a_job_that_kills_its_worker_twice_fails_alone() -> None:
+    async with pool_of() as pool:
+        poison = pool.submit(ask("die"))
+        jobs = [pool.submit(ask("slow", steps=3, seed=index)) for index in range(1, 5)]
+        with pytest.raises(WorkerCrashed):
+            await result_of(poison)
+        assert [await result_of(job) for job in jobs] == [(picture(index),) for index in range(1, 5)]
+        assert pool.status().restarts == 2
+
+
+async def test_a_job_that_kills_its_worker_once_is_drawn_in_the_end(tmp_path: Path) -> None:
+    async with pool_of() as pool:
+        job = pool.submit(ask(f"die-once {tmp_path / 'marker'}"))
+        assert await result_of(job) == (picture(7),)
+
+
+async def test_a_hanging_step_is_noticed_and_its_worker_replaced() -> None:
+    async with pool_of(step_timeout=0.5) as pool:
+        job = pool.submit(ask("hang"))
+        with pytest.raises(WorkerCrashed):
+            await result_of(job)
+        await result_of(pool.submit(ask()))
+
+
+async def test_an_engine_that_cannot_load_says_why_and_is_not_tried_for_ever() -> None:
+    async with pool_of(wait=False, model="broken") as pool:
+        async with asyncio.timeout(LIMIT):
+            await pool.failed.wait()
+        status = pool.status()
+        assert status.state == "failed"
+        assert status.failure == "FileNotFoundError: weights.safetensors is missing"
+        assert status.restarts == 0
+
+
+async def test_a_draining_pool_takes_nothing_new_and_finishes_what_it_has() -> None:
+    async with pool_of() as pool:
+        job = pool.submit(ask("slow", steps=5))
+        pool.drain()
+        with pytest.raises(Draining):
+            pool.submit(ask())
+        await result_of(job)
+
+
+async def test_stopping_answers_what_is_unfinished() -> None:
+    async with pool_of(max_running=1) as pool:
+        jobs = [pool.submit(ask("slow", SLOW)) for _ in range(3)]
+    for job in jobs:
+        with pytest.raises(Draining):
+            await result_of(job)
