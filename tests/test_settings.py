@@ -1,0 +1,106 @@
+"""Settings, keys and the `srpo` command's words."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from server.auth import KeyRing, new_key
+from server.errors import Unauthorized
+from server.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def srpo(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", *arguments],
+        env={"PATH": "/usr/bin:/bin", **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_every_setting_is_a_flag_with_help() -> None:
+    text = srpo("serve", "--help").stdout
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description
+        assert field.description.split()[0] in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "complaint"),
+    [
+        (["--port", "99999"], {}, "SRPO_PORT (--port)"),
+        (["--host", "0.0.0.0"], {}, "--allow-no-keys"),
+        ([], {"SRPO_MODEL": "flux/unheard-of"}, "SRPO_MODEL (--model): expected auto or one of"),
+        ([], {"SRPO_API_KEYS": "short"}, "at least 8"),
+        ([], {"SRPO_API_KEYS_FILE": "/nowhere"}, "/nowhere"),
+        ([], {"SRPO_PUBLIC_URL": "images.example"}, "begins with http"),
+        (["--nonsense", "1"], {}, "--nonsense"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(arguments: list[str], env: dict[str, str], complaint: str) -> None:
+    ended = srpo("serve", *arguments, **env)
+    assert ended.returncode == 2
+    assert complaint in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_unknown_command_lists_the_known_ones() -> None:
+    ended = srpo("paint")
+    assert ended.returncode == 2
+    assert "serve" in ended.stderr
+
+
+def test_flags_win_over_the_environment_and_sizes_take_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRPO_MAX_BODY", "2MiB")
+    monkeypatch.setenv("SRPO_API_KEYS", " one-long-key , another-key ")
+    settings = Settings()
+    assert settings.max_body == 2 * 2**20
+    assert settings.api_keys == ("one-long-key", "another-key")
+    assert Settings(max_body=4096).max_body == 4096
+
+
+def test_a_network_address_needs_keys_or_an_explicit_word() -> None:
+    with pytest.raises(ValidationError, match="reachable from other machines"):
+        Settings(host="192.0.2.1")
+    assert Settings(host="192.0.2.1", api_keys=("long-enough",)).needs_key
+    assert not Settings(host="::", allow_no_keys=True).needs_key
+    assert Settings(host="::1").is_loopback
+
+
+def test_a_key_file_holds_hashes_names_and_comments(tmp_path: Path) -> None:
+    (key, line), (other, second) = new_key(), new_key()
+    file = tmp_path / "keys"
+    file.write_text(f"# clients\nalice {line}\n\n{second}  # bob\n")
+    ring = KeyRing(file=file)
+    for good in (key, other):
+        ring.check(f"Bearer {good}")
+    for bad in (None, "", "Bearer", f"Basic {key}", "Bearer x", f"Bearer {line}", f"Bearer {key}x"):
+        with pytest.raises(Unauthorized):
+            ring.check(bad)
+    assert key not in file.read_text()
+
+
+@pytest.mark.parametrize("text", ["", "# nobody\n", "alice secret\n", "sha256:12\n"])
+def test_a_key_file_that_admits_nobody_or_cannot_be_read_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(ValueError, match="keys"):
+        KeyRing(file=tmp_path / "keys")
+
+
+def test_srpo_keys_makes_a_key_and_its_line(tmp_path: Path) -> None:
+    text = srpo("keys").stdout
+    found = re.search(r"(sk-\S+)\n.*(sha256:\S+)", text)
+    assert found
+    (tmp_path / "keys").write_text(found[2])
+    KeyRing(file=tmp_path / "keys").check(f"Bearer {found[1]}")
