@@ -6,9 +6,9 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource
 
-from server.settings import Settings
+from server.settings import EngineSettings
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=EngineSettings)
 
 
 def parse(kind: type[S], command: str, arguments: list[str]) -> S:

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import CliPositionalArg
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipelines.errors import PipelineError
@@ -21,7 +22,7 @@ from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageResult
 from server.cli import parse
 from server.encoding import encode
 from server.schema import issues_of
-from server.settings import Settings
+from server.settings import EngineSettings
 from server.spellings import kind_of, translate
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
@@ -33,11 +34,15 @@ class Refused(Exception):
     """A request or an argument that cannot be drawn; the message is for the person who typed it."""
 
 
-class GenerateSettings(Settings):
+class GenerateSettings(EngineSettings):
     """Draw images without a server."""
 
     prompts: CliPositionalArg[list[str]] = Field([], description="what to draw; several prompts make several images")
-    output: Path = Field(Path(), alias="o", description="a file (its suffix chooses the format) or a folder")
+    output: Path = Field(
+        Path(),
+        validation_alias=AliasChoices("o", "output"),
+        description="a file (its suffix chooses the format) or a folder",
+    )
     jsonl: Path | None = Field(None, description="a file with one request a line, in the API's own fields")
     format: str | None = Field(None, description=f"format of images in a folder: {', '.join(OUTPUT_FORMATS)}")
 
@@ -178,7 +183,7 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     failures = 0
-    with Progress(*columns, transient=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
         overall = progress.add_task("images", total=sum(len(task.files) for task in work))
         steps = progress.add_task("loading the model", total=None)
         await pool.start()
@@ -193,7 +198,7 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
                 try:
                     result = await watch(job, progress, steps, overall)
                     await asyncio.to_thread(task.save, result, settings.jpeg_quality)
-                    progress.console.print(*task.files, f"(seed {task.params.seed})", soft_wrap=True, highlight=False)
+                    print(*task.files, f"(seed {task.params.seed})", flush=True)
                 except PipelineError as error:
                     failures += 1
                     progress.console.print(f"[red]not drawn:[/] {task.files[0]}: {error}", soft_wrap=True)

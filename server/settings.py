@@ -18,8 +18,8 @@ Names = Annotated[tuple[str, ...], NoDecode]
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-class Settings(BaseSettings):
-    """Settings of the server, from the environment and from flags."""
+class EngineSettings(BaseSettings):
+    """What is served, and on what: the settings that `srpo serve` and `srpo generate` share."""
 
     model_config = SettingsConfigDict(
         env_prefix="SRPO_",
@@ -31,13 +31,6 @@ class Settings(BaseSettings):
         cli_avoid_json=True,
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    public_url: str | None = Field(
-        None,
-        description="the server's address as clients see it, behind a proxy or in a container; begins image URLs",
-    )
-    data_dir: Path = Field(Path("data"), description="folder for images and other state")
     models_dir: Path = Field(Path("models"), description="folder with the model files")
     model: str = Field(
         "auto",
@@ -47,6 +40,32 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU"
     )
+    step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
+    jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, value: str) -> str:
+        if value != "auto" and value not in CHECKPOINTS:
+            raise ValueError(f"expected auto or one of {', '.join(CHECKPOINTS)}")
+        return value
+
+    def engine(self) -> EngineConfig:
+        """What a worker is told."""
+        row = choose(self.model, self.models_dir)
+        return EngineConfig(row.id, str(self.models_dir.absolute()), self.device, self.dtype)
+
+
+class Settings(EngineSettings):
+    """The server's settings."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    public_url: str | None = Field(
+        None,
+        description="the server's address as clients see it, behind a proxy or in a container; begins image URLs",
+    )
+    data_dir: Path = Field(Path("data"), description="folder for images and other state")
     api_keys: Names = Field(
         (), description="keys that clients may use, separated by commas; none: open to all on loopback"
     )
@@ -57,7 +76,6 @@ class Settings(BaseSettings):
     request_timeout: float = Field(
         600.0, gt=0, description="seconds a request may take, waiting included; then it is a 504"
     )
-    step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
     body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send its request")
     shutdown_grace: int = Field(60, ge=0, description="seconds that requests in flight get to finish at shutdown")
     max_body: int = Field(2**24, ge=1024, description="largest request body, in bytes or with a unit (16MiB)")
@@ -65,12 +83,11 @@ class Settings(BaseSettings):
     images_cap: int = Field(
         10 * 2**30, gt=0, description="disk space for images (10GiB); beyond it the oldest go first"
     )
-    jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
     success_status: Literal[200, 201] = Field(
         201, description="HTTP status of a success; the hosted API documents both"
     )
     credits_per_megapixel: int = Field(52500, ge=0, description="credits an image costs for each started megapixel")
-    cors_origins: Names | None = Field(
+    cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None,
         description="origins whose pages may call the API, separated by commas, or *; default: * with keys, else none",
     )
@@ -90,13 +107,6 @@ class Settings(BaseSettings):
     def _bytes(cls, value: Any) -> Any:
         if isinstance(value, str) and value[-3:] in UNITS:
             return int(float(value[:-3]) * UNITS[value[-3:]])
-        return value
-
-    @field_validator("model")
-    @classmethod
-    def _known_model(cls, value: str) -> str:
-        if value != "auto" and value not in CHECKPOINTS:
-            raise ValueError(f"expected auto or one of {', '.join(CHECKPOINTS)}")
         return value
 
     @field_validator("public_url")
@@ -134,8 +144,3 @@ class Settings(BaseSettings):
     @property
     def needs_key(self) -> bool:
         return bool(self.api_keys) or self.api_keys_file is not None
-
-    def engine(self) -> EngineConfig:
-        """What a worker is told."""
-        row = choose(self.model, self.models_dir)
-        return EngineConfig(row.id, str(self.models_dir.absolute()), self.device, self.dtype)
