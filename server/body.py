@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
 
+MAX_DIGITS = 4000
 DRAINED = 2**26  # bytes of an oversized body that are read and dropped, so that the client hears the 413
 
 
@@ -64,7 +65,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
 def parse_object(raw: bytes) -> dict[str, Any]:
     """Strict JSON: UTF-8, an object, finite numbers, no lone surrogates."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse_constant, parse_float=finite)
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse_constant, parse_float=finite, parse_int=whole)
     except UnicodeDecodeError:
         raise bad_json("it is not UTF-8") from None
     except RecursionError:
@@ -88,6 +89,12 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:  # int() would refuse it in words of its own
+        raise ValueError("a number is too large")
+    return int(text)
 
 
 def finite(text: str) -> float:

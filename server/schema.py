@@ -40,7 +40,7 @@ class GenerationBody(GenerationParams):
         """Validate native fields. `served` is the id of the loaded model. Raises `InvalidRequest`."""
         issues = list(model_issues(native, served))
         try:
-            body = cls.model_validate({"model": SERVED_AS} | native if issues else native)
+            body = cls.model_validate(native | {"model": SERVED_AS} if issues else native)
         except ValidationError as error:
             issues += [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
         if issues:

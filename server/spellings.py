@@ -103,7 +103,8 @@ def take_sides(fields: dict[str, Any], spoken: Spoken) -> None:
 
 def header_of(names: Iterable[str]) -> str:
     """The value of `x-ignored-fields`: percent-encoded outside `A-Za-z0-9_.-`, at most 20 names of 64 characters."""
-    listed = list(dict.fromkeys(names))
-    shown = [quote(name, safe="").replace("~", "%7E")[:MAX_NAME] for name in listed[:MAX_LISTED]]
+    listed = [name for name in dict.fromkeys(names) if name]  # a space at the end would cost the whole reply
+    quoted = (quote(name, safe="").replace("~", "%7E")[:MAX_NAME] for name in listed[:MAX_LISTED])
+    shown = [re.sub("%.?$", "", name) for name in quoted]  # no half of an escape
     more = [f"+{len(listed) - MAX_LISTED}"] if len(listed) > MAX_LISTED else []
     return ", ".join(shown + more)
