@@ -4,6 +4,7 @@ With keys, any origin may call (the key is the proof). Without keys, only this s
 only its own host names count, so that no web page can use a visitor's local server.
 """
 
+import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ EXPOSED = (
     "x-engine-fingerprint, x-ignored-fields, retry-after, retry-after-ms, x-should-retry"
 )
 PREFLIGHT_SECONDS = "600"
+NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:/@?#\\\s]*)(?::[0-9]{1,5})?")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -74,10 +76,10 @@ class Origins:
 
 
 def host_of(netloc: str) -> str:
-    """The host of `host:port`, in lower case; an IPv6 address keeps its brackets."""
-    bracket = netloc.rfind("]")
-    host = netloc[: bracket + 1] if bracket >= 0 else netloc.partition(":")[0]
-    return host.lower()
+    """The host of `host:port`, in lower case; an IPv6 address keeps its brackets. Empty for what is nothing of the kind
+    (`127.0.0.1:80@elsewhere`): the whole text goes into image URLs."""
+    match = NETLOC.fullmatch(netloc)
+    return match[1].lower() if match else ""
 
 
 def socket_address(scope: Scope) -> str:

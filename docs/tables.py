@@ -1,0 +1,91 @@
+"""The README's generated tables: parameters, settings, errors. `make docs` writes them; a test fails on drift."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from pipelines.request import GenerationParams
+from server.errors import TABLE
+from server.settings import UNITS, Settings
+from server.spellings import kind_of
+
+README = Path(__file__).parent.parent / "README.md"
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = (head, ("---",) * len(head), *rows)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def parameters() -> str:
+    """Every generation parameter, from `GenerationParams`."""
+
+    def default(field: Any) -> str:
+        if field.json_schema_extra:
+            return f"`{field.json_schema_extra['default']}`"
+        if field.default is PydanticUndefined:
+            return "required" if field.is_required() else "drawn"
+        return f"`{json.dumps(field.default)}`"
+
+    return table(
+        ("field", "expects", "default", "meaning"),
+        (
+            (f"`{name}`", kind_of(name).expected, default(field), field.description or "")
+            for name, field in GenerationParams.model_fields.items()
+        ),
+    )
+
+
+def settings() -> str:
+    """Every setting, from `Settings`."""
+
+    def default(value: Any) -> str:
+        if value is None or value == ():
+            return "none"
+        for unit, size in reversed(UNITS.items()):
+            if isinstance(value, int) and value >= size > 2**10 and value % size == 0:
+                return f"`{value // size}{unit}`"
+        return f"`{value}`"
+
+    fields = sorted(Settings.model_fields.items(), key=lambda item: item[0] not in ("host", "port", "model"))
+    return table(
+        ("variable", "flag", "default", "meaning"),
+        (
+            (f"`SRPO_{name.upper()}`", f"`--{name.replace('_', '-')}`", default(field.default), field.description or "")
+            for name, field in fields
+        ),
+    )
+
+
+def errors() -> str:
+    """Every error, from the error table."""
+    return table(
+        ("status", "`error.code`", "`error.name`", "retry?"),
+        (
+            (
+                str(row.status),
+                f"`{row.code}`" if row.code else "per field",
+                f"`{kind.__name__}`",
+                "no" if row.status < 429 or row.repeats else "log only" if row.status == 499 else "yes",
+            )
+            for kind, row in sorted(TABLE.items(), key=lambda item: item[1].status)
+        ),
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {"parameters": parameters, "settings": settings, "errors": errors}
+
+
+def render(text: str) -> str:
+    """The README's text with every marked table made anew."""
+    return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
+
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text()))

@@ -1,0 +1,75 @@
+"""`srpo generate`: the engine without HTTP."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import LiveServer
+from PIL import Image
+
+FAST = ("--num-inference-steps", "1", "--image-size", "512x544")
+
+
+def generate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server", "generate", *arguments],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_one_prompt_into_one_file_equals_the_servers_picture(tmp_path: Path, live: LiveServer) -> None:
+    ended = generate(tmp_path, "a red apple", "-o", "apple.png", "--seed", "9", *FAST)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "apple.png (seed 9)\n"
+    size = {"width": 512, "height": 544}
+    reply = live.generate(prompt="a red apple", seed=9, image_size=size, output_format="png")
+    assert (tmp_path / "apple.png").read_bytes() == httpx.get(reply.json()["images"][0]["url"]).content
+
+
+def test_a_file_of_requests_into_a_folder_resumes_where_it_stopped(tmp_path: Path) -> None:
+    requests = [
+        {"prompt": "one", "num_images": 2},
+        {"prompt": "two", "size": "640x512", "output_format": "webp"},
+        {"prompt": "three", "seed": 3},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    first = generate(tmp_path, "--jsonl", "in.jsonl", "-o", "out", *FAST)
+    assert first.returncode == 0, first.stderr
+    names = ["0001-1.jpeg", "0001-2.jpeg", "0002.webp", "0003.jpeg"]
+    files = {name: tmp_path / "out" / name for name in names}
+    assert all(file.exists() for file in files.values())
+    kept = files["0001-1.jpeg"].stat().st_mtime_ns
+    files["0003.jpeg"].unlink()
+    with (tmp_path / "out" / "requests.jsonl").open("a") as record:
+        record.write('{"request": {"prom')  # a line that a kill cut short
+    second = generate(tmp_path, "--jsonl", "in.jsonl", "-o", "out", *FAST)
+    assert second.stdout == "out/0003.jpeg (seed 3)\n", second.stderr
+    assert files["0001-1.jpeg"].stat().st_mtime_ns == kept
+    assert "everything is drawn already" in generate(tmp_path, "--jsonl", "in.jsonl", "-o", "out", *FAST).stderr
+    with Image.open(files["0001-1.jpeg"]) as picture:
+        assert picture.size == (512, 544)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((), "nothing to draw"),
+        (("a", "b", "-o", "x.png"), "2 requests do not fit one file"),
+        (("a", "--seed", "0"), "request 1: seed: expected an integer from 1 to"),
+        (("a", "--image-size", "1000x1000"), "image_size.width: expected a multiple of 32"),
+        (("a", "--acceleration", "warp"), "acceleration: expected one of none, regular, high"),
+        (("--jsonl", "missing.jsonl"), "missing.jsonl"),
+        (("a", "--model", "flux/srpo"), "flux/srpo is not complete"),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    ended = generate(tmp_path, *arguments)
+    assert ended.returncode == 2
+    assert complaint in ended.stderr

@@ -1,0 +1,64 @@
+"""The house rules: direction of imports, no torch in the HTTP room, current docs, what the wheel holds."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from docs.tables import README, render
+from pipelines.request import GenerationParams
+from server.openapi import GENERATION
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("server", "pipelines", "weights")
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.parametrize(
+    "module", ["server.app", "server.serve", "server.generate", "pipelines.worker", "pipelines.pool"]
+)
+def test_importing_the_http_room_or_the_worker_never_imports_torch(module: str) -> None:
+    heavy = "{'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
+    ended = run("-c", f"import sys, {module}; print(sorted({heavy}))")
+    assert ended.stdout.strip() == "[]", ended.stderr
+
+
+def test_imports_go_one_way() -> None:
+    ended = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-logo"], cwd=ROOT, capture_output=True)
+    assert ended.returncode == 0, ended.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "command", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)], ids=" ".join
+)
+def test_style_and_types(command: tuple[str, ...]) -> None:
+    ended = run("-m", *command)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_readmes_tables_are_current() -> None:
+    assert README.read_text() == render(README.read_text()), "run `make docs`"
+
+
+def test_every_parameter_is_in_the_openapi_document() -> None:
+    schema = GENERATION["openapi_extra"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(schema["properties"]) == {"model", *GenerationParams.model_fields}
+    assert set(schema["required"]) == {"model", "prompt"}
+    assert all(part["description"] for part in schema["properties"].values())
+
+
+def test_the_wheel_holds_the_three_rooms_and_nothing_else(tmp_path: Path) -> None:
+    ended = run("-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(ROOMS)
+    assert not [name for name in names if "/recipe/" in name or name.endswith((".pt", ".bin", ".ckpt", ".pkl"))]
+    tracked = subprocess.run(["git", "ls-files", *ROOMS], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert {name for name in tracked if "/recipe/" not in name} <= set(names)

@@ -1,0 +1,159 @@
+"""The whole server as a process: same bytes under load and after a crash, nothing lost, nothing left behind."""
+
+import concurrent.futures
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import LiveServer, free_port
+
+LIMIT = 30.0  # seconds
+
+
+def png(server: LiveServer, **fields: object) -> bytes:
+    fields = {"output_format": "png", "acceleration": "none", "num_inference_steps": 4} | fields
+    reply = server.generate(**fields)
+    assert reply.status_code == 201, reply.text
+    return httpx.get(reply.json()["images"][0]["url"]).content
+
+
+def worker_pid(server: LiveServer) -> int:
+    pid: int = httpx.get(f"{server.url}/health").json()["worker_pids"][0]
+    return pid
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_same_seed_same_bytes_alone_in_company_and_after_a_worker_restart(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+    alone = png(server, seed=11)
+    with concurrent.futures.ThreadPoolExecutor(9) as threads:
+        sizes = ["square", "portrait_16_9", {"width": 544, "height": 512}]
+        company = [
+            threads.submit(server.generate, seed=seed, num_inference_steps=seed, image_size=sizes[seed % 3])
+            for seed in range(1, 9)
+        ]
+        in_company = threads.submit(png, server, seed=11)
+        assert in_company.result() == alone
+        assert [reply.result().status_code for reply in company] == [201] * 8
+    before = worker_pid(server)
+    os.kill(before, signal.SIGKILL)
+    assert png(server, seed=11) == alone
+    assert worker_pid(server) != before
+    assert png(server, seed=12) != alone
+
+
+def test_a_worker_killed_in_the_middle_of_a_request_loses_nothing(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        replies = [threads.submit(png, server, seed=seed, num_inference_steps=50) for seed in range(1, 5)]
+        assert within(LIMIT, lambda: httpx.get(f"{server.url}/health").json()["running"] > 0)
+        os.kill(worker_pid(server), signal.SIGKILL)
+        pictures = [reply.result() for reply in replies]
+    assert pictures == [png(server, seed=seed, num_inference_steps=50) for seed in range(1, 5)]
+
+
+def test_sigkill_of_the_server_takes_the_worker_along(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+    pid = worker_pid(server)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        threads.submit(server.generate, num_inference_steps=50, image_size={"width": 1536, "height": 1536})
+        assert within(LIMIT, lambda: httpx.get(f"{server.url}/health").json()["running"] > 0)
+        server.process.kill()
+        assert within(2.0, lambda: not alive(pid))
+
+
+def test_sigterm_finishes_what_was_accepted_and_exits_cleanly(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
+    pid = worker_pid(server)
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        replies = [threads.submit(server.generate, num_inference_steps=20) for _ in range(6)]
+        busy = lambda status: status["running"] + status["waiting"] == 6  # noqa: E731
+        assert within(LIMIT, lambda: busy(httpx.get(f"{server.url}/health").json()))
+        server.process.send_signal(signal.SIGTERM)
+        assert [reply.result().status_code for reply in replies] == [201] * 6
+    assert server.process.wait(LIMIT) == 0
+    assert within(2.0, lambda: not alive(pid))
+
+
+def test_work_for_a_client_that_went_away_is_dropped(serve: Callable[..., LiveServer]) -> None:
+    server = serve(max_running="1")
+    with server.client() as client, pytest.raises(httpx.ReadTimeout):
+        body = {"model": "flux/srpo", "prompt": "x", "num_inference_steps": 50, "num_images": 4}
+        client.post("/v1/images/generations", json=body | {"image_size": "square_hd"}, timeout=1.0)
+
+    def idle() -> bool:
+        health = httpx.get(f"{server.url}/health").json()
+        return health["running"] + health["waiting"] == 0
+
+    assert within(LIMIT, idle)
+    assert server.generate().status_code == 201
+    assert within(LIMIT, lambda: '"status": 499' in server.log.read_text())
+
+
+def test_not_ready_says_how_far_it_is_until_it_is(serve: Callable[..., LiveServer]) -> None:
+    server = serve(wait=False)
+    assert within(LIMIT, lambda: answers(server.url))
+    ready = httpx.get(f"{server.url}/ready")
+    refused = server.generate()
+    assert (ready.status_code, refused.status_code) == (503, 503)
+    assert set(ready.json()) == {"ready", "state", "stage", "progress", "eta_seconds"}
+    assert refused.json()["error"]["code"] == "not_ready"
+    assert {"stage", "progress", "eta_seconds"} <= set(refused.json())
+    assert 1 <= int(refused.headers["retry-after"]) <= 120
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    server.wait_ready()
+    assert server.generate().status_code == 201
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_port_that_is_taken_is_said_at_once(live: LiveServer, serve: Callable[..., LiveServer]) -> None:
+    second = serve("--port", str(live.port), wait=False)
+    assert second.process.wait(LIMIT) == 2
+    assert "Address already in use" in second.log.read_text()
+
+
+def test_weights_that_cannot_be_loaded_end_the_server_with_the_reason(
+    tmp_path: Path, serve: Callable[..., LiveServer]
+) -> None:
+    (tmp_path / "models" / "SRPO").mkdir(parents=True)
+    (tmp_path / "models" / "SRPO" / "diffusion_pytorch_model.safetensors").touch()
+    server = serve(wait=False, models_dir=str(tmp_path / "models"))
+    assert server.process.wait(60) == 78
+    log = server.log.read_text()
+    assert "flux/srpo is not complete" in log
+    assert "model_index.json" in log
+
+
+def test_a_setting_of_one_server_is_its_own(serve: Callable[..., LiveServer]) -> None:
+    """The URL of an image begins with public_url, and a success is 200 where that is asked for."""
+    port = free_port()
+    server = serve(public_url=f"https://images.example:{port}/", success_status="200")
+    reply = server.generate()
+    assert reply.status_code == 200
+    assert reply.json()["images"][0]["url"].startswith(f"https://images.example:{port}/files/")
