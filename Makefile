@@ -11,7 +11,7 @@ help:  ## list the targets
 serve: $(VENV)/.serve  ## set up, then serve on 127.0.0.1:8000 (options: make serve ARGS="--port 9000")
 	@exec $(BIN)/srpo serve $(ARGS)
 
-test: $(VENV)/.test lint  ## set up, check style and types, run the suite
+test: $(VENV)/.test  ## set up, then run the suite (style and types are tests too)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.test  ## style, types, direction of imports

@@ -1,6 +1,7 @@
 """`srpo serve`: the app on a socket, with a banner; and `srpo keys`."""
 
 import asyncio
+import signal
 import socket
 import sys
 
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> int:
         timeout_graceful_shutdown=settings.shutdown_grace,
     )
     server = DrainingServer(config, app.state.server.pool)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn takes them over, and raises them again after a clean end
     return asyncio.run(run(server, app.state.server, listener))
 
 

@@ -83,9 +83,7 @@ class Settings(EngineSettings):
     images_cap: int = Field(
         10 * 2**30, gt=0, description="disk space for images (10GiB); beyond it the oldest go first"
     )
-    success_status: Literal[200, 201] = Field(
-        201, description="HTTP status of a success; the hosted API documents both"
-    )
+    success_status: int = Field(201, description="HTTP status of a success, 200 or 201: the hosted API documents both")
     credits_per_megapixel: int = Field(52500, ge=0, description="credits an image costs for each started megapixel")
     cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None,
@@ -107,6 +105,13 @@ class Settings(EngineSettings):
     def _bytes(cls, value: Any) -> Any:
         if isinstance(value, str) and value[-3:] in UNITS:
             return int(float(value[:-3]) * UNITS[value[-3:]])
+        return value
+
+    @field_validator("success_status")
+    @classmethod
+    def _one_of_two(cls, value: int) -> int:
+        if value not in (200, 201):
+            raise ValueError("expected 200 or 201")
         return value
 
     @field_validator("public_url")
