@@ -260,6 +260,7 @@ FOREIGN: dict[str, Callable[[Any], bool]] = {
 @example(value=[])
 @example(value={})
 @example(value=5)
+@example(value=10**4200)  # json reads it
 @example(value=True)
 @example(value=1)
 def test_a_native_field_is_accepted_or_named(post: Post, field: str, value: Any) -> None:
