@@ -1,0 +1,75 @@
+# The image server in a container.
+#
+#   docker build -t srpo .
+#   docker run --gpus all --init --read-only --tmpfs /tmp --stop-timeout 70 -p 8000:8000 \
+#     -v srpo-models:/models -v srpo-data:/data \
+#     -e SRPO_API_KEYS=CHANGE-ME -e SRPO_PUBLIC_URL=http://localhost:8000 srpo
+#
+# Keys       A container listens beyond loopback, so `serve` refuses to start without -e SRPO_API_KEYS=... (or
+#            SRPO_API_KEYS_FILE; `docker run --rm srpo keys` makes a key), or -e SRPO_ALLOW_NO_KEYS=1 said on purpose.
+# Addresses  Image URLs begin with SRPO_PUBLIC_URL, the address as clients see it; without it with the container's own,
+#            which other machines cannot reach.
+# Port       Set SRPO_PORT rather than --port: the health check reads the variable.
+# Volumes    /models is read (mount it :ro if you like), /data is written. A host folder must belong to uid 10001.
+# Read-only  The root file system is never written: home and caches are below /data, temporary files in /tmp.
+# Stopping   SIGTERM lets requests in flight finish (SRPO_SHUTDOWN_GRACE, 60 s); give the engine 10 s more than that.
+#            --init reaps what a killed worker leaves behind, and stops the server during its first second as well.
+# CUDA       comes with PyPI's torch wheel: the host needs NVIDIA's driver and container toolkit only. For a machine
+#            without a GPU, a much smaller image:
+#              docker build --build-arg INSTALL_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu" .
+#
+# Without a container engine, `deploy/rootfs.py` executes this very file in a debootstrap root and checks the result.
+
+ARG PYTHON=3.12
+
+FROM python:${PYTHON}-slim-bookworm AS build
+# Options for every `pip install` of dependencies: an index, find-links, ...
+ARG INSTALL_OPTIONS=""
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+RUN python -m venv --without-pip /opt/srpo
+
+# Dependencies, from their list alone: nothing below reruns or reships them when only code changes.
+COPY pyproject.toml constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+    && pip --python /opt/srpo/bin/python install ${INSTALL_OPTIONS} -c constraints.txt -r requirements.txt
+
+# The project's wheel, installed beside the environment instead of into it, so that it can be a layer of its own.
+COPY README.md LICENSE ./
+COPY server server/
+COPY pipelines pipelines/
+COPY weights weights/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip wheel --no-deps --wheel-dir /dist . \
+    && pip --python /opt/srpo/bin/python install --no-deps --no-index --root /code /dist/*.whl
+
+FROM python:${PYTHON}-slim-bookworm
+RUN groupadd --gid 10001 srpo \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin srpo \
+    && install -d -o 10001 -g 10001 /models /data
+COPY --from=build /opt/srpo /opt/srpo
+COPY --from=build /code/opt/srpo /opt/srpo
+ENV PATH=/opt/srpo/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOME=/data \
+    XDG_CACHE_HOME=/data/cache \
+    TORCHINDUCTOR_CACHE_DIR=/data/cache/inductor \
+    TRITON_CACHE_DIR=/data/cache/triton \
+    CUDA_CACHE_PATH=/data/cache/cuda \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    SRPO_HOST=0.0.0.0 \
+    SRPO_PORT=8000 \
+    SRPO_DATA_DIR=/data \
+    SRPO_MODELS_DIR=/models
+VOLUME ["/models", "/data"]
+EXPOSE 8000
+USER 10001:10001
+STOPSIGNAL SIGTERM
+# Real weights take minutes to load: failures do not count until start-period is over, the first success ends it.
+# The proxies that an engine may inject into the environment are left aside.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"SRPO_PORT\"]}/ready', timeout=4)"]
+ENTRYPOINT ["srpo"]
+CMD ["serve"]
