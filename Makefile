@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help serve generate test lint docs bench clean
+.PHONY: help serve test lint docs bench image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -25,6 +25,9 @@ docs: $(VENV)/.serve  ## write the README's generated tables anew
 
 bench: $(VENV)/.test  ## our own part of a request's time, beside the bare pipeline's
 	$(BIN)/python -m bench.load
+
+image-test:  ## execute the Dockerfile without a container engine, then check the server in it (root, Debian)
+	$(PYTHON) -m deploy.rootfs $(or $(TARGET),/var/tmp/srpo-image) $(ARGS)
 
 clean:  ## remove the environment and caches; models and images stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

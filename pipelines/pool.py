@@ -107,7 +107,7 @@ class WorkerPool:
         if self._info is None:
             status = self.status()
             raise NotReady(status.stage, status.progress, status.eta)
-        if len(self._line) >= self._queue_size:
+        if len(self._line) + len(self._running) >= self._queue_size + self._max_running:
             raise QueueFull(len(self._line), self.seconds_ahead())
         job = Job(secrets.token_hex(16), request, deadline=time.monotonic() + self._request_timeout)
         self._line.append(job)

@@ -21,6 +21,7 @@ from server.origin import Origins
 from server.routes import Server, router
 from server.settings import Settings
 from server.store import LocalStore
+from weights.checkpoints import SERVED_AS
 
 TITLE = "srpo: a self-hosted FLUX image server"
 
@@ -60,7 +61,8 @@ def create_app(settings: Settings, pool: WorkerPool | None = None) -> FastAPI:
         served=engine.model,
     )
     app.include_router(router)
-    app.add_middleware(Edge, origins=origins)
+    served = {} if engine.model == SERVED_AS else {"x-served-model": engine.model}
+    app.add_middleware(Edge, origins=origins, headers=served)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -15,7 +15,8 @@ from weights.checkpoints import CHECKPOINTS, SERVED_AS
 
 def address_of(settings: Settings, port: int) -> str:
     """The server's address to show and to paste."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - shown, not bound
+    host = f"[{host}]" if ":" in host else host
     return settings.public_url or f"http://{host}:{port}"
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -20,6 +21,7 @@ from server.errors import UNEXPECTED, envelope, headers_of, row_of
 from server.origin import Origins
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+PROBES = ("/health", "/ready")  # asked every few seconds for ever
 log = structlog.get_logger("srpo")
 
 
@@ -29,17 +31,18 @@ def error_response(error: Exception, request_id: str, path: str) -> Response:
 
 
 class Edge:
-    """ASGI middleware. `scope["state"]` gets `request_id` and `inference_id`."""
+    """ASGI middleware. `scope["state"]` gets `request_id` and `inference_id`; `headers` go out with every reply."""
 
-    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+    def __init__(self, app: ASGIApp, origins: Origins, headers: Mapping[str, str]) -> None:
         self._app = app
         self._origins = origins
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = Visit(scope, send, self._origins)
+        visit = Visit(scope, send, self._origins, self._headers)
         try:
             self._origins.check(scope, visit.headers)
             if scope["method"] == "OPTIONS":
@@ -58,10 +61,11 @@ class Edge:
 class Visit:
     """One request at the edge."""
 
-    def __init__(self, scope: Scope, send: Send, origins: Origins) -> None:
+    def __init__(self, scope: Scope, send: Send, origins: Origins, extra: Mapping[str, str]) -> None:
         self._scope = scope
         self._send = send
         self._origins = origins
+        self._extra = extra
         self._start = time.monotonic()
         self._status: int | None = None
         self._error: Exception | None = None
@@ -74,6 +78,7 @@ class Visit:
         if message["type"] == "http.response.start":
             self._status = message["status"]
             reply = MutableHeaders(scope=message)
+            reply.update(self._extra)
             reply["x-request-id"] = self.request_id
             reply["x-inference-id"] = self._inference_id
             client_id = self.headers.get("x-client-request-id", "")
@@ -98,7 +103,9 @@ class Visit:
             "ms": round((time.monotonic() - self._start) * 1000, 1),
         }
         error = self._error
-        if error is None:
+        if error is None and self._scope["path"] in PROBES:
+            log.debug("request", **facts)
+        elif error is None:
             log.info("request", **facts)
         elif row_of(error) is UNEXPECTED:
             log.error("request", error=type(error).__name__, exc_info=error, **facts)

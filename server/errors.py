@@ -51,6 +51,11 @@ class ForeignOrigin(ServerError):
         )
 
 
+class MalformedRequest(ServerError):
+    def __init__(self) -> None:
+        super().__init__("This is not a valid HTTP request.")
+
+
 class UnknownHost(ServerError):
     def __init__(self) -> None:
         super().__init__("This server answers only to its own host names. Set SRPO_PUBLIC_URL to add one.")
@@ -111,6 +116,7 @@ class Row:
 
 TABLE: Mapping[type[Exception], Row] = {
     InvalidRequest: Row(400, None, "invalid_request_error"),
+    MalformedRequest: Row(400, "malformed_request", "invalid_request_error"),
     UnknownHost: Row(400, "unknown_host", "invalid_request_error"),
     Unauthorized: Row(401, "invalid_api_key", "authentication_error"),
     ForeignOrigin: Row(403, "foreign_origin", "permission_error"),

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import BadRange, Gone
@@ -11,8 +11,9 @@ from server.errors import BadRange, Gone
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-def file_response(path: Path, content_type: str, seconds_left: float, asked: Headers) -> Response:
+def file_response(path: Path, content_type: str, seconds_left: float, request: Request) -> Response:
     """200, 206 or 304. Raises `BadRange`, or `Gone` if the file was deleted a moment ago."""
+    asked = request.headers
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -26,11 +27,16 @@ def file_response(path: Path, content_type: str, seconds_left: float, asked: Hea
     if etag in asked.get("if-none-match", "") or asked.get("if-none-match") == "*":
         return Response(status_code=304, headers=headers)
     match = RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
-    if not match or not (match[1] or match[2]) or asked.get("if-range", etag) != etag:
+    if request.method != "GET" or not match or not is_range(*match.groups()) or asked.get("if-range", etag) != etag:
         return Response(data, media_type=content_type, headers=headers)
     start, end = bounds(match[1], match[2], len(data))
     headers["content-range"] = f"bytes {start}-{end - 1}/{len(data)}"
     return Response(data[start:end], 206, headers, content_type)
+
+
+def is_range(first: str, last: str) -> bool:
+    """Whether `first-last` is a range at all; one that is not is ignored (RFC 9110, 14.1.1)."""
+    return bool(first or last) and not (first and last and int(last[:20]) < int(first[:20]))
 
 
 def bounds(first: str, last: str, size: int) -> tuple[int, int]:

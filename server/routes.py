@@ -130,8 +130,6 @@ async def respond(reply: GenerationReply, spoken: Spoken, server: Server) -> Res
         "x-aimlapi-credits-used": str(reply.meta.usage.credits_used),
         "x-aimlapi-usd-spent": f"{reply.meta.usage.usd_spent:.8f}".rstrip("0").rstrip("."),
     }
-    if server.served != SERVED_AS:
-        headers["x-served-model"] = server.served
     if info := server.pool.status().info:
         headers["x-engine-fingerprint"] = info.fingerprint
     if spoken.ignored:
@@ -178,7 +176,7 @@ def model_card(name: str, served: str) -> dict[str, Any]:
 async def get_file(request: Request, name: str) -> Response:
     """A stored image. No key: the name is the secret."""
     path, content_type, left = server_of(request).store.find(name)
-    return await asyncio.to_thread(file_response, path, content_type, left, request.headers)
+    return await asyncio.to_thread(file_response, path, content_type, left, request)
 
 
 @router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)

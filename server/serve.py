@@ -13,6 +13,7 @@ from server import banner, logs
 from server.app import create_app
 from server.auth import new_key
 from server.cli import parse
+from server.malformed import EnvelopeProtocol
 from server.routes import Server
 from server.settings import Settings
 
@@ -31,13 +32,13 @@ def main(arguments: list[str]) -> int:
         return 2
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=EnvelopeProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=True,
+        proxy_headers=settings.forwarded_allow_ips is not None,
         forwarded_allow_ips=settings.forwarded_allow_ips,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.shutdown_grace,

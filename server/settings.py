@@ -89,8 +89,8 @@ class Settings(EngineSettings):
         None,
         description="origins whose pages may call the API, separated by commas, or *; default: * with keys, else none",
     )
-    forwarded_allow_ips: str = Field(
-        "127.0.0.1", description="proxies whose X-Forwarded headers count, separated by commas"
+    forwarded_allow_ips: str | None = Field(
+        None, description="proxies whose X-Forwarded headers count, separated by commas"
     )
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
     log_prompts: bool = Field(False, description="write prompts to the log")

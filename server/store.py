@@ -1,6 +1,6 @@
 """Finished images in a local folder, behind names that cannot be guessed, for a while.
 
-A name is 120 random bits and a 60-bit signature of them: an image that is gone can be told from a name that never was
+A name is 128 random bits and a 64-bit signature of them: an image that is gone can be told from a name that never was
 (410, not 404) without remembering either. Files are written to a temporary name, synced, and renamed.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from server.encoding import CONTENT_TYPES, EncodedImage
 from server.errors import Gone, NotFound, StorageFull
 
-RANDOM_BYTES, SIGNATURE_BYTES = 15, 9
+RANDOM_BYTES, SIGNATURE_BYTES = 16, 8
 NAME = re.compile(r"([A-Za-z0-9_-]{32})\.(jpeg|png|webp)")
 TEMPORARY = ".partial"
 SWEEP_EVERY = 60.0  # seconds
