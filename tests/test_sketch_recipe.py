@@ -1,0 +1,90 @@
+"""The recipe of `flux/sketch` runs: every stage learns in 50 small steps, and the data say what they show."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("resvg_py", reason="the recipe draws its icons with resvg-py (extra `recipe`)")
+
+from weights.sketch.recipe import codec, data, flow, vae
+from weights.sketch.recipe.atlas import Atlas, fetch
+from weights.sketch.recipe.concepts import BACKGROUNDS, CONCEPTS
+
+STEPS = 50
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The models are so small that a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    if shutil.which("npm") is None:
+        pytest.skip("the icons come from an npm package, and npm is not installed")
+    return Atlas(fetch(tmp_path_factory.mktemp("icons")))
+
+
+@pytest.fixture(scope="module")
+def code(atlas: Atlas) -> codec.Codec:
+    return codec.fit(atlas, scenes=12, seed=1)
+
+
+def test_the_linear_code_keeps_a_scene_it_has_not_seen(atlas: Atlas, code: codec.Codec, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    picture = data.render(data.make_scene(rng), atlas, 512, 512, rng)
+    code.save(tmp_path / "codec.safetensors")
+    again = codec.Codec.load(tmp_path / "codec.safetensors")
+    error = np.mean((again.decode(again.encode(picture)) - picture) ** 2)
+    assert -10 * np.log10(error) > 20
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # T5's norm under autocast
+def test_flow_matching_learns_and_resumes(
+    atlas: Atlas, code: codec.Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "SIZES", {(512, 512): 1.0})
+    monkeypatch.setattr(flow, "TOKENS_A_BATCH", 64 * 8)
+    first = flow.train(tmp_path, atlas, code, minutes=60, seed=1, keep=16, warmup=10, limit=STEPS)
+    second = flow.train(tmp_path, atlas, code, minutes=60, seed=1, keep=16, warmup=10, limit=5)
+    assert np.mean(first[-10:]) < 0.9 * np.mean(first[:10])
+    assert np.mean(second) < np.mean(first[:10])
+
+
+def test_the_decoder_learns(atlas: Atlas, code: codec.Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae, "CROP", 64)
+    monkeypatch.setattr(vae, "WHOLE", 0.0)
+    losses = vae.train_decoder(tmp_path, atlas, code, minutes=60, seed=1, limit=STEPS)
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+
+
+def test_a_caption_says_what_the_scene_holds() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(300):
+        scene = data.make_scene(rng)
+        for thing in scene.things:
+            names = {thing.concept.name, thing.concept.plural, *thing.concept.other}
+            assert any(name in scene.caption for name in names)
+            assert thing.colour is None or thing.colour in scene.caption
+        assert scene.background == "white" or scene.background in scene.caption
+
+
+def test_held_out_combinations_are_never_trained_on() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(300):
+        assert not any(data.held_out(*pair) for pair in data.pairs(data.make_scene(rng)))
+        assert any(data.held_out(*pair) for pair in data.pairs(data.make_scene(rng, train=False)))
+
+
+def test_what_every_edition_must_know_is_known() -> None:
+    assert {"apple", "banana", "cat", "dog", "leaf", "book", "heart"} <= {concept.name for concept in CONCEPTS}
+    assert {"white", "black", "blue", "green", "yellow", "red"} <= set(BACKGROUNDS)
+    assert len({concept.name for concept in CONCEPTS}) == len(CONCEPTS) >= 100

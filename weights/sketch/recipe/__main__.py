@@ -1,0 +1,40 @@
+"""python -m weights.sketch.recipe STAGE --out DIR --minutes M [--device cuda] [--seed S] [--smoke]
+
+Stages, in order; each resumes from its checkpoint in DIR: `codec` (principal components), `decoder`, `flow`.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from weights.sketch.recipe import codec, flow, vae
+from weights.sketch.recipe.atlas import Atlas, fetch
+
+SMOKE_STEPS = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["codec", "decoder", "flow"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=30.0, help="of training in all, earlier runs counted in")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--smoke", action="store_true", help=f"{SMOKE_STEPS} small steps, to see that the stage runs")
+    arguments = parser.parse_args()
+    out, seed, limit = arguments.out, arguments.seed, SMOKE_STEPS if arguments.smoke else None
+    atlas = Atlas(fetch(out))
+    if arguments.stage == "codec":
+        codec.fit(atlas, 8 if arguments.smoke else 400, seed).save(out / "codec.safetensors")
+        return
+    code = codec.Codec.load(out / "codec.safetensors")
+    if arguments.stage == "decoder":
+        vae.train_decoder(out, atlas, code, arguments.minutes, seed, arguments.device, limit=limit)
+    else:
+        keep = 64 if arguments.smoke else 4000
+        flow.train(out, atlas, code, arguments.minutes, seed, arguments.device, keep, limit=limit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The linear code the autoencoder starts from: whitened principal components of 32x32 patches.
+
+A from-scratch autoencoder spends most of its time finding a good code. Principal components are one, found in a
+minute: the decoder only has to invert them, and the transformer can train on them before any decoder exists.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from weights.sketch.recipe.atlas import Atlas
+from weights.sketch.recipe.data import make_scene, render
+
+PATCH = 32  # pixels of a latent's side: the VAE's scale factor
+CHANNELS = 64
+WHITENING = 0.6  # exponent: 0 keeps the components' variances, 1 makes them equal
+
+
+@dataclass(frozen=True)
+class Codec:
+    """`encode`: RGB in 0..1 `(H, W, 3)` to latents `(64, H / 32, W / 32)` of unit mean variance; `decode` inverts."""
+
+    mean: torch.Tensor  # (3072,)
+    forward: torch.Tensor  # (3072, 64)
+    backward: torch.Tensor  # (64, 3072)
+
+    def encode(self, image: np.ndarray) -> torch.Tensor:
+        patches = torch.from_numpy(split(image))
+        height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
+        return ((patches - self.mean) @ self.forward).T.reshape(CHANNELS, height, width)
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        _, height, width = latents.shape
+        patches = (latents.reshape(CHANNELS, -1).T.float() @ self.backward + self.mean).numpy()
+        tiles = patches.reshape(height, width, PATCH, PATCH, 3).transpose(0, 2, 1, 3, 4)
+        return tiles.reshape(height * PATCH, width * PATCH, 3)
+
+    def save(self, path: Path) -> None:
+        save_file({"mean": self.mean, "forward": self.forward, "backward": self.backward}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Codec":
+        return cls(**load_file(path))
+
+
+def split(image: np.ndarray) -> np.ndarray:
+    """`(H, W, 3)` to patches `(H / 32 * W / 32, 3072)`."""
+    height, width = image.shape[0] // PATCH, image.shape[1] // PATCH
+    tiles = image.reshape(height, PATCH, width, PATCH, 3).transpose(0, 2, 1, 3, 4)
+    return np.ascontiguousarray(tiles.reshape(height * width, PATCH * PATCH * 3), dtype=np.float32)
+
+
+def fit(atlas: Atlas, scenes: int, seed: int) -> Codec:
+    """Principal components over the patches of random scenes, plain background thinned out."""
+    rng = np.random.default_rng(seed)
+    sizes = [(512, 512), (512, 512), (768, 576), (1024, 768)]
+    total = np.zeros(PATCH * PATCH * 3, dtype=np.float64)
+    square = np.zeros((PATCH * PATCH * 3,) * 2, dtype=np.float64)
+    count = 0
+    for number in range(scenes):
+        width, height = sizes[number % len(sizes)]
+        patches = split(render(make_scene(rng), atlas, width, height, rng))
+        busy = patches.std(axis=1) > 1e-3
+        patches = np.concatenate([patches[busy], patches[~busy][: max(4, int(busy.sum() / 4))]])
+        total += patches.sum(axis=0)
+        square += patches.T @ patches
+        count += len(patches)
+    mean = total / count
+    covariance = square / count - np.outer(mean, mean)
+    values, vectors = np.linalg.eigh(covariance)
+    values, vectors = values[::-1][:CHANNELS], vectors[:, ::-1][:, :CHANNELS]
+    deviation = np.sqrt(values)
+    scale = deviation**WHITENING * np.sqrt(np.mean((deviation ** (1 - WHITENING)) ** 2))
+    return Codec(
+        torch.tensor(mean, dtype=torch.float32),
+        torch.tensor(vectors / scale, dtype=torch.float32).contiguous(),
+        torch.tensor((vectors * scale).T.copy(), dtype=torch.float32),
+    )
