@@ -2,8 +2,9 @@
 
     python -m bench.load [--requests 20] [--clients 32] [--json FILE]
 
-1. One client, one request at a time: seconds end to end over a real loopback port (HTTP, queue, worker, JPEG, file)
+1. One client, one request at a time, safety checker off: seconds end to end over a real loopback port (HTTP, queue, worker, JPEG, file)
    against the seconds of `FluxPipeline.__call__` in this process. The two alternate, so both see the same machine.
+   Then a few requests with the checker on, for its own milliseconds.
 2. Many clients at once: nothing may be lost; `/health` is timed while the images are drawn.
 """
 
@@ -36,6 +37,7 @@ BODY = {
     "image_size": "landscape_4_3",
     "num_inference_steps": STEPS,
     "acceleration": "none",
+    "enable_safety_checker": False,
 }
 
 
@@ -99,6 +101,11 @@ def one_by_one(url: str, requests: int) -> dict[str, Any]:
             reply = client.post("/v1/images/generations", json=BODY | {"seed": seed})
             served.append(time.perf_counter() - start)
             engine.append(reply.raise_for_status().json()["timings"]["inference"])
+        with_checker = BODY | {"enable_safety_checker": True}
+        safety = [
+            client.post("/v1/images/generations", json=with_checker).raise_for_status().json()["timings"]["safety"]
+            for _ in range(max(3, requests // 4))
+        ]
     over = [whole - part for whole, part in zip(served[2:], bare[2:], strict=True)]
     ours = [whole - part for whole, part in zip(served[2:], engine[2:], strict=True)]
     return {
@@ -106,6 +113,7 @@ def one_by_one(url: str, requests: int) -> dict[str, Any]:
         "served_ms": 1000 * statistics.median(served[2:]),
         "over_bare_ms": 1000 * statistics.median(over),
         "outside_worker_ms": 1000 * statistics.median(ours),
+        "safety_checker_ms": 1000 * statistics.median(safety),
     }
 
 

@@ -6,6 +6,8 @@
     ├── Draining             the server is going down and takes no new work
     ├── DeadlineExceeded     the request's time is over
     ├── Cancelled            the caller went away or asked to stop
+    ├── SafetyUnavailable    the checker is missing or failed: nothing is shown unchecked
+    ├── ContentWithheld      every image was flagged, and the operator wants an error then
     └── GenerationFailed     the engine could not draw this request
         ├── OutOfMemory      it does not fit the device
         ├── NonFinitePixels  the numbers blew up; never shown as a black picture
@@ -21,8 +23,8 @@ class PipelineError(Exception):
 
 class QueueFull(PipelineError):
     def __init__(self, waiting: int, retry_after: float) -> None:
-        super().__init__(f"The queue is full: {waiting} requests are waiting. Try again in {retry_after:.0f} s.")
-        self.retry_after = retry_after
+        self.retry_after = max(1.0, retry_after)
+        super().__init__(f"The queue is full: {waiting} requests are waiting. Try again in {self.retry_after:.0f} s.")
 
 
 class NotReady(PipelineError):
@@ -47,6 +49,18 @@ class DeadlineExceeded(PipelineError):
 class Cancelled(PipelineError):
     def __init__(self) -> None:
         super().__init__("The request was cancelled.")
+
+
+class SafetyUnavailable(PipelineError):
+    def __init__(self, cause: str) -> None:
+        super().__init__("The safety checker is not available, so no image can be shown.")
+        self.cause = cause
+        self.retry_after = 5.0
+
+
+class ContentWithheld(PipelineError):
+    def __init__(self) -> None:
+        super().__init__("The safety checker flagged every image of this request.")
 
 
 class GenerationFailed(PipelineError):

@@ -135,8 +135,8 @@ class WorkerPool:
         return PoolStatus(
             state=self._state(),
             stage=child.stage if child is not None else "starting",
-            progress=1.0 if not loading else child.progress if child is not None else 0.0,
-            eta=max(1.0, self._pace.load_seconds - (time.monotonic() - self._started)) if loading else 0.0,
+            progress=child.progress if loading and child else 1.0,
+            eta=self._pace.load_left(time.monotonic() - self._started, child.progress) if loading and child else 0.0,
             waiting=len(self._line),
             running=len(self._running),
             restarts=self._restarts,

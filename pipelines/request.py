@@ -6,7 +6,7 @@ hosted flux/srpo API's. Nothing else in the project declares a parameter.
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -133,4 +133,3 @@ class ImageResult:
     pixels: tuple[bytes, ...]
     timings: Timings
     notes: tuple[str, ...] = ()
-    flagged: tuple[bool, ...] = field(default=())

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from pipelines.pool import WorkerPool
+from pipelines.safety import Guard
 from server.auth import KeyRing
 from server.edge import Edge
 from server.errors import MethodNotAllowed, NotFound
@@ -26,8 +27,11 @@ from weights.checkpoints import SERVED_AS
 TITLE = "srpo: a self-hosted FLUX image server"
 
 
-def create_app(settings: Settings, pool: WorkerPool | None = None) -> FastAPI:
-    """The server as an ASGI app. A `pool` that is given is used as it is, started and stopped with the app."""
+def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard | None = None) -> FastAPI:
+    """The server as an ASGI app. A `pool` or `guard` that is given is used as it is; the app starts and stops the pool.
+
+    Raises `SafetyUnavailable` if the safety checker cannot be loaded or fails its self-test.
+    """
     engine = settings.engine()
     workers = pool or WorkerPool(
         engine,
@@ -57,6 +61,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None) -> FastAPI:
         pool=workers,
         store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),
         keys=KeyRing(settings.api_keys, settings.api_keys_file),
+        guard=guard or settings.guard(),
         origins=origins,
         served=engine.model,
     )

@@ -28,13 +28,19 @@ def show_start(console: Console, server: Server, address: str) -> None:
     table.add_row("licence", row.licence)
     table.add_row("address", address)
     table.add_row("keys", "required" if settings.needs_key else "none: open to everyone who can reach the address")
-    table.add_row("safety", "no checker: images are not checked")
+    table.add_row("safety", ", ".join(f"{name} {value}" for name, value in server.guard.description.items()))
     table.add_row("images", f"{settings.data_dir.absolute() / 'images'}, kept for {settings.images_expire / 3600:g} h")
     console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
     if row.embedded:
         console.print(
             f"[yellow]No {SERVED_AS} weights in {settings.models_dir.absolute()}: the embedded model {row.id} answers "
             "in their place. Every reply says so (x-served-model).[/]",
+            soft_wrap=True,
+        )
+    if server.guard.description["checker"] == "none":
+        console.print(
+            "[red]No image is checked before it is shown. FLUX.1's licence for \\[dev] makes content filters, or a "
+            "review of every output, a condition of use.[/]",
             soft_wrap=True,
         )
     if not settings.is_loopback and settings.public_url is None:

@@ -117,6 +117,7 @@ class Row:
 TABLE: Mapping[type[Exception], Row] = {
     InvalidRequest: Row(400, None, "invalid_request_error"),
     MalformedRequest: Row(400, "malformed_request", "invalid_request_error"),
+    pipeline.ContentWithheld: Row(400, "content_policy_violation", "invalid_request_error"),
     UnknownHost: Row(400, "unknown_host", "invalid_request_error"),
     Unauthorized: Row(401, "invalid_api_key", "authentication_error"),
     ForeignOrigin: Row(403, "foreign_origin", "permission_error"),
@@ -134,6 +135,7 @@ TABLE: Mapping[type[Exception], Row] = {
     pipeline.WorkerCrashed: Row(500, "worker_crashed", "server_error", repeats=True),
     pipeline.NotReady: Row(503, "not_ready", "server_error"),
     pipeline.Draining: Row(503, "draining", "server_error"),
+    pipeline.SafetyUnavailable: Row(503, "safety_unavailable", "server_error"),
     StorageFull: Row(503, "storage_full", "server_error"),
     pipeline.DeadlineExceeded: Row(504, "deadline_exceeded", "server_error", repeats=True),
 }

@@ -179,7 +179,7 @@ def task(number: int, line: dict[str, Any], file: Path | None, folder: Path, rec
 
 async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
     """Draw the tasks in order, with a bar for all and one for the current image."""
-    engine = settings.engine()
+    engine, guard = settings.engine(), settings.guard()
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     failures = 0
@@ -197,7 +197,10 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
                 job = pool.submit(task.params.to_request(engine.model))
                 try:
                     result = await watch(job, progress, steps, overall)
-                    await asyncio.to_thread(task.save, result, settings.jpeg_quality)
+                    inspected = await asyncio.to_thread(guard.inspect, result, task.params.enable_safety_checker)
+                    await asyncio.to_thread(task.save, inspected.result, settings.jpeg_quality)
+                    if any(inspected.flagged):
+                        progress.console.print(f"flagged by the safety checker: {task.files[0]}", soft_wrap=True)
                     print(*task.files, f"(seed {task.params.seed})", flush=True)
                 except PipelineError as error:
                     failures += 1

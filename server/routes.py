@@ -10,9 +10,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from pipelines.errors import SafetyUnavailable
 from pipelines.job import Job
 from pipelines.pool import WorkerPool
 from pipelines.request import ImageResult
+from pipelines.safety import Guard, InspectedResult
 from server.auth import KeyRing
 from server.body import read_object, wrong
 from server.encoding import EncodedImage, encode
@@ -38,6 +40,7 @@ class Server:
     pool: WorkerPool
     store: LocalStore
     keys: KeyRing
+    guard: Guard
     origins: Origins
     served: str  # id of the row in weights.checkpoints that the workers load
 
@@ -62,10 +65,13 @@ async def generate_images(request: Request) -> Response:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     job = server.pool.submit(body.to_request(server.served))
     result = await outcome(job, request, server.pool)
-    start = time.monotonic()
-    encoded = await encode_all(result, body.output_format, server.settings.jpeg_quality)
+    watch = Stopwatch()
+    inspected = await inspect(result, body.enable_safety_checker, spoken, server)
+    watch.lap("safety")
+    encoded = await encode_all(inspected.result, body.output_format, server.settings.jpeg_quality)
     items = await deliver(encoded, body, spoken, request)
-    reply = GenerationReply.from_result(result, items, time.monotonic() - start, server.settings)
+    watch.lap("encode")
+    reply = GenerationReply.from_result(inspected, items, watch.seconds, server.settings)
     return await respond(reply, spoken, server)
 
 
@@ -97,6 +103,33 @@ async def outcome(job: Job, request: Request, pool: WorkerPool) -> ImageResult:
 async def client_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def inspect(result: ImageResult, wanted: bool, spoken: Spoken, server: Server) -> InspectedResult:
+    """The result with flagged images withheld. A checker that fails or hangs is a 503, never an unchecked image."""
+    if server.guard.overrules(wanted):
+        spoken.ignored.append("enable_safety_checker")
+    try:
+        async with asyncio.timeout(server.settings.safety_timeout):
+            return await asyncio.to_thread(server.guard.inspect, result, wanted)
+    except TimeoutError:
+        log.error("safety", cause=f"no verdict within {server.settings.safety_timeout:g} s")
+        raise SafetyUnavailable("timeout") from None
+    except SafetyUnavailable as error:
+        log.error("safety", cause=error.cause)
+        raise
+
+
+class Stopwatch:
+    """Seconds of one stage after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage], self._last = now - self._last, now
 
 
 async def encode_all(result: ImageResult, format: str, quality: int) -> list[EncodedImage]:
@@ -187,7 +220,7 @@ async def health(request: Request) -> JSONResponse:
     info = status.pop("info") or {}
     placeholder = CHECKPOINTS[server.served].embedded
     return JSONResponse(
-        {"status": "ok", "served_model": server.served, "embedded": placeholder, "safety_checker": "none"}
+        {"status": "ok", "served_model": server.served, "embedded": placeholder, "safety": server.guard.description}
         | status
         | info
     )

@@ -6,12 +6,14 @@ translated before (`server.spellings`), so that native fields can be strict.
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.kinds import Issue
-from pipelines.request import GenerationParams, ImageRequest, ImageResult
+from pipelines.request import GenerationParams, ImageRequest
+from pipelines.safety import InspectedResult
 from server.errors import InvalidRequest
 from server.settings import Settings
 from server.spellings import kind_of
@@ -131,6 +133,8 @@ class Safety(BaseModel):
 
     checked: bool
     checker: str
+    threshold: float | None = None
+    action: str | None = None
 
 
 class GenerationReply(BaseModel):
@@ -148,29 +152,23 @@ class GenerationReply(BaseModel):
 
     @classmethod
     def from_result(
-        cls, result: ImageResult, items: list[ImageItem], encode_seconds: float, settings: Settings
+        cls, inspected: InspectedResult, items: list[ImageItem], seconds: dict[str, float], settings: Settings
     ) -> "GenerationReply":
-        request, times = result.request, result.timings
-        timings: dict[str, float | list[str]] = {
-            "inference": times.inference,
-            "queue": times.queue,
-            "text": times.text,
-            "denoise": times.denoise,
-            "decode": times.decode,
-            "encode": encode_seconds,
-        }
+        """`seconds` are those spent after the pixels were finished, by stage."""
+        result = inspected.result
+        timings: dict[str, float | list[str]] = {**asdict(result.timings), **seconds}
         if result.notes:
             timings["notes"] = list(result.notes)
         return cls(
             created=int(time.time()),
             images=items,
             timings=timings,
-            seed=request.seeds[0],
-            has_nsfw_concepts=list(result.flagged) or [False] * len(items),
-            prompt=request.prompt,
+            seed=result.request.seeds[0],
+            has_nsfw_concepts=list(inspected.flagged),
+            prompt=result.request.prompt,
             data=items,
-            meta=Meta(usage=Usage.of(request, settings)),
-            safety=Safety(checked=False, checker="none"),
+            meta=Meta(usage=Usage.of(result.request, settings)),
+            safety=Safety(**asdict(inspected.verdict)),
         )
 
 

@@ -8,6 +8,7 @@ import sys
 import uvicorn
 from rich.console import Console
 
+from pipelines.errors import SafetyUnavailable
 from pipelines.pool import WorkerPool
 from server import banner, logs
 from server.app import create_app
@@ -18,7 +19,7 @@ from server.routes import Server
 from server.settings import Settings
 
 KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
-EXIT_LOAD_FAILED = 78  # EX_CONFIG
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: the weights or the checker cannot be loaded
 
 
 def main(arguments: list[str]) -> int:
@@ -27,6 +28,9 @@ def main(arguments: list[str]) -> int:
     try:
         app = create_app(settings)
         listener = listen(settings)
+    except SafetyUnavailable as error:
+        print(f"srpo serve: the safety checker: {error.cause}. Without one: --safety-checker none", file=sys.stderr)
+        return EXIT_CONFIG
     except (OSError, ValueError) as error:
         print(f"srpo serve: {error}", file=sys.stderr)
         return 2
@@ -75,7 +79,7 @@ async def run(server: DrainingServer, parts: Server, listener: socket.socket) ->
         failing.cancel()
     if parts.pool.failed.is_set():
         console.print(f"[red]The model cannot be loaded.[/]\n{parts.pool.status().failure}", soft_wrap=True)
-        return EXIT_LOAD_FAILED
+        return EXIT_CONFIG
     return 0
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipelines.engine import EngineConfig
+from pipelines.safety import Guard, make_guard
 from weights.checkpoints import CHECKPOINTS, choose
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -43,6 +44,18 @@ class EngineSettings(BaseSettings):
     step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
 
+    safety_checker: Literal["embedded", "none"] = Field(
+        "embedded", description="embedded (open_nsfw: photographic nudity only) or none"
+    )
+    safety_threshold: float = Field(0.5, gt=0, le=1, description="score from which an image is flagged")
+    safety_policy: Literal["client", "always", "never"] = Field(
+        "client", description="client (enable_safety_checker decides), always or never"
+    )
+    safety_action: Literal["black", "blur", "error", "flag"] = Field(
+        "black",
+        description="a flagged image comes back black, blurred, as an error if all are flagged, or unchanged (flag)",
+    )
+
     @field_validator("model")
     @classmethod
     def _known_model(cls, value: str) -> str:
@@ -54,6 +67,10 @@ class EngineSettings(BaseSettings):
         """What a worker is told."""
         row = choose(self.model, self.models_dir)
         return EngineConfig(row.id, str(self.models_dir.absolute()), self.device, self.dtype)
+
+    def guard(self) -> Guard:
+        """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
+        return make_guard(self.safety_checker, self.safety_threshold, self.safety_policy, self.safety_action)
 
 
 class Settings(EngineSettings):
@@ -79,6 +96,7 @@ class Settings(EngineSettings):
     body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send its request")
     shutdown_grace: int = Field(60, ge=0, description="seconds that requests in flight get to finish at shutdown")
     max_body: int = Field(2**24, ge=1024, description="largest request body, in bytes or with a unit (16MiB)")
+    safety_timeout: float = Field(10.0, gt=0, description="seconds a safety check may take; then it is a 503")
     images_expire: float = Field(86400.0, gt=0, description="seconds an image stays at its URL")
     images_cap: int = Field(
         10 * 2**30, gt=0, description="disk space for images (10GiB); beyond it the oldest go first"

