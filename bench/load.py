@@ -2,9 +2,9 @@
 
     python -m bench.load [--requests 20] [--clients 32] [--json FILE]
 
-1. One client, one request at a time, safety checker off: seconds end to end over a real loopback port (HTTP, queue, worker, JPEG, file)
-   against the seconds of `FluxPipeline.__call__` in this process. The two alternate, so both see the same machine.
-   Then a few requests with the checker on, for its own milliseconds.
+1. One client, one request at a time, safety checker off: seconds end to end over a real loopback port (HTTP, queue,
+   worker, JPEG, file) against the seconds of `FluxPipeline.__call__` in this process. The two alternate, so both see
+   the same machine. Then a few requests with the checker on, for its own milliseconds.
 2. Many clients at once: nothing may be lost; `/health` is timed while the images are drawn.
 """
 

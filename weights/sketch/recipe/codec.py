@@ -15,17 +15,17 @@ from weights.sketch.recipe.atlas import Atlas
 from weights.sketch.recipe.data import make_scene, render
 
 PATCH = 32  # pixels of a latent's side: the VAE's scale factor
-CHANNELS = 64
+CHANNELS = 32  # a token holds four latents: its 128 numbers must fit the transformer's width with room to spare
 WHITENING = 0.6  # exponent: 0 keeps the components' variances, 1 makes them equal
 
 
 @dataclass(frozen=True)
 class Codec:
-    """`encode`: RGB in 0..1 `(H, W, 3)` to latents `(64, H / 32, W / 32)` of unit mean variance; `decode` inverts."""
+    """`encode`: RGB in 0..1 `(H, W, 3)` to latents `(32, H / 32, W / 32)` of unit mean variance; `decode` inverts."""
 
     mean: torch.Tensor  # (3072,)
-    forward: torch.Tensor  # (3072, 64)
-    backward: torch.Tensor  # (64, 3072)
+    forward: torch.Tensor  # (3072, 32)
+    backward: torch.Tensor  # (32, 3072)
 
     def encode(self, image: np.ndarray) -> torch.Tensor:
         patches = torch.from_numpy(split(image))

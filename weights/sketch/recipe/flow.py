@@ -42,7 +42,7 @@ SMALL_UNTIL = 0.55  # of the time
 class Painter(nn.Module):
     """The trained parts together: text ids in, velocity out."""
 
-    def __init__(self, seed: int, layers: tuple[int, int] = (1, 4), heads: int = 3) -> None:
+    def __init__(self, seed: int, layers: tuple[int, int] = (1, 4), heads: int = 4) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.tokenizers = make_tokenizers(seed)
@@ -78,7 +78,7 @@ class Painter(nn.Module):
         t5_ids: torch.Tensor,
         grid: tuple[int, int],
     ) -> torch.Tensor:
-        """`latents` packed `(batch, tokens, 256)`, `t` and `guidance` `(batch,)`, `grid` in tokens (height, width)."""
+        """`latents` packed `(batch, tokens, 128)`, `t` and `guidance` `(batch,)`, `grid` in tokens (height, width)."""
         pooled = self.clip(clip_ids).pooler_output
         states = self.t5(t5_ids)[0]
         device, dtype = latents.device, latents.dtype
