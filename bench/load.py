@@ -24,11 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 from rich.console import Console
 from rich.table import Table
-
-from weights import tiny
 
 STEPS = 4
 BODY = {
@@ -80,6 +77,11 @@ def is_ready(url: str) -> bool:
 
 def one_by_one(url: str, requests: int) -> dict[str, Any]:
     """Alternate bare calls and requests; medians in milliseconds, and the bytes' equality where the format allows."""
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as in the worker: our idle threads must not take its cores
+    import torch
+
+    from weights import tiny
+
     pipeline = tiny.build()
     pipeline.set_progress_bar_config(disable=True)
     bare, served, engine = [], [], []

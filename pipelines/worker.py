@@ -25,11 +25,12 @@ from pipelines.scheduler import Turns
 DEVICE_LOST = 70  # exit codes, from sysexits.h
 LOAD_FAILED = 78
 PR_SET_PDEATHSIG = 1
-QUIET = {  # the libraries' warnings quote prompts, and serving never asks a hub for anything
-    "TRANSFORMERS_VERBOSITY": "error",
+ENVIRONMENT = {  # for the libraries, set before they are imported
+    "TRANSFORMERS_VERBOSITY": "error",  # their warnings quote prompts
     "DIFFUSERS_VERBOSITY": "error",
-    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "1",  # serving never asks a hub for anything
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores from whoever encodes the picture
 }
 
 
@@ -160,7 +161,7 @@ def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
 
 def main(fd: int) -> None:
     die_with_parent()
-    os.environ.update(QUIET)
+    os.environ.update(ENVIRONMENT)
     pipe = Pipe(socket.socket(fileno=fd))
     config = EngineConfig(**pipe.receive().header)
     pipe.start_reading()
