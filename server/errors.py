@@ -101,7 +101,7 @@ class StorageFull(ServerError):
     retry_after = 30.0
 
     def __init__(self) -> None:
-        super().__init__("The image could not be stored: the server's disk is full.")
+        super().__init__("The image could not be stored: the server's disk is full or not writable.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pydantic_settings import CliPositionalArg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, SafetyUnavailable
 from pipelines.job import Job
 from pipelines.pool import WorkerPool
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageResult
@@ -65,9 +65,15 @@ def main(arguments: list[str]) -> int:
             print("srpo generate: everything is drawn already", file=sys.stderr)
             return 0
         return asyncio.run(draw_all(work, settings))
-    except Refused as error:
+    except (Refused, OSError) as error:
         print(f"srpo generate: {error}", file=sys.stderr)
         return 2
+    except SafetyUnavailable as error:
+        print(f"srpo generate: the safety checker: {error.cause}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("srpo generate: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 class Task:

@@ -52,7 +52,7 @@ class LocalStore:
         path = self._path(name)
         temporary = path.with_name(path.name + TEMPORARY)
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
                 file.write(image.data)
                 file.flush()
