@@ -1,4 +1,4 @@
-"""The autoencoder: a convolutional decoder that inverts the linear code, then an encoder that imitates it.
+"""The autoencoder: a convolutional decoder that inverts the linear code. (Its encoder is not trained yet.)
 
 The decoder sees whole pictures as well as crops, because its group norms average over the whole picture; and slightly
 noisy latents, because the transformer's are never exact.
