@@ -19,6 +19,7 @@ from torch import nn
 from weights.sketch.recipe.atlas import Atlas
 from weights.sketch.recipe.codec import CHANNELS, Codec
 from weights.sketch.recipe.data import make_scene, render
+from weights.sketch.recipe.state import save_state
 from weights.sketch.recipe.text import TOKENS, WIDTH, make_encoders, make_tokenizers
 
 SHIFT = 1.6  # of the timesteps: small latents need more time at high noise than uniform gives them
@@ -199,28 +200,7 @@ def train(
         if step % 50 == 0:
             print(f"flow step {step} progress {progress:.2f} loss {np.mean(losses[-50:]):.4f}", flush=True)
         if time.monotonic() - saved_at > 120:
-            save(file, painter, optimizer, ema, step, time.monotonic() - start)
+            save_state(file, painter, optimizer, ema, step, time.monotonic() - start)
             saved_at = time.monotonic()
-    save(file, painter, optimizer, ema, step, time.monotonic() - start)
+    save_state(file, painter, optimizer, ema, step, time.monotonic() - start)
     return losses
-
-
-def save(
-    file: Path,
-    painter: Painter,
-    optimizer: torch.optim.Optimizer,
-    ema: dict[str, torch.Tensor],
-    step: int,
-    spent: float,
-) -> None:
-    """The whole state, atomically."""
-    partial = file.with_suffix(".partial")
-    state = {
-        "model": painter.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": ema,
-        "step": step,
-        "spent": spent,
-    }
-    torch.save(state, partial)
-    partial.rename(file)

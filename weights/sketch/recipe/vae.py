@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from weights.sketch.recipe.atlas import Atlas
 from weights.sketch.recipe.codec import CHANNELS, PATCH, Codec
 from weights.sketch.recipe.data import make_scene, render
+from weights.sketch.recipe.state import save_state
 
 WIDTHS = (8, 16, 32, 64, 112, 112)
 CROP = 256
@@ -72,6 +73,7 @@ def train_decoder(
     seed: int,
     device: str = "cpu",
     lr: float = 1.5e-3,
+    warmup: int = 100,
     limit: int | None = None,
 ) -> list[float]:
     """Train the decoder for `minutes` in all (earlier runs counted in), or `limit` steps. Returns this run's losses."""
@@ -93,7 +95,7 @@ def train_decoder(
         latents, images = sample(rng, atlas, codec, late=progress > 0.6)
         latents = latents + torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1) * NOISE
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * min(1, 1.7 * (1 - progress)))
+            group["lr"] = lr * min(1, (step + 1) / warmup) * (0.02 + 0.98 * min(1, 1.7 * (1 - progress)))
         with torch.autocast(device, torch.bfloat16):
             made = decoder(latents.to(device, memory_format=torch.channels_last))
         loss = (made.float() - images.to(device)).pow(2).mean()
@@ -111,22 +113,7 @@ def train_decoder(
             psnr = -10 * math.log10(np.mean(losses[-50:]) / 4)
             print(f"decoder step {step} progress {progress:.2f} psnr {psnr:.2f}", flush=True)
         if time.monotonic() - saved_at > 120:
-            save(file, decoder, optimizer, ema, step, time.monotonic() - start)
+            save_state(file, decoder, optimizer, ema, step, time.monotonic() - start)
             saved_at = time.monotonic()
-    save(file, decoder, optimizer, ema, step, time.monotonic() - start)
+    save_state(file, decoder, optimizer, ema, step, time.monotonic() - start)
     return losses
-
-
-def save(
-    file: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: dict[str, torch.Tensor],
-    step: int,
-    spent: float,
-) -> None:
-    """The whole state, atomically."""
-    partial = file.with_suffix(".partial")
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step, "spent": spent}
-    torch.save(state, partial)
-    partial.rename(file)
