@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,19 @@ class LiveServer:
         body = {"model": "flux/srpo", "prompt": PROMPT, "image_size": "square", "num_inference_steps": 1} | fields
         with self.client() as client:
             return client.post("/v1/images/generations", json=body)
+
+    def settled_log(self) -> str:
+        """The log with a line for every reply read so far.
+
+        A reply can be read before its line is written, so a last request, of a path of its own, is waited for.
+        """
+        last = f"/asked-last/{uuid.uuid4()}"
+        httpx.get(f"{self.url}{last}", headers={"authorization": "Bearer none"})
+        deadline = time.monotonic() + START_LIMIT
+        while last not in (text := self.log.read_text().rpartition("\n")[0]):
+            assert time.monotonic() < deadline, f"no line for {last}:\n{text}"
+            time.sleep(0.01)
+        return text
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT

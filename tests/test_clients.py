@@ -162,7 +162,7 @@ def test_requests_sync_mode(live: LiveServer) -> None:
 
 def statuses(server: LiveServer, path: str = "/v1/images/generations") -> list[int]:
     """The status of every answered request for `path`, as the server's log has them."""
-    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    lines = [json.loads(line) for line in server.settled_log().splitlines() if line.startswith("{")]
     return [line["status"] for line in lines if line.get("event") == "request" and line["path"] == path]
 
 

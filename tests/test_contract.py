@@ -679,7 +679,7 @@ def test_no_prompt_and_no_forged_line_in_the_log(request: pytest.FixtureRequest,
     exchange(
         server.port, b"GET /%0aFORGED HTTP/1.1\r\nHost: localhost\r\nX-A: \x1b[31mFORGED\r\nConnection: close\r\n\r\n"
     )
-    text = server.log.read_text()
+    text = server.settled_log()
     assert canary not in text
     assert "FORGED" in text
     assert not [line for line in text.splitlines() if line.startswith("FORGED")]
