@@ -122,6 +122,11 @@ class InspectedResult:
     flagged: tuple[bool, ...]
     verdict: Verdict
 
+    @property
+    def withheld(self) -> tuple[bool, ...]:
+        """Which images are not what the model drew."""
+        return tuple(flag and self.verdict.action != "flag" for flag in self.flagged)
+
 
 def black(picture: Image.Image) -> Image.Image:
     return Image.new("RGB", picture.size)

@@ -16,6 +16,7 @@ class Command(NamedTuple):
 COMMANDS: Mapping[str, Command] = {
     "serve": Command("serve the HTTP API", "server.serve:main"),
     "generate": Command("draw images without a server, from prompts or a JSONL file", "server.generate:main"),
+    "verify": Command("read an image file's marks: made by a model? with which parameters?", "server.verify:main"),
     "keys": Command("make an API key and the hash line for SRPO_API_KEYS_FILE", "server.serve:make_key"),
 }
 

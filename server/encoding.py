@@ -7,6 +7,10 @@ from typing import Any
 
 from PIL import Image
 
+from pipelines.safety import InspectedResult
+from server.provenance import WITHHELD, mark, parameters_of
+from server.settings import EngineSettings
+
 CONTENT_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
@@ -30,13 +34,28 @@ class EncodedImage:
         return f"data:{self.content_type};base64,{self.base64()}"
 
 
-def encode(pixels: bytes, width: int, height: int, format: str, quality: int) -> EncodedImage:
-    """Encode 8-bit RGB `pixels`, `width * height * 3` bytes, row-major. `quality` is of JPEG and WebP, 1 to 100."""
+def encode_one(inspected: InspectedResult, index: int, format: str, settings: EngineSettings) -> EncodedImage:
+    """Image `index` as a file with its marks. A withheld one says so, in place of what it was asked for with."""
+    result = inspected.result
+    parameters = parameters_of(result.request, index) if settings.image_parameters else None
+    text = WITHHELD if inspected.withheld[index] else parameters
+    size = (result.request.width, result.request.height)
+    return encode(result.pixels[index], *size, format, settings.jpeg_quality, text)
+
+
+def encode(
+    pixels: bytes, width: int, height: int, format: str, quality: int, parameters: str | None = None
+) -> EncodedImage:
+    """Encode 8-bit RGB `pixels`, `width * height * 3` bytes, row-major. `quality` is of JPEG and WebP, 1 to 100.
+
+    The mark that a model made it is always in the file; `parameters` is the text beside it.
+    """
     options: dict[str, dict[str, Any]] = {
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},
         "png": {"compress_level": 1},  # level 6 takes eight times as long for a few percent
         "webp": {"quality": quality, "method": 2},
     }
     out = io.BytesIO()
-    Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1).save(out, format, **options[format])
+    picture = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
+    picture.save(out, format, **options[format], **mark(format, parameters))
     return EncodedImage(out.getvalue(), format, width, height)

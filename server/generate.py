@@ -19,8 +19,9 @@ from pipelines.errors import PipelineError, SafetyUnavailable
 from pipelines.job import Job
 from pipelines.pool import WorkerPool
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageResult
+from pipelines.safety import InspectedResult
 from server.cli import parse
-from server.encoding import encode
+from server.encoding import encode_one
 from server.schema import issues_of
 from server.settings import EngineSettings
 from server.spellings import kind_of, translate
@@ -85,11 +86,10 @@ class Task:
         self.record = record
         self.line = line
 
-    def save(self, result: ImageResult, quality: int) -> None:
+    def save(self, inspected: InspectedResult, settings: EngineSettings) -> None:
         """Write the images atomically, then the line that says they are done."""
-        size = (result.request.width, result.request.height)
-        for file, pixels in zip(self.files, result.pixels, strict=True):
-            image = encode(pixels, *size, self.params.output_format, quality)
+        for index, file in enumerate(self.files):
+            image = encode_one(inspected, index, self.params.output_format, settings)
             temporary = file.with_name(file.name + ".partial")
             temporary.write_bytes(image.data)
             temporary.rename(file)
@@ -204,7 +204,7 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
                 try:
                     result = await watch(job, progress, steps, overall)
                     inspected = await asyncio.to_thread(guard.inspect, result, task.params.enable_safety_checker)
-                    await asyncio.to_thread(task.save, inspected.result, settings.jpeg_quality)
+                    await asyncio.to_thread(task.save, inspected, settings)
                     if any(inspected.flagged):
                         progress.console.print(f"flagged by the safety checker: {task.files[0]}", soft_wrap=True)
                     print(*task.files, f"(seed {task.params.seed})", flush=True)

@@ -17,7 +17,7 @@ from pipelines.request import ImageResult
 from pipelines.safety import Guard, InspectedResult
 from server.auth import KeyRing
 from server.body import read_object, wrong
-from server.encoding import EncodedImage, encode
+from server.encoding import EncodedImage, encode_one
 from server.errors import NotFound
 from server.files import file_response
 from server.openapi import GENERATION, MODELS
@@ -68,7 +68,7 @@ async def generate_images(request: Request) -> Response:
     watch = Stopwatch()
     inspected = await inspect(result, body.enable_safety_checker, spoken, server)
     watch.lap("safety")
-    encoded = await encode_all(inspected.result, body.output_format, server.settings.jpeg_quality)
+    encoded = await encode_all(inspected, body.output_format, server.settings)
     items = await deliver(encoded, body, spoken, request)
     watch.lap("encode")
     reply = GenerationReply.from_result(inspected, items, watch.seconds, server.settings)
@@ -132,10 +132,12 @@ class Stopwatch:
         self.seconds[stage], self._last = now - self._last, now
 
 
-async def encode_all(result: ImageResult, format: str, quality: int) -> list[EncodedImage]:
+async def encode_all(inspected: InspectedResult, format: str, settings: Settings) -> list[EncodedImage]:
     """Encode every image, each in a thread."""
-    width, height = result.request.width, result.request.height
-    tasks = (asyncio.to_thread(encode, pixels, width, height, format, quality) for pixels in result.pixels)
+    tasks = (
+        asyncio.to_thread(encode_one, inspected, index, format, settings)
+        for index in range(len(inspected.result.pixels))
+    )
     return list(await asyncio.gather(*tasks))
 
 

@@ -43,6 +43,9 @@ class EngineSettings(BaseSettings):
     )
     step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
+    image_parameters: bool = Field(
+        True, description="write prompt, seed and the like into each image file; that a model made it is always there"
+    )
 
     safety_checker: Literal["embedded", "none"] = Field(
         "embedded", description="embedded (open_nsfw: photographic nudity only) or none"
