@@ -51,6 +51,14 @@ class Pixels(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Thumbnail(NamedTuple):
+    """A rough small picture of an image on its way: 8-bit RGB, row-major."""
+
+    width: int
+    height: int
+    data: bytes
+
+
 class Engine(Protocol[S]):
     """Draws images one step at a time. `S` is its sample: the state of one image on its way."""
 
@@ -65,6 +73,10 @@ class Engine(Protocol[S]):
         ...
 
     def steps_left(self, sample: S) -> int: ...
+
+    def preview(self, sample: S, side: int) -> Thumbnail | None:
+        """The sample as it looks so far, `side` pixels at most on its longer side; None if the model cannot tell."""
+        ...
 
     def finish(self, sample: S) -> Pixels:
         """Decode. Raises `NonFinitePixels`, never returns a broken picture."""

@@ -18,12 +18,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from pipelines.acceleration import PRESETS
-from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report
+from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report, Thumbnail
 from pipelines.errors import NonFinitePixels
 from pipelines.fingerprint import fingerprint
+from pipelines.previews import draw_preview
 from pipelines.request import ImageRequest
 from weights.checkpoints import CHECKPOINTS, locate
 from weights.load import load_pipeline
+from weights.previews import PreviewMap
 
 TEXTS_KEPT = 64  # prompts whose embeddings are remembered: 4 MiB each at FLUX.1's size
 
@@ -51,13 +53,17 @@ class Sample:
     timesteps: torch.Tensor
     computed: tuple[bool, ...]
     step: int = 0
+    clean: torch.Tensor | None = None  # the latents as they would be if the last velocity held to the end
 
 
 class FluxEngine:
     """An `Engine` on a diffusers FLUX pipeline. One thread at a time."""
 
-    def __init__(self, pipeline: FluxPipeline, text_tokens: int, info: EngineInfo) -> None:
+    def __init__(
+        self, pipeline: FluxPipeline, text_tokens: int, info: EngineInfo, preview: PreviewMap | None = None
+    ) -> None:
         self.info = info
+        self._preview = preview
         self._pipeline = pipeline
         self._transformer = pipeline.transformer
         self._text_tokens = text_tokens
@@ -73,6 +79,10 @@ class FluxEngine:
     def step(self, samples: list[Sample]) -> None:
         for sample in samples:
             self.denoise(sample)
+
+    @torch.inference_mode()
+    def preview(self, sample: Sample, side: int) -> Thumbnail | None:
+        return draw_preview(self._preview, sample.clean, sample.request, side) if self._preview else None
 
     @torch.inference_mode()
     def finish(self, sample: Sample) -> Pixels:
@@ -150,6 +160,7 @@ class FluxEngine:
             return_dict=False,
         )[0]
         sample.latents = sample.scheduler.step(velocity, now, sample.latents, return_dict=False)[0]
+        sample.clean = sample.latents - sample.scheduler.sigmas[sample.step + 1] * velocity
         sample.step += 1
 
     def decode(self, sample: Sample) -> bytes:
@@ -186,7 +197,7 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
     pipeline = load_pipeline(located, dtype, device, report)
     info = describe(located.checkpoint.id, pipeline, device, dtype)
-    return FluxEngine(pipeline, located.checkpoint.text_tokens, info)
+    return FluxEngine(pipeline, located.checkpoint.text_tokens, info, located.checkpoint.preview)
 
 
 def choose_device(name: str) -> str:

@@ -2,29 +2,106 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from pipelines.errors import PipelineError
 from pipelines.request import ImageRequest, ImageResult
 
+EVENTS_KEPT = 128  # for a reader that is slow or comes late; the oldest go first
+
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Image `image` of the job has finished step `step` of `steps`."""
+class Progress:
+    """How far a job is. `step` of `steps` are done in image `image`; `eta` is in seconds, to the job's end.
+
+    `stage` is `queued`, `text`, `denoise` or `decode`, and after the pool `safety` or `encode`. `position` counts the
+    jobs ahead in the line.
+    """
+
+    stage: str
+    image: int = 0
+    step: int = 0
+    steps: int = 0
+    position: int = 0
+    eta: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A rough small picture of image `image` on its way, the `index`-th of it: 8-bit RGB, row-major."""
 
     image: int
-    step: int
-    steps: int
+    index: int
+    width: int
+    height: int
+    pixels: bytes
+
+
+Event = Progress | Preview
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewPlan:
+    """How many previews each image gets (evenly spread over its steps), and the longest side they may have."""
+
+    count: int = 0
+    side: int = 0
+
+    def steps(self, total: int) -> tuple[int, ...]:
+        """The steps after which there is one, of `total`; never the last, after which the image itself comes."""
+        return tuple(sorted({total * (index + 1) // (self.count + 1) for index in range(self.count)} - {0, total}))
+
+
+class EventChannel:
+    """Bounded, drop-oldest, for any number of readers: writing never waits, reading late misses the oldest."""
+
+    def __init__(self, kept: int = EVENTS_KEPT) -> None:
+        self._kept: deque[tuple[int, Event]] = deque(maxlen=kept)
+        self._numbers = count(1)
+        self._news = asyncio.Event()
+        self._closed = False
+
+    def publish(self, event: Event) -> None:
+        if not self._closed:
+            self._kept.append((next(self._numbers), event))
+            self._wake()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake()
+
+    def latest(self) -> Progress | None:
+        """The newest progress."""
+        return next((event for _, event in reversed(self._kept) if isinstance(event, Progress)), None)
+
+    async def read(self, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
+        """What is kept, then what comes, each with its number (from 1, rising); those up to `after` are passed over."""
+        while True:
+            news = self._news
+            for number, event in [item for item in self._kept if item[0] > after]:
+                after = number
+                yield number, event
+            if news is self._news:
+                if self._closed:
+                    return
+                await news.wait()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
 
 @dataclass(eq=False)
 class Job:
-    """An admitted request. Await `result()`; iterate `events()` to watch the steps."""
+    """An admitted request. Await `result()`; iterate `events()` to watch it."""
 
     id: str
     request: ImageRequest
     deadline: float  # on the monotonic clock
+    previews: PreviewPlan = PreviewPlan()
     admitted: float = field(default_factory=time.monotonic)
     dispatched: float | None = None
     crashes: int = 0
@@ -32,7 +109,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self._result: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
-        self._events: asyncio.Queue[Step | None] = asyncio.Queue()
+        self.channel = EventChannel()
 
     @property
     def finished(self) -> bool:
@@ -42,13 +119,22 @@ class Job:
         """The finished images; raises a `PipelineError`. Cancelling the wait does not cancel the job."""
         return await asyncio.shield(self._result)
 
-    async def events(self) -> AsyncIterator[Step]:
-        """The steps as they are done, until the job ends. One reader."""
-        while (step := await self._events.get()) is not None:
-            yield step
+    async def events(self) -> AsyncIterator[Event]:
+        """What happens to the job, until it ends."""
+        async for _, event in self.channel.read():
+            yield event
 
-    def publish(self, step: Step) -> None:
-        self._events.put_nowait(step)
+    def publish(self, event: Event) -> None:
+        self.channel.publish(event)
+
+    @property
+    def left(self) -> float:
+        """The part of the job's steps that is still to be done, from 1 to 0."""
+        now = self.channel.latest()
+        if now is None or not now.steps:
+            return 1.0
+        total = now.steps * len(self.request.seeds)
+        return 1.0 - (now.image * now.steps + now.step) / total
 
     def finish(self, outcome: ImageResult | PipelineError) -> None:
         """End the job; later outcomes are ignored (a cancelled job may still be answered by its worker)."""
@@ -59,4 +145,4 @@ class Job:
         else:
             self._result.set_exception(outcome)
             self._result.exception()  # looked at: a caller that went away must not make asyncio complain
-        self._events.put_nowait(None)
+        self.channel.close()

@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.child import Child
@@ -26,7 +26,7 @@ from pipelines.errors import (
     WorkerCrashed,
 )
 from pipelines.frames import Frame
-from pipelines.job import Job, Step
+from pipelines.job import Job, Preview, PreviewPlan, Progress
 from pipelines.pace import Pace
 from pipelines.request import ImageRequest, ImageResult, Timings
 
@@ -100,7 +100,7 @@ class WorkerPool:
         """Take no new work; what was accepted goes on."""
         self._draining = True
 
-    def submit(self, request: ImageRequest) -> Job:
+    def submit(self, request: ImageRequest, previews: PreviewPlan = PreviewPlan()) -> Job:  # noqa: B008 - frozen
         """Put a request in the line. Raises `NotReady`, `Draining` or `QueueFull`, before any work."""
         if self._draining:
             raise Draining
@@ -109,7 +109,7 @@ class WorkerPool:
             raise NotReady(status.stage, status.progress, status.eta)
         if len(self._line) + len(self._running) >= self._queue_size + self._max_running:
             raise QueueFull(len(self._line), self.seconds_ahead())
-        job = Job(secrets.token_hex(16), request, deadline=time.monotonic() + self._request_timeout)
+        job = Job(secrets.token_hex(16), request, deadline=time.monotonic() + self._request_timeout, previews=previews)
         self._line.append(job)
         self._dispatch()
         return job
@@ -127,7 +127,7 @@ class WorkerPool:
 
     def seconds_ahead(self) -> float:
         """Predicted seconds of work before a request that arrives now would start."""
-        return self._pace.seconds(sum(job.request.cost for job in (*self._running.values(), *self._line)))
+        return self._pace.seconds(sum(job.request.cost * job.left for job in (*self._running.values(), *self._line)))
 
     def status(self) -> PoolStatus:
         child = self._child
@@ -172,6 +172,7 @@ class WorkerPool:
                 job.finish(WorkerCrashed())
         self._running.clear()
         self._child = None
+        self._tell_positions()
         if self._draining or self.failed.is_set():
             return
         self._restarts += 1
@@ -201,7 +202,12 @@ class WorkerPool:
     # --- jobs ---------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Send what may run to the worker. A job that has seen a worker die runs alone."""
+        """Send what may run to the worker, and tell the others where they stand."""
+        self._send_next()
+        self._tell_positions()
+
+    def _send_next(self) -> None:
+        """A job that has seen a worker die runs alone."""
         child = self._child
         if child is None or child.info is None:
             return
@@ -212,7 +218,23 @@ class WorkerPool:
             job = self._line.popleft()
             job.dispatched = time.monotonic()
             self._running[job.id] = job
-            child.send({"op": "run", "job": job.id, "request": job.request.to_json()})
+            child.send({"op": "run", "job": job.id, "request": job.request.to_json(), "previews": asdict(job.previews)})
+
+    def _tell_positions(self) -> None:
+        """Tell every waiting job where it stands, if that is news."""
+        ahead = sum(job.request.cost * job.left for job in self._running.values())
+        for position, job in enumerate(self._line):
+            ahead += job.request.cost
+            told = job.channel.latest()
+            if told is None or told.stage != "queued" or told.position != position:
+                job.publish(Progress("queued", position=position, eta=self._pace.seconds(ahead)))
+
+    def _progress(self, job: Job, stage: str, image: int, step: int) -> Progress:
+        """Running jobs take turns, so each has to wait for as much of the others' work as it does itself."""
+        own = job.request.cost * job.left
+        shared = sum(min(own, other.request.cost * other.left) for other in self._running.values())
+        steps = job.request.num_inference_steps
+        return Progress(stage, image, step, steps, eta=self._pace.seconds(shared))
 
     def _on_event(self, child: Child, frame: Frame) -> None:
         header = frame.header
@@ -235,7 +257,10 @@ class WorkerPool:
         header: dict[str, Any] = frame.header
         match event:
             case "step":
-                job.publish(Step(header["image"], header["step"], job.request.num_inference_steps))
+                job.publish(self._progress(job, header["stage"], header["image"], header["step"]))
+            case "preview":
+                size = (header["width"], header["height"])
+                job.publish(Preview(header["image"], header["index"], *size, frame.payload))
             case "image":
                 job.pixels[header["image"]] = frame.payload
             case "done":

@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
 from pipelines.frames import PREFIX, Frame
+from pipelines.job import PreviewPlan
 from pipelines.request import ImageRequest
 from pipelines.scheduler import Turns
 
@@ -65,9 +66,11 @@ class Pipe:
 class RunningJob:
     """One admitted request: its samples are drawn one after the other, a step a turn."""
 
-    def __init__(self, job_id: str, request: ImageRequest) -> None:
+    def __init__(self, job_id: str, request: ImageRequest, previews: PreviewPlan) -> None:
         self.id = job_id
         self.request = request
+        self.preview_side = previews.side
+        self.preview_steps = previews.steps(request.num_inference_steps)
         self.samples: list[Any] | None = None
         self.images = 0
         self.seconds = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
@@ -77,15 +80,19 @@ class RunningJob:
     def advance(self, engine: Engine[Any], pipe: Pipe) -> bool:
         """Do the next piece of work, at most one step long. True when the job is done."""
         if self.samples is None:
+            self.tell(pipe, "text")
             with self.timed("text"):
                 self.samples = engine.prepare(self.request)
         sample = self.samples[0]
         if engine.steps_left(sample):
             with self.timed("denoise"):
                 engine.step([sample])
-            left = engine.steps_left(sample)
-            pipe.send("step", job=self.id, image=self.images, step=self.request.num_inference_steps - left)
+                step = self.request.num_inference_steps - engine.steps_left(sample)
+                self.tell(pipe, "denoise", step)
+                if step in self.preview_steps:
+                    self.show(engine, sample, step, pipe)
             return False
+        self.tell(pipe, "decode", self.request.num_inference_steps)
         with self.timed("decode"):
             picture = engine.finish(sample)
         pipe.send("image", picture.data, job=self.id, image=self.images)
@@ -93,6 +100,15 @@ class RunningJob:
         self.images += 1
         del self.samples[0]
         return not self.samples
+
+    def tell(self, pipe: Pipe, stage: str, step: int = 0) -> None:
+        pipe.send("step", job=self.id, stage=stage, image=self.images, step=step)
+
+    def show(self, engine: Engine[Any], sample: Any, step: int, pipe: Pipe) -> None:
+        """Send a preview, unless the model has no map from latents to colours."""
+        if thumbnail := engine.preview(sample, self.preview_side):
+            where = {"image": self.images, "index": self.preview_steps.index(step)}
+            pipe.send("preview", thumbnail.data, job=self.id, width=thumbnail.width, height=thumbnail.height, **where)
 
     def timed(self, stage: str) -> "Stopwatch":
         return Stopwatch(self.seconds, stage)
@@ -121,7 +137,8 @@ def admit(pipe: Pipe, turns: Turns[RunningJob]) -> None:
         header = pipe.inbox.get().header
         match header["op"]:
             case "run":
-                turns.add(header["job"], RunningJob(header["job"], ImageRequest.from_json(header["request"])))
+                request, previews = ImageRequest.from_json(header["request"]), PreviewPlan(**header["previews"])
+                turns.add(header["job"], RunningJob(header["job"], request, previews))
             case "cancel":
                 turns.drop(header["job"])
 

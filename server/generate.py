@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipelines.errors import PipelineError, SafetyUnavailable
-from pipelines.job import Job
+from pipelines.job import Job, Preview
 from pipelines.pool import WorkerPool
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageResult
 from pipelines.safety import InspectedResult
@@ -220,7 +220,9 @@ async def watch(job: Job, progress: Progress, steps: TaskID, overall: TaskID) ->
     """Follow a job's steps on the bars until it is done."""
     total = job.request.num_inference_steps
     async for step in job.events():
+        if isinstance(step, Preview) or not step.steps:
+            continue
         progress.update(steps, description=f"image {step.image + 1}, steps", total=total, completed=step.step)
-        if step.step == total:
+        if step.stage == "decode":
             progress.advance(overall)
     return await job.result()

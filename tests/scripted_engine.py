@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report
+from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report, Thumbnail
 from pipelines.errors import OutOfMemory
 from pipelines.request import ImageRequest
 
@@ -48,6 +48,9 @@ class ScriptedEngine:
 
     def steps_left(self, sample: Sample) -> int:
         return sample.left
+
+    def preview(self, sample: Sample, side: int) -> Thumbnail:
+        return Thumbnail(side, side, bytes([sample.seed % 256]) * (side * side * 3))
 
     def finish(self, sample: Sample) -> Pixels:
         return Pixels(bytes([sample.seed % 256]) * (sample.request.width * sample.request.height * 3))

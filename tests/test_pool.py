@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipelines.errors import (
     QueueFull,
     WorkerCrashed,
 )
-from pipelines.job import Job
+from pipelines.job import EVENTS_KEPT, Job, Preview, PreviewPlan, Progress
 from pipelines.pool import WorkerPool
 from pipelines.request import GenerationParams, ImageRequest
 
@@ -70,7 +71,8 @@ def picture(seed: int) -> bytes:
 async def test_draws_every_image_in_order_and_reports_every_step() -> None:
     async with pool_of() as pool:
         job = pool.submit(ask(num_images=3, steps=4))
-        steps = [(event.image, event.step) async for event in job.events()]
+        events = [event async for event in job.events() if isinstance(event, Progress)]
+        steps = [(event.image, event.step) for event in events if event.stage == "denoise"]
         assert await result_of(job) == (picture(7), picture(8), picture(9))
         assert steps == [(image, step) for image in range(3) for step in range(1, 5)]
 
@@ -194,3 +196,41 @@ async def test_stopping_answers_what_is_unfinished() -> None:
     for job in jobs:
         with pytest.raises(Draining):
             await result_of(job)
+
+
+async def test_a_waiting_job_hears_its_place_in_the_line() -> None:
+    async with pool_of(max_running=1) as pool:
+        running = pool.submit(ask("slow", SLOW))
+        first, second = pool.submit(ask()), pool.submit(ask())
+        heard = second.events()
+        assert (await anext(heard)).position == 1
+        pool.cancel(first)
+        told = await anext(heard)
+        assert (told.stage, told.position) == ("queued", 0)
+        assert told.eta > 0
+        pool.cancel(running)
+        stages = [event.stage async for event in heard]
+        assert stages == ["text", "denoise", "denoise", "decode"]
+
+
+async def test_previews_come_evenly_and_never_after_the_last_step() -> None:
+    async with pool_of() as pool:
+        job = pool.submit(ask(steps=9, num_images=2), PreviewPlan(2, 8))
+        events = [event async for event in job.events()]
+        where = []
+        for before, event in pairwise(events):
+            if isinstance(event, Preview):
+                assert len(event.pixels) == event.width * event.height * 3 == 192
+                where.append((event.image, event.index, before.step))
+        assert where == [(0, 0, 3), (0, 1, 6), (1, 0, 3), (1, 1, 6)]
+
+
+async def test_a_reader_that_does_not_read_holds_nobody_up_and_misses_the_oldest() -> None:
+    async with pool_of() as pool:
+        job = pool.submit(ask(steps=EVENTS_KEPT * 3))
+        assert await result_of(job) == (picture(7),)
+        late = [event async for event in job.events()]
+        assert len(late) == EVENTS_KEPT
+        assert late[-1].stage == "decode"
+        numbers = [number async for number, _ in job.channel.read(after=EVENTS_KEPT * 3)]
+        assert numbers == [EVENTS_KEPT * 3 + 1, EVENTS_KEPT * 3 + 2]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weights.errors import MissingFiles
+from weights.previews import FLUX, PreviewMap
 
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 
@@ -29,6 +30,7 @@ class Checkpoint:
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False
+    preview: PreviewMap | None = FLUX  # None: its VAE has no map yet, so there are no previews
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,34 @@
+"""A rough picture from packed latents by one small matrix product: what an image on its way looks like.
+
+Imports torch: only an engine calls it.
+"""
+
+import torch
+from torch.nn.functional import interpolate
+
+from pipelines.engine import Thumbnail
+from pipelines.request import ImageRequest
+from weights.previews import PreviewMap
+
+PATCH = 2  # latents a side in one packed token
+
+
+def draw_preview(colours: PreviewMap, clean: torch.Tensor | None, request: ImageRequest, side: int) -> Thumbnail | None:
+    """From packed latents `(1, tokens, channels * 4)` to a picture of at most `side` pixels on its longer side.
+
+    None before the first step, or if the map is for another number of channels. Area averages make it smaller, so a
+    small `side` blurs.
+    """
+    if clean is None or clean.shape[2] != len(colours.factors) * PATCH**2:
+        return None
+    columns = round((clean.shape[1] * request.width / request.height) ** 0.5)
+    rows = clean.shape[1] // columns
+    latents = clean[0].float().view(rows, columns, -1, PATCH, PATCH).permute(2, 0, 3, 1, 4)
+    latents = latents.reshape(-1, rows * PATCH, columns * PATCH)
+    factors, bias = (torch.tensor(part, device=clean.device) for part in colours)
+    picture = torch.einsum("chw,cr->rhw", latents, factors) + bias[:, None, None]
+    scale = min(1.0, side / max(picture.shape[1:]))
+    size = [max(1, round(length * scale)) for length in picture.shape[1:]]
+    small = interpolate(picture[None], size=size, mode="area")[0]
+    bytes_ = small.add(1).mul(127.5).nan_to_num(0).clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
+    return Thumbnail(size[1], size[0], bytes_.contiguous().cpu().numpy().tobytes())

@@ -1,0 +1,61 @@
+"""Previews: the right way up, in the right colours, small, and without a trace in the finished picture."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from pipelines.engine import EngineInfo, Thumbnail
+from pipelines.flux import FluxEngine
+from pipelines.previews import draw_preview
+from pipelines.request import GenerationParams, ImageRequest
+from weights import tiny
+from weights.previews import FLUX, PreviewMap
+
+
+def ask(width: int, height: int, steps: int = 3) -> ImageRequest:
+    body = {"prompt": "a red apple", "image_size": {"width": width, "height": height}, "num_inference_steps": steps}
+    return GenerationParams.model_validate(body | {"seed": 5}).to_request("tiny")
+
+
+def array(picture: Thumbnail | None) -> np.ndarray:
+    assert picture is not None
+    return np.frombuffer(picture.data, np.uint8).reshape(picture.height, picture.width, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (1440, 512), (544, 672)])
+def test_the_map_sees_the_latents_as_the_vae_does(width: int, height: int) -> None:
+    packed = torch.randn(1, (width // 16) * (height // 16), 64)
+    latents = FluxPipeline._unpack_latents(packed, height, width, 8)[0]
+    expected = torch.einsum("chw,cr->hwr", latents, torch.tensor(FLUX.factors)) + torch.tensor(FLUX.bias)
+    expected = ((expected.clamp(-1, 1) + 1) * 127.5).round().numpy()
+    got = array(draw_preview(FLUX, packed, ask(width, height), 10_000))
+    assert np.abs(got - expected).max() <= 1
+
+
+def test_a_small_preview_is_an_average_that_keeps_the_shape() -> None:
+    packed = torch.randn(1, 96 * 48, 64)
+    small = array(draw_preview(FLUX, packed, ask(1536, 768), 32))
+    large = array(draw_preview(FLUX, packed, ask(1536, 768), 10_000))
+    assert small.shape == (16, 32, 3)
+    blocks = large.reshape(16, 6, 32, 6, 3).mean((1, 3))
+    assert np.abs(small - blocks).max() < 2
+    assert small.std() < large.std() / 3
+
+
+def test_a_map_for_another_vae_gives_no_preview() -> None:
+    other = PreviewMap(FLUX.factors[:4], FLUX.bias)
+    assert draw_preview(other, torch.randn(1, 1024, 64), ask(512, 512), 32) is None
+
+
+def test_looking_changes_nothing_and_the_last_look_is_at_the_finished_latents() -> None:
+    engine = FluxEngine(tiny.build(), tiny.TEXT_TOKENS, EngineInfo("tiny", "cpu", "float32", ""), FLUX)
+    request = ask(512, 512)
+    (seen,), (unseen,) = engine.prepare(request), engine.prepare(request)
+    assert engine.preview(seen, 32) is None
+    while engine.steps_left(seen):
+        engine.step([seen])
+        engine.step([unseen])
+        assert array(engine.preview(seen, 32)).shape == (32, 32, 3)
+    assert torch.equal(seen.clean, seen.latents)
+    assert engine.finish(seen) == engine.finish(unseen)
