@@ -7,6 +7,7 @@
     ├── DeadlineExceeded     the request's time is over
     ├── Cancelled            the caller went away or asked to stop
     ├── SafetyUnavailable    the checker is missing or failed: nothing is shown unchecked
+    ├── PromptRefused        the operator's list or moderation service does not allow this prompt
     ├── ContentWithheld      every image was flagged, and the operator wants an error then
     └── GenerationFailed     the engine could not draw this request
         ├── OutOfMemory      it does not fit the device
@@ -56,6 +57,12 @@ class SafetyUnavailable(PipelineError):
         super().__init__("The safety checker is not available, so no image can be shown.")
         self.cause = cause
         self.retry_after = 5.0
+
+
+class PromptRefused(PipelineError):
+    def __init__(self, reason: str) -> None:
+        super().__init__("The operator of this server does not allow this prompt.")
+        self.reason = reason
 
 
 class ContentWithheld(PipelineError):

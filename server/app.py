@@ -62,6 +62,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),
         keys=KeyRing(settings.api_keys, settings.api_keys_file),
         guard=guard or settings.guard(),
+        prompts=settings.prompt_guard(),
         origins=origins,
         served=engine.model,
     )

@@ -118,6 +118,7 @@ TABLE: Mapping[type[Exception], Row] = {
     InvalidRequest: Row(400, None, "invalid_request_error"),
     MalformedRequest: Row(400, "malformed_request", "invalid_request_error"),
     pipeline.ContentWithheld: Row(400, "content_policy_violation", "invalid_request_error"),
+    pipeline.PromptRefused: Row(400, "prompt_refused", "invalid_request_error"),
     UnknownHost: Row(400, "unknown_host", "invalid_request_error"),
     Unauthorized: Row(401, "invalid_api_key", "authentication_error"),
     ForeignOrigin: Row(403, "foreign_origin", "permission_error"),

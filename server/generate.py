@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
             print("srpo generate: everything is drawn already", file=sys.stderr)
             return 0
         return asyncio.run(draw_all(work, settings))
-    except (Refused, OSError) as error:
+    except (Refused, OSError, ValueError) as error:
         print(f"srpo generate: {error}", file=sys.stderr)
         return 2
     except SafetyUnavailable as error:
@@ -185,7 +185,7 @@ def task(number: int, line: dict[str, Any], file: Path | None, folder: Path, rec
 
 async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
     """Draw the tasks in order, with a bar for all and one for the current image."""
-    engine, guard = settings.engine(), settings.guard()
+    engine, guard, prompts = settings.engine(), settings.guard(), settings.prompt_guard()
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     failures = 0
@@ -200,8 +200,9 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
             if pool.failed.is_set():
                 raise Refused(f"the model cannot be loaded: {pool.status().failure}")
             for task in work:
-                job = pool.submit(task.params.to_request(engine.model))
                 try:
+                    await asyncio.to_thread(prompts.check, task.params.prompt)
+                    job = pool.submit(task.params.to_request(engine.model))
                     result = await watch(job, progress, steps, overall)
                     inspected = await asyncio.to_thread(guard.inspect, result, task.params.enable_safety_checker)
                     await asyncio.to_thread(task.save, inspected, settings)

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,9 +12,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from pipelines.errors import SafetyUnavailable
+from pipelines.errors import PromptRefused, SafetyUnavailable
 from pipelines.job import Job
 from pipelines.pool import WorkerPool
+from pipelines.prompts import PromptGuard
 from pipelines.request import ImageResult
 from pipelines.safety import Guard, InspectedResult
 from server.auth import KeyRing
@@ -41,6 +44,7 @@ class Server:
     store: LocalStore
     keys: KeyRing
     guard: Guard
+    prompts: PromptGuard
     origins: Origins
     served: str  # id of the row in weights.checkpoints that the workers load
 
@@ -63,6 +67,7 @@ async def generate_images(request: Request) -> Response:
     body = GenerationBody.read(spoken.native, server.served)
     if server.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
+    await admit(body.prompt, server)
     job = server.pool.submit(body.to_request(server.served))
     result = await outcome(job, request, server.pool)
     watch = Stopwatch()
@@ -105,15 +110,32 @@ async def client_gone(request: Request) -> None:
         pass
 
 
+async def admit(prompt: str, server: Server) -> None:
+    """Refuse what the operator refuses, before any work. Checks that fail or hang are a 503."""
+    try:
+        async with closed_after(server.settings.safety_timeout):
+            await asyncio.to_thread(server.prompts.check, prompt)
+    except PromptRefused as error:
+        log.info("prompt_refused", reason=error.reason)
+        raise
+
+
 async def inspect(result: ImageResult, wanted: bool, spoken: Spoken, server: Server) -> InspectedResult:
     """The result with flagged images withheld. A checker that fails or hangs is a 503, never an unchecked image."""
     if server.guard.overrules(wanted):
         spoken.ignored.append("enable_safety_checker")
+    async with closed_after(server.settings.safety_timeout):
+        return await asyncio.to_thread(server.guard.inspect, result, wanted)
+
+
+@asynccontextmanager
+async def closed_after(seconds: float) -> AsyncIterator[None]:
+    """A check that fails, or gives no verdict in time, is `SafetyUnavailable`, with its cause in the log."""
     try:
-        async with asyncio.timeout(server.settings.safety_timeout):
-            return await asyncio.to_thread(server.guard.inspect, result, wanted)
+        async with asyncio.timeout(seconds):
+            yield
     except TimeoutError:
-        log.error("safety", cause=f"no verdict within {server.settings.safety_timeout:g} s")
+        log.error("safety", cause=f"no verdict within {seconds:g} s")
         raise SafetyUnavailable("timeout") from None
     except SafetyUnavailable as error:
         log.error("safety", cause=error.cause)
@@ -221,10 +243,9 @@ async def health(request: Request) -> JSONResponse:
     status = asdict(server.pool.status())
     info = status.pop("info") or {}
     placeholder = CHECKPOINTS[server.served].embedded
+    safety = server.guard.description | {"prompts": server.prompts.description}
     return JSONResponse(
-        {"status": "ok", "served_model": server.served, "embedded": placeholder, "safety": server.guard.description}
-        | status
-        | info
+        {"status": "ok", "served_model": server.served, "embedded": placeholder, "safety": safety} | status | info
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipelines.engine import EngineConfig
+from pipelines.prompts import PromptGuard, make_prompt_guard
 from pipelines.safety import Guard, make_guard
 from weights.checkpoints import CHECKPOINTS, choose
 
@@ -58,6 +59,9 @@ class EngineSettings(BaseSettings):
         "black",
         description="a flagged image comes back black, blurred, as an error if all are flagged, or unchanged (flag)",
     )
+    prompt_list: Path | None = Field(
+        None, description="file of words and /regular expressions/ that no prompt may contain, one a line"
+    )
 
     @field_validator("model")
     @classmethod
@@ -74,6 +78,10 @@ class EngineSettings(BaseSettings):
     def guard(self) -> Guard:
         """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
         return make_guard(self.safety_checker, self.safety_threshold, self.safety_policy, self.safety_action)
+
+    def prompt_guard(self) -> PromptGuard:
+        """The operator's rules for prompts. Raises `OSError` or `ValueError`."""
+        return make_prompt_guard(self.prompt_list)
 
 
 class Settings(EngineSettings):

@@ -43,10 +43,12 @@ async def post(
 ) -> httpx.Response:
     """One request for as many images as there are slots; options that are settings are taken out, the others fields."""
     ours = {name: options.pop(name) for name in list(options) if name in Settings.model_fields}
-    app = create_app(Settings(data_dir=tmp_path, **ours), Canaries(slots), guard)
+    pool = options.pop("pool", Canaries)
+    app = create_app(Settings(data_dir=tmp_path, **ours), pool(slots), guard)
     body = {"model": "flux/srpo", "prompt": "x", "num_images": len(slots), "output_format": "png", "seed": 5}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8000") as client:
         reply = await client.post("/v1/images/generations", json=body | {"image_size": "square"} | options)
+        reply.extensions["health"] = (await client.get("/health")).json()
         reply.extensions["fetched"] = [
             (await client.get(item["url"])).content
             for item in reply.json().get("images", [])

@@ -1,0 +1,96 @@
+"""Which prompts the operator refuses, before any work on the device.
+
+A list is a text file: a word or phrase a line, or a regular expression between slashes; `#` begins a comment. Words
+match whole words. Both are compared after Unicode's NFKC, case folding and the removal of what cannot be seen, so that
+neither fullwidth letters nor zero-width spaces hide a word. Such lists are easy to evade and block too much: never the
+only layer. Hits are counted; a prompt is never kept.
+"""
+
+import itertools
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import regex
+
+from pipelines.errors import PromptRefused, SafetyUnavailable
+
+REGEX_SECONDS = 1.0  # a runaway expression must not hold a request longer
+INVISIBLE = {*"\u034f\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0", *map(chr, range(0xFE00, 0xFE10))}  # not all are Cf
+
+
+class Rule(NamedTuple):
+    """A line of the list, by its number: a rule's own words can be as private as a prompt."""
+
+    line: int
+    pattern: regex.Pattern[str]
+
+
+def visible(text: str) -> str:
+    """The text as a reader sees it: NFKC, case-folded, without invisible characters, single spaces."""
+    shown = "".join(
+        letter
+        for letter in unicodedata.normalize("NFKC", text)
+        if letter.isspace() or (unicodedata.category(letter) not in ("Cf", "Cc") and letter not in INVISIBLE)
+    )
+    return " ".join(unicodedata.normalize("NFKC", shown.casefold()).split())
+
+
+def read_rules(file: Path) -> tuple[Rule, ...]:
+    """The rules of a list. Raises `OSError`, or `ValueError` with the line that is wrong."""
+    rules = []
+    for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), 1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        is_regex = len(entry) > 1 and entry.startswith("/") and entry.endswith("/")
+        words = visible(entry)
+        source = entry[1:-1] if is_regex else rf"(?<!\w){regex.escape(words)}(?!\w)"
+        try:
+            pattern = regex.compile(source, regex.IGNORECASE)
+        except regex.error as error:
+            raise ValueError(f"{file}, line {number}: not a regular expression: {error}") from error
+        if not words or pattern.search(""):
+            raise ValueError(f"{file}, line {number}: it would refuse every prompt")
+        rules.append(Rule(number, pattern))
+    return tuple(rules)
+
+
+class PromptGuard:
+    """The operator's rules for prompts. `hook` asks the operator's own moderation service; True means refuse."""
+
+    def __init__(self, rules: tuple[Rule, ...] = (), hook: Callable[[str], bool] | None = None) -> None:
+        self._rules = rules
+        self._hook = hook
+        self._refused = itertools.count(1)  # next() is atomic: checks run in threads
+        self._last = 0
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """For `/health`."""
+        return {"rules": len(self._rules), "hook": self._hook is not None, "refused": self._last}
+
+    def check(self, prompt: str) -> None:
+        """Raises `PromptRefused`; or `SafetyUnavailable` where it cannot be told. Blocks: call it in a thread."""
+        if (reason := self._reason(prompt)) is not None:
+            self._last = next(self._refused)
+            raise PromptRefused(reason)
+
+    def _reason(self, prompt: str) -> str | None:
+        text = visible(prompt) if self._rules else ""
+        for rule in self._rules:
+            try:
+                hit = rule.pattern.search(text, timeout=REGEX_SECONDS, concurrent=True)
+            except TimeoutError:
+                raise SafetyUnavailable(f"line {rule.line} of the prompt list took too long") from None
+            if hit:
+                return f"line {rule.line} of the prompt list"
+        if self._hook is not None and self._hook(prompt):
+            return "the prompt hook"
+        return None
+
+
+def make_prompt_guard(prompt_list: Path | None) -> PromptGuard:
+    """What the operator asked for. Raises `OSError` or `ValueError`."""
+    return PromptGuard(read_rules(prompt_list) if prompt_list else ())
