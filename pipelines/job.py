@@ -58,9 +58,9 @@ class PreviewPlan:
 class EventChannel:
     """Bounded, drop-oldest, for any number of readers: writing never waits, reading late misses the oldest."""
 
-    def __init__(self, kept: int = EVENTS_KEPT) -> None:
+    def __init__(self, kept: int = EVENTS_KEPT, first: int = 1) -> None:
         self._kept: deque[tuple[int, Event]] = deque(maxlen=kept)
-        self._numbers = count(1)
+        self._numbers = count(first)
         self._news = asyncio.Event()
         self._closed = False
 
@@ -78,7 +78,7 @@ class EventChannel:
         return next((event for _, event in reversed(self._kept) if isinstance(event, Progress)), None)
 
     async def read(self, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
-        """What is kept, then what comes, each with its number (from 1, rising); those up to `after` are passed over."""
+        """What is kept, then what comes, each with its number (rising); those up to `after` are passed over."""
         while True:
             news = self._news
             for number, event in [item for item in self._kept if item[0] > after]:

@@ -180,10 +180,17 @@ class Guard:
                 f"{self._checker.name} does not tell its canaries apart ({must:.3f}, {must_not:.3f})"
             )
 
+    def withholds(self, wanted: bool) -> bool:
+        """Whether an image of such a request may be withheld at the end."""
+        return self._checks(wanted) and self._action != "flag"
+
+    def _checks(self, wanted: bool) -> bool:
+        return self._checker is not None and (self._policy == "always" or wanted)
+
     def inspect(self, result: ImageResult, wanted: bool) -> InspectedResult:
         """Check every image, and take away what must not be shown. Raises `SafetyUnavailable` or `ContentWithheld`."""
         count = len(result.pixels)
-        if self._checker is None or (self._policy == "client" and not wanted):
+        if self._checker is None or not self._checks(wanted):
             return InspectedResult(result, (False,) * count, Verdict(False, "none"))
         size = (result.request.width, result.request.height)
         pictures = [Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1) for pixels in result.pixels]

@@ -19,7 +19,8 @@ from server.edge import Edge
 from server.errors import MethodNotAllowed, NotFound
 from server.openapi import SECURITY
 from server.origin import Origins
-from server.routes import Server, router
+from server.parts import Server
+from server.routes import router
 from server.settings import Settings
 from server.store import LocalStore
 from weights.checkpoints import SERVED_AS

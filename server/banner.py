@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from server.routes import Server
+from server.parts import Server
 from server.schema import EXAMPLE
 from server.settings import Settings
 from weights.checkpoints import CHECKPOINTS, SERVED_AS

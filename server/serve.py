@@ -15,10 +15,11 @@ from server.app import create_app
 from server.auth import new_key
 from server.cli import parse
 from server.malformed import EnvelopeProtocol
-from server.routes import Server
+from server.parts import Server
 from server.settings import Settings
 
 KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
+UNREAD = 60  # seconds a reply may lie unread before its connection is given up
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: the weights or the checker cannot be loaded
 
 
@@ -93,6 +94,8 @@ def listen(settings: Settings) -> socket.socket:
     family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, proto)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sys.platform == "linux":  # a reader that no longer reads: its connection would hold its image for ever
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD * 1000)
     try:
         listener.bind(address)
     except OSError as error:

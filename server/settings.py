@@ -107,6 +107,10 @@ class Settings(EngineSettings):
     body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send its request")
     shutdown_grace: int = Field(60, ge=0, description="seconds that requests in flight get to finish at shutdown")
     max_body: int = Field(2**24, ge=1024, description="largest request body, in bytes or with a unit (16MiB)")
+    previews: Literal["blurred", "sharp", "none"] = Field(
+        "blurred",
+        description="what a stream shows of an image that is not checked yet: blurred (a thumbnail), sharp or none",
+    )
     safety_timeout: float = Field(10.0, gt=0, description="seconds a safety check may take; then it is a 503")
     images_expire: float = Field(86400.0, gt=0, description="seconds an image stays at its URL")
     images_cap: int = Field(

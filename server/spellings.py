@@ -16,6 +16,7 @@ from pipelines.request import GenerationParams
 NATIVE = ("model", *GenerationParams.model_fields)
 RESPONSE_FORMATS = ("url", "b64_json")
 MAX_LISTED, MAX_NAME = 20, 64
+MAX_PARTIAL = 3  # previews of an image
 
 
 def kind_of(name: str) -> Kind:
@@ -38,6 +39,7 @@ class Spoken:
     native: dict[str, Any]
     response_format: str | None = None
     stream: bool = False
+    partial_images: int = 0
     ignored: list[str] = field(default_factory=list)
 
 
@@ -57,6 +59,9 @@ def translate(body: Mapping[str, Any]) -> Spoken:
     stream = fields.get("stream")
     if isinstance(stream, bool):
         spoken.stream = fields.pop("stream")
+    partial_images = fields.get("partial_images")
+    if partial_images in range(MAX_PARTIAL + 1) and not isinstance(partial_images, bool):
+        spoken.partial_images = int(fields.pop("partial_images"))
     spoken.ignored += fields
     size = spoken.native.get("image_size")
     if isinstance(size, dict):

@@ -26,7 +26,7 @@ class Canaries(WorkerPool):
         super().__init__(EngineConfig())
         self._slots = slots
 
-    def submit(self, request: ImageRequest) -> Job:
+    def submit(self, request: ImageRequest, previews: object = None) -> Job:
         job = Job("canaries", request, deadline=float("inf"))
         pictures = canaries(request.width, request.height)
         pixels = tuple(pictures[0 if bad else 1].tobytes() for bad in self._slots)

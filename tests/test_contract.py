@@ -198,7 +198,6 @@ def test_a_body_that_does_not_come_is_a_408(tuned: LiveServer) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "param", "words"),
     [
-        ({"stream": True}, "unsupported", "stream", "streaming is not served yet"),
         ({"model": "flux/other"}, "model_not_found", "model", "expected one of flux/srpo"),
         ({"model": "flux/srpo/image-to-image"}, "model_not_found", "model", "expected one of flux/srpo"),
         (
@@ -604,7 +603,7 @@ class Broken(WorkerPool):
     async def stop(self) -> None:
         pass
 
-    def submit(self, request: ImageRequest) -> Job:
+    def submit(self, request: ImageRequest, previews: object = None) -> Job:
         raise self.failure
 
 

@@ -14,6 +14,15 @@ async function withOpenAI() {
   return reply.data.map((item) => ({ url: item.url, b64: item.b64_json }));
 }
 
+async function stream() {
+  const openai = new OpenAI({ baseURL: url, apiKey: key, maxRetries });
+  const events = [];
+  for await (const event of await openai.images.generate({ ...fields, stream: true })) {
+    events.push({ type: event.type, b64: event.b64_json, index: event.partial_image_index });
+  }
+  return events;
+}
+
 async function models() {
   const ids = [];
   for await (const card of new OpenAI({ baseURL: url, apiKey: key, maxRetries }).models.list()) ids.push(card.id);
@@ -34,6 +43,7 @@ async function withAI(provider) {
 
 const clients = {
   openai: withOpenAI,
+  stream,
   models,
   'ai, openai': () => withAI(createOpenAI({ baseURL: url, apiKey: key })),
   'ai, compatible': () => withAI(createOpenAICompatible({ name: 'server', baseURL: url, apiKey: key })),

@@ -1,0 +1,32 @@
+"""What the routes work with: one value, made by `create_app`."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from pipelines.pool import WorkerPool
+from pipelines.prompts import PromptGuard
+from pipelines.safety import Guard
+from server.auth import KeyRing
+from server.origin import Origins
+from server.settings import Settings
+from server.store import LocalStore
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The parts of one app."""
+
+    settings: Settings
+    pool: WorkerPool
+    store: LocalStore
+    keys: KeyRing
+    guard: Guard
+    prompts: PromptGuard
+    origins: Origins
+    served: str  # id of the row in weights.checkpoints that the workers load
+
+
+def server_of(request: Request) -> Server:
+    server: Server = request.app.state.server
+    return server

@@ -1,0 +1,144 @@
+"""One admitted request, from its place in the line to its reply. Who waits for it, and how, is not known here."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from pipelines.errors import PromptRefused, SafetyUnavailable
+from pipelines.job import Event, EventChannel, PreviewPlan, Progress
+from pipelines.request import ImageResult
+from pipelines.safety import InspectedResult
+from server.encoding import EncodedImage, encode_one
+from server.parts import Server
+from server.schema import GenerationBody, GenerationReply, ImageItem
+from server.settings import Settings
+from server.spellings import Spoken
+
+AFTER_THE_POOL = 1_000_000  # number of the first event after the pool's: more than a job can have there
+BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
+log = structlog.get_logger("srpo")
+
+
+class Run:
+    """A request that the pool has admitted. Raises `NotReady`, `Draining` or `QueueFull` before any work."""
+
+    def __init__(self, server: Server, spoken: Spoken, body: GenerationBody, base_url: str) -> None:
+        self.spoken = spoken
+        self.body = body
+        self.images: list[EncodedImage] = []
+        self._server = server
+        self._base_url = base_url
+        self._after = EventChannel(first=AFTER_THE_POOL)
+        if server.guard.overrules(body.enable_safety_checker):
+            spoken.ignored.append("enable_safety_checker")
+        self.job = server.pool.submit(body.to_request(server.served), preview_plan(server, spoken, body))
+
+    def cancel(self) -> None:
+        """Stop the work within a step; nothing to do for a run that has ended."""
+        self._server.pool.cancel(self.job)
+
+    async def reply(self) -> GenerationReply:
+        """The finished images, checked, encoded and delivered. Raises what went wrong. Await it once."""
+        try:
+            result = await self.job.result()
+            watch = Stopwatch()
+            self._stage("safety")
+            inspected = await self._inspect(result)
+            watch.lap("safety")
+            self._stage("encode")
+            self.images = await encode_all(inspected, self.body.output_format, self._server.settings)
+            items = await self._deliver()
+            watch.lap("encode")
+            return GenerationReply.from_result(inspected, items, watch.seconds, self._server.settings)
+        finally:
+            self._after.close()
+
+    async def events(self, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
+        """What happens until the reply is there, with rising numbers; those up to `after` are passed over."""
+        async for numbered in self.job.channel.read(after):
+            yield numbered
+        async for numbered in self._after.read(after):
+            yield numbered
+
+    def latest(self) -> Progress | None:
+        return self._after.latest() or self.job.channel.latest()
+
+    def _stage(self, stage: str) -> None:
+        steps = self.body.num_inference_steps
+        self._after.publish(Progress(stage, image=self.body.num_images - 1, step=steps, steps=steps))
+
+    async def _inspect(self, result: ImageResult) -> InspectedResult:
+        """The result with flagged images withheld. A checker that fails or hangs is a 503, never an unchecked image."""
+        async with closed_after(self._server.settings.safety_timeout):
+            return await asyncio.to_thread(self._server.guard.inspect, result, self.body.enable_safety_checker)
+
+    async def _deliver(self) -> list[ImageItem]:
+        """Each image as the client asked for it: bare base64, a data URI, or a URL of the stored file."""
+
+        def item(image: EncodedImage) -> ImageItem:
+            if self.spoken.response_format == "b64_json":
+                place = {"b64_json": image.base64()}
+            elif self.body.sync_mode:
+                place = {"url": image.data_uri()}
+            else:
+                place = {"url": self._server.store.put(image, self._base_url).url}
+            return ImageItem(width=image.width, height=image.height, content_type=image.content_type, **place)
+
+        return list(await asyncio.gather(*(asyncio.to_thread(item, image) for image in self.images)))
+
+
+async def admit(prompt: str, server: Server) -> None:
+    """Refuse what the operator refuses, before any work. Checks that fail or hang are a 503."""
+    try:
+        async with closed_after(server.settings.safety_timeout):
+            await asyncio.to_thread(server.prompts.check, prompt)
+    except PromptRefused as error:
+        log.info("prompt_refused", reason=error.reason)
+        raise
+
+
+@asynccontextmanager
+async def closed_after(seconds: float) -> AsyncIterator[None]:
+    """A check that fails, or gives no verdict in time, is `SafetyUnavailable`, with its cause in the log."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        log.error("safety", cause=f"no verdict within {seconds:g} s")
+        raise SafetyUnavailable("timeout") from None
+    except SafetyUnavailable as error:
+        log.error("safety", cause=error.cause)
+        raise
+
+
+def preview_plan(server: Server, spoken: Spoken, body: GenerationBody) -> PreviewPlan:
+    """What may be shown of images that are not checked yet: a blur, unless nothing can be withheld at the end."""
+    allowed = server.settings.previews
+    if allowed == "none":
+        return PreviewPlan()
+    sharp = allowed == "sharp" or not server.guard.withholds(body.enable_safety_checker)
+    return PreviewPlan(spoken.partial_images, SHARP if sharp else BLURRED)
+
+
+class Stopwatch:
+    """Seconds of one stage after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage], self._last = now - self._last, now
+
+
+async def encode_all(inspected: InspectedResult, format: str, settings: Settings) -> list[EncodedImage]:
+    """Encode every image, each in a thread."""
+    tasks = (
+        asyncio.to_thread(encode_one, inspected, index, format, settings)
+        for index in range(len(inspected.result.pixels))
+    )
+    return list(await asyncio.gather(*tasks))

@@ -1,0 +1,186 @@
+"""Server-sent events: what a run has to say, in the words of docs/streaming.md.
+
+A stream is written as fast as its reader takes it, and no faster: the run goes on, its channel drops the oldest, and
+nothing piles up here.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import structlog
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pipelines.errors import PipelineError
+from pipelines.job import Event, Preview, Progress
+from server.encoding import encode
+from server.errors import ServerError, envelope
+from server.run import Run
+from server.schema import GenerationReply
+
+SILENCE = 15.0  # seconds after which a comment shows that the connection lives; proxies give up after 30 or 60
+PREVIEW_QUALITY = 85
+PROGRESS, PARTIAL, COMPLETED = (f"image_generation.{name}" for name in ("progress", "partial_image", "completed"))
+log = structlog.get_logger("srpo")
+
+
+def accepts_events(accept: str | None) -> bool:
+    """Whether a client reads events it may not know. OpenAI's SDKs, which would hand them on, accept only JSON."""
+    return accept is None or any(kind in accept for kind in ("text/event-stream", "text/*", "*/*"))
+
+
+def event(name: str, data: Mapping[str, Any], identity: str | None = None) -> bytes:
+    """One event on the wire."""
+    line = f"id: {identity}\n" if identity else ""
+    return f"event: {name}\n{line}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def progress(now: Progress, images: int) -> dict[str, Any]:
+    """The data of a progress event."""
+    return {
+        "type": PROGRESS,
+        "stage": now.stage,
+        "image_index": now.image,
+        "num_images": images,
+        "step": now.step,
+        "steps": now.steps,
+        "queue_position": now.position,
+        "eta_seconds": round(now.eta, 1),
+    }
+
+
+def openai_fields(run: Run) -> dict[str, Any]:
+    """What OpenAI's events always have."""
+    size = run.body.image_size
+    return {
+        "size": f"{size.width}x{size.height}",
+        "created_at": int(time.time()),
+        "output_format": run.body.output_format,
+        "background": "opaque",
+        "quality": "auto",
+    }
+
+
+async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
+    size = (preview.width, preview.height)
+    image = await asyncio.to_thread(encode, preview.pixels, *size, run.body.output_format, PREVIEW_QUALITY)
+    return {
+        "type": PARTIAL,
+        "b64_json": image.base64(),
+        "partial_image_index": preview.index,
+        "image_index": preview.image,
+        "width": preview.width,
+        "height": preview.height,
+        **openai_fields(run),
+    }
+
+
+def completed(index: int, reply: GenerationReply, run: Run) -> dict[str, Any]:
+    """The data of a finished image: the reply's item, and what the reply says of it."""
+    item = reply.images[index].model_dump(exclude_none=True)
+    if run.body.sync_mode:
+        item.pop("url", None)  # the same bytes a second time
+    return {
+        "type": COMPLETED,
+        "b64_json": run.images[index].base64(),
+        **item,
+        "image_index": index,
+        "num_images": len(reply.images),
+        "seed": reply.seed + index,
+        "has_nsfw_concepts": reply.has_nsfw_concepts[index],
+        "prompt": reply.prompt,
+        "timings": reply.timings,
+        "safety": reply.safety.model_dump(exclude_none=True),
+        "meta": reply.meta.model_dump(),
+        "usage": {
+            "total_tokens": reply.meta.usage.tokens_used,
+            "input_tokens": 0,
+            "output_tokens": reply.meta.usage.tokens_used,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+        },
+        **openai_fields(run),
+    }
+
+
+def finished(index: int, reply: GenerationReply, run: Run) -> bytes:
+    return event(COMPLETED, completed(index, reply, run))
+
+
+async def running(numbered: tuple[int, Event], run: Run, named: bool) -> bytes:
+    """One event of a run on its way. Progress is a comment where it is not wanted as an event (`named`)."""
+    _, news = numbered
+    if isinstance(news, Preview):
+        return event(PARTIAL, await partial_image(news, run))
+    data = progress(news, run.body.num_images)
+    return event(PROGRESS, data) if named else f": progress {json.dumps(data)}\n\n".encode()
+
+
+async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIterator[bytes]:
+    """The whole stream of a run: its events, then its images or the error it ended with."""
+    replying = asyncio.ensure_future(run.reply())
+    replying.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at, whoever reads
+    try:
+        async for numbered in run.events():
+            yield await running(numbered, run, named)
+        reply = await replying
+        for index in range(len(reply.images)):
+            yield await asyncio.to_thread(finished, index, reply, run)
+    except (PipelineError, ServerError) as error:
+        log.warning("stream", request_id=request_id, error=type(error).__name__)
+        yield event("error", envelope(error, request_id, path))
+    except Exception as error:  # the reply has begun: this is its edge
+        log.error("stream", request_id=request_id, error=type(error).__name__, exc_info=error)
+        yield event("error", envelope(error, request_id, path))
+    finally:
+        run.cancel()  # nothing to do for a run that has ended
+        replying.cancel()
+
+
+class EventStream(Response):
+    """A reply of events. It ends when they end or when the client goes away; `close` is called in both cases."""
+
+    def __init__(self, events: AsyncIterator[bytes], headers: Mapping[str, str], close: Callable[[], None]) -> None:
+        super().__init__(None, 200, {**headers, "cache-control": "no-store", "x-accel-buffering": "no"})
+        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+        self.headers["content-type"] = "text/event-stream; charset=utf-8"
+        self._events = events
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        pouring, leaving = asyncio.ensure_future(self._pour(send)), asyncio.ensure_future(self._gone(receive))
+        try:
+            await asyncio.wait((pouring, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if pouring.done():
+                pouring.result()
+        finally:
+            self._close()
+            leaving.cancel()
+            pouring.cancel()
+            await asyncio.gather(pouring, leaving, return_exceptions=True)
+
+    async def _pour(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        coming: asyncio.Future[bytes] = asyncio.ensure_future(anext(self._events))
+        try:
+            while True:
+                done, _ = await asyncio.wait((coming,), timeout=SILENCE)
+                if not done:
+                    await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
+                    continue
+                await send({"type": "http.response.body", "body": coming.result(), "more_body": True})
+                coming = asyncio.ensure_future(anext(self._events))
+        except StopAsyncIteration:
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)
+            await self._events.aclose()  # type: ignore[attr-defined] # every iterator we are given is a generator
+
+    @staticmethod
+    async def _gone(receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
