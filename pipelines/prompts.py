@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import regex
 
 from pipelines.errors import PromptRefused, SafetyUnavailable
+from pipelines.hook import PromptHook
 
 REGEX_SECONDS = 1.0  # a runaway expression must not hold a request longer
 INVISIBLE = {*"\u034f\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0", *map(chr, range(0xFE00, 0xFE10))}  # not all are Cf
@@ -91,6 +92,6 @@ class PromptGuard:
         return None
 
 
-def make_prompt_guard(prompt_list: Path | None) -> PromptGuard:
-    """What the operator asked for. Raises `OSError` or `ValueError`."""
-    return PromptGuard(read_rules(prompt_list) if prompt_list else ())
+def make_prompt_guard(prompt_list: Path | None = None, hook: str | None = None) -> PromptGuard:
+    """What the operator asked for. `hook` is a URL. Raises `OSError` or `ValueError`."""
+    return PromptGuard(read_rules(prompt_list) if prompt_list else (), PromptHook(hook) if hook else None)

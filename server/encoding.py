@@ -37,7 +37,7 @@ class EncodedImage:
 def encode_one(inspected: InspectedResult, index: int, format: str, settings: EngineSettings) -> EncodedImage:
     """Image `index` as a file with its marks. A withheld one says so, in place of what it was asked for with."""
     result = inspected.result
-    parameters = parameters_of(result.request, index) if settings.image_parameters else None
+    parameters = None if settings.omit_parameters else parameters_of(result.request, index)
     text = WITHHELD if inspected.withheld[index] else parameters
     size = (result.request.width, result.request.height)
     return encode(result.pixels[index], *size, format, settings.jpeg_quality, text)

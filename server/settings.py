@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipelines.checkers import spelled
 from pipelines.engine import EngineConfig
 from pipelines.prompts import PromptGuard, make_prompt_guard
 from pipelines.safety import Guard, make_guard
@@ -18,6 +19,11 @@ from weights.checkpoints import CHECKPOINTS, choose
 
 Names = Annotated[tuple[str, ...], NoDecode]
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def split(value: Any) -> Any:
+    """A list from text with commas; anything else as it is."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 class EngineSettings(BaseSettings):
@@ -44,13 +50,19 @@ class EngineSettings(BaseSettings):
     )
     step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
-    image_parameters: bool = Field(
-        True, description="write prompt, seed and the like into each image file; that a model made it is always there"
+    omit_parameters: bool = Field(
+        False, description="leave prompt, seed and the like out of image files; that a model made them is always there"
     )
 
-    safety_checker: Literal["embedded", "none"] = Field(
-        "embedded", description="embedded (open_nsfw: photographic nudity only) or none"
+    safety_checker: str = Field(
+        "embedded",
+        description="embedded (open_nsfw: photographic nudity only), folder:PATH, compvis:PATH, hook:URL, several "
+        "separated by commas, or none",
     )
+    safety_labels: Names = Field(
+        (), description="the labels of folder:PATH that are unsafe, separated by commas; none: those of usual names"
+    )
+    safety_device: str = Field("cpu", description="device of folder:PATH and compvis:PATH: cpu, cuda, cuda:1, ...")
     safety_threshold: float = Field(0.5, gt=0, le=1, description="score from which an image is flagged")
     safety_policy: Literal["client", "always", "never"] = Field(
         "client", description="client (enable_safety_checker decides), always or never"
@@ -59,6 +71,7 @@ class EngineSettings(BaseSettings):
         "black",
         description="a flagged image comes back black, blurred, as an error if all are flagged, or unchanged (flag)",
     )
+    prompt_hook: str | None = Field(None, description="URL of your moderation service for prompts")
     prompt_list: Path | None = Field(
         None, description="file of words and /regular expressions/ that no prompt may contain, one a line"
     )
@@ -70,6 +83,17 @@ class EngineSettings(BaseSettings):
             raise ValueError(f"expected auto or one of {', '.join(CHECKPOINTS)}")
         return value
 
+    @field_validator("safety_checker")
+    @classmethod
+    def _known_checker(cls, value: str) -> str:
+        spelled(value)
+        return value
+
+    @field_validator("safety_labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: Any) -> Any:
+        return split(value)
+
     def engine(self) -> EngineConfig:
         """What a worker is told."""
         row = choose(self.model, self.models_dir)
@@ -77,11 +101,12 @@ class EngineSettings(BaseSettings):
 
     def guard(self) -> Guard:
         """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
-        return make_guard(self.safety_checker, self.safety_threshold, self.safety_policy, self.safety_action)
+        how = (self.safety_threshold, self.safety_policy, self.safety_action)
+        return make_guard(self.safety_checker, *how, self.safety_labels, self.safety_device)
 
     def prompt_guard(self) -> PromptGuard:
         """The operator's rules for prompts. Raises `OSError` or `ValueError`."""
-        return make_prompt_guard(self.prompt_list)
+        return make_prompt_guard(self.prompt_list, self.prompt_hook)
 
 
 class Settings(EngineSettings):
@@ -131,7 +156,7 @@ class Settings(EngineSettings):
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return split(value)
 
     @field_validator("max_body", "images_cap", mode="before")
     @classmethod

