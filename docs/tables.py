@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from pipelines.acceleration import PRESETS
 from pipelines.request import GenerationParams
 from server.errors import TABLE
 from server.settings import UNITS, Settings
@@ -79,7 +80,21 @@ def errors() -> str:
     )
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"parameters": parameters, "settings": settings, "errors": errors}
+def acceleration() -> str:
+    """How many steps each preset computes, from `PRESETS`."""
+    lengths = (4, 8, 12, 28, 40, 50)
+    return table(
+        ("`acceleration`", *(f"of {steps}" for steps in lengths)),
+        ((f"`{name}`", *(str(sum(mask(steps))) for steps in lengths)) for name, mask in PRESETS.items()),
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "parameters": parameters,
+    "settings": settings,
+    "errors": errors,
+    "acceleration": acceleration,
+}
 
 
 def render(text: str) -> str:

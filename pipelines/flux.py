@@ -6,7 +6,7 @@ schedule, denoise, decode. With `acceleration: none` its pixels equal `FluxPipel
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
-from pipelines.acceleration import PRESETS
+from pipelines.acceleration import PRESETS, Mask
 from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report, Thumbnail
 from pipelines.errors import NonFinitePixels
 from pipelines.fingerprint import fingerprint
 from pipelines.previews import draw_preview
 from pipelines.request import ImageRequest
+from pipelines.residual import Residuals, forward
 from weights.checkpoints import CHECKPOINTS, locate
 from weights.load import load_pipeline
 from weights.previews import PreviewMap
@@ -51,7 +52,9 @@ class Sample:
     guidance: torch.Tensor | None
     scheduler: FlowMatchEulerDiscreteScheduler
     timesteps: torch.Tensor
-    computed: tuple[bool, ...]
+    times: tuple[float, ...]  # the timesteps again, for arithmetic that must not wait for the device
+    computed: Mask
+    residuals: Residuals = field(default_factory=Residuals)
     step: int = 0
     clean: torch.Tensor | None = None  # the latents as they would be if the last velocity held to the end
 
@@ -97,8 +100,9 @@ class FluxEngine:
         guidance = None
         if self._transformer.config.guidance_embeds:
             guidance = torch.full([1], request.guidance_scale, device=self._device, dtype=torch.float32)
-        computed = PRESETS[request.acceleration](request.num_inference_steps)
-        return Sample(request, text, latents, image_ids, guidance, scheduler, timesteps, computed)
+        times = tuple(timesteps.tolist())
+        computed = PRESETS[request.acceleration](len(times))
+        return Sample(request, text, latents, image_ids, guidance, scheduler, timesteps, times, computed)
 
     def encode(self, prompt: str) -> Text:
         """Both encoders' view of the prompt; the last few prompts are remembered."""
@@ -146,19 +150,22 @@ class FluxEngine:
         return scheduler, timesteps
 
     def denoise(self, sample: Sample) -> None:
-        """One step of one sample."""
+        """One step of one sample, computed or extrapolated as its mask says."""
         now = sample.timesteps[sample.step]
-        velocity = self._transformer(
-            hidden_states=sample.latents,
-            timestep=now.expand(1).to(sample.latents.dtype) / 1000,  # cast first: bf16 rounds differently otherwise
-            guidance=sample.guidance,
-            pooled_projections=sample.text.pooled,
-            encoder_hidden_states=sample.text.states,
-            txt_ids=sample.text.ids,
-            img_ids=sample.image_ids,
-            joint_attention_kwargs={},
-            return_dict=False,
-        )[0]
+        inputs: dict[str, Any] = {
+            "hidden_states": sample.latents,
+            "timestep": now.expand(1).to(sample.latents.dtype) / 1000,  # cast first: bf16 rounds differently otherwise
+            "guidance": sample.guidance,
+            "pooled_projections": sample.text.pooled,
+            "encoder_hidden_states": sample.text.states,
+            "txt_ids": sample.text.ids,
+            "img_ids": sample.image_ids,
+        }
+        if all(sample.computed):
+            velocity = self._transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
+        else:
+            time, compute = sample.times[sample.step], sample.computed[sample.step]
+            velocity = forward(self._transformer, sample.residuals, time, compute, **inputs)
         sample.latents = sample.scheduler.step(velocity, now, sample.latents, return_dict=False)[0]
         sample.clean = sample.latents - sample.scheduler.sigmas[sample.step + 1] * velocity
         sample.step += 1

@@ -1,0 +1,66 @@
+"""A transformer step that may skip all blocks but the first.
+
+The forward pass of `FluxTransformer2DModel`, called submodule by submodule: with `compute` it equals the model's own
+`forward` bit for bit, and what the blocks after the first one added to the image is remembered. Without, that sum is
+extrapolated from the last two computed steps to first order in the schedule's time (TaylorSeer, arXiv 2503.06923, on
+the residual of a first-block cache). The memory belongs to one sample: neighbours and aborted runs cannot reach it.
+"""
+
+from typing import Any
+
+import torch
+
+
+class Residuals:
+    """The last two residuals of one sample, `(1, tokens, width)` each, with the times they were computed at."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[float, torch.Tensor]] = []
+
+    def keep(self, time: float, residual: torch.Tensor) -> None:
+        self._kept = [*self._kept[-1:], (time, residual)]
+
+    def at(self, time: float) -> torch.Tensor:
+        """The residual expected at `time`. At least one step has been computed."""
+        newest_time, newest = self._kept[-1]
+        if len(self._kept) == 1:
+            return newest
+        before_time, before = self._kept[0]
+        return torch.lerp(before, newest, (time - before_time) / (newest_time - before_time))
+
+
+def forward(
+    model: Any,
+    residuals: Residuals,
+    time: float,
+    compute: bool,
+    *,
+    hidden_states: torch.Tensor,
+    timestep: torch.Tensor,
+    guidance: torch.Tensor | None,
+    pooled_projections: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    txt_ids: torch.Tensor,
+    img_ids: torch.Tensor,
+) -> torch.Tensor:
+    """The velocity `(1, tokens, channels)`; the named inputs are those of `FluxTransformer2DModel.forward`."""
+    image = model.x_embedder(hidden_states)
+    now = timestep.to(image.dtype) * 1000
+    strength = () if guidance is None else (guidance.to(image.dtype) * 1000,)
+    shared = {
+        "temb": model.time_text_embed(now, *strength, pooled_projections),
+        "image_rotary_emb": model.pos_embed(torch.cat((txt_ids, img_ids), dim=0)),
+        "joint_attention_kwargs": {},
+    }
+    text = model.context_embedder(encoder_hidden_states)
+    first, *rest = list(model.transformer_blocks) + list(model.single_transformer_blocks)
+    text, image = first(hidden_states=image, encoder_hidden_states=text, **shared)
+    if compute:
+        start = image
+        for block in rest:
+            text, image = block(hidden_states=image, encoder_hidden_states=text, **shared)
+        residuals.keep(time, image - start)
+    else:
+        image = image + residuals.at(time)
+    velocity: torch.Tensor = model.proj_out(model.norm_out(image, shared["temb"]))
+    return velocity
