@@ -1,4 +1,10 @@
-"""How fast this device has been so far: turns work ahead into seconds for `retry-after` and `eta`."""
+"""How fast this device has been so far: turns a request into predicted seconds, for the order of work, `retry-after`
+and `eta`. Attention makes a megapixel of a large image dearer than one of a small image, so every size has its own.
+"""
+
+from math import log
+
+from pipelines.request import ImageRequest
 
 FIRST_GUESS = 0.1  # seconds a megapixel-step, before anything was measured: between an H200 and a laptop
 FIRST_LOAD = 5.0  # seconds, until loading has come far enough to tell
@@ -10,14 +16,21 @@ class Pace:
     """Exponential averages of measured seconds."""
 
     def __init__(self) -> None:
-        self._per_cost: float | None = None
+        self._per_cost: dict[int, float] = {}  # pixels of an image -> seconds a megapixel-step
         self._load_seconds = FIRST_LOAD
 
-    def drawn(self, cost: float, seconds: dict[str, float]) -> None:
-        """A job of `cost` megapixel-steps kept the device busy for the sum of its stages."""
-        busy = seconds["text"] + seconds["denoise"] + seconds["decode"]
-        measured = busy / cost
-        self._per_cost = measured if self._per_cost is None else (1 - WEIGHT) * self._per_cost + WEIGHT * measured
+    def drawn(self, request: ImageRequest, seconds: dict[str, float]) -> None:
+        """A job kept the device busy for the sum of its stages."""
+        measured = (seconds["text"] + seconds["denoise"] + seconds["decode"]) / request.cost
+        before = self._per_cost.get(request.pixels, measured)
+        self._per_cost[request.pixels] = (1 - WEIGHT) * before + WEIGHT * measured
+
+    def seconds(self, request: ImageRequest, left: float = 1.0) -> float:
+        """Predicted device seconds for the part `left` of a request, by the measured size that is nearest to its."""
+        if not self._per_cost:
+            return FIRST_GUESS * request.cost * left
+        nearest = min(self._per_cost, key=lambda pixels: abs(log(pixels / request.pixels)))
+        return self._per_cost[nearest] * request.cost * left
 
     def loaded(self, seconds: float) -> None:
         self._load_seconds = seconds
@@ -26,7 +39,3 @@ class Pace:
         """Predicted seconds until the engine is loaded, at least 1; `progress` is from 0 to 1."""
         total = elapsed / progress if progress >= TELLING else self._load_seconds
         return max(1.0, total - elapsed)
-
-    def seconds(self, cost: float) -> float:
-        """Predicted device seconds for `cost` megapixel-steps."""
-        return cost * (FIRST_GUESS if self._per_cost is None else self._per_cost)

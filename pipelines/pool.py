@@ -58,7 +58,7 @@ class WorkerPool:
         config: EngineConfig,
         *,
         queue_size: int = 64,
-        max_running: int = 4,
+        max_running: int = 16,
         request_timeout: float = 600.0,
         step_timeout: float = 120.0,
     ) -> None:
@@ -127,7 +127,7 @@ class WorkerPool:
 
     def seconds_ahead(self) -> float:
         """Predicted seconds of work before a request that arrives now would start."""
-        return self._pace.seconds(sum(job.request.cost * job.left for job in (*self._running.values(), *self._line)))
+        return sum(self._pace.seconds(job.request, job.left) for job in (*self._running.values(), *self._line))
 
     def status(self) -> PoolStatus:
         child = self._child
@@ -222,19 +222,19 @@ class WorkerPool:
 
     def _tell_positions(self) -> None:
         """Tell every waiting job where it stands, if that is news."""
-        ahead = sum(job.request.cost * job.left for job in self._running.values())
+        ahead = sum(self._pace.seconds(job.request, job.left) for job in self._running.values())
         for position, job in enumerate(self._line):
-            ahead += job.request.cost
+            ahead += self._pace.seconds(job.request)
             told = job.channel.latest()
             if told is None or told.stage != "queued" or told.position != position:
-                job.publish(Progress("queued", position=position, eta=self._pace.seconds(ahead)))
+                job.publish(Progress("queued", position=position, eta=ahead))
 
     def _progress(self, job: Job, stage: str, image: int, step: int) -> Progress:
-        """Running jobs take turns, so each has to wait for as much of the others' work as it does itself."""
-        own = job.request.cost * job.left
-        shared = sum(min(own, other.request.cost * other.left) for other in self._running.values())
+        """Of the running jobs the shortest goes first, so each has to wait for those that are not longer."""
+        own = self._pace.seconds(job.request, job.left)
+        left = [self._pace.seconds(other.request, other.left) for other in self._running.values()]
         steps = job.request.num_inference_steps
-        return Progress(stage, image, step, steps, eta=self._pace.seconds(shared))
+        return Progress(stage, image, step, steps, eta=sum(other for other in left if other <= own))
 
     def _on_event(self, child: Child, frame: Frame) -> None:
         header = frame.header
@@ -265,7 +265,7 @@ class WorkerPool:
                 job.pixels[header["image"]] = frame.payload
             case "done":
                 self._end(job, self._collect(job, header["timings"], header["notes"]))
-                self._pace.drawn(job.request.cost, header["timings"])
+                self._pace.drawn(job.request, header["timings"])
                 self._backoff = 0.0
             case "failed":
                 self._end(job, FAILURES[header["error"]]())
@@ -273,7 +273,8 @@ class WorkerPool:
     def _collect(self, job: Job, timings: dict[str, float], notes: list[str]) -> ImageResult:
         queued = (job.dispatched or job.admitted) - job.admitted
         pixels = tuple(job.pixels[index] for index in range(len(job.request.seeds)))
-        return ImageResult(job.request, pixels, Timings(queue=queued, **timings), tuple(notes))
+        timings["queue"] += queued
+        return ImageResult(job.request, pixels, Timings(**timings), tuple(notes))
 
     def _end(self, job: Job, outcome: ImageResult | PipelineError) -> None:
         del self._running[job.id]

@@ -1,40 +1,62 @@
-"""Which running job takes the next step. Pure Python.
+"""Which running job takes the next step. Pure Python, no clock.
 
-First come, first served, interleaved: the running jobs take turns step by step, so a long one cannot hold back a
-short one. How many run at once is the pool's decision.
+Shortest remaining cost first, so that a small job does not wait for a large one, with ageing, so that a large one is
+not overtaken for ever. Costs are predicted device seconds (`pace.py`), and so is time here: it passes with the work
+that is done. A job that has waited for `w` seconds of others' work counts as `AGEING * w` shorter; hence a job of
+cost `c` is overtaken only by jobs that arrive within the next `c / AGEING` seconds of work, and those are shorter.
 """
 
-from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+AGEING = 0.25  # a quarter: a job waits for at most four times its own cost of work that came later
 
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class Entry(Generic[T]):
+    """A running job: when it came, what it was predicted to cost, and how much of that is done."""
+
+    job: T
+    arrived: float
+    cost: float
+    done: float = 0.0
+
+    @property
+    def rank(self) -> float:
+        """Remaining cost less ageing; equal for all times at which nothing of the job itself is done."""
+        return self.cost - self.done + AGEING * (self.arrived + self.done)
+
+
 class Turns(Generic[T]):
-    """A ring of running jobs by id."""
+    """The running jobs by id."""
 
     def __init__(self) -> None:
-        self._ring: deque[str] = deque()
-        self._jobs: dict[str, T] = {}
+        self._entries: dict[str, Entry[T]] = {}
+        self._now = 0.0  # seconds of work done since the start
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._jobs.values())
+        return (entry.job for entry in self._entries.values())
 
-    def add(self, name: str, job: T) -> None:
-        self._jobs[name] = job
-        self._ring.append(name)
+    def add(self, name: str, job: T, cost: float) -> None:
+        """Take in a job of `cost` predicted device seconds."""
+        self._entries[name] = Entry(job, self._now, cost)
 
     def drop(self, name: str) -> None:
         """Forget a job; unknown names are fine (it may have finished a moment ago)."""
-        if self._jobs.pop(name, None) is not None:
-            self._ring.remove(name)
+        self._entries.pop(name, None)
 
     def next(self) -> T:
-        """The job whose turn it is; it goes to the end of the ring."""
-        name = self._ring[0]
-        self._ring.rotate(-1)
-        return self._jobs[name]
+        """The job whose turn it is; of equals, the one that came first."""
+        return min(self._entries.values(), key=lambda entry: entry.rank).job
+
+    def advance(self, name: str, done: float) -> None:
+        """`done` is the part of the job's cost that is behind it, from 0 to 1."""
+        if (entry := self._entries.get(name)) is not None:
+            before, entry.done = entry.done, entry.cost * done
+            self._now += entry.done - before

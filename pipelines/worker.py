@@ -20,6 +20,7 @@ from pipelines.engine import Engine, EngineConfig
 from pipelines.errors import GenerationFailed
 from pipelines.frames import PREFIX, Frame
 from pipelines.job import PreviewPlan
+from pipelines.pace import Pace
 from pipelines.request import ImageRequest
 from pipelines.scheduler import Turns
 
@@ -75,11 +76,13 @@ class RunningJob:
         self.images = 0
         self.seconds = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
         self.notes: dict[str, None] = {}  # a set that keeps its order
-        self.started = time.monotonic()
+        self.received = time.monotonic()
+        self.started: float | None = None
 
     def advance(self, engine: Engine[Any], pipe: Pipe) -> bool:
         """Do the next piece of work, at most one step long. True when the job is done."""
         if self.samples is None:
+            self.started = time.monotonic()
             self.tell(pipe, "text")
             with self.timed("text"):
                 self.samples = engine.prepare(self.request)
@@ -114,7 +117,16 @@ class RunningJob:
         return Stopwatch(self.seconds, stage)
 
     def timings(self) -> dict[str, float]:
-        return {"inference": time.monotonic() - self.started, **self.seconds}
+        started = self.started or time.monotonic()
+        return {"queue": started - self.received, "inference": time.monotonic() - started, **self.seconds}
+
+    def done(self, engine: Engine[Any]) -> float:
+        """The part of the work that is behind it, from 0 to 1, in steps."""
+        if self.samples is None:
+            return 0.0
+        steps = self.request.num_inference_steps
+        current = steps - engine.steps_left(self.samples[0]) if self.samples else 0
+        return (self.images + current / steps) / len(self.request.seeds)
 
 
 class Stopwatch:
@@ -131,23 +143,27 @@ class Stopwatch:
         self._seconds[self._stage] += time.monotonic() - self._start
 
 
-def admit(pipe: Pipe, turns: Turns[RunningJob]) -> None:
+def admit(pipe: Pipe, turns: Turns[RunningJob], pace: Pace) -> None:
     """Take what the pool has sent; wait for it when there is nothing to do."""
     while not turns or not pipe.inbox.empty():
         header = pipe.inbox.get().header
         match header["op"]:
             case "run":
                 request, previews = ImageRequest.from_json(header["request"]), PreviewPlan(**header["previews"])
-                turns.add(header["job"], RunningJob(header["job"], request, previews))
+                job = RunningJob(header["job"], request, previews)
+                turns.add(job.id, job, pace.seconds(request))
             case "cancel":
                 turns.drop(header["job"])
 
 
-def advance(job: RunningJob, engine: Engine[Any], turns: Turns[RunningJob], pipe: Pipe) -> None:
+def advance(job: RunningJob, engine: Engine[Any], turns: Turns[RunningJob], pipe: Pipe, pace: Pace) -> None:
     """One turn of one job. A failure is that job's alone."""
     try:
-        if job.advance(engine, pipe):
+        ended = job.advance(engine, pipe)
+        turns.advance(job.id, job.done(engine))
+        if ended:
             turns.drop(job.id)
+            pace.drawn(job.request, job.seconds)
             pipe.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
     except Exception as error:  # noqa: BLE001 - whatever a job raises must not end its neighbours
         turns.drop(job.id)
@@ -186,10 +202,11 @@ def main(fd: int) -> None:
     info = engine.info
     pipe.send("ready", model=info.model, device=info.device, dtype=info.dtype, fingerprint=info.fingerprint)
     turns: Turns[RunningJob] = Turns()
+    pace = Pace()
     while True:
-        admit(pipe, turns)
+        admit(pipe, turns, pace)
         if turns:
-            advance(turns.next(), engine, turns, pipe)
+            advance(turns.next(), engine, turns, pipe, pace)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ class Settings(EngineSettings):
     api_keys_file: Path | None = Field(None, description="file of key hashes, a line each, as `srpo keys` prints them")
     allow_no_keys: bool = Field(False, description="serve beyond this machine without keys")
     queue_size: int = Field(64, ge=0, description="requests that may wait; one more gets a 429")
-    max_running: int = Field(4, ge=1, description="requests that progress together, taking turns step by step")
+    max_running: int = Field(16, ge=1, description="requests that progress together, step by step, the shortest first")
     request_timeout: float = Field(
         600.0, gt=0, description="seconds a request may take, waiting included; then it is a 504"
     )
