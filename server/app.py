@@ -31,7 +31,8 @@ TITLE = "srpo: a self-hosted FLUX image server"
 def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard | None = None) -> FastAPI:
     """The server as an ASGI app. A `pool` or `guard` that is given is used as it is; the app starts and stops the pool.
 
-    Raises `SafetyUnavailable` if the safety checker cannot be loaded or fails its self-test.
+    Raises `SafetyUnavailable` if the safety checker cannot be loaded or fails its self-test; `OSError` or `ValueError`
+    if the prompt list or the signing certificate cannot be used.
     """
     engine = settings.engine()
     workers = pool or WorkerPool(
@@ -42,6 +43,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         step_timeout=settings.step_timeout,
     )
     origins = Origins(settings)
+    settings.signer()  # a certificate that does not work is an error now, not at the first image
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,8 +1,8 @@
-"""From pixels to the bytes of a file. Deterministic: no clock and no ids in the metadata."""
+"""From pixels to the bytes of a file. Deterministic, but for a signature: no clock and no ids in the metadata."""
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -40,7 +40,11 @@ def encode_one(inspected: InspectedResult, index: int, format: str, settings: En
     parameters = None if settings.omit_parameters else parameters_of(result.request, index)
     text = WITHHELD if inspected.withheld[index] else parameters
     size = (result.request.width, result.request.height)
-    return encode(result.pixels[index], *size, format, settings.jpeg_quality, text)
+    image = encode(result.pixels[index], *size, format, settings.jpeg_quality, text)
+    signer = settings.signer()
+    if signer is None or inspected.withheld[index]:  # no claim to have drawn what is not there
+        return image
+    return replace(image, data=signer.sign(image.data, image.content_type, result.request.model))
 
 
 def encode(

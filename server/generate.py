@@ -185,6 +185,7 @@ def task(number: int, line: dict[str, Any], file: Path | None, folder: Path, rec
 
 async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
     """Draw the tasks in order, with a bar for all and one for the current image."""
+    settings.signer()
     engine, guard, prompts = settings.engine(), settings.guard(), settings.prompt_guard()
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -6,7 +6,7 @@ are generated from here.
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,6 +15,7 @@ from pipelines.checkers import spelled
 from pipelines.engine import EngineConfig
 from pipelines.prompts import PromptGuard, make_prompt_guard
 from pipelines.safety import Guard, make_guard
+from server.signing import FileSigner, signer_of
 from weights.checkpoints import CHECKPOINTS, choose
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -53,6 +54,13 @@ class EngineSettings(BaseSettings):
     omit_parameters: bool = Field(
         False, description="leave prompt, seed and the like out of image files; that a model made them is always there"
     )
+    c2pa_certificate: Path | None = Field(
+        None, description="PEM file of your certificate chain, leaf first: image files are then signed (C2PA)"
+    )
+    c2pa_key: Path | None = Field(None, description="PEM file of the certificate's private key")
+    c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = Field(
+        "es256", description="the key's signature algorithm"
+    )
 
     safety_checker: str = Field(
         "embedded",
@@ -83,6 +91,12 @@ class EngineSettings(BaseSettings):
             raise ValueError(f"expected auto or one of {', '.join(CHECKPOINTS)}")
         return value
 
+    @model_validator(mode="after")
+    def _whole_pair(self) -> Self:
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ValueError("C2PA needs both SRPO_C2PA_CERTIFICATE and SRPO_C2PA_KEY")
+        return self
+
     @field_validator("safety_checker")
     @classmethod
     def _known_checker(cls, value: str) -> str:
@@ -103,6 +117,12 @@ class EngineSettings(BaseSettings):
         """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
         how = (self.safety_threshold, self.safety_policy, self.safety_action)
         return make_guard(self.safety_checker, *how, self.safety_labels, self.safety_device)
+
+    def signer(self) -> FileSigner | None:
+        """What signs the files, where the operator wants it. Raises `OSError` or `ValueError` if it cannot."""
+        if self.c2pa_certificate is None or self.c2pa_key is None:
+            return None
+        return signer_of(self.c2pa_certificate, self.c2pa_key, self.c2pa_algorithm)
 
     def prompt_guard(self) -> PromptGuard:
         """The operator's rules for prompts. Raises `OSError` or `ValueError`."""

@@ -1,47 +1,68 @@
 """`srpo verify`: reads back what an image file says about where it comes from."""
 
+import argparse
+import io
 import sys
 from pathlib import Path
 
 from PIL import Image
 
 from server.provenance import Marks, read_marks
-
-USAGE = """usage: srpo verify [-h] FILE ...
-
-Reads each file's marks. Exit code: 0 if every file says that a model made it, 1 if one does not, 2 if one cannot be
-read. Metadata is easily removed: a file without marks may still come from a model."""
+from server.signing import Signature, read_signature
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if arguments else 2
-    return max(verify(Path(name)) for name in arguments)
+    parser = argparse.ArgumentParser(
+        prog="srpo verify",
+        description="Read image files' marks and signatures. Metadata is easily removed: a file without may still come "
+        "from a model.",
+        epilog="Exit code: 0 if every file says that a model made it, and no signature is broken; else 1; 2 if a file "
+        "cannot be read.",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--trust", type=Path, metavar="PEM", help="certificates of signers to trust; others then fail")
+    options = parser.parse_args(arguments)
+    return max(verify(file, options.trust) for file in options.files)
 
 
-def verify(file: Path) -> int:
+def verify(file: Path, trust: Path | None) -> int:
     """Print one file's marks; returns its exit code."""
     try:
-        with Image.open(file) as picture:
-            picture.load()
+        data = file.read_bytes()
+        with Image.open(io.BytesIO(data)) as picture:
+            signature = read_signature(data, Image.MIME[picture.format or ""], trust)
+            if signature is None or signature.state != "Invalid":
+                picture.load()
             marks = read_marks(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as error:
         print(f"srpo verify: {file}: {error}", file=sys.stderr)
         return 2
-    print(f"{file}\n{report(marks)}")
-    return 0 if marks.says_ai else 1
+    print(f"{file}\n{report(marks, signature)}")
+    good = ("Trusted",) if trust else ("Trusted", "Valid")
+    believed = signature.state in good if signature else trust is None
+    return 0 if marks.says_ai and believed else 1
 
 
-def report(marks: Marks) -> str:
+def report(marks: Marks, signature: Signature | None) -> str:
     if marks.says_ai:
         source = "made by a generative model (IPTC DigitalSourceType trainedAlgorithmicMedia)"
     else:
         source = f"not marked as made by a model (IPTC DigitalSourceType: {marks.source_type or 'none'})"
-    lines = ["source: " + source]
+    lines = ["source: " + source, "signature: " + describe(signature)]
     for number, line in enumerate((marks.parameters or "none").splitlines()):
         lines.append(("parameters: " if number == 0 else " " * 12) + line)
     return "\n".join("  " + printable(line) for line in lines)
+
+
+def describe(signature: Signature | None) -> str:
+    if signature is None:
+        return "none (C2PA)"
+    meaning = {
+        "Invalid": "broken: the file is not what was signed",
+        "Valid": f"unbroken, by {signature.issuer}, who is not known here (--trust)",
+        "Trusted": f"unbroken, by {signature.issuer}, who is trusted",
+    }
+    return f"{meaning[signature.state]} (C2PA)"
 
 
 def printable(text: str) -> str:
