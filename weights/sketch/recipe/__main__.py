@@ -32,8 +32,7 @@ def main() -> None:
     if arguments.stage == "decoder":
         vae.train_decoder(out, atlas, code, arguments.minutes, seed, arguments.device, limit=limit)
     else:
-        keep = 64 if arguments.smoke else 4000
-        flow.train(out, atlas, code, arguments.minutes, seed, arguments.device, keep, limit=limit)
+        flow.train(out, atlas, code, arguments.minutes, seed, arguments.device, limit=limit)
 
 
 if __name__ == "__main__":

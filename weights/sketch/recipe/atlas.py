@@ -29,7 +29,7 @@ def fetch(folder: Path) -> Path:
 
 
 class Atlas:
-    """`picture(concept, colour, size)` gives premultiplied RGBA, float32 in 0..1, `(size, size, 4)`."""
+    """The icons, rendered once; pictures of them in any size are kept."""
 
     def __init__(self, icons: Path) -> None:
         import resvg_py
@@ -41,7 +41,11 @@ class Atlas:
             svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{icon["body"]}</svg>'
             png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDERED, height=RENDERED))
             self._icons[concept.name] = Image.open(io.BytesIO(png)).convert("RGBA")
-        self.picture = functools.lru_cache(maxsize=1500)(self._picture)
+        self._kept = functools.lru_cache(maxsize=1500)(self._picture)
+
+    def picture(self, concept: Concept, colour: str | None, size: int) -> np.ndarray:
+        """Premultiplied RGBA, float32 in 0..1, `(size, size, 4)`."""
+        return self._kept(concept, colour, size).astype(np.float32) / 255
 
     def _picture(self, concept: Concept, colour: str | None, size: int) -> np.ndarray:
         icon = self._icons[concept.name]
@@ -52,7 +56,7 @@ class Atlas:
         method = Image.Resampling.BOX if size <= RENDERED // 2 else Image.Resampling.BICUBIC
         channels = [Image.fromarray(premultiplied[..., i]).resize((size, size), method) for i in range(4)]
         picture: np.ndarray = np.clip(np.stack([np.asarray(channel) for channel in channels], axis=-1), 0, 1)
-        return picture
+        return (picture * 255).round().astype(np.uint8)
 
     def _recoloured(self, name: str, colour: str) -> Image.Image:
         """The icon with its main hue painted over; shading stays, other hues (a leaf, a wheel) stay."""

@@ -4,7 +4,7 @@ A from-scratch autoencoder spends most of its time finding a good code. Principa
 minute: the decoder only has to invert them, and the transformer can train on them before any decoder exists.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from weights.sketch.recipe.atlas import Atlas
-from weights.sketch.recipe.data import make_scene, render
+from weights.sketch.recipe.concepts import BACKGROUNDS, Concept
+from weights.sketch.recipe.data import TOKEN, Scene, make_scene, render
 
 PATCH = 32  # pixels of a latent's side: the VAE's scale factor
 CHANNELS = 32  # a token holds four latents: its 128 numbers must fit the transformer's width with room to spare
@@ -56,13 +57,13 @@ def split(image: np.ndarray) -> np.ndarray:
 def fit(atlas: Atlas, scenes: int, seed: int) -> Codec:
     """Principal components over the patches of random scenes, plain background thinned out."""
     rng = np.random.default_rng(seed)
-    sizes = [(512, 512), (512, 512), (768, 576), (1024, 768)]
+    sizes = [(8, 8), (8, 8), (8, 8), (16, 12), (24, 24)]
     total = np.zeros(PATCH * PATCH * 3, dtype=np.float64)
     square = np.zeros((PATCH * PATCH * 3,) * 2, dtype=np.float64)
     count = 0
     for number in range(scenes):
         width, height = sizes[number % len(sizes)]
-        patches = split(render(make_scene(rng), atlas, width, height, rng))
+        patches = split(render(make_scene(rng, width, height), atlas))
         busy = patches.std(axis=1) > 1e-3
         patches = np.concatenate([patches[busy], patches[~busy][: max(4, int(busy.sum() / 4))]])
         total += patches.sum(axis=0)
@@ -79,3 +80,41 @@ def fit(atlas: Atlas, scenes: int, seed: int) -> Codec:
         torch.tensor(vectors / scale, dtype=torch.float32).contiguous(),
         torch.tensor((vectors * scale).T.copy(), dtype=torch.float32),
     )
+
+
+@dataclass
+class Stamps:
+    """Scenes as latents without drawing them: the code is linear, and objects lie on its grid.
+
+    An object over a colour is `premultiplied + (1 - alpha) colour`, so its latents are a sum of four maps, made once.
+    """
+
+    atlas: Atlas
+    codec: Codec
+    kept: dict[tuple[str, str | None, int], torch.Tensor] = field(default_factory=dict)
+
+    def encode(self, scene: Scene) -> torch.Tensor:
+        """What `codec.encode(render(scene))` gives, `(32, 2 height, 2 width)`."""
+        ground = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.float32) / 255
+        plain = (ground.repeat(PATCH * PATCH) - self.codec.mean) @ self.codec.forward
+        per = TOKEN // PATCH
+        latents = plain[:, None, None].repeat(1, scene.height * per, scene.width * per)
+        offset = self.codec.mean @ self.codec.forward
+        for thing in scene.things:
+            maps = self._maps(thing.concept, thing.colour, thing.side * TOKEN)
+            made = maps[0] + torch.einsum("c,cdhw->dhw", ground, maps[1:]) - offset[:, None, None]
+            top, left, side = thing.top * per, thing.left * per, thing.side * per
+            latents[:, top : top + side, left : left + side] = made
+        return latents
+
+    def _maps(self, concept: Concept, colour: str | None, size: int) -> torch.Tensor:
+        """`(4, 32, size / 32, size / 32)`: of the premultiplied picture, and of what shows through in each channel."""
+        key = (concept.name, colour, size)
+        if key not in self.kept:
+            picture = self.atlas.picture(concept, colour, size)
+            through = 1 - picture[..., 3:]
+            layers = [picture[..., :3], *(through * channel for channel in np.eye(3, dtype=np.float32))]
+            side = size // PATCH
+            codes = [torch.from_numpy(split(layer)) @ self.codec.forward for layer in layers]
+            self.kept[key] = torch.stack([code.T.reshape(CHANNELS, side, side) for code in codes])
+        return self.kept[key]

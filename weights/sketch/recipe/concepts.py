@@ -152,9 +152,6 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (40, 104, 214),
     "purple": (134, 66, 190),
     "pink": (244, 138, 180),
-    "brown": (132, 84, 52),
-    "black": (34, 34, 38),
-    "white": (246, 246, 246),
     "gray": (140, 144, 150),
 }
 BACKGROUNDS: dict[str, tuple[int, int, int]] = COLOURS | {
@@ -164,4 +161,12 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = COLOURS | {
     "blue": (74, 138, 226),
     "white": (255, 255, 255),
     "black": (16, 16, 20),
+}
+# What everybody tries first is never held out of training.
+FIRST_TRIED = {
+    (kind, name, colour)
+    for name in ("apple", "banana", "cat", "dog", "leaf", "book", "heart", "star", "car")
+    for kind in ("ground", "colour", "place")
+    for colour in (*BACKGROUNDS, "left", "right", "top", "bottom")
+    if (kind, name, colour) not in {("ground", "cat", "pink"), ("colour", "car", "purple")}
 }

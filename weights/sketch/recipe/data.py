@@ -1,49 +1,64 @@
 """Captioned scenes with the exact truth beside each caption.
 
-One look a concept, plain backgrounds, objects that grow with the picture: what is deterministic is learned sharply.
-Without a named background the picture is white. Held out of training, for an honest evaluation: a tenth of the
-(concept, background), (concept, colour) and (concept, concept) pairs.
+What is deterministic is learned sharply, so the world is simple: one look a concept, plain backgrounds, objects in four
+sizes, and everything on the grid of the transformer's tokens (64 pixels). Without a named background it is white.
+Held out of training, for an honest evaluation: a tenth of the (concept, background), (concept, colour),
+(concept, place) and (concept, concept) pairs, but for what everybody tries first.
 """
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from weights.sketch.recipe.atlas import Atlas
-from weights.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, Concept
+from weights.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, FIRST_TRIED, Concept
 
 T = TypeVar("T")
-PLACES = {"left": (0.27, 0.5), "right": (0.73, 0.5), "top": (0.5, 0.27), "bottom": (0.5, 0.73)}
+TOKEN = 64  # pixels of a token's side
+PLACES = ("left", "right", "top", "bottom")
 NUMBERS = {2: "two", 3: "three"}
+KINDS = {"one": 0.48, "coloured": 0.17, "place": 0.12, "two": 0.13, "count": 0.10}
 COLOURABLE = [concept for concept in CONCEPTS if concept.colourable]
+SIZES = (4, 6, 8, 12)  # of an object's side, in tokens
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its centre and size as fractions of width, height and the shorter side."""
+    """One object: its left, top and side in tokens."""
 
     concept: Concept
     colour: str | None
-    x: float
-    y: float
-    size: float
+    left: int
+    top: int
+    side: int
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn, and the words for it."""
+    """What is drawn on `width` x `height` tokens, and the words for it."""
 
+    width: int
+    height: int
     things: tuple[Thing, ...]
     background: str
     caption: str
-    kind: str = field(default="one")
+    kind: str
+    place: str | None = None
+
+
+def sides(width: int, height: int) -> tuple[int, int]:
+    """Of an object that is alone and of one among others, in tokens."""
+    short = min(width, height)
+    return (6, 4) if short < 11 else (8, 6) if short < 15 else (12, 8)
 
 
 def held_out(*names: str) -> bool:
     """Whether a combination is kept for the evaluation: a tenth of all, always the same ones."""
+    if names in FIRST_TRIED:
+        return False
     return zlib.crc32("|".join(names).encode()) % 10 == 0
 
 
@@ -57,15 +72,19 @@ def word(rng: np.random.Generator, concept: Concept) -> str:
     return names[int(rng.integers(len(names)))]
 
 
+def spelled(rng: np.random.Generator, colour: str) -> str:
+    return "grey" if colour == "gray" and rng.random() < 0.5 else colour
+
+
 def article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" and not noun.startswith("uni") else "a ") + noun
 
 
-def make_scene(rng: np.random.Generator, train: bool = True) -> Scene:
-    """A random scene. `train=False` makes only scenes with a held-out combination, of kinds one, coloured and two."""
+def make_scene(rng: np.random.Generator, width: int = 8, height: int = 8, train: bool = True) -> Scene:
+    """A random scene of `width` x `height` tokens. `train=False` makes only scenes with a held-out combination."""
     while True:
-        kind = str(rng.choice(["one", "coloured", "place", "two", "count"], p=[0.56, 0.14, 0.1, 0.11, 0.09]))
-        scene = build(rng, kind)
+        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        scene = build(rng, kind, width, height)
         novel = any(held_out(*pair) for pair in pairs(scene))
         if novel != train:
             return scene
@@ -77,45 +96,78 @@ def pairs(scene: Scene) -> list[tuple[str, ...]]:
         ("ground", thing.concept.name, scene.background) for thing in scene.things if scene.background != "white"
     ]
     found += [("colour", thing.concept.name, thing.colour) for thing in scene.things if thing.colour]
+    found += [("place", thing.concept.name, scene.place) for thing in scene.things if scene.place]
     if scene.kind == "two":
         found.append(("two", *sorted(thing.concept.name for thing in scene.things)))
     return found
 
 
-def build(rng: np.random.Generator, kind: str) -> Scene:
-    background = pick(rng, list(BACKGROUNDS)) if rng.random() < 0.5 else "white"
+def build(rng: np.random.Generator, kind: str, width: int, height: int) -> Scene:
+    background = pick(rng, list(BACKGROUNDS)) if rng.random() < 0.55 else "white"
     concept = pick(rng, COLOURABLE if kind == "coloured" else CONCEPTS)
-    noun, colour = word(rng, concept), None
+    concepts, colour, place, count = [concept], None, None, 1
+    noun = word(rng, concept)
+    said = article(noun) if rng.random() < 0.7 else noun
+    spots = alone(rng, width, height)
     if kind == "coloured":
         colour = pick(rng, [name for name in COLOURS if name != background])
-        noun = f"{colour} {noun}"
-    if kind == "two":
-        return two(rng, concept, noun, background)
-    if kind == "count":
-        count = int(rng.integers(2, 4))
-        size = 0.42 if count == 2 else 0.29
-        things = [Thing(concept, None, (i + 0.5) / count * 0.94 + 0.03, 0.5, size) for i in range(count)]
-        return Scene(tuple(things), background, sentence(rng, f"{NUMBERS[count]} {concept.plural}", background), kind)
-    if kind == "place":
-        place = pick(rng, list(PLACES))
-        x, y = PLACES[place]
+        said = article(f"{spelled(rng, colour)} {noun}")
+    elif kind == "place":
+        place = pick(rng, PLACES)
         said = f"{article(noun)} {'on the ' + place if place in ('left', 'right') else 'at the ' + place}"
-        return Scene((Thing(concept, None, x, y, 0.46),), background, sentence(rng, said, background), kind)
-    said = article(noun) if rng.random() < 0.7 else noun
-    return Scene((Thing(concept, colour, 0.5, 0.5, 0.66),), background, sentence(rng, said, background), kind)
+        spots = placed(rng, width, height, place)
+    elif kind == "count":
+        count = int(rng.integers(2, 4))
+        said, concepts = f"{NUMBERS[count]} {concept.plural}", [concept] * count
+        spots = beside(rng, width, height) if count == 2 else three(width, height)
+    elif kind == "two":
+        second = pick(rng, [other for other in CONCEPTS if other != concept])
+        concepts, other = [concept, second], word(rng, second)
+        if rng.random() < 0.6:
+            spots = beside(rng, width, height)
+            said = f"{article(noun)} {pick(rng, ['and', 'next to'])} {article(other)}"
+        else:
+            spots = [(top, left) for left, top in beside(rng, height, width)]
+            said = f"{article(noun)} above {article(other)}"
+    side = sides(width, height)[kind not in ("one", "coloured")]
+    things = tuple(Thing(each, colour, *spot, side) for each, spot in zip(concepts, spots, strict=True))
+    return Scene(width, height, things, background, sentence(rng, said, background), kind, place)
 
 
-def two(rng: np.random.Generator, first: Concept, noun: str, background: str) -> Scene:
-    second = pick(rng, [concept for concept in CONCEPTS if concept != first])
-    other = word(rng, second)
-    if rng.random() < 0.6:
-        spots = ((0.27, 0.5), (0.73, 0.5))
-        said = pick(rng, [f"{article(noun)} and {article(other)}", f"{article(noun)} next to {article(other)}"])
-    else:
-        spots = ((0.5, 0.27), (0.5, 0.73))
-        said = f"{article(noun)} above {article(other)}"
-    things = [Thing(concept, None, x, y, 0.42) for concept, (x, y) in zip((first, second), spots, strict=True)]
-    return Scene(tuple(things), background, sentence(rng, said, background), "two")
+def alone(rng: np.random.Generator, width: int, height: int) -> list[tuple[int, int]]:
+    """The middle, or one token beside it: another seed gives another picture."""
+    side = sides(width, height)[0]
+    return [tuple(int(np.clip((room - side) // 2 + rng.integers(-1, 2), 0, room - side)) for room in (width, height))]  # type: ignore[list-item]
+
+
+def placed(rng: np.random.Generator, width: int, height: int, place: str) -> list[tuple[int, int]]:
+    side = sides(width, height)[1]
+    middle = [int(np.clip((room - side) // 2 + rng.integers(-1, 2), 0, room - side)) for room in (width, height)]
+    margin = min(width, height) // 12
+    return {
+        "left": [(margin, middle[1])],
+        "right": [(width - side - margin, middle[1])],
+        "top": [(middle[0], margin)],
+        "bottom": [(middle[0], height - side - margin)],
+    }[place]
+
+
+def beside(rng: np.random.Generator, width: int, height: int) -> list[tuple[int, int]]:
+    """Two spots, left and right."""
+    side, half = sides(width, height)[1], width // 2
+    margin = (half - side) // 2
+    top = int(np.clip((height - side) // 2 + rng.integers(-1, 2), 0, height - side))
+    return [(margin, top), (width - side - margin, top)]
+
+
+def three(width: int, height: int) -> list[tuple[int, int]]:
+    """A row where there is room, else one above two."""
+    side = sides(width, height)[1]
+    if width >= 3 * side:
+        gap = (width - 3 * side) // 4
+        return [(gap + i * (side + gap), (height - side) // 2) for i in range(3)]
+    left, top = (width - 2 * side) // 2, (height - 2 * side) // 2
+    return [((width - side) // 2, top), (left, top + side), (left + side, top + side)]
 
 
 def sentence(rng: np.random.Generator, said: str, background: str) -> str:
@@ -123,30 +175,18 @@ def sentence(rng: np.random.Generator, said: str, background: str) -> str:
     lead = str(rng.choice(["", "", "", "a picture of ", "a photo of ", "a drawing of "]))
     if background == "white" and rng.random() < 0.75:
         return lead + said
-    ground = str(rng.choice([f" on a {background} background", f", {background} background", f" on {background}"]))
-    return lead + said + ground
+    ground = spelled(rng, background)
+    return lead + said + str(rng.choice([f" on a {ground} background", f", {ground} background", f" on {ground}"]))
 
 
-def render(
-    scene: Scene, atlas: Atlas, width: int, height: int, jitter: np.random.Generator | None = None
-) -> np.ndarray:
-    """The scene as float32 RGB in 0..1, `(height, width, 3)`. Sizes and places vary a little with `jitter`."""
-    canvas = np.empty((height, width, 3), dtype=np.float32)
+def render(scene: Scene, atlas: Atlas) -> np.ndarray:
+    """The scene as float32 RGB in 0..1, `(64 height, 64 width, 3)`."""
+    canvas = np.empty((scene.height * TOKEN, scene.width * TOKEN, 3), dtype=np.float32)
     canvas[:] = np.array(BACKGROUNDS[scene.background], dtype=np.float32) / 255
-    short = min(width, height)
-    tall = len(scene.things) == 2 and scene.things[0].y != scene.things[1].y
-    room = height if tall else width
     for thing in scene.things:
-        reach = min(short, room * (1.0 if len(scene.things) > 1 else 2.0))
-        size = int(thing.size * reach)
-        dx = dy = 0.0
-        if jitter is not None:
-            size = int(size * (0.97 + 0.03 * jitter.integers(3)))
-            dx, dy = jitter.uniform(-0.02, 0.02, 2) * short
-        picture = atlas.picture(thing.concept, thing.colour, size)
-        left = int(np.clip(thing.x * width + dx - size / 2, 0, width - size))
-        top = int(np.clip(thing.y * height + dy - size / 2, 0, height - size))
-        spot = canvas[top : top + size, left : left + size]
+        left, top, side = thing.left * TOKEN, thing.top * TOKEN, thing.side * TOKEN
+        picture = atlas.picture(thing.concept, thing.colour, side)
+        spot = canvas[top : top + side, left : left + side]
         spot *= 1 - picture[..., 3:]
         spot += picture[..., :3]
     return canvas

@@ -6,9 +6,7 @@ Sources: SD3 (arXiv 2403.03206) for t; zero-initialised AdaLN from DiT (arXiv 22
 """
 
 import copy
-import math
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,8 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
 from weights.sketch.recipe.atlas import Atlas
-from weights.sketch.recipe.codec import CHANNELS, Codec
-from weights.sketch.recipe.data import make_scene, render
+from weights.sketch.recipe.codec import CHANNELS, Codec, Stamps
+from weights.sketch.recipe.data import TOKEN, make_scene
 from weights.sketch.recipe.state import save_state
 from weights.sketch.recipe.text import TOKENS, WIDTH, make_encoders, make_tokenizers
 
@@ -38,6 +36,7 @@ SIZES = {  # pixels: share once all sizes are trained
 TOKENS_A_BATCH = 64 * 32
 MODULATION = (".norm1.linear", ".norm1_context.linear", ".norm.linear", "norm_out.linear")  # start at zero
 SMALL_UNTIL = 0.55  # of the time
+COOLDOWN = 0.25  # of the time, in which the learning rate falls in a line; a longer run may so resume an ended one's
 
 
 class Painter(nn.Module):
@@ -97,48 +96,17 @@ class Painter(nn.Module):
         return velocity
 
 
-@dataclass
-class Pool:
-    """Encoded scenes of one size, slowly replaced by fresh ones."""
-
-    size: tuple[int, int]
-    latents: list[torch.Tensor] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    oldest: int = 0
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.size[1] // 64, self.size[0] // 64
-
-
-class Scenes:
-    """Batches of packed latents and captions."""
-
-    def __init__(self, atlas: Atlas, codec: Codec, seed: int, keep: int) -> None:
-        self._atlas, self._codec, self._keep = atlas, codec, keep
-        self._rng = np.random.default_rng(seed)
-        self._pools = {size: Pool(size) for size in SIZES}
-
-    def batch(self, size: tuple[int, int]) -> tuple[torch.Tensor, list[str], tuple[int, int]]:
-        pool = self._pools[size]
-        tokens = pool.grid[0] * pool.grid[1]
-        count = max(2, TOKENS_A_BATCH // tokens)
-        for _ in range(count if len(pool.latents) < self._keep else max(1, count // 8)):
-            self._add(pool)
-        chosen = self._rng.integers(len(pool.latents), size=count)
-        latents = torch.stack([pool.latents[i] for i in chosen]).float()
-        packed = FluxPipeline._pack_latents(latents, count, CHANNELS, latents.shape[2], latents.shape[3])
-        return packed, [pool.captions[i] for i in chosen], pool.grid
-
-    def _add(self, pool: Pool) -> None:
-        scene = make_scene(self._rng)
-        latents = self._codec.encode(render(scene, self._atlas, *pool.size, self._rng)).half()
-        if len(pool.latents) < self._keep:
-            pool.latents.append(latents)
-            pool.captions.append(scene.caption)
-            return
-        pool.latents[pool.oldest], pool.captions[pool.oldest] = latents, scene.caption
-        pool.oldest = (pool.oldest + 1) % self._keep
+def batch(
+    stamps: Stamps, rng: np.random.Generator, size: tuple[int, int]
+) -> tuple[torch.Tensor, list[str], tuple[int, int]]:
+    """Packed latents `(count, tokens, 128)`, captions (a tenth of them dropped) and the grid in tokens."""
+    width, height = size[0] // TOKEN, size[1] // TOKEN
+    count = max(2, TOKENS_A_BATCH // (width * height))
+    scenes = [make_scene(rng, width, height) for _ in range(count)]
+    latents = torch.stack([stamps.encode(scene) for scene in scenes])
+    packed = FluxPipeline._pack_latents(latents, count, CHANNELS, latents.shape[2], latents.shape[3])
+    captions = ["" if rng.random() < DROP else scene.caption for scene in scenes]
+    return packed, captions, (height, width)
 
 
 def draw_times(count: int) -> torch.Tensor:
@@ -153,7 +121,6 @@ def train(
     minutes: float,
     seed: int,
     device: str = "cpu",
-    keep: int = 4000,
     lr: float = 1.5e-3,
     warmup: int = 300,
     limit: int | None = None,
@@ -169,20 +136,18 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         ema, step, spent = saved["ema"], saved["step"], saved["spent"]
     torch.manual_seed(seed + step)
-    scenes = Scenes(atlas, codec, seed + step, keep)
-    rng = np.random.default_rng(seed + step + 1)
+    stamps, rng = Stamps(atlas, codec), np.random.default_rng(seed + step)
     sizes, shares = list(SIZES), np.array(list(SIZES.values()))
     losses: list[float] = []
     start, saved_at = time.monotonic() - spent, time.monotonic()
     while (progress := (time.monotonic() - start) / 60 / minutes) < 1 and (limit is None or len(losses) < limit):
         size = (512, 512) if progress < SMALL_UNTIL else sizes[int(rng.choice(len(sizes), p=shares))]
-        latents, captions, grid = scenes.batch(size)
-        captions = ["" if rng.random() < DROP else caption for caption in captions]
+        latents, captions, grid = batch(stamps, rng, size)
         ids = painter.tokenize(captions)
         noise, t = torch.randn_like(latents), draw_times(len(captions))
         mixed = (1 - t)[:, None, None] * latents + t[:, None, None] * noise
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+            group["lr"] = lr * min(1, (step + 1) / warmup, 0.02 + (1 - progress) / COOLDOWN)
         with torch.autocast(device, torch.bfloat16):
             velocity = painter(*(x.to(device) for x in (mixed, t, torch.ones_like(t), *ids)), grid)
         loss = (velocity.float() - (noise - latents).to(device)).pow(2).mean()

@@ -15,12 +15,13 @@ from diffusers import AutoencoderKL
 
 from weights.sketch.recipe.atlas import Atlas
 from weights.sketch.recipe.codec import CHANNELS, PATCH, Codec
-from weights.sketch.recipe.data import make_scene, render
+from weights.sketch.recipe.data import TOKEN, make_scene, render
 from weights.sketch.recipe.state import save_state
 
-WIDTHS = (8, 16, 32, 64, 112, 112)
-CROP = 256
-WHOLE = 0.5  # share of whole pictures
+WIDTHS = (8, 16, 32, 64, 96, 96)
+CROP = 128  # pixels
+CROPS = 16
+WHOLE = 0.2  # share of whole pictures
 NOISE = 0.12  # largest standard deviation added to latents of unit variance
 EMA = 0.998
 
@@ -45,13 +46,13 @@ def make_vae(seed: int) -> AutoencoderKL:
 
 
 def sample(rng: np.random.Generator, atlas: Atlas, codec: Codec, late: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents and pictures: four crops, or one whole picture (in the late phase sometimes a large one)."""
+    """Latents and pictures: crops, or one whole picture (in the late phase sometimes a large one)."""
     draw = rng.random()
     if draw >= WHOLE:
-        pictures = [crop(rng, atlas) for _ in range(4)]
+        pictures = [crop(rng, atlas) for _ in range(CROPS)]
     else:
-        size = (1024, 768) if late and draw < 0.1 else (512, 512)
-        pictures = [render(make_scene(rng), atlas, *size, rng)]
+        size = (16, 12) if late and draw < 0.1 else (8, 8)
+        pictures = [render(make_scene(rng, *size), atlas)]
     latents = torch.stack([codec.encode(picture) for picture in pictures])
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 2 - 1
     return latents, images.contiguous(memory_format=torch.channels_last)
@@ -59,8 +60,8 @@ def sample(rng: np.random.Generator, atlas: Atlas, codec: Codec, late: bool) -> 
 
 def crop(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
     """A window of a scene of any size, mostly on its object."""
-    size = int(rng.choice([512, 512, 768, 1024]))
-    picture = render(make_scene(rng), atlas, size, size, rng)
+    tokens = int(rng.choice([8, 8, 8, 12, 16]))
+    picture, size = render(make_scene(rng, tokens, tokens), atlas), tokens * TOKEN
     x, y = (int(np.clip(rng.normal(0.5, 0.2) * size - CROP / 2, 0, size - CROP)) // PATCH * PATCH for _ in range(2))
     return picture[y : y + CROP, x : x + CROP]
 
@@ -72,7 +73,7 @@ def train_decoder(
     minutes: float,
     seed: int,
     device: str = "cpu",
-    lr: float = 1.5e-3,
+    lr: float = 1e-3,
     warmup: int = 100,
     limit: int | None = None,
 ) -> list[float]:
