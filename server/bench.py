@@ -1,0 +1,27 @@
+"""`srpo bench`: the measurements of a checkout, one row each. The installed package does not carry them."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+
+BENCHES: Mapping[str, str] = {
+    "engine": "the engine beside FluxPipeline, at every size and preset, and under mixed load",
+    "quality": "what the presets do to the pictures of a model, with a contact sheet",
+}
+
+
+def main(arguments: list[str]) -> int:
+    name, *rest = arguments or ["--help"]
+    if name not in BENCHES:
+        rows = "\n".join(f"  {key:<10} {text}" for key, text in BENCHES.items())
+        print(f"usage: srpo bench NAME [options]\n\nmeasurements:\n{rows}")
+        return 0 if name in ("-h", "--help") else 2
+    try:
+        module = importlib.import_module(f"bench.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "bench":
+            raise
+        print("srpo bench: run it from a checkout of the project, where the bench folder is", file=sys.stderr)
+        return 2
+    code: int = module.main(rest)
+    return code

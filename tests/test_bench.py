@@ -1,0 +1,88 @@
+"""The measurements run small on a CPU, and their output can be read by people and by programs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from bench.geometry import MODELS, step_flops
+from bench.quality import psnr, ssim
+from pipelines.acceleration import PRESETS
+from server.bench import main
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings("ignore:.*progress")
+def test_bench_engine_measures_every_preset_beside_the_stock_pipeline(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    file = tmp_path / "figures.json"
+    small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--sizes", "512x512", "--steps", "12"]
+    assert main(["engine", *small, "--repeats", "1", "--requests", "4", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert set(rows) == {"FluxPipeline eager", *(f"srpo {preset}" for preset in PRESETS)}
+    assert [rows[f"srpo {preset}"]["computed_steps"] for preset in PRESETS] == [12, 9, 8]
+    assert all(row["p95_s"] >= row["median_s"] > 0 and row["of_ceiling"] > 0 for row in rows.values())
+    assert rows["FluxPipeline eager"]["speed_up"] == 1
+    assert all(seconds > 0 for seconds in figures["stages"]["512x512"].values())
+    assert set(figures["mixed_load"]) == {
+        f"{shape}_{order}" for shape in ("burst", "poisson") for order in ("scheduler", "first_come")
+    }
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*rows, "skipped_step", "poisson_scheduler"])
+
+
+def test_the_full_geometry_is_flux_1_devs() -> None:
+    """Parameters counted by the vendor: 11.9 billion in the transformer; operations a step counted by torch."""
+    pipeline = MODELS["flux"](torch.bfloat16, torch.device("meta")).pipeline
+
+    def billions(part: torch.nn.Module) -> float:
+        return sum(tensor.numel() for tensor in part.parameters()) / 1e9
+
+    assert billions(pipeline.transformer) == pytest.approx(11.90, abs=0.01)
+    assert billions(pipeline.text_encoder_2) == pytest.approx(4.76, abs=0.01)
+    assert billions(pipeline.text_encoder) == pytest.approx(0.123, abs=0.001)
+    assert billions(pipeline.vae) == pytest.approx(0.0838, abs=0.001)
+    assert step_flops(pipeline.transformer.config, 512, 1440, 512) == pytest.approx(51.9e12, rel=0.005)
+    assert step_flops(pipeline.transformer.config, 512, 1024, 1024) == pytest.approx(74.4e12, rel=0.005)
+
+
+def test_an_unknown_bench_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["warp"]) == 2
+    assert main([]) == 0
+    assert "engine" in capsys.readouterr().out
+
+
+def test_bench_quality_says_how_far_each_preset_drifts(tmp_path: Path) -> None:
+    figures, sheet = tmp_path / "drift.json", tmp_path / "sheet.png"
+    small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--size", "512x512", "--steps", "12"]
+    assert main(["quality", *small, "--images", "2", "--sheet", str(sheet), "--json", str(figures)]) == 0
+    rows = json.loads(figures.read_text())
+    assert set(rows) == {"regular", "high", "other seed"}
+    for preset in ("regular", "high"):
+        assert rows["other seed"]["psnr_mean"] < rows[preset]["psnr_worst"] < 100
+        assert rows["other seed"]["ssim_mean"] < rows[preset]["ssim_worst"] < 1
+    with Image.open(sheet) as page:
+        assert page.width > 3 * 256
+        assert page.height > 2 * 256
+
+
+def test_the_measures_of_likeness() -> None:
+    chance = torch.Generator().manual_seed(2)
+    picture = torch.randint(0, 255, (64, 48, 3), generator=chance, dtype=torch.uint8)
+    assert psnr(picture + 1, picture) == pytest.approx(48.13, abs=0.01)  # 20 log10(255)
+    assert ssim(picture, picture) == pytest.approx(1.0)
+    noise = torch.randint(0, 255, picture.shape, generator=chance, dtype=torch.uint8)
+    assert ssim(noise, picture) < 0.2
