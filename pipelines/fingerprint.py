@@ -1,7 +1,7 @@
 """The engine fingerprint: same fingerprint and same request, same bytes.
 
-A hash over everything that can move a bit: the software's versions, the device, the precision, and a digest of the
-loaded weights.
+A hash over everything that can move a bit: the software's versions, the device, the precision, the steps that each
+preset computes, and a digest of the loaded weights.
 """
 
 import hashlib
@@ -12,7 +12,11 @@ from importlib.metadata import version
 
 import torch
 
+from pipelines.acceleration import PRESETS
+
 WHOLE = 2**20  # tensors up to this many elements are digested whole
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
+STEPS = range(1, 51)
 LIBRARIES = ("srpo-server", "torch", "diffusers", "transformers", "pillow", "numpy")
 
 
@@ -25,17 +29,22 @@ def fingerprint(device: str, precision: str, parts: Mapping[str, torch.nn.Module
         "device": device,
         "cuda": torch.version.cuda,
         "precision": precision,
+        "presets": {name: [mask(steps) for steps in STEPS] for name, mask in PRESETS.items()},
         "weights": {name: digest(part) for name, part in sorted(parts.items())},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def digest(module: torch.nn.Module) -> str:
-    """Names, shapes and contents of all tensors; of a large tensor, evenly spaced elements (24 GB take seconds)."""
+    """Names, shapes and contents of all tensors; of a large one, evenly spaced elements (24 GB take seconds).
+
+    The sum of all elements' bits as integers is part of it, so that one flipped bit anywhere is another digest.
+    """
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         flat = tensor.detach().reshape(-1)
         stride = max(1, flat.numel() // WHOLE)
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(str(flat.view(BITS[flat.element_size()]).sum(dtype=torch.int64).item()).encode())
         total.update(flat[::stride].contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return total.hexdigest()

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.acceleration import PRESETS
 from pipelines.errors import NonFinitePixels
+from pipelines.fingerprint import digest, fingerprint
 from pipelines.flux import FluxEngine, describe
 from pipelines.request import GenerationParams, ImageRequest
 from weights import tiny
@@ -108,15 +110,33 @@ def test_a_prompt_beyond_the_models_reach_is_said(engine: FluxEngine) -> None:
 
 
 def test_the_fingerprint_moves_with_a_weight_and_with_the_precision() -> None:
-    def fingerprint(dtype: torch.dtype, flip: bool = False) -> str:
+    def of_tiny(dtype: torch.dtype, flip: bool = False) -> str:
         pipeline = tiny.build(dtype)
         if flip:
             pipeline.vae.decoder.conv_out.weight.view(-1)[3] += 0.5
         return describe("tiny", pipeline, torch.device("cpu"), dtype).fingerprint
 
-    same = fingerprint(torch.float32)
-    assert same == fingerprint(torch.float32)
-    assert len({same, fingerprint(torch.bfloat16), fingerprint(torch.float32, flip=True)}) == 3
+    same = of_tiny(torch.float32)
+    assert same == of_tiny(torch.float32)
+    assert len({same, of_tiny(torch.bfloat16), of_tiny(torch.float32, flip=True)}) == 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_flipped_bit_anywhere_in_a_large_tensor_is_another_digest(dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(1500, 1500, dtype=dtype)  # larger than what is digested whole
+    before = digest(layer)
+    rng = np.random.default_rng(4)
+    bits = layer.weight.detach().view(-1).view(torch.int16 if dtype == torch.bfloat16 else torch.int32)
+    for place in rng.integers(0, bits.numel(), size=5):
+        bits[place] ^= 1 << int(rng.integers(0, 15))
+        assert digest(layer) != before
+        before = digest(layer)
+
+
+def test_the_fingerprint_moves_with_the_steps_a_preset_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint("cpu", "float32", {})
+    monkeypatch.setitem(PRESETS, "high", PRESETS["regular"])  # type: ignore[arg-type]
+    assert fingerprint("cpu", "float32", {}) != before
 
 
 def test_out_of_memory_is_the_requests_and_a_cuda_error_is_the_devices(engine: FluxEngine) -> None:
