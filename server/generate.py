@@ -6,28 +6,34 @@ command goes on where it stopped.
 
 import asyncio
 import json
+import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import CliPositionalArg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipelines.errors import PipelineError, SafetyUnavailable
-from pipelines.job import Job, Preview
+from pipelines.job import Job, Preview, PreviewPlan
 from pipelines.pool import WorkerPool
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageResult
 from pipelines.safety import InspectedResult
 from server.cli import parse
 from server.encoding import encode_one
+from server.run import BLURRED, SHARP
 from server.schema import issues_of
 from server.settings import EngineSettings
 from server.spellings import kind_of, translate
+from server.terminal import Show, shower
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 RECORD = "requests.jsonl"
+PREVIEWS = 3  # of each image, where they are wanted
 NOT_FLAGS = ("prompt", "sync_mode", "output_format")
 
 
@@ -46,6 +52,10 @@ class GenerateSettings(EngineSettings):
     )
     jsonl: Path | None = Field(None, description="a file with one request a line, in the API's own fields")
     format: str | None = Field(None, description=f"format of images in a folder: {', '.join(OUTPUT_FORMATS)}")
+    as_json: bool = Field(
+        False, validation_alias=AliasChoices("json", "as_json"), description="print one JSON object for each request"
+    )
+    preview: bool = Field(False, description="show the images on their way, in a terminal that can (24-bit colour)")
 
 
 def with_parameters() -> type[GenerateSettings]:
@@ -189,6 +199,9 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
     engine, guard, prompts = settings.engine(), settings.guard(), settings.prompt_guard()
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    show = shower(os.environ) if settings.preview else None
+    if settings.preview and show is None:
+        raise Refused("this terminal is not known to show images or 24-bit colour; leave --preview out")
     failures = 0
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
         overall = progress.add_task("images", total=sum(len(task.files) for task in work))
@@ -203,28 +216,68 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
             for task in work:
                 try:
                     await asyncio.to_thread(prompts.check, task.params.prompt)
-                    job = pool.submit(task.params.to_request(engine.model))
-                    result = await watch(job, progress, steps, overall)
+                    sharp = not guard.withholds(task.params.enable_safety_checker)
+                    plan = PreviewPlan(PREVIEWS, SHARP if sharp else BLURRED) if show else PreviewPlan()
+                    job = pool.submit(task.params.to_request(engine.model), plan)
+                    result = await watch(job, progress, steps, overall, show)
                     inspected = await asyncio.to_thread(guard.inspect, result, task.params.enable_safety_checker)
                     await asyncio.to_thread(task.save, inspected, settings)
                     if any(inspected.flagged):
                         progress.console.print(f"flagged by the safety checker: {task.files[0]}", soft_wrap=True)
-                    print(*task.files, f"(seed {task.params.seed})", flush=True)
+                    if show:
+                        size = (result.request.width, result.request.height)
+                        for pixels in inspected.result.pixels:
+                            display(show, progress, pixels, *size)
+                    print(report(task, inspected) if settings.as_json else summary(task), flush=True)
                 except PipelineError as error:
                     failures += 1
+                    if settings.as_json:
+                        print(json.dumps({"files": [], "seed": task.params.seed, "error": str(error)}), flush=True)
                     progress.console.print(f"[red]not drawn:[/] {task.files[0]}: {error}", soft_wrap=True)
         finally:
             await pool.stop()
     return 1 if failures else 0
 
 
-async def watch(job: Job, progress: Progress, steps: TaskID, overall: TaskID) -> ImageResult:
-    """Follow a job's steps on the bars until it is done."""
+def summary(task: Task) -> str:
+    return f"{' '.join(map(str, task.files))} (seed {task.params.seed})"
+
+
+def report(task: Task, inspected: InspectedResult) -> str:
+    """What became of a request, as one line of JSON."""
+    request = inspected.result.request
+    return json.dumps(
+        {
+            "files": [str(file) for file in task.files],
+            "seed": task.params.seed,
+            "width": request.width,
+            "height": request.height,
+            "has_nsfw_concepts": list(inspected.flagged),
+            "timings": asdict(inspected.result.timings),
+            "notes": list(inspected.result.notes),
+        }
+    )
+
+
+def display(show: Show, progress: Progress, pixels: bytes, width: int, height: int) -> None:
+    """Put a picture above the bars."""
+    picture = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
+    picture.thumbnail((SHARP, SHARP))
+    progress.stop()
+    progress.console.file.write(show(picture) + "\n")
+    progress.start()
+
+
+async def watch(job: Job, progress: Progress, steps: TaskID, overall: TaskID, show: Show | None = None) -> ImageResult:
+    """Follow a job on the bars until it is done."""
     total = job.request.num_inference_steps
     async for step in job.events():
-        if isinstance(step, Preview) or not step.steps:
+        if isinstance(step, Preview):
+            if show:
+                display(show, progress, step.pixels, step.width, step.height)
             continue
-        progress.update(steps, description=f"image {step.image + 1}, steps", total=total, completed=step.step)
+        stage = {"denoise": "steps", "text": "reading the prompt"}.get(step.stage, step.stage)
+        progress.update(steps, description=f"image {step.image + 1}, {stage}", total=total, completed=step.step)
         if step.stage == "decode":
             progress.advance(overall)
     return await job.result()

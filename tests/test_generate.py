@@ -10,14 +10,16 @@ import pytest
 from conftest import LiveServer
 from PIL import Image
 
+from server.terminal import shower
+
 FAST = ("--num-inference-steps", "1", "--image-size", "512x544")
 
 
-def generate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def generate(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "server", "generate", *arguments],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent)} | env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -73,3 +75,40 @@ def test_a_wrong_argument_is_one_clear_line(tmp_path: Path, arguments: tuple[str
     ended = generate(tmp_path, *arguments)
     assert ended.returncode == 2
     assert complaint in ended.stderr
+
+
+def test_json_on_stdout_and_pictures_on_the_terminal(tmp_path: Path) -> None:
+    fast = ("--num-inference-steps", "6", "--image-size", "square", "--num-images", "2")
+    ended = generate(
+        tmp_path, "a cat", "-o", "cat.png", "--seed", "4", "--json", "--preview", *fast, COLORTERM="truecolor"
+    )
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["files"] == ["cat-1.png", "cat-2.png"]
+    assert (told["seed"], told["has_nsfw_concepts"]) == (4, [False, False])
+    assert told["timings"]["inference"] > 0
+    lines = ended.stderr.count("\033[0m\n")  # two pixels a character: 3 previews of 32 by 32 an image, then 48 by 48
+    assert lines == 2 * (3 * 16 + 24)
+
+
+def test_preview_says_when_the_terminal_cannot(tmp_path: Path) -> None:
+    ended = generate(tmp_path, "a cat", "-o", "cat.png", "--preview")
+    assert ended.returncode == 2
+    assert "not known to show images" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "begins"),
+    [
+        ({"TERM": "xterm-kitty", "COLORTERM": "truecolor"}, "\033_Gf=100"),
+        ({"TERM_PROGRAM": "iTerm.app"}, "\033]1337;File=inline=1"),
+        ({"COLORTERM": "24bit"}, "\033[38;2;255;0;0m\033[48;2;0;0;255m▀"),
+    ],
+)
+def test_each_terminal_is_shown_pictures_in_its_own_way(environment: dict[str, str], begins: str) -> None:
+    picture = Image.new("RGB", (2, 2), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, 1, 2, 2))
+    show = shower(environment)
+    assert show is not None
+    assert show(picture).startswith(begins)
+    assert shower({"TERM": "dumb"}) is None
