@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help serve test lint docs bench image-test clean
+.PHONY: help faults serve test lint docs bench image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -13,6 +13,9 @@ serve: $(VENV)/.serve  ## set up, then serve on 127.0.0.1:8000 (options: make se
 
 test: $(VENV)/.test  ## set up, then run the suite (style and types are tests too)
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(VENV)/.test  ## accept 50 jobs, kill the server ten times, see that each finishes once
+	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed
 
 lint: $(VENV)/.test  ## style, types, direction of imports
 	$(BIN)/ruff check .

@@ -14,9 +14,12 @@ from starlette.requests import Request
 
 from pipelines.pool import WorkerPool
 from pipelines.safety import Guard
+from server import job_routes
 from server.auth import KeyRing
 from server.edge import Edge
 from server.errors import MethodNotAllowed, NotFound
+from server.jobs import Jobs
+from server.ledger import Ledger
 from server.openapi import SECURITY
 from server.origin import Origins
 from server.parts import Server
@@ -48,8 +51,10 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await workers.start()
+        await jobs.start()
         yield
         await workers.stop()
+        await jobs.stop()
 
     app = FastAPI(
         title=TITLE,
@@ -59,7 +64,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         redoc_url=None,
         exception_handlers={HTTPException: from_framework},
     )
-    app.state.server = Server(
+    app.state.server = server = Server(
         settings=settings,
         pool=workers,
         store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),
@@ -69,7 +74,9 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         origins=origins,
         served=engine.model,
     )
+    app.state.jobs = jobs = Jobs(server, Ledger(settings.data_dir / "jobs.sqlite3"))
     app.include_router(router)
+    app.include_router(job_routes.router)
     served = {} if engine.model == SERVED_AS else {"x-served-model": engine.model}
     app.add_middleware(Edge, origins=origins, headers=served)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]

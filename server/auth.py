@@ -31,15 +31,16 @@ class KeyRing:
     def __init__(self, keys: Iterable[str] = (), file: Path | None = None) -> None:
         self._hashes = [hash_key(key) for key in keys] + (read_hashes(file) if file else [])
 
-    def check(self, authorization: str | None) -> None:
-        """Admit an `Authorization: Bearer KEY` header or raise `Unauthorized`."""
+    def check(self, authorization: str | None) -> str:
+        """Admit an `Authorization: Bearer KEY` header or raise `Unauthorized`. Returns its hash; "" without keys."""
         if not self._hashes:
-            return
+            return ""
         scheme, _, key = (authorization or "").partition(" ")
         offered = hash_key(key.strip())
         known = [hmac.compare_digest(offered, held) for held in self._hashes]  # all of them: no early exit
         if scheme.lower() != "bearer" or not any(known):
             raise Unauthorized
+        return offered
 
 
 def read_hashes(file: Path) -> list[str]:

@@ -73,8 +73,13 @@ class MethodNotAllowed(ServerError):
 
 
 class Gone(ServerError):
+    def __init__(self, what: str = "This image has expired and was deleted.") -> None:
+        super().__init__(what)
+
+
+class KeyReused(ServerError):
     def __init__(self) -> None:
-        super().__init__("This image has expired and was deleted.")
+        super().__init__("This Idempotency-Key was used with another body. Take a new key for a new request.")
 
 
 class BodyTimeout(ServerError):
@@ -125,6 +130,7 @@ TABLE: Mapping[type[Exception], Row] = {
     NotFound: Row(404, "not_found", "invalid_request_error"),
     MethodNotAllowed: Row(405, "method_not_allowed", "invalid_request_error"),
     BodyTimeout: Row(408, "body_timeout", "invalid_request_error", repeats=True),
+    KeyReused: Row(409, "idempotency_key_reused", "invalid_request_error", repeats=True),
     Gone: Row(410, "expired", "invalid_request_error"),
     BodyTooLarge: Row(413, "body_too_large", "invalid_request_error"),
     BadRange: Row(416, "range_not_satisfiable", "invalid_request_error"),

@@ -24,6 +24,8 @@ GENERATION: dict[str, Any] = {
     "responses": {
         200: {"model": GenerationReply, "description": "Finished images, where success_status is 200."},
         201: {"model": GenerationReply, "description": "Finished images."},
+        202: {"description": "Accepted as a job, under `Prefer: respond-async`; `poll_url` says where it is."},
+        409: {"model": ErrorReply, "description": "The Idempotency-Key was used with another body."},
         **FAILURES,
     },
     "openapi_extra": {
@@ -33,6 +35,16 @@ GENERATION: dict[str, Any] = {
             "content": {"application/json": {"schema": GenerationBody.model_json_schema()}},
         },
     },
+}
+JOBS: dict[str, Any] = {
+    "responses": {
+        200: {"description": "The job, or a page of them (`limit`, `after`, `status`)."},
+        400: FAILURES[400],
+        401: FAILURES[401],
+        404: {"model": ErrorReply, "description": "No such job of this key's."},
+        410: {"model": ErrorReply, "description": "The job has expired."},
+    },
+    "openapi_extra": {"security": [{"access-token": []}]},
 }
 MODELS: dict[str, Any] = {
     "responses": {400: FAILURES[400], 404: {"model": ErrorReply, "description": "No such model."}}

@@ -12,11 +12,13 @@ from starlette.responses import Response
 from server.body import read_object
 from server.errors import NotFound
 from server.files import file_response
+from server.job_routes import durable, wants_job
+from server.jobs import Asked
 from server.openapi import GENERATION, MODELS
 from server.parts import Server, server_of
-from server.run import Run, admit
+from server.run import Run, admit, reply_headers, run_headers
 from server.schema import GenerationBody, GenerationReply
-from server.spellings import Spoken, header_of, translate
+from server.spellings import Spoken, translate
 from server.stream import EventStream, accepts_events, narrate
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
 
@@ -31,13 +33,17 @@ router = APIRouter()
 async def generate_images(request: Request) -> Response:
     """Generate images from a prompt."""
     server = server_of(request)
-    server.keys.check(request.headers.get("authorization"))
-    spoken = translate(await read_object(request, server.settings.max_body, server.settings.body_timeout))
+    owner = server.keys.check(request.headers.get("authorization"))
+    fields = await read_object(request, server.settings.max_body, server.settings.body_timeout)
+    spoken = translate(fields)
     body = GenerationBody.read(spoken.native, server.served)
     if server.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     await admit(body.prompt, server)
-    run = Run(server, spoken, body, server.origins.base_url(request.scope, request.headers))
+    base_url = server.origins.base_url(request.scope, request.headers)
+    if wants_job(request) or (not spoken.stream and "idempotency-key" in request.headers):
+        return await durable(request, Asked(spoken, body, base_url), owner, fields)
+    run = Run(server, spoken, body, base_url)
     if spoken.stream:
         return stream(run, request, server)
     return await respond(await attend(run, request), spoken, server)
@@ -68,24 +74,9 @@ async def client_gone(request: Request) -> None:
         pass
 
 
-def run_headers(spoken: Spoken, server: Server) -> dict[str, str]:
-    """What is known of a reply before it is finished."""
-    headers = {}
-    if info := server.pool.status().info:
-        headers["x-engine-fingerprint"] = info.fingerprint
-    if spoken.ignored:
-        headers["x-ignored-fields"] = header_of(spoken.ignored)
-    return headers
-
-
 async def respond(reply: GenerationReply, spoken: Spoken, server: Server) -> Response:
-    usage = reply.meta.usage
-    headers = run_headers(spoken, server) | {
-        "x-aimlapi-credits-used": str(usage.credits_used),
-        "x-aimlapi-usd-spent": f"{usage.usd_spent:.8f}".rstrip("0").rstrip("."),
-    }
-    content = await asyncio.to_thread(lambda: reply.model_dump_json(exclude_none=True))
-    return Response(content, server.settings.success_status, headers, "application/json")
+    content = await asyncio.to_thread(reply.text)
+    return Response(content, server.settings.success_status, reply_headers(reply, spoken, server), "application/json")
 
 
 @router.get("/v1/models", **MODELS)

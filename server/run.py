@@ -15,7 +15,7 @@ from server.encoding import EncodedImage, encode_one
 from server.parts import Server
 from server.schema import GenerationBody, GenerationReply, ImageItem
 from server.settings import Settings
-from server.spellings import Spoken
+from server.spellings import Spoken, header_of
 
 AFTER_THE_POOL = 1_000_000  # number of the first event after the pool's: more than a job can have there
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
@@ -112,6 +112,24 @@ async def closed_after(seconds: float) -> AsyncIterator[None]:
     except SafetyUnavailable as error:
         log.error("safety", cause=error.cause)
         raise
+
+
+def run_headers(spoken: Spoken, server: Server) -> dict[str, str]:
+    """What is known of a reply before it is finished."""
+    headers = {}
+    if info := server.pool.status().info:
+        headers["x-engine-fingerprint"] = info.fingerprint
+    if spoken.ignored:
+        headers["x-ignored-fields"] = header_of(spoken.ignored)
+    return headers
+
+
+def reply_headers(reply: GenerationReply, spoken: Spoken, server: Server) -> dict[str, str]:
+    usage = reply.meta.usage
+    return run_headers(spoken, server) | {
+        "x-aimlapi-credits-used": str(usage.credits_used),
+        "x-aimlapi-usd-spent": f"{usage.usd_spent:.8f}".rstrip("0").rstrip("."),
+    }
 
 
 def preview_plan(server: Server, spoken: Spoken, body: GenerationBody) -> PreviewPlan:

@@ -171,6 +171,10 @@ class GenerationReply(BaseModel):
             safety=Safety(**asdict(inspected.verdict)),
         )
 
+    def text(self) -> str:
+        """The body of the reply."""
+        return self.model_dump_json(exclude_none=True)
+
 
 class ErrorDetail(BaseModel):
     message: str

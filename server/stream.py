@@ -19,7 +19,7 @@ from pipelines.job import Event, Preview, Progress
 from server.encoding import encode
 from server.errors import ServerError, envelope
 from server.run import Run
-from server.schema import GenerationReply
+from server.schema import GenerationBody, GenerationReply
 
 SILENCE = 15.0  # seconds after which a comment shows that the connection lives; proxies give up after 30 or 60
 PREVIEW_QUALITY = 85
@@ -52,21 +52,20 @@ def progress(now: Progress, images: int) -> dict[str, Any]:
     }
 
 
-def openai_fields(run: Run) -> dict[str, Any]:
+def openai_fields(body: GenerationBody) -> dict[str, Any]:
     """What OpenAI's events always have."""
-    size = run.body.image_size
     return {
-        "size": f"{size.width}x{size.height}",
+        "size": f"{body.image_size.width}x{body.image_size.height}",
         "created_at": int(time.time()),
-        "output_format": run.body.output_format,
+        "output_format": body.output_format,
         "background": "opaque",
         "quality": "auto",
     }
 
 
-async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
+async def partial_image(preview: Preview, body: GenerationBody) -> dict[str, Any]:
     size = (preview.width, preview.height)
-    image = await asyncio.to_thread(encode, preview.pixels, *size, run.body.output_format, PREVIEW_QUALITY)
+    image = await asyncio.to_thread(encode, preview.pixels, *size, body.output_format, PREVIEW_QUALITY)
     return {
         "type": PARTIAL,
         "b64_json": image.base64(),
@@ -74,48 +73,46 @@ async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
         "image_index": preview.image,
         "width": preview.width,
         "height": preview.height,
-        **openai_fields(run),
+        **openai_fields(body),
     }
 
 
-def completed(index: int, reply: GenerationReply, run: Run) -> dict[str, Any]:
-    """The data of a finished image: the reply's item, and what the reply says of it."""
-    item = reply.images[index].model_dump(exclude_none=True)
-    if run.body.sync_mode:
-        item.pop("url", None)  # the same bytes a second time
+def completed(index: int, reply: Mapping[str, Any], body: GenerationBody, item: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a finished image: its `item`, and what the reply (as JSON) says of it."""
+    used = reply["meta"]["usage"]["tokens_used"]
     return {
         "type": COMPLETED,
-        "b64_json": run.images[index].base64(),
         **item,
         "image_index": index,
-        "num_images": len(reply.images),
-        "seed": reply.seed + index,
-        "has_nsfw_concepts": reply.has_nsfw_concepts[index],
-        "prompt": reply.prompt,
-        "timings": reply.timings,
-        "safety": reply.safety.model_dump(exclude_none=True),
-        "meta": reply.meta.model_dump(),
+        "num_images": body.num_images,
+        "seed": reply["seed"] + index,
+        "has_nsfw_concepts": reply["has_nsfw_concepts"][index],
+        **{name: reply[name] for name in ("prompt", "timings", "safety", "meta")},
         "usage": {
-            "total_tokens": reply.meta.usage.tokens_used,
+            "total_tokens": used,
             "input_tokens": 0,
-            "output_tokens": reply.meta.usage.tokens_used,
+            "output_tokens": used,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
         },
-        **openai_fields(run),
+        **openai_fields(body),
     }
 
 
 def finished(index: int, reply: GenerationReply, run: Run) -> bytes:
-    return event(COMPLETED, completed(index, reply, run))
+    """A finished image on the wire, always with its bytes: OpenAI's SDKs count on them."""
+    item = {"b64_json": run.images[index].base64(), **reply.images[index].model_dump(exclude_none=True)}
+    if run.body.sync_mode:
+        item.pop("url", None)  # the same bytes a second time
+    told = reply.model_dump(exclude_none=True, exclude={"images", "data"})
+    return event(COMPLETED, completed(index, told, run.body, item))
 
 
-async def running(numbered: tuple[int, Event], run: Run, named: bool) -> bytes:
+async def running(news: Event, body: GenerationBody, *, named: bool, identity: str | None = None) -> bytes:
     """One event of a run on its way. Progress is a comment where it is not wanted as an event (`named`)."""
-    _, news = numbered
     if isinstance(news, Preview):
-        return event(PARTIAL, await partial_image(news, run))
-    data = progress(news, run.body.num_images)
-    return event(PROGRESS, data) if named else f": progress {json.dumps(data)}\n\n".encode()
+        return event(PARTIAL, await partial_image(news, body), identity)
+    data = progress(news, body.num_images)
+    return event(PROGRESS, data, identity) if named else f": progress {json.dumps(data)}\n\n".encode()
 
 
 async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIterator[bytes]:
@@ -123,8 +120,8 @@ async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIte
     replying = asyncio.ensure_future(run.reply())
     replying.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at, whoever reads
     try:
-        async for numbered in run.events():
-            yield await running(numbered, run, named)
+        async for _, news in run.events():
+            yield await running(news, run.body, named=named)
         reply = await replying
         for index in range(len(reply.images)):
             yield await asyncio.to_thread(finished, index, reply, run)

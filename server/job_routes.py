@@ -1,0 +1,170 @@
+"""Jobs on the wire: accepted, looked at, watched, cancelled, listed. The words are docs/streaming.md's."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from server.body import wrong
+from server.jobs import Asked, Jobs, LiveJob
+from server.ledger import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry
+from server.openapi import JOBS
+from server.parts import server_of
+from server.stream import COMPLETED, EventStream, accepts_events, completed, event, progress, running
+
+MAX_PAGE = 100
+LAST = 2_000_000  # number of the first event after a run's own
+STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
+router = APIRouter()
+
+
+def jobs_of(request: Request) -> Jobs:
+    jobs: Jobs = request.app.state.jobs
+    return jobs
+
+
+def wants_job(request: Request) -> bool:
+    """`Prefer: respond-async` (RFC 7240), alone or among others."""
+    preferences = ",".join(request.headers.getlist("prefer")).split(",")
+    return any(part.partition(";")[0].strip().lower() == "respond-async" for part in preferences)
+
+
+def idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise wrong(
+            "expected 1 to 255 printable ASCII characters",
+            path=("idempotency-key",),
+            code="invalid_idempotency_key",
+            expected="1 to 255 printable ASCII characters",
+            received=f"{len(key)} characters",
+        )
+    return key
+
+
+def hash_of(fields: dict[str, Any]) -> str:
+    """The same for bodies that say the same, whatever their spacing and order."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+async def durable(request: Request, asked: Asked, owner: str, fields: dict[str, Any]) -> Response:
+    """Accept a request as a job, or find the one with its key; answer at once, or when it is over."""
+    jobs = jobs_of(request)
+    entry, known = await jobs.accept(asked, owner, idempotency_key(request), hash_of(fields))
+    replayed = {"idempotent-replayed": "true"} if known else {}
+    if wants_job(request):
+        body = describe(request, entry, jobs.live(entry.id))
+        headers = {"location": body["poll_url"], "preference-applied": "respond-async"}
+        return JSONResponse(body, 202, headers | replayed)
+    ended = await jobs.ended(entry)
+    return Response(ended.outcome, ended.status or 500, {**(ended.headers or {}), **replayed}, "application/json")
+
+
+def describe(request: Request, entry: Entry, live: LiveJob | None, *, whole: bool = True) -> dict[str, Any]:
+    """A job as clients see it; `whole` with its reply or error."""
+    server = server_of(request)
+    poll = f"{server.origins.base_url(request.scope, request.headers)}/v1/jobs/{entry.id}"
+    native = (entry.request or {"spoken": {"native": {}}})["spoken"]["native"]
+    run = live.admitted if live else None
+    status = entry.state if entry.state != ACCEPTED else "running" if run and run.job.dispatched else "queued"
+    job: dict[str, Any] = {
+        "id": entry.id,
+        "object": "job",
+        "status": status,
+        "created_at": int(entry.created),
+        "model": native.get("model"),
+        "poll_url": poll,
+        "events_url": f"{poll}/events",
+    }
+    if entry.finished is not None:
+        job["finished_at"] = int(entry.finished)
+    if entry.state == ACCEPTED:
+        now = run.latest() if run else None
+        job["queue_position"] = now.position if now else 0
+        job["eta_seconds"] = round(now.eta if now else server.pool.seconds_ahead(), 1)
+        if now:
+            job["progress"] = progress(now, native.get("num_images", 1))
+    elif whole and entry.outcome:
+        job["reply" if entry.state == SUCCEEDED else "error"] = json.loads(entry.outcome)
+    return job
+
+
+@router.get("/v1/jobs", **JOBS)
+async def list_jobs(request: Request) -> Response:
+    """This key's jobs, newest first."""
+    owner = server_of(request).keys.check(request.headers.get("authorization"))
+    query = request.query_params
+    limit, status = query.get("limit", "20"), query.get("status")
+    if not (limit.isascii() and limit.isdecimal()) or not 1 <= int(limit[:9]) <= MAX_PAGE:
+        raise wrong_query("limit", f"an integer from 1 to {MAX_PAGE}", limit)
+    if status is not None and status not in STATES:
+        raise wrong_query("status", f"one of {', '.join(STATES)}", status)
+    jobs = jobs_of(request)
+    states = (STATES[status],) if status else tuple(dict.fromkeys(STATES.values()))
+    entries = await jobs.page(owner, int(limit) + 1, query.get("after"), states)
+    shown = entries[: int(limit)]
+    described = [describe(request, entry, jobs.live(entry.id), whole=False) for entry in shown]
+    data = [job for job in described if status is None or job["status"] == status]
+    more = len(entries) > len(shown)
+    cursor = {"next_cursor": shown[-1].id} if more else {}
+    return JSONResponse({"object": "list", "data": data, "has_more": more, **cursor})
+
+
+def wrong_query(name: str, expected: str, received: str) -> Exception:
+    shown = ascii(received)[:80]
+    return wrong(
+        f"expected {expected}, received {shown}",
+        path=(name,),
+        code="invalid_query",
+        expected=expected,
+        received=shown,
+    )
+
+
+@router.get("/v1/jobs/{identity}", **JOBS)
+async def get_job(request: Request, identity: str) -> Response:
+    """One job; with its reply when it has one."""
+    owner = server_of(request).keys.check(request.headers.get("authorization"))
+    return JSONResponse(describe(request, *await jobs_of(request).find(identity, owner)))
+
+
+@router.delete("/v1/jobs/{identity}", **JOBS)
+async def cancel_job(request: Request, identity: str) -> Response:
+    """Cancel a job within a step. Idempotent: one that has ended stays as it is."""
+    owner = server_of(request).keys.check(request.headers.get("authorization"))
+    return JSONResponse(describe(request, await jobs_of(request).cancel(identity, owner), None))
+
+
+@router.get("/v1/jobs/{identity}/events", include_in_schema=False)
+async def watch_job(request: Request, identity: str) -> Response:
+    """What happens to a job, as server-sent events; after `Last-Event-ID` where that is given."""
+    owner = server_of(request).keys.check(request.headers.get("authorization"))
+    jobs = jobs_of(request)
+    entry, live = await jobs.find(identity, owner)
+    epoch, _, number = request.headers.get("last-event-id", "").rpartition("-")
+    after = int(number[:9]) if epoch == jobs.epoch and number.isascii() and number.isdecimal() else 0
+    named = accepts_events(request.headers.get("accept"))
+    return EventStream(tell(jobs, entry, live, after, server_of(request).served, named=named), {}, lambda: None)
+
+
+async def tell(
+    jobs: Jobs, entry: Entry, live: LiveJob | None, after: int, served: str, *, named: bool
+) -> AsyncIterator[bytes]:
+    """A job's events: its run's while it runs, then its images or its error."""
+    if live and (run := await asyncio.shield(live.run)):
+        async for number, news in run.events(after):
+            yield await running(news, run.body, named=named, identity=f"{jobs.epoch}-{number}")
+    ended = await jobs.ended(entry)
+    outcome = json.loads(ended.outcome or "{}")
+    if ended.state != SUCCEEDED:
+        yield event("error", outcome)
+        return
+    assert ended.request is not None
+    body = Asked.from_json(ended.request, served).body
+    for index, item in enumerate(outcome["images"]):
+        if LAST + index > after:
+            yield event(COMPLETED, completed(index, outcome, body, item), f"{jobs.epoch}-{LAST + index}")

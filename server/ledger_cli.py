@@ -1,0 +1,101 @@
+"""`srpo jobs`: lists and cancels jobs, whether or not the server runs.
+
+It reads and writes the ledger itself; a running server notices a cancellation within a second.
+"""
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import Cancelled
+from server.cli import parse
+from server.errors import StorageFull, envelope, row_of
+from server.ledger import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry, Ledger
+from server.settings import EngineSettings
+
+FILE = "jobs.sqlite3"
+STATES = {"unfinished": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
+
+
+class JobsSettings(EngineSettings):
+    """List jobs, newest first; or cancel some. Prompts are not shown."""
+
+    cancel: CliPositionalArg[list[str]] = Field([], description="`cancel ID...` cancels; nothing lists")
+    data_dir: Path = Field(Path("data"), description="the server's folder for images and other state")
+    state: str | None = Field(None, description=f"only those that are {', '.join(STATES)}")
+    limit: int = Field(20, ge=1, description="how many to list")
+    json_: bool = Field(False, alias="json", description="one JSON object a line")
+
+
+def main(arguments: list[str]) -> int:
+    settings = parse(JobsSettings, "jobs", arguments)
+    verb, *identities = settings.cancel or ["list"]
+    file = settings.data_dir / FILE
+    if verb not in ("list", "cancel") or (verb == "cancel") != bool(identities):
+        print("usage: srpo jobs [--state STATE] [--limit N] [--json] | srpo jobs cancel ID...", file=sys.stderr)
+        return 2
+    if settings.state is not None and settings.state not in STATES:
+        print(f"srpo jobs: --state: expected one of {', '.join(STATES)}", file=sys.stderr)
+        return 2
+    if not file.exists():
+        print(f"srpo jobs: there is no {file}: no server has run there (see --data-dir)", file=sys.stderr)
+        return 2
+    ledger = Ledger(file)
+    try:
+        ledger.open()
+        return cancel(ledger, identities) if identities else show(ledger, settings)
+    except StorageFull as error:
+        print(f"srpo jobs: {error}", file=sys.stderr)
+        return 2
+    finally:
+        ledger.close()
+
+
+def cancel(ledger: Ledger, identities: list[str]) -> int:
+    error = Cancelled()
+    code = 0
+    for identity in identities:
+        told = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
+        if ledger.end(identity, CANCELLED, row_of(error).status, {}, told, free_key=True):
+            print(f"{identity} cancelled")
+        elif entry := ledger.find(identity):
+            print(f"{identity} had {entry.state} before")
+        else:
+            print(f"srpo jobs: there is no job {identity}", file=sys.stderr)
+            code = 1
+    return code
+
+
+def show(ledger: Ledger, settings: JobsSettings) -> int:
+    states = (STATES[settings.state],) if settings.state else tuple(STATES.values())
+    entries = ledger.page(None, settings.limit, None, states)
+    if settings.json_:
+        for entry in entries:
+            print(json.dumps(facts(entry)))
+        return 0
+    table = Table("job", "state", "accepted", "seconds", "size", "steps", "images", box=None)
+    for entry in entries:
+        table.add_row(*(str(value) for value in facts(entry).values()))
+    console = Console(highlight=False)
+    console.print(table if entries else "no jobs")
+    return 0
+
+
+def facts(entry: Entry) -> dict[str, object]:
+    native = (entry.request or {"spoken": {"native": {}}})["spoken"]["native"]
+    size = native.get("image_size", {"width": 0, "height": 0})
+    return {
+        "id": entry.id,
+        "state": next(name for name, state in STATES.items() if state == entry.state),
+        "created": datetime.fromtimestamp(entry.created, UTC).isoformat(timespec="seconds"),
+        "seconds": None if entry.finished is None else round(entry.finished - entry.created, 1),
+        "size": f"{size['width']}x{size['height']}",
+        "steps": native.get("num_inference_steps"),
+        "images": native.get("num_images"),
+    }

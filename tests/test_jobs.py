@@ -1,0 +1,336 @@
+"""Jobs: accepted once, finished once, whoever leaves or dies; and idempotency on both roads."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import PROMPT, START_LIMIT, LiveServer, running
+from test_stream import Scripted
+
+from server.ledger import SUCCEEDED, Entry, Ledger
+
+PATH = "/v1/images/generations"
+BODY: dict[str, Any] = {
+    "model": "flux/srpo", "prompt": "quick", "image_size": "square", "num_inference_steps": 6, "seed": 7,
+}  # fmt: skip
+SLOW = {"prompt": "slow", "num_inference_steps": 50}  # 2.5 s
+PREFER = {"prefer": "respond-async"}
+KEYS = ("first-key", "second-key")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        with Scripted(tmp_path_factory.mktemp("jobs"), safety_checker="none", api_keys=KEYS) as scripted:
+            yield scripted
+
+
+def call(server: Any, method: str, path: str, key: str = KEYS[0], **options: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}"} | options.pop("headers", {})
+    return httpx.request(method, server.url + path, headers=headers, timeout=START_LIMIT, **options)
+
+
+def post(server: Any, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    return call(server, "POST", PATH, headers=headers or {}, json=BODY | fields)
+
+
+def accept(server: Any, **fields: Any) -> dict[str, Any]:
+    reply = post(server, PREFER, **fields)
+    assert reply.status_code == 202, reply.text
+    job: dict[str, Any] = reply.json()
+    assert reply.headers["location"] == job["poll_url"] == f"{server.url}/v1/jobs/{job['id']}"
+    return job
+
+
+def ended(server: Any, identity: str) -> dict[str, Any]:
+    deadline = time.monotonic() + START_LIMIT
+    while (job := call(server, "GET", f"/v1/jobs/{identity}").json())["status"] in ("queued", "running"):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.01)
+    return job
+
+
+def events_of(reply: httpx.Response) -> list[tuple[str, str, Any]]:
+    """(id, name, data) of every event."""
+    blocks = [dict(line.split(": ", 1) for line in block.split("\n")) for block in reply.text.split("\n\n") if block]
+    return [(block.get("id", ""), block["event"], json.loads(block["data"])) for block in blocks]
+
+
+def lasting(reply: dict[str, Any]) -> dict[str, Any]:
+    """A reply without what another run of the same request may tell differently."""
+    body = {name: value for name, value in reply.items() if name not in ("created", "timings", "images", "data")}
+    return body | {"bytes": [httpx.get(item["url"]).content for item in reply["images"]]}
+
+
+def test_a_job_holds_the_reply_of_the_plain_call(server: Scripted) -> None:
+    job = accept(server, num_images=2)
+    assert job["status"] in ("queued", "running")
+    assert job["queue_position"] >= 0
+    assert job["eta_seconds"] >= 0
+    done = ended(server, job["id"])
+    assert done["status"] == "succeeded"
+    plain = post(server, num_images=2)
+    assert list(done["reply"]) == list(plain.json())
+    assert lasting(done["reply"]) == lasting(plain.json())
+
+
+def test_a_failed_job_holds_the_error(server: Scripted) -> None:
+    done = ended(server, accept(server, prompt="oom")["id"])
+    assert done["status"] == "failed"
+    assert done["error"]["error"]["code"] == "out_of_memory"
+
+
+def test_what_is_wrong_is_refused_and_not_accepted(server: Scripted) -> None:
+    assert post(server, PREFER, num_inference_steps=99).status_code == 400
+    assert post(server, {"idempotency-key": "x" * 256}).json()["error"]["param"] == "idempotency-key"
+    assert call(server, "POST", PATH, key="no-such-key", json=BODY, headers=PREFER).status_code == 401
+
+
+def test_the_line_is_told_and_a_cancelled_job_frees_its_place(server: Scripted) -> None:
+    first, second, third = (accept(server, **SLOW, seed=seed)["id"] for seed in (1, 2, 3))
+    assert call(server, "GET", f"/v1/jobs/{third}").json()["queue_position"] == 1
+    for _ in range(2):
+        assert call(server, "DELETE", f"/v1/jobs/{second}").json()["status"] == "cancelled"
+    assert call(server, "GET", f"/v1/jobs/{third}").json()["queue_position"] == 0
+    assert call(server, "DELETE", f"/v1/jobs/{first}").json()["status"] == "cancelled"
+    assert call(server, "DELETE", f"/v1/jobs/{third}").json()["error"]["error"]["code"] == "cancelled"
+    server.until(lambda: server.pool.status().running == 0)
+
+
+def test_a_finished_job_is_not_cancelled(server: Scripted) -> None:
+    done = ended(server, accept(server)["id"])
+    assert call(server, "DELETE", f"/v1/jobs/{done['id']}").json() == done
+
+
+def test_events_go_on_after_the_last_one_that_was_read(server: Scripted) -> None:
+    job = accept(server, num_images=2, partial_images=1)
+    path = f"/v1/jobs/{job['id']}/events"
+    whole = events_of(call(server, "GET", path))
+    assert [name for _, name, _ in whole[-2:]] == ["image_generation.completed"] * 2
+    done = ended(server, job["id"])
+    assert [data["url"] for _, _, data in whole[-2:]] == [item["url"] for item in done["reply"]["images"]]
+    rest = events_of(call(server, "GET", path, headers={"last-event-id": whole[-2][0]}))
+    assert [identity for identity, _, _ in rest] == [whole[-1][0]]
+    foreign = events_of(call(server, "GET", path, headers={"last-event-id": "ffffffff-99999999"}))
+    assert [identity for identity, _, _ in foreign] == [identity for identity, _, _ in whole[-2:]]
+
+
+def test_a_second_reader_joins_in_the_middle(server: Scripted) -> None:
+    job = accept(server, **SLOW)
+    path = f"/v1/jobs/{job['id']}/events"
+    headers = {"authorization": f"Bearer {KEYS[0]}"}
+    with httpx.stream("GET", server.url + path, headers=headers, timeout=START_LIMIT) as reply:
+        lines = reply.iter_lines()
+        last = next(line.removeprefix("id: ") for line in lines if line.startswith("id: "))
+    rest = events_of(call(server, "GET", path, headers={"last-event-id": last}))
+    numbers = [int(identity.partition("-")[2]) for identity, _, _ in rest]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] > int(last.partition("-")[2])
+    assert rest[-1][1] == "image_generation.completed"
+
+
+def test_jobs_are_their_keys_own(server: Scripted) -> None:
+    job = accept(server)
+    for method, path in (("GET", ""), ("GET", "/events"), ("DELETE", "")):
+        assert call(server, method, f"/v1/jobs/{job['id']}{path}", key=KEYS[1]).status_code == 404
+    assert call(server, "GET", "/v1/jobs", key=KEYS[1]).json()["data"] == []
+    assert call(server, "GET", "/v1/jobs/job_0").status_code == 404
+    assert call(server, "GET", "/v1/jobs", key="wrong-key").status_code == 401
+
+
+def test_the_list_pages_through_everything_once(server: Scripted) -> None:
+    made = [accept(server, seed=seed)["id"] for seed in range(1, 6)]
+    for identity in made:
+        ended(server, identity)
+    seen, query = [], "limit=2"
+    while True:
+        page = call(server, "GET", f"/v1/jobs?{query}").json()
+        assert len(page["data"]) <= 2
+        assert all("reply" not in job for job in page["data"])
+        seen += [job["id"] for job in page["data"]]
+        if not page["has_more"]:
+            break
+        query = f"limit=2&after={page['next_cursor']}"
+    assert seen[:5] == made[::-1]
+    assert len(seen) == len(set(seen))
+    failed = call(server, "GET", "/v1/jobs?status=failed").json()["data"]
+    assert {job["status"] for job in failed} <= {"failed"}
+    assert call(server, "GET", "/v1/jobs?limit=0").json()["error"]["param"] == "limit"
+    assert call(server, "GET", "/v1/jobs?status=odd").json()["error"]["param"] == "status"
+
+
+# --- idempotency -----------------------------------------------------------------------------------------------------
+
+
+def test_twenty_identical_posts_draw_once(server: Scripted) -> None:
+    before = len(call(server, "GET", "/v1/jobs?limit=100").json()["data"])
+    headers = {"idempotency-key": "twenty"}
+    with ThreadPoolExecutor(20) as threads:
+        replies = list(threads.map(lambda _: post(server, headers, seed=99), range(20)))
+    assert {reply.status_code for reply in replies} == {201}
+    assert len({reply.text for reply in replies}) == 1
+    assert [reply.headers.get("idempotent-replayed") for reply in replies].count(None) == 1
+    assert len(call(server, "GET", "/v1/jobs?limit=100").json()["data"]) == before + 1
+    later = post(server, headers, seed=99)
+    assert later.text == replies[0].text
+    assert later.headers["x-aimlapi-credits-used"] == replies[0].headers["x-aimlapi-credits-used"]
+
+
+def test_the_key_with_another_body_is_a_409_and_with_another_owner_another_job(server: Scripted) -> None:
+    headers = {"idempotency-key": "one"}
+    assert post(server, headers).status_code == 201
+    refused = post(server, headers, seed=8)
+    assert refused.status_code == 409
+    assert refused.headers["x-should-retry"] == "false"
+    other = call(server, "POST", PATH, key=KEYS[1], headers=headers, json=BODY | {"seed": 8})
+    assert other.status_code == 201
+
+
+def test_the_roads_share_their_keys(server: Scripted) -> None:
+    headers = {"idempotency-key": "both"}
+    plain = post(server, headers)
+    job = post(server, headers | PREFER)
+    assert job.status_code == 202
+    assert job.json()["reply"] == plain.json()
+
+
+def test_a_cancelled_or_passing_failure_frees_the_key(server: Scripted) -> None:
+    headers = {"idempotency-key": "again"}
+    first = post(server, headers | PREFER, **SLOW).json()
+    call(server, "DELETE", f"/v1/jobs/{first['id']}")
+    again = post(server, headers | PREFER, **SLOW).json()
+    assert again["id"] != first["id"]
+    call(server, "DELETE", f"/v1/jobs/{again['id']}")
+
+
+def test_a_lasting_failure_is_replayed(server: Scripted) -> None:
+    headers = {"idempotency-key": "fails"}
+    first, second = post(server, headers, prompt="oom"), post(server, headers, prompt="oom")
+    assert (first.status_code, second.status_code) == (500, 500)
+    assert second.headers["x-should-retry"] == "false"
+    assert first.text == second.text
+
+
+def test_a_client_that_leaves_finds_its_reply_under_its_key(server: Scripted) -> None:
+    headers = {"authorization": f"Bearer {KEYS[0]}", "idempotency-key": "left"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(server.url + PATH, headers=headers, json=BODY | SLOW, timeout=httpx.Timeout(30, read=0.3))
+    reply = post(server, {"idempotency-key": "left"}, **SLOW)
+    assert reply.status_code == 201
+    assert reply.headers["idempotent-replayed"] == "true"
+
+
+# --- the ledger and its command --------------------------------------------------------------------------------------
+
+
+def entry(name: str, **fields: Any) -> Entry:
+    return Entry(name, "", None, "hash", {"spoken": {"native": {"prompt": "secret"}}}, created=1.0, **fields)
+
+
+def test_a_job_ends_once_and_is_forgotten_in_two_steps(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "jobs.sqlite3")
+    ledger.open()
+    ledger.open()  # up to date: nothing to do
+    ledger.add(entry("a"))
+    assert ledger.end("a", SUCCEEDED, 201, {}, "first")
+    assert not ledger.end("a", "cancelled", 499, {}, "second")
+    found = ledger.find("a")
+    assert found is not None
+    assert (found.state, found.outcome) == (SUCCEEDED, "first")
+    ledger.sweep(expire=-1)
+    found = ledger.find("a")
+    assert found is not None
+    assert (found.state, found.request, found.outcome) == ("expired", None, None)
+    ledger.close()
+    assert b"secret" not in (tmp_path / "jobs.sqlite3").read_bytes()
+
+
+def test_an_expired_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    ledger = Ledger(tmp_path / "jobs.sqlite3")
+    ledger.open()
+    ledger.add(entry("job_old"))
+    ledger.end("job_old", SUCCEEDED, 201, {}, "{}")
+    ledger.sweep(expire=-1)
+    ledger.close()
+    with Scripted(tmp_path) as server:
+        assert call(server, "GET", "/v1/jobs/job_old").status_code == 410
+        assert call(server, "GET", "/v1/jobs").json()["data"] == []
+
+
+def jobs_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server", "jobs", "--data-dir", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT)
+
+
+def test_the_command_lists_and_cancels_while_the_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    assert jobs_command(tmp_path).returncode == 2
+    with Scripted(tmp_path) as server:
+        hanging = accept(server, prompt="hang")["id"]
+        listed = jobs_command(tmp_path, "--json")
+        assert [json.loads(line)["state"] for line in listed.stdout.splitlines()] == ["unfinished"]
+        assert "hang" not in listed.stdout
+        assert jobs_command(tmp_path, "cancel", hanging).stdout == f"{hanging} cancelled\n"
+        assert ended(server, hanging)["status"] == "cancelled"
+        server.until(lambda: server.pool.status().running == 0)
+        assert jobs_command(tmp_path, "cancel", hanging, "job_0").returncode == 1
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+ACCEPTED, KILLS = (int(part) for part in os.environ.get("FAULTS", "8x2").split("x"))
+
+
+def drawn(server: LiveServer, seed: int) -> bytes:
+    return httpx.get(server.generate(seed=seed, num_inference_steps=seed % 4 + 1).json()["images"][0]["url"]).content
+
+
+def test_every_accepted_job_finishes_once_with_the_same_bytes_whenever_the_server_is_killed(tmp_path: Path) -> None:
+    """`make faults` does it with more jobs and more deaths."""
+    chance = random.Random()
+    accepted: dict[int, str] = {}  # seed -> job
+    seeds = iter(range(1, 10_000))
+
+    def ask(server: LiveServer, count: int) -> None:
+        for seed in (next(seeds) for _ in range(count)):
+            body = BODY | {"prompt": PROMPT, "seed": seed, "num_inference_steps": seed % 4 + 1}
+            try:
+                reply = httpx.post(server.url + PATH, json=body, headers=PREFER, timeout=START_LIMIT)
+            except httpx.TransportError:
+                return  # killed in the middle: not accepted
+            if reply.status_code == 202:
+                accepted[seed] = reply.json()["id"]
+
+    for death in range(KILLS):
+        with running(tmp_path, queue_size="1000") as server:
+            asking = threading.Thread(target=ask, args=(server, -(-ACCEPTED // KILLS)))
+            killing = threading.Timer(chance.uniform(0, 1.5), server.process.kill)
+            asking.start()
+            Scripted.until(lambda: accepted)
+            killing.start()
+            killing.join()
+            asking.join()
+            assert server.process.wait() == -9, f"death {death}"
+    with running(tmp_path, queue_size="1000") as server:
+        done = {seed: ended(server, identity) for seed, identity in accepted.items()}
+        assert {job["status"] for job in done.values()} == {"succeeded"}
+        for seed, job in done.items():
+            assert httpx.get(rebased(job, server)).content == drawn(server, seed), seed
+        assert len(list((server.data_dir / "images").glob("*/*"))) >= len(accepted)
+
+
+def rebased(job: dict[str, Any], server: LiveServer) -> str:
+    """The image's URL on the server as it is now: each life has another port."""
+    return server.url + httpx.URL(job["reply"]["images"][0]["url"]).path
