@@ -4,9 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help faults serve test lint docs bench image-test clean
+.PHONY: help faults serve test test-offline lint docs bench image-test clean
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 serve: $(VENV)/.serve  ## set up, then serve on 127.0.0.1:8000 (options: make serve ARGS="--port 9000")
 	@exec $(BIN)/srpo serve $(ARGS)
@@ -16,6 +16,9 @@ test: $(VENV)/.test  ## set up, then run the suite (style and types are tests to
 
 faults: $(VENV)/.test  ## accept 50 jobs, kill the server ten times, see that each finishes once
 	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed
+
+test-offline: $(VENV)/.test  ## the suite where there is no network (Linux, where user namespaces are permitted)
+	unshare -rn $(BIN)/python tests/loopback_only.py $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.test  ## style, types, direction of imports
 	$(BIN)/ruff check .
