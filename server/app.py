@@ -22,6 +22,7 @@ from server.jobs import Jobs
 from server.ledger import Ledger
 from server.openapi import SECURITY
 from server.origin import Origins
+from server.pages import router as pages
 from server.parts import Server
 from server.routes import router
 from server.settings import Settings
@@ -77,6 +78,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     app.state.jobs = jobs = Jobs(server, Ledger(settings.data_dir / "jobs.sqlite3"))
     app.include_router(router)
     app.include_router(job_routes.router)
+    app.include_router(pages)
     served = {} if engine.model == SERVED_AS else {"x-served-model": engine.model}
     app.add_middleware(Edge, origins=origins, headers=served)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]

@@ -87,7 +87,7 @@ async def list_models(request: Request) -> JSONResponse:
     return JSONResponse({"object": "list", "data": [model_card(name, served) for name in model_ids(served)]})
 
 
-@router.get("/v1/models/{model:path}", responses=MODELS["responses"])
+@router.get("/v1/models/{model:path}", **MODELS)
 @router.get("/models/{model:path}", include_in_schema=False)
 async def get_model(request: Request, model: str) -> JSONResponse:
     """One model."""

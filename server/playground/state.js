@@ -1,0 +1,55 @@
+// What serves here, and whether it is ready: said plainly, above all when a stand-in draws.
+
+const AGAIN = 1500; // ms between two looks while the model loads
+const AWAY = 5000; // ms until a server that did not answer is asked again
+
+export class ServerState {
+  #timer = 0;
+
+  constructor(line, notice) {
+    this.line = line;
+    this.notice = notice;
+  }
+
+  async look() {
+    clearTimeout(this.#timer);
+    try {
+      const health = await (await fetch('/health')).json();
+      const ready = health.state === 'ready';
+      this.#say(ready ? 'ready' : '', ready ? `${health.served_model} on ${health.device}` : loading(health));
+      this.#warn(await warnings(health));
+      if (!ready) this.#timer = setTimeout(() => this.look(), AGAIN);
+    } catch {
+      this.#say('down', 'The server does not answer');
+      this.#timer = setTimeout(() => this.look(), AWAY);
+    }
+  }
+
+  #say(state, text) {
+    this.line.className = `served ${state}`;
+    if (this.line.textContent !== text) this.line.textContent = text;
+  }
+
+  #warn(sentences) {
+    const text = sentences.join(' ');
+    this.notice.hidden = !text;
+    if (this.notice.textContent !== text) this.notice.textContent = text;
+  }
+}
+
+function loading(health) {
+  if (health.state !== 'loading' && health.state !== 'starting') return `The server is ${health.state}`;
+  return `Loading ${health.served_model}: ${health.stage} ${Math.round(100 * (health.progress ?? 0))} %`;
+}
+
+async function warnings(health) {
+  const sentences = [];
+  if (health.embedded) {
+    const models = await (await fetch('/v1/models')).json();
+    const card = models.data.find((model) => model.info?.served_by === health.served_model);
+    sentences.push(`A stand-in is drawing: ${health.served_model}${card ? ` (${card.info.description})` : ''}, not FLUX with SRPO.`,
+      'For real pictures give the server the real weights: its README says how.');
+  }
+  if (health.safety?.checker === 'none') sentences.push('No safety checker looks at the images.');
+  return sentences;
+}

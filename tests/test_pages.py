@@ -1,0 +1,55 @@
+"""The pages as files over HTTP; what they do in a browser is in test_browser.py."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import LiveServer
+
+import server
+from server.openapi import EXAMPLES, REPLY
+from server.schema import GenerationBody, GenerationReply
+from server.spellings import translate
+
+FOLDER = Path(server.__file__).parent / "playground"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_needs_no_key_and_may_load_only_from_its_own_server(live_with_key: LiveServer, path: str) -> None:
+    reply = httpx.get(live_with_key.url + path)
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "text/html; charset=utf-8"
+    policy = reply.headers["content-security-policy"]
+    assert policy.startswith("default-src 'self';")
+    assert "frame-ancestors 'none'" in policy
+    assert "http" not in policy
+    assert "://" not in reply.text
+
+
+def test_every_file_of_the_playground_is_served_and_asked_for_again_cheaply(live: LiveServer) -> None:
+    for file in FOLDER.iterdir():
+        if file.suffix == ".html":
+            continue
+        url = f"{live.url}/playground/{file.name}"
+        reply = httpx.get(url)
+        assert (reply.status_code, reply.content) == (200, file.read_bytes()), file
+        assert httpx.get(url, headers={"if-none-match": reply.headers["etag"]}).status_code == 304
+        assert httpx.head(url).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/playground/", "/playground/index.html", "/playground/..%2fapp.py", "/docs/x.js"])
+def test_nothing_else_is_served(live: LiveServer, path: str) -> None:
+    reply = httpx.get(live.url + path)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_the_reference_are_valid_requests(name: str) -> None:
+    spoken = translate(EXAMPLES[name]["value"])
+    assert GenerationBody.read(spoken.native, "tiny").prompt
+    assert spoken.ignored == []
+
+
+def test_the_example_of_a_reply_has_every_field_of_one() -> None:
+    assert GenerationReply.model_validate(REPLY).model_dump(exclude_none=True).keys() == REPLY.keys()
+    assert REPLY.keys() == GenerationReply.model_fields.keys()
