@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help faults serve test test-offline lint docs bench image-test clean
+.PHONY: help faults serve test test-offline browser lint docs bench image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -19,6 +19,9 @@ faults: $(VENV)/.test  ## accept 50 jobs, kill the server ten times, see that ea
 
 test-offline: $(VENV)/.test  ## the suite where there is no network (Linux, where user namespaces are permitted)
 	unshare -rn $(BIN)/python tests/loopback_only.py $(BIN)/python -m pytest $(ARGS)
+
+browser: $(VENV)/.browser  ## set up, then try the pages in Chromium (Debian: sudo apt-get install chromium)
+	$(BIN)/python -m pytest -m browser -rs $(ARGS)
 
 lint: $(VENV)/.test  ## style, types, direction of imports
 	$(BIN)/ruff check .
@@ -47,6 +50,11 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.serve
 	@echo "Installing what the tests need ..."
 	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.browser: pyproject.toml constraints.txt $(VENV)/.test
+	@echo "Installing what the tests in a browser need ..."
+	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[browser]'
 	@touch $@
 
 $(BIN)/pip:
