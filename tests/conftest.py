@@ -17,6 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+# The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 START_LIMIT = 120.0  # seconds; a busy machine imports torch slowly
 

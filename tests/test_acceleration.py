@@ -1,6 +1,6 @@
 """Which steps the presets compute, and that a skipped step's memory is its sample's own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -15,15 +15,6 @@ from pipelines.residual import Residuals, forward
 
 STEPS = st.integers(1, 200)
 SPARSE = [name for name in PRESETS if name != "none"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine make these many small steps ten times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=str)

@@ -1,7 +1,6 @@
 """The measurements run small on a CPU, and their output can be read by people and by programs."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,6 @@ from bench.geometry import MODELS, step_flops
 from bench.quality import psnr, ssim
 from pipelines.acceleration import PRESETS
 from server.bench import main
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.filterwarnings("ignore:.*progress")

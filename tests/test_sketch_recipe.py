@@ -1,7 +1,6 @@
 """The recipe of `flux/sketch` runs: every stage learns in 50 small steps, and the data say what they show."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,6 @@ from weights.sketch.recipe.atlas import Atlas, fetch
 from weights.sketch.recipe.concepts import BACKGROUNDS, CONCEPTS
 
 STEPS = 50
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """The models are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
