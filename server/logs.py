@@ -34,5 +34,5 @@ def configure(settings: Settings) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "httpx"):
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "httpx", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -71,6 +71,7 @@ GENERATION: dict[str, Any] = {
     },
 }
 JOBS: dict[str, Any] = {
+    "tags": ["jobs"],
     "responses": {
         200: {"description": "The job, or a page of them (`limit`, `after`, `status`)."},
         400: FAILURES[400],
