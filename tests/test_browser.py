@@ -38,7 +38,9 @@ class Visit:
     def ask(self, prompt: str, *, steps: int = 2, size: str = "Square") -> None:
         """Fill the form with a small request, and send it off."""
         self.page.locator("#parameters").evaluate("details => details.open = true")
-        self.page.get_by_role("radio", name=size, exact=True).check(force=True)
+        choice = self.page.get_by_role("radio", name=size, exact=True)
+        choice.press("Space")  # the notice may come late and move what a click would hit
+        expect(choice).to_be_checked()
         self.page.get_by_label("Steps", exact=True).fill(str(steps))
         self.page.get_by_label("Prompt", exact=True).fill(prompt)
         self.page.get_by_role("button", name="Generate").click()
