@@ -1,9 +1,13 @@
 """`srpo serve`: the app on a socket, with a banner; and `srpo keys`."""
 
 import asyncio
+import fcntl
+import os
 import signal
 import socket
 import sys
+from pathlib import Path
+from typing import IO
 
 import uvicorn
 from rich.console import Console
@@ -28,6 +32,7 @@ def main(arguments: list[str]) -> int:
     logs.configure(settings)
     try:
         app = create_app(settings)
+        claimed = claim(settings.data_dir)
         listener = listen(settings)
     except SafetyUnavailable as error:
         print(f"srpo serve: the safety checker: {error.cause}. Without one: --safety-checker none", file=sys.stderr)
@@ -51,7 +56,8 @@ def main(arguments: list[str]) -> int:
     server = DrainingServer(config, app.state.server.pool)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn takes them over, and raises them again after a clean end
-    return asyncio.run(run(server, app.state.server, listener))
+    with claimed:
+        return asyncio.run(run(server, app.state.server, listener))
 
 
 class DrainingServer(uvicorn.Server):
@@ -87,6 +93,29 @@ async def run(server: DrainingServer, parts: Server, listener: socket.socket) ->
 async def stop_if_failed(server: DrainingServer, pool: WorkerPool) -> None:
     await pool.failed.wait()
     server.should_exit = True
+
+
+def claim(folder: Path) -> IO[str]:
+    """Hold the data folder until the file is closed: two servers on one would both carry out its unfinished jobs."""
+    file = (folder / "server.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise OSError(
+            f"another server (pid {owner}) uses the data folder {folder}. Choose another one with --data-dir"
+        ) from None
+    except OSError as error:  # a network file system without locks
+        print(
+            f"srpo serve: {folder} cannot be locked ({error.strerror}): see that no other server uses it",
+            file=sys.stderr,
+        )
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
 
 
 def listen(settings: Settings) -> socket.socket:

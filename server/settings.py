@@ -138,7 +138,7 @@ class Settings(EngineSettings):
         None,
         description="the server's address as clients see it, behind a proxy or in a container; begins image URLs",
     )
-    data_dir: Path = Field(Path("data"), description="folder for images and other state")
+    data_dir: Path = Field(Path("data"), description="folder for images and other state; one server at a time")
     api_keys: Names = Field(
         (), description="keys that clients may use, separated by commas; none: open to all on loopback"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import LiveServer, free_port
+from conftest import START_LIMIT, LiveServer, free_port
 
 LIMIT = 30.0  # seconds
 
@@ -136,6 +136,14 @@ def test_a_port_that_is_taken_is_said_at_once(live: LiveServer, serve: Callable[
     second = serve("--port", str(live.port), wait=False)
     assert second.process.wait(LIMIT) == 2
     assert "Address already in use" in second.log.read_text()
+
+
+def test_a_data_folder_has_one_server_at_a_time(live: LiveServer, serve: Callable[..., LiveServer]) -> None:
+    """Two would both carry out its unfinished jobs."""
+    second = serve("--data-dir", str(live.data_dir), wait=False)
+    assert second.process.wait(START_LIMIT) == 2
+    assert f"another server (pid {live.process.pid}) uses the data folder" in second.log.read_text()
+    assert live.generate().status_code == 201
 
 
 def test_weights_that_cannot_be_loaded_end_the_server_with_the_reason(
