@@ -1,6 +1,7 @@
 """`srpo generate`: the engine without HTTP."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ from PIL import Image
 
 from server.terminal import shower
 
+SURROUNDINGS = {
+    "PATH": "/usr/bin:/bin",
+    "PYTHONPATH": str(Path(__file__).parent.parent),
+    "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],  # another number of threads is another fingerprint, other bytes
+}
 FAST = ("--num-inference-steps", "1", "--image-size", "512x544")
 
 
@@ -19,7 +25,7 @@ def generate(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-m", "server", "generate", *arguments],
         cwd=folder,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent)} | env,
+        env=SURROUNDINGS | env,
         capture_output=True,
         text=True,
         timeout=120,
