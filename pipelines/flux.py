@@ -56,7 +56,15 @@ class Sample:
     computed: Mask
     residuals: Residuals = field(default_factory=Residuals)
     step: int = 0
-    clean: torch.Tensor | None = None  # the latents as they would be if the last velocity held to the end
+    velocity: torch.Tensor | None = None  # of the last step
+
+    @property
+    def clean(self) -> torch.Tensor | None:
+        """The latents as they would be if the last velocity held to the end; None before the first step."""
+        if self.velocity is None:
+            return None
+        left: torch.Tensor = self.scheduler.sigmas[self.step]
+        return self.latents - left * self.velocity
 
 
 class FluxEngine:
@@ -167,7 +175,7 @@ class FluxEngine:
             time, compute = sample.times[sample.step], sample.computed[sample.step]
             velocity = forward(self._transformer, sample.residuals, time, compute, **inputs)
         sample.latents = sample.scheduler.step(velocity, now, sample.latents, return_dict=False)[0]
-        sample.clean = sample.latents - sample.scheduler.sigmas[sample.step + 1] * velocity
+        sample.velocity = velocity
         sample.step += 1
 
     def decode(self, sample: Sample) -> bytes:
