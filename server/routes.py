@@ -19,7 +19,7 @@ from server.parts import Server, server_of
 from server.run import Run, admit, reply_headers, run_headers
 from server.schema import GenerationBody, GenerationReply
 from server.spellings import Spoken, translate
-from server.stream import EventStream, accepts_events, narrate
+from server.stream import EventStream, accepts_events, client_gone, narrate
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
 
 log = structlog.get_logger("srpo")
@@ -58,7 +58,7 @@ def stream(run: Run, request: Request, server: Server) -> EventStream:
 async def attend(run: Run, request: Request) -> GenerationReply:
     """The run's reply. When the client goes away first, its work is cancelled."""
     replying = asyncio.ensure_future(run.reply())
-    gone = asyncio.ensure_future(client_gone(request))
+    gone = asyncio.ensure_future(client_gone(request.receive))
     try:
         await asyncio.wait((replying, gone), return_when=asyncio.FIRST_COMPLETED)
         if not replying.done():
@@ -67,11 +67,6 @@ async def attend(run: Run, request: Request) -> GenerationReply:
     finally:
         gone.cancel()
         run.cancel()  # nothing to do for a run that has ended
-
-
-async def client_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def respond(reply: GenerationReply, spoken: Spoken, server: Server) -> Response:

@@ -136,6 +136,12 @@ async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIte
         replying.cancel()
 
 
+async def client_gone(receive: Receive) -> None:
+    """Returns when the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class EventStream(Response):
     """A reply of events. It ends when they end or when the client goes away; `close` is called in both cases."""
 
@@ -148,7 +154,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
-        pouring, leaving = asyncio.ensure_future(self._pour(send)), asyncio.ensure_future(self._gone(receive))
+        pouring, leaving = asyncio.ensure_future(self._pour(send)), asyncio.ensure_future(client_gone(receive))
         try:
             await asyncio.wait((pouring, leaving), return_when=asyncio.FIRST_COMPLETED)
             if pouring.done():
@@ -176,8 +182,3 @@ class EventStream(Response):
             coming.cancel()
             await asyncio.gather(coming, return_exceptions=True)
             await self._events.aclose()  # type: ignore[attr-defined] # every iterator we are given is a generator
-
-    @staticmethod
-    async def _gone(receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
