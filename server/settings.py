@@ -77,7 +77,7 @@ class EngineSettings(BaseSettings):
     )
     safety_action: Literal["black", "blur", "error", "flag"] = Field(
         "black",
-        description="a flagged image comes back black, blurred, as an error if all are flagged, or unchanged (flag)",
+        description="a flagged image becomes: black, blur, error (if all are flagged, else black), flag (unchanged)",
     )
     prompt_hook: str | None = Field(None, description="URL of your moderation service for prompts")
     prompt_list: Path | None = Field(
