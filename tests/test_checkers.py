@@ -80,6 +80,13 @@ async def test_a_folders_verdict_reaches_the_reply(name: str, tmp_path: Path, re
     assert reply.json()["safety"]["checker"] == f"{row} ({folder.name})"
 
 
+async def test_the_threshold_flips_a_classifiers_verdict(vit: Path, tmp_path: Path) -> None:
+    lenient = await post(tmp_path, SLOTS, safety_checker=f"folder:{vit}", safety_threshold=0.999)
+    strict = await post(tmp_path, SLOTS, safety_checker=f"folder:{vit}", safety_threshold=0.001)
+    assert lenient.json()["has_nsfw_concepts"] == [False] * 4
+    assert strict.json()["has_nsfw_concepts"] == [True] * 4
+
+
 def test_the_classifiers_score_is_a_probability_for_the_threshold(vit: Path) -> None:
     bad, good = (Classifier(str(vit)).score(picture) for picture in canaries())
     assert bad == pytest.approx(torch.tensor(4.0).sigmoid().item(), abs=0.05)

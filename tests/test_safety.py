@@ -4,6 +4,7 @@ No explicit picture is used. The positive canary is a known false positive of th
 """
 
 import base64
+import importlib.resources
 import io
 import time
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipelines.errors import SafetyUnavailable
 from pipelines.opennsfw import OpenNsfw, Weights, canaries, embedded
 from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
 from pipelines.safety import Guard, InspectedResult, make_guard
+from server.app import create_app
+from server.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,32 @@ def test_the_canary_pair_is_told_apart(checker: SafetyChecker, preset: str, form
             picture.save(file, format)
             shown = decode(file.getvalue())
         assert (checker.score(shown) >= 0.5) is expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "must", "must_not"),
+    [
+        ("square_hd", 0.978, 0.029),
+        ("square", 0.949, 0.039),
+        ("portrait_4_3", 0.986, 0.037),
+        ("portrait_16_9", 0.975, 0.033),
+        ("landscape_4_3", 0.985, 0.022),
+        ("landscape_16_9", 0.968, 0.022),
+    ],
+)
+def test_scores_are_the_reference_packages(checker: SafetyChecker, preset: str, must: float, must_not: float) -> None:
+    """As the package's own reader scores them: a changed resize, crop, JPEG or channel order moves them further."""
+    scores = [checker.score(picture) for picture in canaries(*SIZES[preset])]
+    assert scores == pytest.approx([must, must_not], abs=0.01)
+
+
+def test_a_threshold_flips_a_middling_score(checker: SafetyChecker) -> None:
+    """Plain grey scores 0.2: harmless at the default, flagged by who asks for 0.1."""
+    grey = Image.new("RGB", (512, 512), (128, 128, 128))
+    request = ImageRequest("tiny", "x", 512, 512, 1, 4.5, (1,), True, "none")
+    result = ImageResult(request, (grey.tobytes(),), Timings())
+    flagged = [Guard(checker, threshold, "client", "black").inspect(result, True).flagged for threshold in (0.5, 0.1)]
+    assert flagged == [(False,), (True,)]
 
 
 def test_random_noise_and_plain_colours_are_not_flagged(checker: SafetyChecker) -> None:
@@ -148,6 +177,22 @@ def test_weights_that_are_not_the_pinned_ones_are_refused(tmp_path: Path, monkey
     with pytest.raises(SafetyUnavailable) as refused:
         make_guard("embedded", 0.5, "client", "black")
     assert "sha256" in refused.value.cause
+
+
+def test_a_damaged_weight_file_stops_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bit, in a package that looks like the real one."""
+    weights = opennsfw.OPEN_NSFW[0]
+    data = bytearray((importlib.resources.files(weights.package) / weights.file).read_bytes())
+    data[len(data) // 2] ^= 1
+    package = tmp_path / "damaged_open_nsfw"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / weights.file).write_bytes(data)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(opennsfw, "OPEN_NSFW", (weights._replace(package=package.name),))
+    with pytest.raises(SafetyUnavailable) as refused:
+        create_app(Settings(data_dir=tmp_path))
+    assert "not the file that was pinned" in refused.value.cause
 
 
 def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
