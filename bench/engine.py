@@ -24,9 +24,11 @@ from rich.table import Table
 from bench.geometry import MODELS, Model, step_flops
 from pipelines.acceleration import PRESETS
 from pipelines.engine import EngineInfo
-from pipelines.flux import FluxEngine, Sample, choose_device, choose_dtype
+from pipelines.flux import FluxEngine
+from pipelines.load import choose_device, choose_dtype
 from pipelines.pace import Pace
 from pipelines.request import GenerationParams, ImageRequest
+from pipelines.sample import Sample
 from pipelines.scheduler import Turns
 
 SIZES = "512x512,1440x512,1024x768,1024x1024,1536x1536"

@@ -21,7 +21,8 @@ from rich.table import Table
 
 from pipelines.acceleration import PRESETS
 from pipelines.engine import EngineConfig
-from pipelines.flux import FluxEngine, load_engine
+from pipelines.flux import FluxEngine
+from pipelines.load import load_engine
 from pipelines.request import GenerationParams
 
 PROMPTS = (

@@ -23,7 +23,7 @@ class EngineConfig:
     models_dir: str = "models"
     device: str = "auto"
     dtype: str = "auto"
-    factory: str = "pipelines.flux:load_engine"
+    factory: str = "pipelines.load:load_engine"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +69,15 @@ class Engine(Protocol[S]):
         ...
 
     def step(self, samples: list[S]) -> None:
-        """Take each sample one denoising step on."""
+        """Take each sample one denoising step on. If it raises, the samples that took none are as they were."""
+        ...
+
+    def batch_limit(self, request: ImageRequest) -> int:
+        """How many samples of this request's size may share a forward pass without changing a bit of any."""
+        ...
+
+    def company(self, samples: list[S]) -> list[S]:
+        """The first of `samples`, and those of the others that may take the next step in one forward pass with it."""
         ...
 
     def steps_left(self, sample: S) -> int: ...

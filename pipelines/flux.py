@@ -6,65 +6,25 @@ schedule, denoise, decode. With `acceleration: none` its pixels equal `FluxPipel
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
-import transformers
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
-from pipelines.acceleration import PRESETS, Mask
-from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report, Thumbnail
+from pipelines.acceleration import PRESETS
+from pipelines.engine import EngineInfo, Pixels, Thumbnail
 from pipelines.errors import NonFinitePixels
-from pipelines.fingerprint import fingerprint
+from pipelines.kinds import Size
 from pipelines.previews import draw_preview
 from pipelines.request import ImageRequest
-from pipelines.residual import Residuals, forward
-from weights.checkpoints import CHECKPOINTS, locate
-from weights.load import load_pipeline
+from pipelines.residual import forward
+from pipelines.sample import Sample, Text, rows
 from weights.previews import PreviewMap
 
 TEXTS_KEPT = 64  # prompts whose embeddings are remembered: 4 MiB each at FLUX.1's size
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """An encoded prompt: T5 states `(1, tokens, width)`, CLIP's pooled state `(1, width)`, ids `(tokens, 3)`."""
-
-    states: torch.Tensor
-    pooled: torch.Tensor
-    ids: torch.Tensor
-    notes: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Sample:
-    """One image on its way. `latents` are packed, `(1, tokens, channels * 4)`; `step` counts the finished steps."""
-
-    request: ImageRequest
-    text: Text
-    latents: torch.Tensor
-    image_ids: torch.Tensor
-    guidance: torch.Tensor | None
-    scheduler: FlowMatchEulerDiscreteScheduler
-    timesteps: torch.Tensor
-    times: tuple[float, ...]  # the timesteps again, for arithmetic that must not wait for the device
-    computed: Mask
-    residuals: Residuals = field(default_factory=Residuals)
-    step: int = 0
-    velocity: torch.Tensor | None = None  # of the last step
-
-    @property
-    def clean(self) -> torch.Tensor | None:
-        """The latents as they would be if the last velocity held to the end; None before the first step."""
-        if self.velocity is None:
-            return None
-        left: torch.Tensor = self.scheduler.sigmas[self.step]
-        return self.latents - left * self.velocity
 
 
 class FluxEngine:
@@ -80,6 +40,7 @@ class FluxEngine:
         self._text_tokens = text_tokens
         self._device = pipeline.transformer.device
         self._texts: OrderedDict[str, Text] = OrderedDict()
+        self.batches: dict[Size, tuple[int, ...]] = {}  # how many samples of a size may share a step, but for one
 
     @torch.inference_mode()
     def prepare(self, request: ImageRequest) -> list[Sample]:
@@ -88,8 +49,19 @@ class FluxEngine:
 
     @torch.inference_mode()
     def step(self, samples: list[Sample]) -> None:
-        for sample in samples:
-            self.denoise(sample)
+        while samples:
+            company = self.company(samples)
+            self.denoise(company)
+            samples = [sample for sample in samples if sample not in company]
+
+    def batch_limit(self, request: ImageRequest) -> int:
+        return max(self.batches.get(Size(request.width, request.height), ()), default=1)
+
+    def company(self, samples: Sequence[Sample]) -> list[Sample]:
+        first = samples[0]
+        alike = [sample for sample in samples if sample.kind == first.kind]
+        allowed = (count for count in self.batches.get(first.size, ()) if count <= len(alike))
+        return alike[: max(allowed, default=1)]
 
     @torch.inference_mode()
     def preview(self, sample: Sample, side: int) -> Thumbnail | None:
@@ -157,26 +129,32 @@ class FluxEngine:
         scheduler.set_begin_index(0)
         return scheduler, timesteps
 
-    def denoise(self, sample: Sample) -> None:
-        """One step of one sample, computed or extrapolated as its mask says."""
-        now = sample.timesteps[sample.step]
+    def denoise(self, samples: Sequence[Sample]) -> None:
+        """One step of samples of one kind, in one forward pass. A sample that could not take it is as it was."""
+        now = rows([sample.timesteps[sample.step : sample.step + 1] for sample in samples])
+        guidances = [sample.guidance for sample in samples if sample.guidance is not None]
+        first = samples[0]
         inputs: dict[str, Any] = {
-            "hidden_states": sample.latents,
-            "timestep": now.expand(1).to(sample.latents.dtype) / 1000,  # cast first: bf16 rounds differently otherwise
-            "guidance": sample.guidance,
-            "pooled_projections": sample.text.pooled,
-            "encoder_hidden_states": sample.text.states,
-            "txt_ids": sample.text.ids,
-            "img_ids": sample.image_ids,
+            "hidden_states": rows([sample.latents for sample in samples]),
+            "timestep": now.to(first.latents.dtype) / 1000,  # cast first: bf16 rounds differently otherwise
+            "guidance": rows(guidances) if guidances else None,
+            "pooled_projections": rows([sample.text.pooled for sample in samples]),
+            "encoder_hidden_states": rows([sample.text.states for sample in samples]),
+            "txt_ids": first.text.ids,
+            "img_ids": first.image_ids,
         }
-        if all(sample.computed):
-            velocity = self._transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
-        else:
-            time, compute = sample.times[sample.step], sample.computed[sample.step]
-            velocity = forward(self._transformer, sample.residuals, time, compute, **inputs)
-        sample.latents = sample.scheduler.step(velocity, now, sample.latents, return_dict=False)[0]
-        sample.velocity = velocity
-        sample.step += 1
+        whole, compute = all(first.computed), first.computed[first.step]
+        try:
+            if whole:
+                velocities = self._transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
+            else:
+                expected = None if compute else rows([sample.residuals.at(sample.time) for sample in samples])
+                velocities, residuals = forward(self._transformer, expected, **inputs)
+        except torch.OutOfMemoryError:  # what did not fit once is not tried again
+            self.batches[first.size] = tuple(n for n in self.batches.get(first.size, ()) if n < len(samples))
+            raise
+        for row, sample in enumerate(samples):
+            sample.advance(velocities[row : row + 1], residuals[row : row + 1] if compute and not whole else None)
 
     def decode(self, sample: Sample) -> bytes:
         """8-bit RGB, `height * width * 3` bytes. Raises `NonFinitePixels`."""
@@ -199,39 +177,3 @@ class FluxEngine:
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
             return None
         return "GenerationFailed"
-
-
-def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
-    """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()  # their warnings quote the prompt
-        library.disable_progress_bar()
-    report("reading the weights", 0.05)
-    device = torch.device(choose_device(config.device))
-    dtype = choose_dtype(config.dtype, device)
-    located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
-    pipeline = load_pipeline(located, dtype, device, report)
-    info = describe(located.checkpoint.id, pipeline, device, dtype)
-    return FluxEngine(pipeline, located.checkpoint.text_tokens, info, located.checkpoint.preview)
-
-
-def choose_device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
-def describe(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    precision = str(dtype).removeprefix("torch.")
-    parts: dict[str, Any] = {
-        key: getattr(pipeline, key) for key in ("transformer", "vae", "text_encoder", "text_encoder_2")
-    }
-    return EngineInfo(model, name, precision, fingerprint(name, precision, parts))

@@ -105,6 +105,7 @@ class Job:
     admitted: float = field(default_factory=time.monotonic)
     dispatched: float | None = None
     crashes: int = 0
+    left: float = 1.0  # of its steps
     pixels: dict[int, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -126,15 +127,6 @@ class Job:
 
     def publish(self, event: Event) -> None:
         self.channel.publish(event)
-
-    @property
-    def left(self) -> float:
-        """The part of the job's steps that is still to be done, from 1 to 0."""
-        now = self.channel.latest()
-        if now is None or not now.steps:
-            return 1.0
-        total = now.steps * len(self.request.seeds)
-        return 1.0 - (now.image * now.steps + now.step) / total
 
     def finish(self, outcome: ImageResult | PipelineError) -> None:
         """End the job; later outcomes are ignored (a cancelled job may still be answered by its worker)."""

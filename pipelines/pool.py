@@ -166,6 +166,7 @@ class WorkerPool:
         for job in reversed(self._running.values()):
             job.crashes += 1
             job.pixels.clear()
+            job.left = 1.0
             if job.crashes < MAX_CRASHES:
                 self._line.appendleft(job)
             else:
@@ -257,6 +258,7 @@ class WorkerPool:
         header: dict[str, Any] = frame.header
         match event:
             case "step":
+                job.left = header["left"]
                 job.publish(self._progress(job, header["stage"], header["image"], header["step"]))
             case "preview":
                 size = (header["width"], header["height"])

@@ -3,7 +3,8 @@
 The forward pass of `FluxTransformer2DModel`, called submodule by submodule: with `compute` it equals the model's own
 `forward` bit for bit, and what the blocks after the first one added to the image is remembered. Without, that sum is
 extrapolated from the last two computed steps to first order in the schedule's time (TaylorSeer, arXiv 2503.06923, on
-the residual of a first-block cache). The memory belongs to one sample: neighbours and aborted runs cannot reach it.
+the residual of a first-block cache). The memory belongs to one sample: neighbours and aborted runs cannot reach it,
+and a step that fails leaves it as it was.
 """
 
 from typing import Any
@@ -20,6 +21,9 @@ class Residuals:
     def keep(self, time: float, residual: torch.Tensor) -> None:
         self._kept = [*self._kept[-1:], (time, residual)]
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return tuple(residual for _, residual in self._kept)
+
     def at(self, time: float) -> torch.Tensor:
         """The residual expected at `time`. At least one step has been computed."""
         newest_time, newest = self._kept[-1]
@@ -31,9 +35,7 @@ class Residuals:
 
 def forward(
     model: Any,
-    residuals: Residuals,
-    time: float,
-    compute: bool,
+    expected: torch.Tensor | None,
     *,
     hidden_states: torch.Tensor,
     timestep: torch.Tensor,
@@ -42,8 +44,11 @@ def forward(
     encoder_hidden_states: torch.Tensor,
     txt_ids: torch.Tensor,
     img_ids: torch.Tensor,
-) -> torch.Tensor:
-    """The velocity `(1, tokens, channels)`; the named inputs are those of `FluxTransformer2DModel.forward`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Velocity `(rows, tokens, channels)` and residual `(rows, tokens, width)`; inputs as for the model's `forward`.
+
+    `expected` is the residual of a skipped step; None computes it.
+    """
     image = model.x_embedder(hidden_states)
     now = timestep.to(image.dtype) * 1000
     strength = () if guidance is None else (guidance.to(image.dtype) * 1000,)
@@ -55,12 +60,13 @@ def forward(
     text = model.context_embedder(encoder_hidden_states)
     first, *rest = list(model.transformer_blocks) + list(model.single_transformer_blocks)
     text, image = first(hidden_states=image, encoder_hidden_states=text, **shared)
-    if compute:
+    residual = expected
+    if residual is None:
         start = image
         for block in rest:
             text, image = block(hidden_states=image, encoder_hidden_states=text, **shared)
-        residuals.keep(time, image - start)
+        residual = image - start
     else:
-        image = image + residuals.at(time)
+        image = image + residual
     velocity: torch.Tensor = model.proj_out(model.norm_out(image, shared["temb"]))
-    return velocity
+    return velocity, residual

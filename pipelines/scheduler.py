@@ -43,6 +43,9 @@ class Turns(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return (entry.job for entry in self._entries.values())
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
     def add(self, name: str, job: T, cost: float) -> None:
         """Take in a job of `cost` predicted device seconds."""
         self._entries[name] = Entry(job, self._now, cost)
@@ -54,6 +57,10 @@ class Turns(Generic[T]):
     def next(self) -> T:
         """The job whose turn it is; of equals, the one that came first."""
         return min(self._entries.values(), key=lambda entry: entry.rank).job
+
+    def ranked(self) -> list[T]:
+        """All jobs, in the order in which they need a turn."""
+        return [entry.job for entry in sorted(self._entries.values(), key=lambda entry: entry.rank)]
 
     def advance(self, name: str, done: float) -> None:
         """`done` is the part of the job's cost that is behind it, from 0 to 1."""

@@ -1,7 +1,8 @@
 """An engine without torch for the pool's tests: it does what the prompt says.
 
-`die` ends the process in the first step, `die-once FILE` only if FILE does not exist yet, `hang` never finishes a
-step, `raise` and `oom` fail, `slow` takes 50 ms a step. Pixels are the seed's last byte.
+Up to `limit` samples of one size share a step. `die` ends the process in the first step, `die-once FILE` only if FILE
+does not exist yet, `hang` never finishes a step, `raise`, `raise at STEP` and `oom` fail, `crowd-oom` fails in company
+only, `slow` takes 50 ms a step. Pixels are the seed's last byte.
 """
 
 import os
@@ -15,7 +16,7 @@ from pipelines.errors import OutOfMemory
 from pipelines.request import ImageRequest
 
 
-@dataclass
+@dataclass(eq=False)
 class Sample:
     request: ImageRequest
     seed: int
@@ -24,6 +25,10 @@ class Sample:
 
 class ScriptedEngine:
     info = EngineInfo("scripted", "none", "uint8", "f" * 32)
+
+    def __init__(self, limit: int = 1) -> None:
+        self.limit = limit
+        self.passes: list[list[int]] = []  # the seeds of each step that was taken
 
     def prepare(self, request: ImageRequest) -> list[Sample]:
         return [Sample(request, seed, request.num_inference_steps) for seed in request.seeds]
@@ -40,11 +45,23 @@ class ScriptedEngine:
                     time.sleep(3600)
                 case ["raise"]:
                     raise RuntimeError("a bug")
+                case ["raise", "at", step] if sample.left == sample.request.num_inference_steps - int(step):
+                    raise RuntimeError("a bug")
+                case ["crowd-oom"] if len(samples) > 1:
+                    raise OutOfMemory
                 case ["oom"]:
                     raise OutOfMemory
                 case ["slow"]:
                     time.sleep(0.05)
+        self.passes.append([sample.seed for sample in samples])
+        for sample in samples:
             sample.left -= 1
+
+    def batch_limit(self, request: ImageRequest) -> int:
+        return self.limit
+
+    def company(self, samples: list[Sample]) -> list[Sample]:
+        return samples[: self.limit]
 
     def steps_left(self, sample: Sample) -> int:
         return sample.left

@@ -7,7 +7,8 @@ import torch
 from pipelines.acceleration import PRESETS
 from pipelines.errors import NonFinitePixels
 from pipelines.fingerprint import digest, fingerprint
-from pipelines.flux import FluxEngine, describe
+from pipelines.flux import FluxEngine
+from pipelines.load import describe
 from pipelines.request import GenerationParams, ImageRequest
 from weights import tiny
 

@@ -1,0 +1,210 @@
+"""A worker at work: which samples take the next step, and whose failure is whose. No torch.
+
+Every turn is one piece of work, at most one step long, so that a cancel, a deadline or a new request waits for no
+more than that. The job whose turn it is leads; samples of others, and further ones of its own, go along where the
+engine can take them in the same forward pass without changing a bit. A pass that fails is taken again by each sample
+alone: what is wrong with one request is that request's.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+from pipelines.engine import Engine
+from pipelines.errors import GenerationFailed
+from pipelines.job import PreviewPlan
+from pipelines.pace import Pace
+from pipelines.request import ImageRequest
+from pipelines.scheduler import Turns
+
+DEVICE_LOST = 70  # exit code EX_SOFTWARE of sysexits.h
+
+
+class Outlet(Protocol):
+    """Where a worker's events go."""
+
+    def send(self, event: str, payload: bytes = b"", **header: Any) -> None: ...
+
+
+class RunningJob:
+    """One admitted request. `samples` are the images that are not finished, in order; `images` counts the others."""
+
+    def __init__(self, job_id: str, request: ImageRequest, previews: PreviewPlan) -> None:
+        self.id = job_id
+        self.request = request
+        self.preview_side = previews.side
+        self.preview_steps = previews.steps(request.num_inference_steps)
+        self.samples: list[Any] | None = None
+        self.images = 0
+        self.seconds = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
+        self.notes: dict[str, None] = {}  # a set that keeps its order
+        self.received = time.monotonic()
+        self.started: float | None = None
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.seconds[stage] += time.monotonic() - start
+
+    def timings(self) -> dict[str, float]:
+        started = self.started or time.monotonic()
+        return {"queue": started - self.received, "inference": time.monotonic() - started, **self.seconds}
+
+    def left(self, engine: Engine[Any]) -> float:
+        """The part of the job's steps that is still to be done, from 1 to 0."""
+        if self.samples is None:
+            return 1.0
+        steps = sum(engine.steps_left(sample) for sample in self.samples)
+        return steps / (self.request.num_inference_steps * len(self.request.seeds))
+
+
+class Place(NamedTuple):
+    """A sample, and the job it belongs to."""
+
+    job: RunningJob
+    sample: Any
+
+
+class Shift:
+    """The running jobs of one worker, and the engine that draws them."""
+
+    def __init__(self, engine: Engine[Any], outlet: Outlet, exit_process: Callable[[int], Any] = os._exit) -> None:
+        self._engine = engine
+        self._outlet = outlet
+        self._exit = exit_process
+        self._turns: Turns[RunningJob] = Turns()
+        self._pace = Pace()
+
+    @property
+    def idle(self) -> bool:
+        return not self._turns
+
+    def take(self, header: dict[str, Any]) -> None:
+        """What the pool says: a new job, or that one is no longer wanted."""
+        match header["op"]:
+            case "run":
+                request, previews = ImageRequest.from_json(header["request"]), PreviewPlan(**header["previews"])
+                job = RunningJob(header["job"], request, previews)
+                self._turns.add(job.id, job, self._pace.seconds(request))
+            case "cancel":
+                self._turns.drop(header["job"])
+
+    def turn(self) -> None:
+        """Do the next piece of work."""
+        lead = self._turns.next()
+        with self._on_account_of(lead):
+            self._prepare(lead)
+            assert lead.samples
+            if self._engine.steps_left(lead.samples[0]):
+                self._step(self._company(lead))
+            else:
+                self._finish(lead)
+
+    def _prepare(self, job: RunningJob) -> None:
+        if job.samples is None:
+            job.started = time.monotonic()
+            self._tell(job, "text")
+            with job.timed("text"):
+                job.samples = self._engine.prepare(job.request)
+
+    def _company(self, lead: RunningJob) -> list[Place]:
+        """The lead's first sample, and what may go along; jobs that have not begun begin for it."""
+        limit = self._engine.batch_limit(lead.request)
+        places: list[Place] = []
+        for job in (lead, *(job for job in self._turns.ranked() if job is not lead)):
+            if len(places) >= limit:
+                break
+            if (job.request.width, job.request.height) == (lead.request.width, lead.request.height):
+                with self._on_account_of(job):
+                    self._prepare(job)
+                    assert job.samples
+                    places += [Place(job, sample) for sample in job.samples if self._engine.steps_left(sample)]
+        chosen = self._engine.company([place.sample for place in places])
+        return [place for place in places if any(place.sample is sample for sample in chosen)]
+
+    def _step(self, company: list[Place]) -> None:
+        """One step of all; if they cannot take it together, of each alone."""
+        before = [self._engine.steps_left(place.sample) for place in company]
+        start = time.monotonic()
+        together = self._tried(company)
+        for place, steps in zip(company, before, strict=True):
+            if not together and place.job.id in self._turns and self._engine.steps_left(place.sample) == steps:
+                with self._on_account_of(place.job):
+                    self._engine.step([place.sample])
+        share = (time.monotonic() - start) / len(company)
+        for place in company:
+            if place.job.id in self._turns:
+                with self._on_account_of(place.job):
+                    self._stepped(place, share)
+
+    def _tried(self, company: list[Place]) -> bool:
+        """Step all at once; False if that failed (its traceback, and what it holds in memory, is gone by then)."""
+        try:
+            self._engine.step([place.sample for place in company])
+            return True
+        except Exception as error:
+            if len(company) == 1:
+                raise
+            self._log(error, *(place.job for place in company))
+            if self._engine.failure(error) is None:
+                self._exit(DEVICE_LOST)
+            return False
+
+    def _stepped(self, place: Place, seconds: float) -> None:
+        """Account for a step, and tell who watches."""
+        job, sample = place
+        assert job.samples is not None
+        job.seconds["denoise"] += seconds
+        left = job.left(self._engine)
+        self._turns.advance(job.id, 1 - left)
+        image = job.images + next(index for index, other in enumerate(job.samples) if other is sample)
+        step = job.request.num_inference_steps - self._engine.steps_left(sample)
+        self._tell(job, "denoise", image, step, left)
+        if step in job.preview_steps and (thumbnail := self._engine.preview(sample, job.preview_side)):
+            where = {"image": image, "index": job.preview_steps.index(step)}
+            size = {"width": thumbnail.width, "height": thumbnail.height}
+            self._outlet.send("preview", thumbnail.data, job=job.id, **size, **where)
+
+    def _finish(self, job: RunningJob) -> None:
+        """Decode the first image, which has no steps left; with the last one the job is done."""
+        assert job.samples
+        self._tell(job, "decode", job.images, job.request.num_inference_steps, job.left(self._engine))
+        with job.timed("decode"):
+            picture = self._engine.finish(job.samples[0])
+        self._outlet.send("image", picture.data, job=job.id, image=job.images)
+        job.notes.update(dict.fromkeys(picture.notes))
+        job.images += 1
+        del job.samples[0]
+        if not job.samples:
+            self._turns.drop(job.id)
+            self._pace.drawn(job.request, job.seconds)
+            self._outlet.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
+
+    def _tell(self, job: RunningJob, stage: str, image: int = 0, step: int = 0, left: float = 1.0) -> None:
+        self._outlet.send("step", job=job.id, stage=stage, image=image, step=step, left=left)
+
+    @contextmanager
+    def _on_account_of(self, job: RunningJob) -> Iterator[None]:
+        """What is raised inside ends this job, and no other."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever a job raises must not end its neighbours
+            self._turns.drop(job.id)
+            name = type(error).__name__ if isinstance(error, GenerationFailed) else self._engine.failure(error)
+            if not isinstance(error, GenerationFailed):
+                self._log(error, job)
+            if name is None:
+                self._exit(DEVICE_LOST)
+            self._outlet.send("failed", job=job.id, error=name)
+
+    def _log(self, error: Exception, *jobs: RunningJob) -> None:
+        """The traceback, without anybody's prompt."""
+        text = "".join(traceback.format_exception(error))
+        for job in jobs:
+            text = text.replace(job.request.prompt, "[prompt]")
+        print(text, file=sys.stderr, flush=True)
