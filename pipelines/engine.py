@@ -17,12 +17,18 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What one worker serves. `device` and `dtype` are `auto` or torch's names (`cuda:0`, `bfloat16`)."""
+    """What one worker serves. `device` and `dtype` are `auto` or torch's names (`cuda:0`, `bfloat16`).
+
+    `kept` is the file that remembers what was found out about the device (`kept.py`); without one nothing is tried
+    that takes time, and nothing is compared. `batch_sizes` are the sizes (`512x512`) to batch if that is exact.
+    """
 
     model: str = "tiny"
     models_dir: str = "models"
     device: str = "auto"
     dtype: str = "auto"
+    kept: str | None = None
+    batch_sizes: tuple[str, ...] = ()
     factory: str = "pipelines.load:load_engine"
 
     def to_json(self) -> dict[str, Any]:

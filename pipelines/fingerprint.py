@@ -9,6 +9,7 @@ import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -33,6 +34,11 @@ def fingerprint(device: str, precision: str, parts: Mapping[str, torch.nn.Module
         "weights": {name: digest(part) for name, part in sorted(parts.items())},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def with_choices(base: str, choices: Any) -> str:
+    """The fingerprint of an engine for which choices were made beyond the facts that `base` holds."""
+    return hashlib.sha256(f"{base} {json.dumps(choices, sort_keys=True)}".encode()).hexdigest()[:32]
 
 
 def digest(module: torch.nn.Module) -> str:

@@ -1,5 +1,6 @@
-"""From a configuration to an engine: what a worker does before it is ready."""
+"""From a configuration to an engine that is known to work: what a worker does before it is ready."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,19 @@ import torch
 import transformers
 from diffusers import FluxPipeline
 
+from pipelines.batches import exact_batches
 from pipelines.engine import EngineConfig, EngineInfo, Report
-from pipelines.fingerprint import fingerprint
+from pipelines.fingerprint import fingerprint, with_choices
 from pipelines.flux import FluxEngine
+from pipelines.kept import Kept
+from pipelines.kinds import Size
+from pipelines.selfcheck import check_itself
 from weights.checkpoints import CHECKPOINTS, locate
 from weights.load import load_pipeline
 
 
 def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
-    """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong."""
+    """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong, `SelfCheckFailed`."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()  # their warnings quote the prompt
         library.disable_progress_bar()
@@ -26,7 +31,24 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
     pipeline = load_pipeline(located, dtype, device, report)
     info = describe(located.checkpoint.id, pipeline, device, dtype)
-    return FluxEngine(pipeline, located.checkpoint.text_tokens, info, located.checkpoint.preview)
+    engine = FluxEngine(pipeline, located.checkpoint.text_tokens, info, located.checkpoint.preview)
+    if config.kept is not None:
+        settle(engine, Kept(Path(config.kept)), config.batch_sizes, report)
+    return engine
+
+
+def settle(engine: FluxEngine, kept: Kept, batch_sizes: tuple[str, ...], report: Report) -> None:
+    """Make the choices that this device, software and weights leave open, or take those made before; then check."""
+    report("trying which sizes can be batched", 0.96)
+    base = engine.info.fingerprint
+    batches = {
+        size: tuple(kept.once("batches", f"{base} {name}", lambda size=size: exact_batches(engine, size)))  # type: ignore[misc]
+        for name, size in ((name, Size(*map(int, name.split("x")))) for name in batch_sizes)
+    }
+    engine.batches = batches
+    engine.info = replace(engine.info, fingerprint=with_choices(base, {"batches": sorted(batches.items())}))
+    report("checking itself", 0.98)
+    check_itself(engine, kept)
 
 
 def choose_device(name: str) -> str:

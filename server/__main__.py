@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, Command] = {
     "serve": Command("serve the HTTP API", "server.serve:main"),
     "generate": Command("draw images without a server, from prompts or a JSONL file", "server.generate:main"),
     "verify": Command("read an image file's marks: made by a model? with which parameters?", "server.verify:main"),
+    "selfcheck": Command("draw the fixed pictures, and compare them with earlier ones", "server.selfcheck:main"),
     "bench": Command("measure speed or quality on this device (from a checkout)", "server.bench:main"),
     "jobs": Command("list and cancel jobs", "server.ledger_cli:main"),
     "keys": Command("make an API key and the hash line for SRPO_API_KEYS_FILE", "server.serve:make_key"),

@@ -5,15 +5,18 @@ are generated from here.
 """
 
 import ipaddress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipelines import kept
 from pipelines.checkers import spelled
 from pipelines.engine import EngineConfig
 from pipelines.prompts import PromptGuard, make_prompt_guard
+from pipelines.request import IMAGE_SIZE
 from pipelines.safety import Guard, make_guard
 from server.signing import FileSigner, signer_of
 from weights.checkpoints import CHECKPOINTS, choose
@@ -48,6 +51,11 @@ class EngineSettings(BaseSettings):
     device: str = Field("auto", description="auto (CUDA when there is one), cpu, cuda, cuda:1, ...")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU"
+    )
+    batch_sizes: Names = Field(
+        ("512x512",),
+        description="sizes at which requests share a step, if the device is seen to change no bit by that; small sizes "
+        "gain, large ones do not",
     )
     step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
@@ -103,7 +111,18 @@ class EngineSettings(BaseSettings):
         spelled(value)
         return value
 
-    @field_validator("safety_labels", mode="before")
+    @field_validator("batch_sizes")
+    @classmethod
+    def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                width, height = map(int, text.split("x"))
+                IMAGE_SIZE.parse({"width": width, "height": height})
+            except ValueError:
+                raise ValueError(f"{text!r}: expected sizes like 512x768, {IMAGE_SIZE.side.expected}") from None
+        return value
+
+    @field_validator("safety_labels", "batch_sizes", mode="before")
     @classmethod
     def _split_labels(cls, value: Any) -> Any:
         return split(value)
@@ -111,7 +130,9 @@ class EngineSettings(BaseSettings):
     def engine(self) -> EngineConfig:
         """What a worker is told."""
         row = choose(self.model, self.models_dir)
-        return EngineConfig(row.id, str(self.models_dir.absolute()), self.device, self.dtype)
+        return EngineConfig(
+            row.id, str(self.models_dir.absolute()), self.device, self.dtype, batch_sizes=self.batch_sizes
+        )
 
     def guard(self) -> Guard:
         """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
@@ -214,6 +235,9 @@ class Settings(EngineSettings):
                 "SRPO_API_KEYS_FILE; `srpo keys` makes one), listen on 127.0.0.1, or say --allow-no-keys"
             )
         return self
+
+    def engine(self) -> EngineConfig:
+        return replace(super().engine(), kept=str((self.data_dir / kept.NAME).absolute()))
 
     @property
     def is_loopback(self) -> bool:

@@ -1,0 +1,50 @@
+"""The golden self-check: before an engine is ready it draws two small fixed requests, one exact, one accelerated.
+
+The digests of their pixels are kept under the engine's fingerprint. The same fingerprint promises the same bytes, so
+pictures that differ from the kept ones mean that something changed which the fingerprint does not know of: a fault of
+the device or its memory, a weight that changed after it was read, another kernel. Such an engine does not serve.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.engine import Engine
+from pipelines.kept import Kept
+from pipelines.request import ImageRequest
+
+SECTION = "golden"
+PROMPT = "a red apple on a wooden table, morning light"
+GOLDEN: Mapping[str, ImageRequest] = {
+    "exact": ImageRequest("", PROMPT, 256, 256, 4, 4.5, (1,), False, "none"),
+    "accelerated": ImageRequest("", PROMPT, 256, 256, 12, 4.5, (2,), False, "high"),
+}
+
+
+class SelfCheckFailed(Exception):
+    """The engine draws other pictures than it did before under the same fingerprint."""
+
+    def __init__(self, fingerprint: str, kept: Kept, names: list[str]) -> None:
+        super().__init__(
+            f"the self-check's {' and '.join(names)} pictures differ from those kept in {kept.path} under the same "
+            f"fingerprint {fingerprint}: the device, its memory or the software on it is not what it was. "
+            "If you know why and accept the new pictures: srpo selfcheck --renew"
+        )
+
+
+def check_itself(engine: Engine[Any], kept: Kept) -> None:
+    """Raises `SelfCheckFailed`. Under a new fingerprint the pictures are kept, and there is nothing to compare."""
+    drawn = {name: digest(engine, request) for name, request in GOLDEN.items()}
+    before = kept.once(SECTION, engine.info.fingerprint, lambda: drawn)
+    if differing := [name for name in GOLDEN if before.get(name) != drawn[name]]:
+        raise SelfCheckFailed(engine.info.fingerprint, kept, differing)
+
+
+def digest(engine: Engine[Any], request: ImageRequest) -> str:
+    """SHA-256 of the request's pixels."""
+    sha = hashlib.sha256()
+    for sample in engine.prepare(request):
+        while engine.steps_left(sample):
+            engine.step([sample])
+        sha.update(engine.finish(sample).data)
+    return sha.hexdigest()

@@ -1,0 +1,54 @@
+"""`srpo selfcheck`: does this machine still draw what it drew before? And, if it may not, begin anew."""
+
+import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import Field
+from rich.console import Console
+
+from pipelines.engine import EngineConfig
+from pipelines.kept import NAME, Kept
+from pipelines.pool import WorkerPool
+from pipelines.selfcheck import SECTION
+from server.cli import parse
+from server.settings import EngineSettings
+
+
+class SelfcheckSettings(EngineSettings):
+    """Load the engine and compare its pictures with those kept in the data folder, or keep them for later."""
+
+    data_dir: Path = Field(Path("data"), description="folder of the server's state, with engine.json")
+    renew: bool = Field(False, description="forget the pictures of earlier checks, and keep those of now")
+
+    def engine(self) -> EngineConfig:
+        return replace(super().engine(), kept=str((self.data_dir / NAME).absolute()))
+
+
+def main(arguments: list[str]) -> int:
+    settings = parse(SelfcheckSettings, "selfcheck", arguments)
+    kept = Kept(settings.data_dir / NAME)
+    if settings.renew:
+        kept.forget(SECTION)
+    return asyncio.run(check(settings.engine(), kept))
+
+
+async def check(engine: EngineConfig, kept: Kept) -> int:
+    known = kept.section(SECTION)
+    pool = WorkerPool(engine)
+    await pool.start()
+    try:
+        with Console(stderr=True).status("starting") as shown:
+            while (status := pool.status()).state == "loading":
+                shown.update(status.stage)
+                await asyncio.sleep(0.05)
+    finally:
+        await pool.stop()
+    if status.info is None:
+        print(f"srpo selfcheck: {status.failure}", file=sys.stderr)
+        return 1
+    info = status.info
+    found = "the same pictures as before" if info.fingerprint in known else "the first pictures; they are kept"
+    print(f"{info.model} on {info.device}, {info.dtype}, fingerprint {info.fingerprint}: {found} in {kept.path}")
+    return 0

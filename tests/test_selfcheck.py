@@ -1,0 +1,210 @@
+"""What a worker does before it is ready: it tries what can be batched, and draws pictures it has drawn before."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine import DTYPES, ask, tiny_engine
+
+from pipelines.batches import COUNTS, exact_batches
+from pipelines.engine import EngineConfig
+from pipelines.errors import OutOfMemory
+from pipelines.flux import FluxEngine
+from pipelines.kept import Kept
+from pipelines.kinds import Size
+from pipelines.load import load_engine
+from pipelines.selfcheck import SelfCheckFailed, check_itself
+from server.selfcheck import main
+
+SQUARE = Size(512, 512)
+
+
+def flip_a_bit(engine: FluxEngine) -> None:
+    """The lowest bit of the exponent of one weight: it doubles or halves."""
+    weight = engine._transformer.proj_out.weight.detach().view(-1)
+    bits = weight.view(torch.int16 if weight.dtype == torch.bfloat16 else torch.int32)
+    bits[5] ^= 1 << (7 if weight.dtype == torch.bfloat16 else 23)
+
+
+def attend_otherwise(engine: FluxEngine) -> None:
+    """Another attention backend, that sums in another order."""
+    engine._transformer.set_attention_backend("_native_math")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_engine_that_draws_as_before_passes_and_one_that_does_not_fails(dtype: torch.dtype, tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "engine.json")
+    check_itself(tiny_engine(dtype), kept)
+    check_itself(tiny_engine(dtype), kept)
+    assert set(kept.section("golden")) == {tiny_engine(dtype).info.fingerprint}
+    engine = tiny_engine(dtype)
+    flip_a_bit(engine)  # after the fingerprint was taken: the engine says that it is the same
+    with pytest.raises(SelfCheckFailed, match=r"exact and accelerated pictures differ .* srpo selfcheck --renew"):
+        check_itself(engine, kept)
+
+
+def test_another_attention_backend_is_found_out(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "engine.json")
+    check_itself(tiny_engine(torch.float32), kept)
+    engine = tiny_engine(torch.float32)
+    attend_otherwise(engine)
+    with pytest.raises(SelfCheckFailed):
+        check_itself(engine, kept)
+
+
+def test_a_fault_in_skipped_steps_alone_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept(tmp_path / "engine.json")
+    check_itself(tiny_engine(torch.float32), kept)
+    monkeypatch.setattr("pipelines.residual.Residuals.at", lambda self, time: self.tensors()[-1])
+    with pytest.raises(SelfCheckFailed, match="the self-check's accelerated pictures differ"):
+        check_itself(tiny_engine(torch.float32), kept)
+
+
+def test_loading_checks_and_names_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same choices, same fingerprint, taken from the file the second time; other precision or sizes, another one."""
+
+    def load(dtype: str = "bfloat16", sizes: tuple[str, ...] = ("512x512",)) -> FluxEngine:
+        config = EngineConfig(device="cpu", dtype=dtype, kept=str(tmp_path / "engine.json"), batch_sizes=sizes)
+        return load_engine(config, lambda stage, progress: None)
+
+    first = load()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.load.exact_batches", lambda engine, size: pytest.fail("tried again"))
+        assert load().info == first.info
+        assert load().batches == first.batches
+    others = {load(sizes=()).info.fingerprint, load("float32").info.fingerprint}
+    assert len(others | {first.info.fingerprint}) == 3
+    file = tmp_path / "engine.json"
+    file.write_text(file.read_text().replace('"exact": "', '"exact": "0'))
+    with pytest.raises(SelfCheckFailed, match="exact"):
+        load()
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "engine.json"
+    for text in ("{", "[]"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"engine\.json"):
+            Kept(file).once("golden", "key", dict)
+
+
+def test_the_first_finding_stays(tmp_path: Path) -> None:
+    """Whoever finds it: two workers that start together end with one value."""
+    one, other = Kept(tmp_path / "new" / "engine.json"), Kept(tmp_path / "new" / "engine.json")
+    assert one.once("a", "key", lambda: [other.once("a", "key", lambda: 1), 2]) == 1
+    assert one.once("a", "other", lambda: 3) == 3
+    assert json.loads(one.path.read_text()) == {"a": {"key": 1, "other": 3}}
+    one.forget("a")
+    assert other.section("a") == {}
+
+
+def test_srpo_selfcheck_compares_refuses_and_begins_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With the worker that serves, too: what cannot be loaded is a server that does not start."""
+    flags = ["--data-dir", str(tmp_path)]
+    assert main(flags) == 0
+    assert "the first pictures" in capfd.readouterr().out
+    file = tmp_path / "engine.json"
+    kept = json.loads(file.read_text())
+    (fingerprint,) = kept["golden"]
+    kept["golden"][fingerprint]["accelerated"] = "0" * 64
+    file.write_text(json.dumps(kept))
+    assert main(flags) == 1
+    assert "accelerated pictures differ" in capfd.readouterr().err
+    assert main([*flags, "--renew"]) == 0
+    assert json.loads(file.read_text())["golden"][fingerprint]["accelerated"] != "0" * 64
+
+
+# --- batches ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def engine(request: pytest.FixtureRequest) -> FluxEngine:
+    return tiny_engine(request.param)
+
+
+def test_only_numbers_of_samples_without_a_changed_bit_are_allowed(engine: FluxEngine) -> None:
+    """Independently of how it was found out: with them allowed, every picture is the one drawn alone."""
+    engine.batches = {SQUARE: tuple(exact_batches(engine, SQUARE))}
+    requests = [
+        ask(steps=steps, seed=seed, guidance_scale=seed, acceleration=preset, prompt="x" * seed)
+        for seed, (steps, preset) in enumerate(
+            [(3, "none"), (9, "high"), (10, "high"), (9, "high"), (9, "regular"), (2, "none")], 1
+        )
+    ]
+    alone = {}
+    for request in requests:
+        (sample,) = engine.prepare(request)
+        while engine.steps_left(sample):
+            engine.denoise([sample])
+        alone[request] = engine.finish(sample).data
+    samples = [engine.prepare(request)[0] for request in requests]
+    together = []
+    while pending := [sample for sample in samples if engine.steps_left(sample)]:
+        company = engine.company(pending)
+        together.append(len(company))
+        engine.step(company)
+    assert {sample.request: engine.finish(sample).data for sample in samples} == alone
+    if engine.batches[SQUARE]:
+        assert max(together) == 4
+        assert min(together) == 1
+
+
+def test_a_changed_bit_forbids_the_batch(engine: FluxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = FluxEngine.denoise
+
+    def rounds_otherwise(self: FluxEngine, samples: list) -> None:  # type: ignore[type-arg]
+        own(self, samples)
+        if len(samples) == 4:
+            samples[2].velocity = samples[2].velocity.nextafter(torch.tensor(9.0, dtype=samples[2].velocity.dtype))
+
+    monkeypatch.setattr(FluxEngine, "denoise", rounds_otherwise)
+    assert 4 not in exact_batches(engine, SQUARE)
+
+
+def test_company_is_of_one_size_one_kind_of_step_and_an_allowed_number() -> None:
+    engine = tiny_engine(torch.bfloat16)
+    fast, exact = ask(steps=12, acceleration="high", num_images=3), ask(num_images=3)
+    samples = engine.prepare(fast) + engine.prepare(exact) + engine.prepare(ask(544, 512))
+    assert engine.company(samples) == samples[:1]
+    engine.batches = {SQUARE: COUNTS}
+    assert engine.company(samples) == samples[:2]
+    assert engine.company(samples[3:]) == samples[3:5]
+    assert engine.company(samples[6:]) == samples[6:]
+    while samples[0].computed[samples[0].step]:
+        engine.step([samples[0]])
+    assert engine.company(samples) == samples[:1]  # the next step of the first is a skipped one
+    assert [engine.batch_limit(request) for request in (fast, ask(544, 512))] == [4, 1]
+
+
+def test_what_did_not_fit_together_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass without memory for four, then for two: every sample still gets its own bytes."""
+    engine = tiny_engine(torch.bfloat16)
+    requests = [ask(steps=9, seed=seed, acceleration="high") for seed in range(1, 5)]
+    alone = []
+    for request in requests:
+        (sample,) = engine.prepare(request)
+        while engine.steps_left(sample):
+            engine.step([sample])
+        alone.append(engine.finish(sample).data)
+    engine.batches = {SQUARE: COUNTS}
+    head, sizes = engine._transformer.proj_out.forward, []
+
+    def full(hidden: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(hidden))
+        if len(hidden) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return head(hidden)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(engine._transformer.proj_out, "forward", full)
+    samples = [engine.prepare(request)[0] for request in requests]
+    for most in (4, 2):
+        assert len(engine.company(samples)) == most
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            engine.step(samples)
+        assert engine.failure(caught.value) == OutOfMemory.__name__
+    while pending := [sample for sample in samples if engine.steps_left(sample)]:
+        engine.step(pending)
+    assert sizes[:3] == [4, 2, 1]
+    assert max(sizes[2:]) == 1
+    assert [engine.finish(sample).data for sample in samples] == alone
