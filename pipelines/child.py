@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.engine import EngineConfig, EngineInfo
@@ -24,13 +24,15 @@ PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the 
 class Child:
     """A worker process. `info` is None until it is ready; `last_heard` is on the monotonic clock."""
 
-    def __init__(self, config: EngineConfig, on_event: Callable[["Child", Frame], None]) -> None:
+    def __init__(
+        self, config: EngineConfig, on_event: Callable[["Child", Frame], None], environment: Mapping[str, str]
+    ) -> None:
         self._config = config
+        self._environment = environment
         self._on_event = on_event
         self.info: EngineInfo | None = None
         self.stage = "starting"
         self.progress = 0.0
-        self.failure: str | None = None
         self.last_heard = time.monotonic()
 
     @property
@@ -47,6 +49,7 @@ class Child:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 process_group=0,
+                env=self._environment,
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=PIPE_BUFFER)
         self.send(self._config.to_json())

@@ -41,6 +41,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     engine = settings.engine()
     workers = pool or WorkerPool(
         engine,
+        devices=settings.devices,
         queue_size=settings.queue_size,
         max_running=settings.max_running,
         request_timeout=settings.request_timeout,

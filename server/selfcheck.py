@@ -31,21 +31,23 @@ def main(arguments: list[str]) -> int:
     kept = Kept(settings.data_dir / NAME)
     if settings.renew:
         kept.forget(SECTION)
-    return asyncio.run(check(settings.engine(), kept))
+    return asyncio.run(check(settings, kept))
 
 
-async def check(engine: EngineConfig, kept: Kept) -> int:
+async def check(settings: SelfcheckSettings, kept: Kept) -> int:
     known = kept.section(SECTION)
-    pool = WorkerPool(engine)
+    pool = WorkerPool(settings.engine(), devices=settings.devices)
     await pool.start()
     try:
         with Console(stderr=True).status("starting") as shown:
-            while (status := pool.status()).state == "loading":
+            status = pool.status()
+            while any(worker.state == "loading" for worker in status.workers):
                 shown.update(status.stage)
                 await asyncio.sleep(0.05)
+                status = pool.status()
     finally:
         await pool.stop()
-    if status.info is None:
+    if status.info is None or status.failure:
         print(f"srpo selfcheck: {status.failure}", file=sys.stderr)
         return 1
     info = status.info

@@ -5,6 +5,7 @@ are generated from here.
 """
 
 import ipaddress
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -48,7 +49,11 @@ class EngineSettings(BaseSettings):
         "auto",
         description=f"auto (SRPO where its files are, else the embedded model), or one of {', '.join(CHECKPOINTS)}",
     )
-    device: str = Field("auto", description="auto (CUDA when there is one), cpu, cuda, cuda:1, ...")
+    devices: Names = Field(
+        ("auto",),
+        description="auto (CUDA when there is one), cpu, cuda, cuda:1, ...; several, separated by commas, get a worker "
+        "each",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU"
     )
@@ -122,7 +127,14 @@ class EngineSettings(BaseSettings):
                 raise ValueError(f"{text!r}: expected sizes like 512x768, {IMAGE_SIZE.side.expected}") from None
         return value
 
-    @field_validator("safety_labels", "batch_sizes", mode="before")
+    @field_validator("devices")
+    @classmethod
+    def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) for device in value):
+            raise ValueError("expected auto, cpu, cuda, or devices like cuda:0,cuda:1")
+        return value
+
+    @field_validator("devices", "safety_labels", "batch_sizes", mode="before")
     @classmethod
     def _split_labels(cls, value: Any) -> Any:
         return split(value)
@@ -131,7 +143,7 @@ class EngineSettings(BaseSettings):
         """What a worker is told."""
         row = choose(self.model, self.models_dir)
         return EngineConfig(
-            row.id, str(self.models_dir.absolute()), self.device, self.dtype, batch_sizes=self.batch_sizes
+            row.id, str(self.models_dir.absolute()), self.devices[0], self.dtype, batch_sizes=self.batch_sizes
         )
 
     def guard(self) -> Guard:

@@ -24,9 +24,8 @@ class Sample:
 
 
 class ScriptedEngine:
-    info = EngineInfo("scripted", "none", "uint8", "f" * 32)
-
-    def __init__(self, limit: int = 1) -> None:
+    def __init__(self, limit: int = 1, device: str = "none") -> None:
+        self.info = EngineInfo("scripted", device, "uint8", device[0] * 32)
         self.limit = limit
         self.passes: list[list[int]] = []  # the seeds of each step that was taken
 
@@ -79,5 +78,7 @@ class ScriptedEngine:
 def load(config: EngineConfig, report: Report) -> ScriptedEngine:
     if config.model == "broken":
         raise FileNotFoundError("weights.safetensors is missing")
+    if config.device == "broken":
+        raise RuntimeError("no such device")
     report("reading", 0.5)
-    return ScriptedEngine()
+    return ScriptedEngine(device=config.device)

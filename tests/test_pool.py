@@ -23,6 +23,7 @@ from pipelines.errors import (
     WorkerCrashed,
 )
 from pipelines.job import EVENTS_KEPT, Job, Preview, PreviewPlan, Progress
+from pipelines.keeper import see_only
 from pipelines.pool import WorkerPool
 from pipelines.request import GenerationParams, ImageRequest
 
@@ -41,7 +42,7 @@ async def pool_of(wait: bool = True, model: str = "scripted", **options: Any) ->
     await pool.start()
     try:
         if wait:
-            await until(lambda: pool.status().state == "ready")
+            await until(lambda: not {worker.state for worker in pool.status().workers} & {"loading"})
         yield pool
     finally:
         await pool.stop()
@@ -234,3 +235,94 @@ async def test_a_reader_that_does_not_read_holds_nobody_up_and_misses_the_oldest
         assert late[-1].stage == "decode"
         numbers = [number async for number, _ in job.channel.read(after=EVENTS_KEPT * 3)]
         assert numbers == [EVENTS_KEPT * 3 + 1, EVENTS_KEPT * 3 + 2]
+
+
+# --- several devices --------------------------------------------------------------------------------------------
+
+
+def states(pool: WorkerPool) -> list[str]:
+    return [worker.state for worker in pool.status().workers]
+
+
+async def test_requests_are_spread_over_the_devices() -> None:
+    async with pool_of(devices=("one", "one"), max_running=2) as pool:
+        assert states(pool) == ["ready", "ready"]
+        jobs = [pool.submit(ask("slow", SLOW)) for _ in range(2)]
+        assert [worker.running for worker in pool.status().workers] == [1, 1]
+        jobs += [pool.submit(ask("slow", SLOW)) for _ in range(3)]
+        assert [worker.running for worker in pool.status().workers] == [2, 2]
+        assert pool.status().waiting == 1
+        pool.cancel(jobs[1])
+        assert [worker.running for worker in pool.status().workers] == [2, 2]
+
+
+async def test_a_large_job_on_one_device_leaves_the_other_to_the_small_ones() -> None:
+    async with pool_of(devices=("one", "one")) as pool:
+        large = pool.submit(ask("slow", SLOW))
+        for seed in range(1, 5):
+            assert await result_of(pool.submit(ask(seed=seed))) == (picture(seed),)
+        assert [worker.running for worker in pool.status().workers] == [1, 0]
+        assert not large.finished
+
+
+async def test_when_one_device_dies_the_others_serve_and_nothing_is_lost() -> None:
+    async with pool_of(devices=("one", "one")) as pool:
+        jobs = [pool.submit(ask("slow", steps=20, seed=seed)) for seed in range(1, 7)]
+        dies, lives = pool.status().workers
+        os.kill(dies.pid, signal.SIGKILL)
+        await until(lambda: pool.status().workers[0].pid != dies.pid)
+        assert pool.status().state == "ready"
+        assert await result_of(pool.submit(ask(seed=99))) == (picture(99),)
+        assert [await result_of(job) for job in jobs] == [(picture(seed),) for seed in range(1, 7)]
+        await until(lambda: states(pool) == ["ready", "ready"])
+        assert [worker.restarts for worker in pool.status().workers] == [1, 0]
+        assert pool.status().workers[1].pid == lives.pid
+
+
+async def test_a_device_that_does_not_come_up_is_said_and_the_others_serve(capsys: pytest.CaptureFixture[str]) -> None:
+    async with pool_of(devices=("broken", "one")) as pool:
+        assert states(pool) == ["failed", "ready"]
+        assert await result_of(pool.submit(ask())) == (picture(7),)
+        assert pool.status().failure == "broken: RuntimeError: no such device"
+        assert "broken does not serve" in capsys.readouterr().err
+        assert not pool.failed.is_set()
+    async with pool_of(devices=("broken", "broken"), wait=False) as pool:
+        async with asyncio.timeout(LIMIT):
+            await pool.failed.wait()
+        assert pool.status().state == "failed"
+
+
+async def test_a_device_that_draws_other_bytes_does_not_serve_beside_the_others() -> None:
+    async with pool_of(devices=("one", "two")) as pool:
+        await until(lambda: sorted(states(pool)) == ["failed", "ready"])
+        assert "draws other bytes than" in (pool.status().failure or "")
+        assert [await result_of(pool.submit(ask(seed=seed))) for seed in range(1, 4)] == [
+            (picture(seed),) for seed in range(1, 4)
+        ]
+
+
+async def test_a_suspect_runs_alone_on_one_device_while_the_other_works() -> None:
+    async with pool_of(devices=("one", "one")) as pool:
+        poison = pool.submit(ask("die"))
+        jobs = [pool.submit(ask("slow", steps=3, seed=seed)) for seed in range(1, 7)]
+        with pytest.raises(WorkerCrashed):
+            await result_of(poison)
+        assert [await result_of(job) for job in jobs] == [(picture(seed),) for seed in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "told", "seen"),
+    [
+        ("cuda:1", None, "cuda", "1"),
+        ("cuda:1", "4,6", "cuda", "6"),
+        ("cuda:2", "4,6", "cuda", "none"),
+        ("cuda", "4,6", "cuda", "4,6"),
+        ("cpu", None, "cpu", None),
+        ("auto", "3", "auto", "3"),
+    ],
+)
+def test_a_worker_sees_its_own_device_alone(device: str, visible: str | None, told: str, seen: str | None) -> None:
+    environment = {"HOME": "/"} | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+    config, changed = see_only(EngineConfig(device=device), environment)
+    assert config.device == told
+    assert changed == {"HOME": "/"} | ({"CUDA_VISIBLE_DEVICES": seen} if seen else {})

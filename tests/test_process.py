@@ -165,3 +165,20 @@ def test_a_setting_of_one_server_is_its_own(serve: Callable[..., LiveServer]) ->
     reply = server.generate()
     assert reply.status_code == 200
     assert reply.json()["images"][0]["url"].startswith(f"https://images.example:{port}/files/")
+
+
+def test_two_devices_serve_the_same_bytes_and_one_at_a_time_may_die(serve: Callable[..., LiveServer]) -> None:
+    server = serve(devices="cpu,cpu")
+
+    def workers() -> list[dict[str, object]]:
+        listed: list[dict[str, object]] = httpx.get(f"{server.url}/health").json()["workers"]
+        return listed
+
+    assert within(START_LIMIT, lambda: [worker["state"] for worker in workers()] == ["ready", "ready"])
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        replies = [threads.submit(png, server, seed=5, num_inference_steps=30) for _ in range(6)]
+        assert within(LIMIT, lambda: all(worker["running"] for worker in workers()))
+        os.kill(int(str(workers()[0]["pid"])), signal.SIGKILL)
+        assert httpx.get(f"{server.url}/ready").status_code == 200
+        assert len({reply.result() for reply in replies}) == 1
+    assert within(START_LIMIT, lambda: [worker["restarts"] for worker in workers()] == [1, 0])

@@ -1,0 +1,183 @@
+"""One device and its worker process, over all the deaths of that process. No torch.
+
+It starts a worker, hands it jobs, and starts another when it dies; what the worker was doing goes back to the pool.
+A worker that has never come up is given up, with the reason: a wrong file or device, not a passing fault.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol
+
+from pipelines.child import Child
+from pipelines.engine import EngineConfig, EngineInfo
+from pipelines.frames import Frame
+from pipelines.job import Job
+from pipelines.pace import Pace
+
+MAX_BACKOFF = 30.0  # seconds between restarts of a worker that will not come up
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One device's worker. `state` is `loading`, `ready`, `restarting` or `failed`."""
+
+    device: str
+    state: str
+    stage: str
+    progress: float
+    eta: float
+    pid: int | None
+    running: int
+    restarts: int
+    failure: str | None
+
+
+class Host(Protocol):
+    """Who a keeper works for."""
+
+    pace: Pace
+
+    def on_ready(self, keeper: "Keeper", info: EngineInfo) -> None: ...
+
+    def on_given_up(self, keeper: "Keeper") -> None: ...
+
+    def on_orphans(self, jobs: list[Job]) -> None:
+        """The worker has died with these jobs on it, in the order in which they were given."""
+        ...
+
+    def on_job_event(self, keeper: "Keeper", job: Job, event: str, frame: Frame) -> None: ...
+
+
+class Keeper:
+    """Keeps a worker alive on the device that `config` names. `running` holds its jobs by id."""
+
+    def __init__(self, config: EngineConfig, host: Host) -> None:
+        self.device = config.device
+        self.running: dict[str, Job] = {}
+        self.given_up = False
+        self.failure: str | None = None
+        self._config, self._environment = see_only(config, os.environ)
+        self._host = host
+        self._child: Child | None = None
+        self._started = time.monotonic()
+        self._came_up = False
+        self._stopping = False
+        self._restarts = 0
+        self._backoff = 0.0
+
+    @property
+    def ready(self) -> bool:
+        return self._child is not None and self._child.info is not None and not self.given_up
+
+    async def start(self) -> None:
+        """Spawn a worker. Returns at once; `status()` follows the loading."""
+        if not self._stopping:
+            self._started = time.monotonic()
+            self._child = Child(self._config, self._on_event, self._environment)
+            await self._child.start(self._on_death)
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._child is not None:
+            await self._child.stop()
+
+    def give_up(self, reason: str) -> None:
+        """Start no other worker here."""
+        self.given_up, self.failure = True, reason
+        if self._child is not None:
+            self._child.kill()
+        self._host.on_given_up(self)
+
+    def run(self, job: Job) -> None:
+        assert self._child is not None
+        job.dispatched = time.monotonic()
+        self.running[job.id] = job
+        run = {"op": "run", "job": job.id, "request": job.request.to_json(), "previews": asdict(job.previews)}
+        self._child.send(run)
+
+    def cancel(self, job: Job) -> None:
+        if self.running.pop(job.id, None) is not None and self._child is not None:
+            self._child.send({"op": "cancel", "job": job.id})
+
+    def release(self, job: Job) -> None:
+        """The job has ended: the worker works."""
+        del self.running[job.id]
+        self._backoff = 0.0
+
+    def kill_if_silent(self, limit: float) -> None:
+        """End a worker that has jobs and has not been heard of for `limit` seconds."""
+        if self.running and self._child is not None:
+            heard = max(self._child.last_heard, *(job.dispatched or 0.0 for job in self.running.values()))
+            if time.monotonic() - heard > limit:
+                print(f"srpo: no step for {limit:.0f} s: killing the worker", file=sys.stderr, flush=True)
+                self._child.kill()
+
+    def status(self) -> WorkerStatus:
+        child = self._child
+        loading = child is not None and child.info is None
+        return WorkerStatus(
+            device=self.device,
+            state=self._state(),
+            stage=child.stage if child is not None else "starting",
+            progress=child.progress if loading and child else 1.0,
+            eta=self._host.pace.load_left(time.monotonic() - self._started, child.progress)
+            if loading and child
+            else 0.0,
+            pid=child.pid if child is not None else None,
+            running=len(self.running),
+            restarts=self._restarts,
+            failure=self.failure,
+        )
+
+    def _state(self) -> str:
+        if self.given_up:
+            return "failed"
+        if self.ready:
+            return "ready"
+        return "restarting" if self._came_up else "loading"
+
+    def _on_event(self, child: Child, frame: Frame) -> None:
+        header = frame.header
+        match header["event"]:
+            case "loading":
+                child.stage, child.progress = header["stage"], header["progress"]
+            case "load_failed":
+                self.failure = header["message"]
+                if not self._came_up:  # it never worked; a reload that fails is tried again
+                    self.give_up(header["message"])
+            case "ready":
+                self._host.pace.loaded(time.monotonic() - self._started)
+                child.stage, child.progress = "ready", 1.0
+                child.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
+                self._came_up, self.failure = True, None
+                self._host.on_ready(self, child.info)
+            case event if (job := self.running.get(header["job"])) is not None:
+                self._host.on_job_event(self, job, event, frame)
+
+    def _on_death(self, child: Child) -> None:
+        orphans = list(self.running.values())
+        self.running.clear()
+        self._child = None
+        if not (self._stopping or self.given_up):
+            self._restarts += 1
+            print(f"srpo: the worker (pid {child.pid}) died and is started again", file=sys.stderr, flush=True)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._backoff, lambda: asyncio.ensure_future(self.start()))
+            self._backoff = min(MAX_BACKOFF, self._backoff * 2 + 1)
+        self._host.on_orphans(orphans)
+
+
+def see_only(config: EngineConfig, environment: Mapping[str, str]) -> tuple[EngineConfig, dict[str, str]]:
+    """A numbered CUDA device is all that its worker sees: a fault of another one, or a library that takes the first
+    it finds, cannot reach it. Returns what the worker is told, and its environment."""
+    kind, _, number = config.device.partition(":")
+    if kind != "cuda" or not number.isdecimal():
+        return config, dict(environment)
+    listed = [name for name in environment.get(VISIBLE, "").split(",") if name]
+    name = listed[int(number)] if int(number) < len(listed) else "none" if listed else number
+    return replace(config, device="cuda"), {**environment, VISIBLE: name}
