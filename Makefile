@@ -15,7 +15,7 @@ test: $(VENV)/.test  ## set up, then run the suite (style and types are tests to
 	$(BIN)/python -m pytest $(ARGS)
 
 faults: $(VENV)/.test  ## accept 50 jobs, kill the server ten times, see that each finishes once
-	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed
+	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed -rP
 
 test-offline: $(VENV)/.test  ## the suite where there is no network (Linux, where user namespaces are permitted)
 	unshare -rn $(BIN)/python tests/loopback_only.py $(BIN)/python -m pytest $(ARGS)

@@ -1,22 +1,27 @@
 """Jobs on the wire: accepted, looked at, watched, cancelled, listed. The words are docs/streaming.md's."""
 
 import asyncio
+import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from pipelines.errors import PipelineError
 from server.body import wrong
+from server.errors import ServerError, envelope
 from server.jobs import Asked, Jobs, LiveJob
 from server.ledger import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry
-from server.openapi import JOBS
+from server.openapi import JOB, JOB_EVENTS, JOB_PAGE, MAX_PAGE
 from server.parts import server_of
+from server.run import run_headers
+from server.store import LocalStore
 from server.stream import COMPLETED, EventStream, accepts_events, completed, event, progress, running
 
-MAX_PAGE = 100
 LAST = 2_000_000  # number of the first event after a run's own
 STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 router = APIRouter()
@@ -52,22 +57,33 @@ def hash_of(fields: dict[str, Any]) -> str:
 
 
 async def durable(request: Request, asked: Asked, owner: str, fields: dict[str, Any]) -> Response:
-    """Accept a request as a job, or find the one with its key; answer at once, or when it is over."""
-    jobs = jobs_of(request)
+    """Accept a request as a job, or find the one with its key; answer at once, as it goes, or when it is over."""
+    jobs, server = jobs_of(request), server_of(request)
     entry, known = await jobs.accept(asked, owner, idempotency_key(request), hash_of(fields))
     replayed = {"idempotent-replayed": "true"} if known else {}
     if wants_job(request):
         body = describe(request, entry, jobs.live(entry.id))
         headers = {"location": body["poll_url"], "preference-applied": "respond-async"}
         return JSONResponse(body, 202, headers | replayed)
+    if asked.spoken.stream:
+        headers = {
+            **(entry.headers or run_headers(asked.spoken, server)),
+            **replayed,
+            "content-location": f"{poll_url(request, entry)}/events",
+        }
+        return event_stream(request, entry, jobs.live(entry.id), 0, store=server.store, headers=headers)
     ended = await jobs.ended(entry)
     return Response(ended.outcome, ended.status or 500, {**(ended.headers or {}), **replayed}, "application/json")
+
+
+def poll_url(request: Request, entry: Entry) -> str:
+    return f"{server_of(request).origins.base_url(request.scope, request.headers)}/v1/jobs/{entry.id}"
 
 
 def describe(request: Request, entry: Entry, live: LiveJob | None, *, whole: bool = True) -> dict[str, Any]:
     """A job as clients see it; `whole` with its reply or error."""
     server = server_of(request)
-    poll = f"{server.origins.base_url(request.scope, request.headers)}/v1/jobs/{entry.id}"
+    poll = poll_url(request, entry)
     native = (entry.request or {"spoken": {"native": {}}})["spoken"]["native"]
     run = live.admitted if live else None
     status = entry.state if entry.state != ACCEPTED else "running" if run and run.job.dispatched else "queued"
@@ -93,7 +109,7 @@ def describe(request: Request, entry: Entry, live: LiveJob | None, *, whole: boo
     return job
 
 
-@router.get("/v1/jobs", **JOBS)
+@router.get("/v1/jobs", **JOB_PAGE)
 async def list_jobs(request: Request) -> Response:
     """This key's jobs, newest first."""
     owner = server_of(request).keys.check(request.headers.get("authorization"))
@@ -125,21 +141,21 @@ def wrong_query(name: str, expected: str, received: str) -> Exception:
     )
 
 
-@router.get("/v1/jobs/{identity}", **JOBS)
+@router.get("/v1/jobs/{identity}", **JOB)
 async def get_job(request: Request, identity: str) -> Response:
     """One job; with its reply when it has one."""
     owner = server_of(request).keys.check(request.headers.get("authorization"))
     return JSONResponse(describe(request, *await jobs_of(request).find(identity, owner)))
 
 
-@router.delete("/v1/jobs/{identity}", **JOBS)
+@router.delete("/v1/jobs/{identity}", **JOB)
 async def cancel_job(request: Request, identity: str) -> Response:
     """Cancel a job within a step. Idempotent: one that has ended stays as it is."""
     owner = server_of(request).keys.check(request.headers.get("authorization"))
     return JSONResponse(describe(request, await jobs_of(request).cancel(identity, owner), None))
 
 
-@router.get("/v1/jobs/{identity}/events", include_in_schema=False)
+@router.get("/v1/jobs/{identity}/events", **JOB_EVENTS)
 async def watch_job(request: Request, identity: str) -> Response:
     """What happens to a job, as server-sent events; after `Last-Event-ID` where that is given."""
     owner = server_of(request).keys.check(request.headers.get("authorization"))
@@ -147,24 +163,56 @@ async def watch_job(request: Request, identity: str) -> Response:
     entry, live = await jobs.find(identity, owner)
     epoch, _, number = request.headers.get("last-event-id", "").rpartition("-")
     after = int(number[:9]) if epoch == jobs.epoch and number.isascii() and number.isdecimal() else 0
+    return event_stream(request, entry, live, after)
+
+
+def event_stream(
+    request: Request,
+    entry: Entry,
+    live: LiveJob | None,
+    after: int,
+    store: LocalStore | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> EventStream:
+    """A job's events. They end when it ends or the reader leaves; the job goes on."""
     named = accepts_events(request.headers.get("accept"))
-    return EventStream(tell(jobs, entry, live, after, server_of(request).served, named=named), {}, lambda: None)
+    events = tell(jobs_of(request), entry, live, after, server_of(request).served, named=named, store=store)
+    return EventStream(events, headers, lambda: None)
 
 
 async def tell(
-    jobs: Jobs, entry: Entry, live: LiveJob | None, after: int, served: str, *, named: bool
+    jobs: Jobs, entry: Entry, live: LiveJob | None, after: int, served: str, *, named: bool, store: LocalStore | None
 ) -> AsyncIterator[bytes]:
-    """A job's events: its run's while it runs, then its images or its error."""
-    if live and (run := await asyncio.shield(live.run)):
-        async for number, news in run.events(after):
-            yield await running(news, run.body, named=named, identity=f"{jobs.epoch}-{number}")
-    ended = await jobs.ended(entry)
-    outcome = json.loads(ended.outcome or "{}")
-    if ended.state != SUCCEEDED:
-        yield event("error", outcome)
-        return
-    assert ended.request is not None
-    body = Asked.from_json(ended.request, served).body
-    for index, item in enumerate(outcome["images"]):
-        if LAST + index > after:
-            yield event(COMPLETED, completed(index, outcome, body, item), f"{jobs.epoch}-{LAST + index}")
+    """A job's events: its run's while it runs, then its images or its error.
+
+    With a `store` each image comes with its bytes, as in a stream without a job.
+    """
+    try:
+        if live and (run := await asyncio.shield(live.run)):
+            async for number, news in run.events(after):
+                yield await running(news, run.body, named=named, identity=f"{jobs.epoch}-{number}")
+        ended = await jobs.ended(entry)
+        outcome = json.loads(ended.outcome or "{}")
+        if ended.state != SUCCEEDED:
+            yield event("error", outcome)
+            return
+        assert ended.request is not None
+        body = Asked.from_json(ended.request, served).body
+        for index, item in enumerate(outcome["images"]):
+            if LAST + index > after:
+                shown = await asyncio.to_thread(with_bytes, item, store) if store else item
+                yield event(COMPLETED, completed(index, outcome, body, shown), f"{jobs.epoch}-{LAST + index}")
+    except (PipelineError, ServerError) as error:
+        yield event("error", envelope(error, entry.id, f"/v1/jobs/{entry.id}"))
+
+
+def with_bytes(item: dict[str, Any], store: LocalStore) -> dict[str, Any]:
+    """A reply's item with its file in it, from wherever its URL leads. Raises `Gone`."""
+    if "b64_json" in item:
+        return item
+    url = item["url"]
+    if url.startswith("data:"):
+        rest = {name: value for name, value in item.items() if name != "url"}
+        return {"b64_json": url.partition(",")[2], **rest}
+    path, _, _ = store.find(url.rpartition("/")[2])
+    return {"b64_json": base64.b64encode(path.read_bytes()).decode("ascii"), **item}

@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -18,7 +18,7 @@ from server.errors import Gone, KeyReused, NotFound, ServerError, StorageFull, e
 from server.ledger import ACCEPTED, CANCELLED, EXPIRED, FAILED, SUCCEEDED, Entry, Ledger
 from server.parts import Server
 from server.run import Run, reply_headers
-from server.schema import GenerationBody
+from server.schema import GenerationBody, GenerationReply
 from server.spellings import Spoken
 
 RETRY = 0.05  # seconds between two tries to put a job of the last run back into the line
@@ -29,21 +29,23 @@ log = structlog.get_logger("srpo")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request as it is kept: translated, its seed chosen, and where its image URLs begin."""
+    """A request as it is kept: translated, its seed chosen, where its image URLs begin, and which engine was there."""
 
     spoken: Spoken
     body: GenerationBody
     base_url: str
+    fingerprint: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         fields = self.body.model_dump(mode="json", exclude={"image_size"})
         fields["image_size"] = {"width": self.body.image_size.width, "height": self.body.image_size.height}
-        return {"spoken": asdict(replace(self.spoken, native=fields)), "base_url": self.base_url}
+        spoken = asdict(replace(self.spoken, native=fields))
+        return {"spoken": spoken, "base_url": self.base_url, "fingerprint": self.fingerprint}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], served: str) -> "Asked":
         spoken = Spoken(**data["spoken"])
-        return cls(spoken, GenerationBody.read(spoken.native, served), data["base_url"])
+        return cls(spoken, GenerationBody.read(spoken.native, served), data["base_url"], data.get("fingerprint"))
 
 
 class LiveJob:
@@ -114,6 +116,7 @@ class Jobs:
 
     async def _admit(self, asked: Asked, owner: str, key: str | None, body_hash: str) -> Entry:
         run = Run(self._server, asked.spoken, asked.body, asked.base_url)
+        asked = replace(asked, fingerprint=self._fingerprint())
         identity = f"job_{secrets.token_hex(16)}"
         entry = Entry(identity, owner, key, body_hash, asked.to_json(), created=time.time())
         try:
@@ -192,7 +195,7 @@ class Jobs:
 
     async def _carry(self, live: LiveJob, run: Run) -> None:
         try:
-            reply = await run.reply()
+            reply = self._compared(await run.reply(), live.entry)
             text = await asyncio.to_thread(reply.text)
             headers = reply_headers(reply, run.spoken, self._server)
             status = self._server.settings.success_status
@@ -204,6 +207,19 @@ class Jobs:
             if row_of(error).status == 500:
                 log.error("job", job=live.entry.id, error=type(error).__name__, exc_info=error)
             await self._end(live, error)
+
+    def _fingerprint(self) -> str | None:
+        info = self._server.pool.status().info
+        return info.fingerprint if info else None
+
+    def _compared(self, reply: GenerationReply, entry: Entry) -> GenerationReply:
+        """The reply; it says so where another engine drew it than the one that was there when it was asked for."""
+        before, now = (entry.request or {}).get("fingerprint"), self._fingerprint()
+        if before is None or before == now:
+            return reply
+        note = f"accepted by the engine {before} and drawn, after a restart, by {now}: the bytes may differ"
+        notes = [*cast(list[str], reply.timings.get("notes", [])), note]
+        return reply.model_copy(update={"timings": reply.timings | {"notes": notes}})
 
     async def _end(self, live: LiveJob, error: Exception) -> None:
         """A job that did not become images. Its key is free again if another try may go better."""

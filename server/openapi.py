@@ -1,8 +1,12 @@
 """What the OpenAPI document says of the routes that read their body themselves."""
 
-from typing import Any
+from typing import Any, get_args
 
-from server.schema import EXAMPLE, ErrorReply, GenerationBody, GenerationReply
+from starlette.responses import Response
+
+from server.schema import EXAMPLE, ErrorReply, GenerationBody, GenerationReply, JobPage, JobReply
+
+MAX_PAGE = 100  # jobs
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorReply, "description": text}
@@ -50,37 +54,81 @@ EXAMPLES = {
         "value": EXAMPLE | {"n": 2, "size": "1024x768", "response_format": "b64_json"},
     },
 }
+EVENTS = {"text/event-stream": {"schema": {"type": "string", "description": "Server-sent events."}}}
+
+
+def parameter(place: str, name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"in": place, "name": name, "required": False, "description": description, "schema": schema}
+
+
+IDEMPOTENCY_KEY = parameter(
+    "header",
+    "Idempotency-Key",
+    "The same key with the same body draws once: later posts join the request, or get its reply again.",
+    type="string",
+    maxLength=255,
+    pattern="^[!-~]([ -~]*[!-~])?$",
+)
+PREFER = parameter("header", "Prefer", "`respond-async`: answer 202 at once, and make it a durable job.", type="string")
 FINISHED: dict[str, Any] = {"model": GenerationReply, "content": {"application/json": {"example": REPLY}}}
 GENERATION: dict[str, Any] = {
     "summary": "Generate images",
     "tags": ["images"],
     "operation_id": "_v1_images_generations",
     "responses": {
-        200: FINISHED | {"description": "Finished images, where success_status is 200."},
+        200: FINISHED
+        | {"description": "Events, under `stream`; or finished images, where success_status is 200."}
+        | {"content": FINISHED["content"] | EVENTS},
         201: FINISHED | {"description": "Finished images."},
-        202: {"description": "Accepted as a job, under `Prefer: respond-async`; `poll_url` says where it is."},
+        202: {
+            "model": JobReply,
+            "description": "Accepted as a job, under `Prefer: respond-async`; `poll_url` says where it is.",
+        },
         409: {"model": ErrorReply, "description": "The Idempotency-Key was used with another body."},
         **FAILURES,
     },
     "openapi_extra": {
         "security": [{"access-token": []}],
+        "parameters": [PREFER, IDEMPOTENCY_KEY],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": GenerationBody.model_json_schema(), "examples": EXAMPLES}},
         },
     },
 }
-JOBS: dict[str, Any] = {
-    "tags": ["jobs"],
-    "responses": {
-        200: {"description": "The job, or a page of them (`limit`, `after`, `status`)."},
-        400: FAILURES[400],
-        401: FAILURES[401],
-        404: {"model": ErrorReply, "description": "No such job of this key's."},
-        410: {"model": ErrorReply, "description": "The job has expired."},
-    },
-    "openapi_extra": {"security": [{"access-token": []}]},
-}
+
+
+def jobs(found: dict[str, Any], *parameters: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """A route of the jobs', with what it answers when all is well."""
+    return {
+        "tags": ["jobs"],
+        "responses": {
+            200: found,
+            400: FAILURES[400],
+            401: FAILURES[401],
+            404: {"model": ErrorReply, "description": "No such job of this key's."},
+            410: {"model": ErrorReply, "description": "The job has expired."},
+            503: FAILURES[503],
+        },
+        "openapi_extra": {"security": [{"access-token": []}], "parameters": list(parameters)},
+        **options,
+    }
+
+
+JOB = jobs({"model": JobReply, "description": "The job."})
+JOB_PAGE = jobs(
+    {"model": JobPage, "description": "A page of jobs."},
+    parameter("query", "limit", "Jobs a page.", type="integer", minimum=1, maximum=MAX_PAGE, default=20),
+    parameter("query", "after", "The `next_cursor` of the page before.", type="string"),
+    parameter(
+        "query", "status", "Only these.", type="string", enum=get_args(JobReply.model_fields["status"].annotation)
+    ),
+)
+JOB_EVENTS = jobs(
+    {"content": EVENTS, "description": "The job's events, as in a stream, until it ends."},
+    parameter("header", "Last-Event-ID", "Go on after the event with this `id`.", type="string"),
+    response_class=Response,
+)
 MODELS: dict[str, Any] = {
     "tags": ["models"],
     "responses": {400: FAILURES[400], 404: {"model": ErrorReply, "description": "No such model."}},

@@ -17,7 +17,8 @@ from server.settings import Settings
 METHODS = "GET, POST, DELETE, HEAD, OPTIONS"
 EXPOSED = (
     "x-request-id, x-inference-id, x-client-request-id, x-aimlapi-credits-used, x-aimlapi-usd-spent, x-served-model, "
-    "x-engine-fingerprint, x-ignored-fields, retry-after, retry-after-ms, x-should-retry, location, idempotent-replayed"
+    "x-engine-fingerprint, x-ignored-fields, retry-after, retry-after-ms, x-should-retry, location, "
+    "content-location, idempotent-replayed"
 )
 PREFLIGHT_SECONDS = "600"
 NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:/@?#\\\s]*)(?::[0-9]{1,5})?")

@@ -41,7 +41,7 @@ async def generate_images(request: Request) -> Response:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     await admit(body.prompt, server)
     base_url = server.origins.base_url(request.scope, request.headers)
-    if wants_job(request) or (not spoken.stream and "idempotency-key" in request.headers):
+    if wants_job(request) or "idempotency-key" in request.headers:
         return await durable(request, Asked(spoken, body, base_url), owner, fields)
     run = Run(server, spoken, body, base_url)
     if spoken.stream:

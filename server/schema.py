@@ -7,7 +7,7 @@ translated before (`server.spellings`), so that native fields can be strict.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -197,3 +197,34 @@ class ErrorReply(BaseModel):
     status: int
     instance: str
     error: ErrorDetail
+
+
+class JobReply(BaseModel):
+    """A durable job. It has `reply` or `error` when it has ended, and the others of its optional fields before."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    object: Literal["job"]
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    created_at: int = Field(description="Unix seconds.")
+    finished_at: int | None = Field(None, description="Unix seconds, when it has ended.")
+    model: str | None
+    poll_url: str
+    events_url: str
+    queue_position: int | None = Field(None, description="Requests ahead of it in the line.")
+    eta_seconds: float | None = Field(None, description="Predicted seconds until it is finished.")
+    progress: dict[str, Any] | None = Field(None, description="The newest progress event.")
+    reply: GenerationReply | None = Field(None, description="The body that the plain call would have had.")
+    error: ErrorReply | None = Field(None, description="The envelope that the plain call would have had.")
+
+
+class JobPage(BaseModel):
+    """Jobs without `reply` and `error`, newest first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    object: Literal["list"]
+    data: list[JobReply]
+    has_more: bool
+    next_cursor: str | None = Field(None, description="`after` of the next page, where there is one.")

@@ -2,7 +2,8 @@
 
 Up to `limit` samples of one size share a step. `die` ends the process in the first step, `die-once FILE` only if FILE
 does not exist yet, `hang` never finishes a step, `raise`, `raise at STEP` and `oom` fail, `crowd-oom` fails in company
-only, `slow` takes 50 ms a step. Pixels are the seed's last byte.
+only, `slow` takes 50 ms a step; `gated FOLDER` adds a byte to FOLDER/begun at each step and waits until FOLDER/allowed
+is as long. Pixels are the seed's last byte. The fingerprint is SCRIPTED_FINGERPRINT.
 """
 
 import os
@@ -25,7 +26,8 @@ class Sample:
 
 class ScriptedEngine:
     def __init__(self, limit: int = 1, device: str = "none") -> None:
-        self.info = EngineInfo("scripted", device, "uint8", device[0] * 32)
+        fingerprint = os.environ.get("SCRIPTED_FINGERPRINT", device[0] * 32)
+        self.info = EngineInfo("scripted", device, "uint8", fingerprint)
         self.limit = limit
         self.passes: list[list[int]] = []  # the seeds of each step that was taken
 
@@ -50,6 +52,12 @@ class ScriptedEngine:
                     raise OutOfMemory
                 case ["oom"]:
                     raise OutOfMemory
+                case ["gated", folder]:
+                    begun, allowed = Path(folder, "begun"), Path(folder, "allowed")
+                    with begun.open("ab") as file:
+                        file.write(b".")
+                    while allowed.stat().st_size < begun.stat().st_size:
+                        time.sleep(0.005)
                 case ["slow"]:
                     time.sleep(0.05)
         self.passes.append([sample.seed for sample in samples])

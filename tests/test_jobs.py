@@ -1,23 +1,28 @@
 """Jobs: accepted once, finished once, whoever leaves or dies; and idempotency on both roads."""
 
+import base64
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from conftest import PROMPT, START_LIMIT, LiveServer, running
-from test_stream import Scripted
+from test_stream import Gate, Scripted
 
 from server.ledger import SUCCEEDED, Entry, Ledger
+from server.schema import JobPage, JobReply
 
 PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {
@@ -49,6 +54,7 @@ def accept(server: Any, **fields: Any) -> dict[str, Any]:
     reply = post(server, PREFER, **fields)
     assert reply.status_code == 202, reply.text
     job: dict[str, Any] = reply.json()
+    JobReply.model_validate(job)
     assert reply.headers["location"] == job["poll_url"] == f"{server.url}/v1/jobs/{job['id']}"
     return job
 
@@ -58,6 +64,7 @@ def ended(server: Any, identity: str) -> dict[str, Any]:
     while (job := call(server, "GET", f"/v1/jobs/{identity}").json())["status"] in ("queued", "running"):
         assert time.monotonic() < deadline, job
         time.sleep(0.01)
+    JobReply.model_validate(job)
     return job
 
 
@@ -158,6 +165,7 @@ def test_the_list_pages_through_everything_once(server: Scripted) -> None:
         page = call(server, "GET", f"/v1/jobs?{query}").json()
         assert len(page["data"]) <= 2
         assert all("reply" not in job for job in page["data"])
+        JobPage.model_validate(page)
         seen += [job["id"] for job in page["data"]]
         if not page["has_more"]:
             break
@@ -229,6 +237,80 @@ def test_a_client_that_leaves_finds_its_reply_under_its_key(server: Scripted) ->
     reply = post(server, {"idempotency-key": "left"}, **SLOW)
     assert reply.status_code == 201
     assert reply.headers["idempotent-replayed"] == "true"
+
+
+def test_a_stream_with_a_key_is_joined_and_replayed(server: Scripted) -> None:
+    """Whoever posts it again sees the same request: what is still to come of it, or its images."""
+    headers = {"authorization": f"Bearer {KEYS[0]}", "idempotency-key": "streamed"}
+    body = BODY | SLOW | {"stream": True, "partial_images": 1, "seed": 70}
+    before = len(call(server, "GET", "/v1/jobs?limit=100").json()["data"])
+    with httpx.stream("POST", server.url + PATH, json=body, headers=headers, timeout=START_LIMIT) as left:
+        lines = left.iter_lines()
+        assert next(lines) == "event: image_generation.progress"
+        joined = post(server, headers, **body)
+    assert joined.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert joined.headers["idempotent-replayed"] == "true"
+    names = [name for _, name, _ in events_of(joined)]
+    assert names.count("image_generation.partial_image") == 1
+    assert names[-1] == "image_generation.completed"
+    replayed = post(server, headers, **body)
+    assert events_of(replayed) == events_of(joined)[-1:]
+    shown = events_of(replayed)[0][2]
+    assert httpx.get(shown["url"]).content == base64.b64decode(shown["b64_json"])
+    assert replayed.headers["x-engine-fingerprint"] == joined.headers["x-engine-fingerprint"]
+    assert replayed.headers["content-location"] == joined.headers["content-location"]
+    assert events_of(call(server, "GET", httpx.URL(replayed.headers["content-location"]).path))[-1][2]["seed"] == 70
+    assert len(call(server, "GET", "/v1/jobs?limit=100").json()["data"]) == before + 1
+    assert post(server, headers, **body | {"seed": 71}).status_code == 409
+
+
+@pytest.mark.parametrize("form", [{"sync_mode": True}, {"response_format": "b64_json"}, {}])
+def test_openai_reads_a_stream_with_a_key_twice(server: Scripted, form: dict[str, Any]) -> None:
+    own = {"image_size": "square", "num_inference_steps": 6, "seed": 7} | form
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEYS[0]) as client:
+        twice = [
+            list(
+                client.images.generate(
+                    model="flux/srpo",
+                    prompt="quick",
+                    stream=True,
+                    extra_body=own,
+                    extra_headers={"Idempotency-Key": f"openai {sorted(form)}"},
+                )
+            )
+            for _ in range(2)
+        ]
+    assert [event.type for event in twice[0]] == ["image_generation.completed"]
+    assert [event.b64_json for event in twice[0]] == [event.b64_json for event in twice[1]]
+
+
+def test_a_stream_whose_request_failed_fails_again(server: Scripted) -> None:
+    headers = {"idempotency-key": "failing stream"}
+    first, second = (events_of(post(server, headers, prompt="oom", stream=True)) for _ in range(2))
+    assert first[-1][1:] == second[-1][1:]
+    assert second[-1][2]["error"]["code"] == "out_of_memory"
+
+
+# --- the next start --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("then", "noted"), [("f" * 32, False), ("e" * 32, True)])
+def test_a_job_that_another_engine_finishes_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str, noted: bool
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("SCRIPTED_FINGERPRINT", "f" * 32)
+    gate = Gate(tmp_path / "gate")
+    with Scripted(tmp_path) as server:
+        job = accept(server, prompt=gate.prompt)["id"]
+    monkeypatch.setenv("SCRIPTED_FINGERPRINT", then)
+    gate.allow(100)
+    with Scripted(tmp_path) as server:
+        resumed = ended(server, job)["reply"]
+        fresh = ended(server, accept(server)["id"])["reply"]
+    notes = " ".join(resumed["timings"].get("notes", []))
+    assert ("f" * 32 in notes and then in notes) is noted
+    assert "notes" not in fresh["timings"]
 
 
 # --- the ledger and its command --------------------------------------------------------------------------------------
@@ -303,32 +385,44 @@ def test_every_accepted_job_finishes_once_with_the_same_bytes_whenever_the_serve
     accepted: dict[int, str] = {}  # seed -> job
     seeds = iter(range(1, 10_000))
 
-    def ask(server: LiveServer, count: int) -> None:
-        for seed in (next(seeds) for _ in range(count)):
+    def ask(server: LiveServer, until: int) -> None:
+        while len(accepted) < until:
+            seed = next(seeds)
             body = BODY | {"prompt": PROMPT, "seed": seed, "num_inference_steps": seed % 4 + 1}
             try:
                 reply = httpx.post(server.url + PATH, json=body, headers=PREFER, timeout=START_LIMIT)
             except httpx.TransportError:
-                return  # killed in the middle: not accepted
-            if reply.status_code == 202:
-                accepted[seed] = reply.json()["id"]
+                return  # killed in the middle: perhaps accepted, but not acknowledged
+            assert reply.status_code == 202, reply.text
+            accepted[seed] = reply.json()["id"]
 
-    for death in range(KILLS):
+    for death in range(1, KILLS + 1):
         with running(tmp_path, queue_size="1000") as server:
-            asking = threading.Thread(target=ask, args=(server, -(-ACCEPTED // KILLS)))
+            asking = threading.Thread(target=ask, args=(server, -(-ACCEPTED * death // KILLS)))
             killing = threading.Timer(chance.uniform(0, 1.5), server.process.kill)
             asking.start()
             Scripted.until(lambda: accepted)
             killing.start()
             killing.join()
             asking.join()
-            assert server.process.wait() == -9, f"death {death}"
+            assert server.process.wait() == -9
+            print(f"death {death}: {len(accepted)} accepted, by state {states(server.data_dir)}")
+    started = time.monotonic()
     with running(tmp_path, queue_size="1000") as server:
+        ask(server, ACCEPTED)
         done = {seed: ended(server, identity) for seed, identity in accepted.items()}
+        print(f"{len(done)} finished {time.monotonic() - started:.1f} s after the last start")
+        assert len(done) == ACCEPTED
         assert {job["status"] for job in done.values()} == {"succeeded"}
         for seed, job in done.items():
             assert httpx.get(rebased(job, server)).content == drawn(server, seed), seed
-        assert len(list((server.data_dir / "images").glob("*/*"))) >= len(accepted)
+    assert states(server.data_dir).keys() == {SUCCEEDED}
+
+
+def states(folder: Path) -> dict[str, int]:
+    """How many jobs there are of each state, each job once."""
+    with closing(sqlite3.connect(folder / "jobs.sqlite3")) as ledger:
+        return dict(ledger.execute("SELECT state, count(DISTINCT id) FROM jobs GROUP BY state"))
 
 
 def rebased(job: dict[str, Any], server: LiveServer) -> str:

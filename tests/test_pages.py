@@ -53,3 +53,16 @@ def test_the_examples_of_the_reference_are_valid_requests(name: str) -> None:
 def test_the_example_of_a_reply_has_every_field_of_one() -> None:
     assert GenerationReply.model_validate(REPLY).model_dump(exclude_none=True).keys() == REPLY.keys()
     assert REPLY.keys() == GenerationReply.model_fields.keys()
+
+
+def test_the_reference_knows_every_route_of_jobs_and_what_they_take(live: LiveServer) -> None:
+    paths = httpx.get(f"{live.url}/openapi.json").json()["paths"]
+
+    def taken(path: str, method: str) -> set[str]:
+        return {parameter["name"] for parameter in paths[path][method].get("parameters", [])}
+
+    assert taken("/v1/images/generations", "post") == {"Prefer", "Idempotency-Key"}
+    assert taken("/v1/jobs", "get") == {"limit", "after", "status"}
+    assert taken("/v1/jobs/{identity}/events", "get") == {"identity", "Last-Event-ID"}
+    assert "text/event-stream" in paths["/v1/jobs/{identity}/events"]["get"]["responses"]["200"]["content"]
+    assert {"get", "delete"} <= paths["/v1/jobs/{identity}"].keys()

@@ -2,12 +2,13 @@
 
 import asyncio
 import base64
+import gc
 import json
 import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from test_clients_node import ask, clients, node
 from pipelines.engine import EngineConfig
 from pipelines.pool import WorkerPool
 from server.app import create_app
+from server.run import Run
 from server.settings import Settings
 
 __all__ = ["clients", "node"]  # fixtures
@@ -42,6 +44,7 @@ class Scripted:
         self.url = f"http://127.0.0.1:{self.port}"
         self.pool = WorkerPool(EngineConfig(factory="scripted_engine:load"), queue_size=200, max_running=1)
         app = create_app(Settings(data_dir=folder, model="tiny", port=self.port, **options), self.pool)
+        self.parts = app.state.server
         self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_config=None, ws="none"))
         self.thread = threading.Thread(target=self.server.run)
 
@@ -53,6 +56,11 @@ class Scripted:
     def __exit__(self, *_: object) -> None:
         self.server.should_exit = True
         self.thread.join()
+
+    def runs_kept(self) -> int:
+        """Requests of this server that are still in memory."""
+        gc.collect()
+        return sum(type(thing) is Run and thing._server is self.parts for thing in gc.get_objects())
 
     @staticmethod
     def until(condition: Any) -> None:
@@ -233,3 +241,62 @@ async def test_readers_that_hang_or_leave_cost_the_others_nothing(scripted: Scri
             assert names[-1] == "image_generation.completed"
         await asyncio.to_thread(scripted.until, lambda: scripted.pool.status().running == 0)
         assert scripted.pool.status().restarts == 0
+        assert scripted.runs_kept() <= 30  # a reader that hangs holds its own request, until its time is over
+    await asyncio.to_thread(scripted.until, lambda: scripted.runs_kept() == 0)
+
+
+class Gate:
+    """Lets the scripted engine do so many steps, and tells how many it has begun."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._begun, self._allowed = folder / "begun", folder / "allowed"
+        self.prompt = f"gated {folder}"
+        self._begun.touch()
+        self.allow(0)
+
+    def allow(self, steps: int) -> None:
+        self._allowed.write_bytes(b"." * steps)
+
+    @property
+    def begun(self) -> int:
+        return self._begun.stat().st_size
+
+
+@contextmanager
+def left_plain(server: Scripted, body: dict[str, Any]) -> Iterator[None]:
+    """A plain request, whose client goes away at the end."""
+    data = json.dumps(body | {"stream": False}).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(head.encode() + b"\r\n\r\n" + data)
+        yield
+
+
+@contextmanager
+def left_stream(server: Scripted, body: dict[str, Any]) -> Iterator[None]:
+    with httpx.stream("POST", server.url + PATH, json=body, timeout=START_LIMIT):
+        yield
+
+
+@contextmanager
+def cancelled_job(server: Scripted, body: dict[str, Any]) -> Iterator[None]:
+    job = httpx.post(server.url + PATH, json=body, headers={"prefer": "respond-async"}).json()
+    yield
+    for _ in range(2):
+        assert httpx.delete(job["poll_url"]).json()["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("asked", [left_plain, left_stream, cancelled_job])
+@pytest.mark.parametrize("done", range(4))
+def test_a_cancelled_request_begins_no_further_step(scripted: Scripted, tmp_path: Path, asked: Any, done: int) -> None:
+    """After any number of steps, on every road: the step in progress is the last."""
+    gate = Gate(tmp_path / "gate")
+    gate.allow(done)
+    with asked(scripted, BODY | {"prompt": gate.prompt, "num_inference_steps": 4}):
+        scripted.until(lambda: gate.begun == done + 1)
+    scripted.until(lambda: scripted.pool.status().running == 0)
+    gate.allow(100)
+    assert read(scripted, prompt="quick")[1][-1][0] == "image_generation.completed"  # the worker has gone on
+    assert gate.begun == done + 1
+    scripted.until(lambda: scripted.runs_kept() == 0)
