@@ -151,11 +151,14 @@ class Keeper:
                 if not self._came_up:  # it never worked; a reload that fails is tried again
                     self.give_up(header["message"])
             case "ready":
-                self._host.pace.loaded(time.monotonic() - self._started)
+                seconds, again = time.monotonic() - self._started, self._came_up
+                self._host.pace.loaded(seconds)
                 child.stage, child.progress = "ready", 1.0
                 child.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
                 self._came_up, self.failure = True, None
                 self._host.on_ready(self, child.info)
+                if again and self.ready:
+                    print(f"srpo: the worker is ready again after {seconds:.1f} s", file=sys.stderr, flush=True)
             case event if (job := self.running.get(header["job"])) is not None:
                 self._host.on_job_event(self, job, event, frame)
 

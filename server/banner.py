@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -27,14 +28,13 @@ def show_start(console: Console, server: Server, address: str) -> None:
     table.add_row("model", f"{row.id}: {row.title}")
     table.add_row("licence", row.licence)
     table.add_row("address", address)
-    table.add_row("keys", "required" if settings.needs_key else "none: open to everyone who can reach the address")
+    table.add_row("keys", open_to(settings))
     table.add_row("safety", ", ".join(f"{name} {value}" for name, value in server.guard.description.items()))
     table.add_row("images", f"{settings.data_dir.absolute() / 'images'}, kept for {settings.images_expire / 3600:g} h")
     console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
     if row.embedded:
         console.print(
-            f"[yellow]No {SERVED_AS} weights in {settings.models_dir.absolute()}: the embedded model {row.id} answers "
-            "in their place. Every reply says so (x-served-model).[/]",
+            f"[yellow]{stand_in(settings.models_dir, row.id)} Every reply says so (x-served-model).[/]",
             soft_wrap=True,
         )
     if server.guard.description["checker"] == "none":
@@ -49,6 +49,19 @@ def show_start(console: Console, server: Server, address: str) -> None:
             "clients behind a proxy or outside a container cannot reach.[/]",
             soft_wrap=True,
         )
+
+
+def stand_in(models: Path, model: str) -> str:
+    """That another model than SRPO draws."""
+    return f"No {SERVED_AS} weights in {models.absolute()}: the embedded model {model} answers in their place."
+
+
+def open_to(settings: Settings) -> str:
+    """Who may send requests."""
+    if settings.needs_key:
+        return "required"
+    alone = settings.is_loopback and settings.public_url is None
+    return "none: open to this machine only" if alone else "none: open to everyone who can reach the address"
 
 
 async def follow_loading(console: Console, server: Server, address: str) -> None:
@@ -67,6 +80,14 @@ async def follow_loading(console: Console, server: Server, address: str) -> None
         f"fingerprint {info.fingerprint}\nTry it:\n{curl(address, server.settings.needs_key)}",
         soft_wrap=True,
     )
+
+
+def show_stopping(console: Console, server: Server) -> None:
+    """What a signal to stop still waits for."""
+    status = server.pool.status()
+    if count := status.running + status.waiting:
+        requests = "1 request" if count == 1 else f"{count} requests"
+        console.print(f"Stopping: {requests} in flight may take {server.settings.shutdown_grace} s more ...")
 
 
 def curl(address: str, needs_key: bool) -> str:

@@ -17,7 +17,7 @@ from pipelines.pool import WorkerPool
 from server import banner, logs
 from server.app import create_app
 from server.auth import new_key
-from server.cli import parse
+from server.cli import parse, told
 from server.malformed import EnvelopeProtocol
 from server.parts import Server
 from server.settings import Settings
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         print(f"srpo serve: the safety checker: {error.cause}. Without one: --safety-checker none", file=sys.stderr)
         return EXIT_CONFIG
     except (OSError, ValueError) as error:
-        print(f"srpo serve: {error}", file=sys.stderr)
+        print(f"srpo serve: {told(error)}", file=sys.stderr)
         return 2
     config = uvicorn.Config(
         app,
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.shutdown_grace,
     )
-    server = DrainingServer(config, app.state.server.pool)
+    server = DrainingServer(config, app.state.server)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn takes them over, and raises them again after a clean end
     with claimed:
@@ -61,20 +61,22 @@ def main(arguments: list[str]) -> int:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, which tells the pool at the first signal that no more work is taken."""
+    """uvicorn, which tells the pool and the operator at the first signal that no more work is taken."""
 
-    def __init__(self, config: uvicorn.Config, pool: WorkerPool) -> None:
+    def __init__(self, config: uvicorn.Config, parts: Server) -> None:
         super().__init__(config)
-        self._pool = pool
+        self._parts = parts
+        self.console = Console(stderr=True, highlight=False)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._pool.drain()
+        self._parts.pool.drain()
+        banner.show_stopping(self.console, self._parts)
         await super().shutdown(sockets)
 
 
 async def run(server: DrainingServer, parts: Server, listener: socket.socket) -> int:
     """Serve until a signal, or until the model turns out not to load."""
-    console = Console(stderr=True, highlight=False)
+    console = server.console
     address = banner.address_of(parts.settings, listener.getsockname()[1])
     banner.show_start(console, parts, address)
     announcing = asyncio.create_task(banner.follow_loading(console, parts, address))
@@ -87,6 +89,7 @@ async def run(server: DrainingServer, parts: Server, listener: socket.socket) ->
     if parts.pool.failed.is_set():
         console.print(f"[red]The model cannot be loaded.[/]\n{parts.pool.status().failure}", soft_wrap=True)
         return EXIT_CONFIG
+    console.print("Stopped.")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -76,6 +77,7 @@ def test_a_worker_killed_in_the_middle_of_a_request_loses_nothing(serve: Callabl
         os.kill(worker_pid(server), signal.SIGKILL)
         pictures = [reply.result() for reply in replies]
     assert pictures == [png(server, seed=seed, num_inference_steps=50) for seed in range(1, 5)]
+    assert re.search(r"died and is started again\n(.*\n)*.*the worker is ready again after", server.log.read_text())
 
 
 def test_sigkill_of_the_server_takes_the_worker_along(serve: Callable[..., LiveServer]) -> None:
@@ -98,6 +100,9 @@ def test_sigterm_finishes_what_was_accepted_and_exits_cleanly(serve: Callable[..
         assert [reply.result().status_code for reply in replies] == [201] * 6
     assert server.process.wait(LIMIT) == 0
     assert within(2.0, lambda: not alive(pid))
+    assert re.search(
+        r"Stopping: \d requests? in flight may take 60 s more \.\.\.\n(.*\n)*Stopped\.\n", server.log.read_text()
+    )
 
 
 def test_work_for_a_client_that_went_away_is_dropped(serve: Callable[..., LiveServer]) -> None:
