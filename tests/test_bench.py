@@ -10,6 +10,7 @@ from PIL import Image
 from bench.geometry import MODELS, step_flops
 from bench.quality import psnr, ssim
 from pipelines.acceleration import PRESETS
+from pipelines.opennsfw import canaries
 from server.bench import main
 
 
@@ -48,6 +49,26 @@ def test_the_full_geometry_is_flux_1_devs() -> None:
     assert billions(pipeline.vae) == pytest.approx(0.0838, abs=0.001)
     assert step_flops(pipeline.transformer.config, 512, 1440, 512) == pytest.approx(51.9e12, rel=0.005)
     assert step_flops(pipeline.transformer.config, 512, 1024, 1024) == pytest.approx(74.4e12, rel=0.005)
+
+
+def test_bench_safety_names_what_would_be_withheld(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, picture in zip(("bad.png", "good.png"), canaries(), strict=True):
+        picture.save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    file = tmp_path / "figures.json"
+    assert main(["safety", str(tmp_path), "--json", str(file)]) == 0
+    assert "flagged at 0.1: 1, 0.2: 1, 0.5: 1, 0.8: 1, 0.85: 1" in capsys.readouterr().out
+    figures = json.loads(file.read_text())
+    assert list(figures["scores"]) == ["bad.png", "good.png"]
+    assert figures["ms"] > 0
+
+
+def test_bench_readers_measures_those_who_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    assert main(["readers", "--rounds", "1", "--read", "2", "--hang", "1", "--leave", "1", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert all(value > 0 for value in figures.values())
+    assert "memory_after_round_1_mib" in capsys.readouterr().out
 
 
 def test_an_unknown_bench_is_said(capsys: pytest.CaptureFixture[str]) -> None:
