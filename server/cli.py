@@ -23,5 +23,12 @@ def parse(kind: type[S], command: str, arguments: list[str]) -> S:
             print(f"srpo {command}: {place}{issue['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"srpo {command}: {error}", file=sys.stderr)
+        print(f"srpo {command}: {told(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def told(error: Exception) -> str:
+    """An error in words; of a file without Python's `[Errno 2]`."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
