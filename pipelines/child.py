@@ -58,10 +58,12 @@ class Child:
         self.dead = loop.create_future()
         loop.add_reader(self._pidfd, self._reap, on_death)
 
-    def send(self, header: dict[str, Any]) -> None:
-        """Queue a small frame; never blocks. What is sent to a dead process is lost, and its death is reported."""
+    def send(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        """Queue a frame; never blocks. What is sent to a dead process is lost, and its death is reported."""
         with contextlib.suppress(ConnectionError):
-            self._writer.write(Frame(header).encode())
+            self._writer.write(Frame(header, payload).encode())
+            if payload:
+                self._writer.write(payload)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

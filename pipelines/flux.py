@@ -17,6 +17,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from pipelines.acceleration import PRESETS
 from pipelines.engine import EngineInfo, Pixels, Thumbnail
 from pipelines.errors import NonFinitePixels
+from pipelines.image_to_image import noised
 from pipelines.kinds import Size
 from pipelines.previews import draw_preview
 from pipelines.request import ImageRequest
@@ -75,8 +76,13 @@ class FluxEngine:
         return len(sample.timesteps) - sample.step
 
     def sample(self, request: ImageRequest, text: Text, seed: int) -> Sample:
-        latents, image_ids = self.noise(request.width, request.height, seed, text.states.dtype)
-        scheduler, timesteps = self.schedule(request.num_inference_steps, tokens=latents.shape[1])
+        scheduler, timesteps = self.schedule(request)
+        if request.source is None:
+            latents, image_ids = self.noise(request.width, request.height, seed, text.states.dtype)
+        else:
+            latents, image_ids = noised(
+                self._pipeline, request, request.source, scheduler, timesteps[0], seed, text.states.dtype
+            )
         guidance = None
         if self._transformer.config.guidance_embeds:
             guidance = torch.full([1], request.guidance_scale, device=self._device, dtype=torch.float32)
@@ -113,8 +119,10 @@ class FluxEngine:
         latents, image_ids = self._pipeline.prepare_latents(1, channels, height, width, dtype, self._device, generator)
         return latents, image_ids
 
-    def schedule(self, steps: int, tokens: int) -> tuple[FlowMatchEulerDiscreteScheduler, torch.Tensor]:
-        """This sample's own copy of the model's scheduler, and its timesteps `(steps,)`."""
+    def schedule(self, request: ImageRequest) -> tuple[FlowMatchEulerDiscreteScheduler, torch.Tensor]:
+        """This sample's own copy of the model's scheduler, and the timesteps to carry out `(request.steps,)`."""
+        steps, side = request.num_inference_steps, 2 * self._pipeline.vae_scale_factor  # pixels of a token's side
+        tokens = (request.height // side) * (request.width // side)
         config = self._pipeline.scheduler.config
         scheduler = type(self._pipeline.scheduler).from_config(config)
         mu = calculate_shift(
@@ -126,8 +134,9 @@ class FluxEngine:
         )
         sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
         timesteps, _ = retrieve_timesteps(scheduler, steps, self._device, sigmas=sigmas, mu=mu)
-        scheduler.set_begin_index(0)
-        return scheduler, timesteps
+        first = len(timesteps) - request.steps
+        scheduler.set_begin_index(first)
+        return scheduler, timesteps[first:]
 
     def denoise(self, samples: Sequence[Sample]) -> None:
         """One step of samples of one kind, in one forward pass. A sample that could not take it is as it was."""

@@ -98,7 +98,7 @@ class Keeper:
         job.dispatched = time.monotonic()
         self.running[job.id] = job
         run = {"op": "run", "job": job.id, "request": job.request.to_json(), "previews": asdict(job.previews)}
-        self._child.send(run)
+        self._child.send(run, job.request.source.pixels if job.request.source else b"")
 
     def cancel(self, job: Job) -> None:
         if self.running.pop(job.id, None) is not None and self._child is not None:

@@ -254,7 +254,7 @@ class WorkerPool:
     def _progress(self, keeper: Keeper, job: Job, stage: str, image: int, step: int) -> Progress:
         """Of a worker's jobs the shortest goes first, so each has to wait for those that are not longer."""
         left = [self._seconds([other]) for other in keeper.running.values()]
-        own, steps = self._seconds([job]), job.request.num_inference_steps
+        own, steps = self._seconds([job]), job.request.steps
         return Progress(stage, image, step, steps, eta=sum(other for other in left if other <= own))
 
     def _collect(self, job: Job, timings: dict[str, float], notes: list[str]) -> ImageResult:

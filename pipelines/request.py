@@ -6,7 +6,7 @@ hosted flux/srpo API's. Nothing else in the project declares a parameter.
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -89,6 +89,17 @@ class GenerationParams(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """The picture that image-to-image begins with: 8-bit RGB, row-major, of the request's own size.
+
+    `strength` from 0 to 1 is the share of the steps that are carried out, and so how much of the picture may change.
+    """
+
+    pixels: bytes
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One validated request: sizes are pixels, the seeds are chosen. Pure: running it again gives the same pixels."""
 
@@ -101,6 +112,15 @@ class ImageRequest:
     seeds: tuple[int, ...]
     enable_safety_checker: bool
     acceleration: str
+    source: Source | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many are carried out: all, or the last ones over a source; at least one."""
+        if self.source is None:
+            return self.num_inference_steps
+        kept = min(self.num_inference_steps * self.source.strength, self.num_inference_steps)
+        return max(1, self.num_inference_steps - int(self.num_inference_steps - kept))
 
     @property
     def pixels(self) -> int:
@@ -110,16 +130,19 @@ class ImageRequest:
     @property
     def cost(self) -> float:
         """Work in computed megapixel-steps; `Pace` turns it into seconds by what was measured."""
-        mask = PRESETS[self.acceleration](self.num_inference_steps)
+        mask = PRESETS[self.acceleration](self.steps)
         steps = sum(1.0 if compute else SKIPPED_STEP for compute in mask)
         return self.pixels * steps * len(self.seeds) / 2**20
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All but the source's pixels, which travel beside it as they are."""
+        data = asdict(replace(self, source=None))
+        return data | {"source": None if self.source is None else {"strength": self.source.strength}}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "ImageRequest":
-        return cls(**{**data, "seeds": tuple(data["seeds"])})
+    def from_json(cls, data: dict[str, Any], pixels: bytes = b"") -> "ImageRequest":
+        source = Source(pixels, **data["source"]) if data.get("source") else None
+        return cls(**{**data, "seeds": tuple(data["seeds"]), "source": source})
 
 
 @dataclass(frozen=True, slots=True)

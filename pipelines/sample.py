@@ -70,7 +70,7 @@ class Sample:
         """The latents as they would be if the last velocity held to the end; None before the first step."""
         if self.velocity is None:
             return None
-        left: torch.Tensor = self.scheduler.sigmas[self.step]
+        left: torch.Tensor = self.scheduler.sigmas[self.scheduler.step_index]
         return self.latents - left * self.velocity
 
 

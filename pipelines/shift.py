@@ -37,7 +37,7 @@ class RunningJob:
         self.id = job_id
         self.request = request
         self.preview_side = previews.side
-        self.preview_steps = previews.steps(request.num_inference_steps)
+        self.preview_steps = previews.steps(request.steps)
         self.samples: list[Any] | None = None
         self.images = 0
         self.seconds = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
@@ -60,7 +60,7 @@ class RunningJob:
         if self.samples is None:
             return 1.0
         steps = sum(engine.steps_left(sample) for sample in self.samples)
-        return steps / (self.request.num_inference_steps * len(self.request.seeds))
+        return steps / (self.request.steps * len(self.request.seeds))
 
 
 class Place(NamedTuple):
@@ -84,12 +84,12 @@ class Shift:
     def idle(self) -> bool:
         return not self._turns
 
-    def take(self, header: dict[str, Any]) -> None:
-        """What the pool says: a new job, or that one is no longer wanted."""
+    def take(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        """What the pool says: a new job (with its source's pixels), or that one is no longer wanted."""
         match header["op"]:
             case "run":
-                request, previews = ImageRequest.from_json(header["request"]), PreviewPlan(**header["previews"])
-                job = RunningJob(header["job"], request, previews)
+                request = ImageRequest.from_json(header["request"], payload)
+                job = RunningJob(header["job"], request, PreviewPlan(**header["previews"]))
                 self._turns.add(job.id, job, self._pace.seconds(request))
             case "cancel":
                 self._turns.drop(header["job"])
@@ -163,7 +163,7 @@ class Shift:
         left = job.left(self._engine)
         self._turns.advance(job.id, 1 - left)
         image = job.images + next(index for index, other in enumerate(job.samples) if other is sample)
-        step = job.request.num_inference_steps - self._engine.steps_left(sample)
+        step = job.request.steps - self._engine.steps_left(sample)
         self._tell(job, "denoise", image, step, left)
         if step in job.preview_steps and (thumbnail := self._engine.preview(sample, job.preview_side)):
             where = {"image": image, "index": job.preview_steps.index(step)}
@@ -173,7 +173,7 @@ class Shift:
     def _finish(self, job: RunningJob) -> None:
         """Decode the first image, which has no steps left; with the last one the job is done."""
         assert job.samples
-        self._tell(job, "decode", job.images, job.request.num_inference_steps, job.left(self._engine))
+        self._tell(job, "decode", job.images, job.request.steps, job.left(self._engine))
         with job.timed("decode"):
             picture = self._engine.finish(job.samples[0])
         self._outlet.send("image", picture.data, job=job.id, image=job.images)

@@ -61,7 +61,7 @@ class Pipe:
 def admit(pipe: Pipe, shift: Shift) -> None:
     """Take what the pool has sent; wait for it when there is nothing to do."""
     while shift.idle or not pipe.inbox.empty():
-        shift.take(pipe.inbox.get().header)
+        shift.take(*pipe.inbox.get())
 
 
 def die_with_parent() -> None:

@@ -1,15 +1,20 @@
 """The step engine against diffusers' own pipeline: bit for bit, on the tiny model."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import FluxImg2ImgPipeline
+from PIL import Image
 
 from pipelines.acceleration import PRESETS
 from pipelines.errors import NonFinitePixels
 from pipelines.fingerprint import digest, fingerprint
 from pipelines.flux import FluxEngine
 from pipelines.load import describe
-from pipelines.request import GenerationParams, ImageRequest
+from pipelines.request import GenerationParams, ImageRequest, Source
 from weights import tiny
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -144,3 +149,48 @@ def test_out_of_memory_is_the_requests_and_a_cuda_error_is_the_devices(engine: F
     assert engine.failure(torch.OutOfMemoryError("CUDA out of memory")) == "OutOfMemory"
     assert engine.failure(RuntimeError("shape mismatch")) == "GenerationFailed"
     assert engine.failure(RuntimeError("CUDA error: an illegal memory access was encountered")) is None
+
+
+def over(request: ImageRequest, strength: float, rng: np.random.Generator) -> ImageRequest:
+    pixels = rng.integers(0, 256, request.pixels * 3, dtype=np.uint8).tobytes()
+    return replace(request, source=Source(pixels, strength))
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize(("steps", "strength"), [(1, 1.0), (4, 0.6), (10, 0.95), (10, 0.31)])
+def test_image_to_image_equals_diffusers_own_pipeline_bit_for_bit(
+    engine: FluxEngine, width: int, height: int, steps: int, strength: float
+) -> None:
+    rng = np.random.default_rng(width * steps)
+    guidance, seed = float(rng.uniform(1, 20)), int(rng.integers(1, 2**31))
+    request = over(ask(width, height, steps, guidance_scale=guidance, seed=seed), strength, rng)
+    assert request.source is not None
+    pipeline = FluxImg2ImgPipeline(**engine._pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    reference = pipeline(
+        request.prompt,
+        image=Image.frombytes("RGB", (width, height), request.source.pixels),
+        width=width,
+        height=height,
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        max_sequence_length=tiny.TEXT_TOKENS,
+        generator=torch.Generator().manual_seed(seed),
+    ).images[0]
+    assert draw(engine, request) == [reference.tobytes()]
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "carried_out"), [(40, 0.95, 38), (28, 1.0, 28), (4, 0.0, 1), (50, 0.01, 1)]
+)
+def test_strength_is_the_share_of_the_steps_that_are_carried_out(steps: int, strength: float, carried_out: int) -> None:
+    request = over(ask(steps=steps), strength, np.random.default_rng(1))
+    assert request.steps == carried_out
+    assert request.cost == pytest.approx(ask(steps=carried_out).cost)
+
+
+def test_a_request_with_a_source_survives_the_pipe() -> None:
+    request = over(ask(), 0.4, np.random.default_rng(2))
+    assert request.source is not None
+    assert ImageRequest.from_json(json.loads(json.dumps(request.to_json())), request.source.pixels) == request

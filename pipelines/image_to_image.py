@@ -1,0 +1,36 @@
+"""Where image-to-image begins: at the source picture, noised as far as its first step expects.
+
+The arithmetic is `FluxImg2ImgPipeline`'s, with one generator for the posterior's sample and then the noise.
+"""
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux_img2img import retrieve_latents
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+from pipelines.request import ImageRequest, Source
+
+
+def noised(
+    pipeline: FluxPipeline,
+    request: ImageRequest,
+    source: Source,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    timestep: torch.Tensor,
+    seed: int,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Packed latents `(1, tokens, channels * 4)` of the source at `timestep` (a scalar), and their position ids."""
+    device = pipeline.transformer.device
+    generator = torch.Generator("cpu").manual_seed(seed)
+    picture = Image.frombytes("RGB", (request.width, request.height), source.pixels)
+    pixels = pipeline.image_processor.preprocess(picture, height=request.height, width=request.width)
+    clean = retrieve_latents(pipeline.vae.encode(pixels.to(device=device, dtype=dtype)), generator=generator)
+    clean = (clean - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
+    _, channels, height, width = clean.shape
+    noise = randn_tensor(clean.shape, generator=generator, device=device, dtype=dtype)
+    latents = scheduler.scale_noise(clean, timestep[None], noise)
+    packed: torch.Tensor = pipeline._pack_latents(latents, 1, channels, height, width)
+    ids: torch.Tensor = pipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, dtype)
+    return packed, ids
