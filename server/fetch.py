@@ -1,0 +1,147 @@
+"""Fetching a picture from the internet for a client: public addresses only, however they are written or reached.
+
+A server that fetches what strangers name can be sent to its own network (SSRF). So the name is resolved here, every
+address is checked, and the connection goes to the very address that was checked: no second look-up can differ. Each
+redirect starts over. Proxies from the environment are not used.
+"""
+
+import asyncio
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from urllib.parse import urljoin, urlsplit
+
+MAX_BYTES = 50 * 2**20
+SECONDS = 10.0  # for all of it
+REDIRECTS = 3
+CHUNK = 2**16
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Unfetchable(Exception):
+    """The picture cannot be had; the message is for the client, and names nothing of our network."""
+
+
+def is_public(address: Address) -> bool:
+    """Whether the address is of the public internet, IPv4 inside IPv6 looked through."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in NAT64:
+            inside.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if any(inner is not None and not is_public(inner) for inner in inside):
+            return False
+        if address.ipv4_mapped is not None:
+            return True
+    return address.is_global and not address.is_multicast
+
+
+def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
+    """The host's addresses, all of them public. Raises `Unfetchable`."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise Unfetchable("its host name cannot be resolved") from None
+    places: list[tuple[socket.AddressFamily, str]] = [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found]
+    if not all(is_public(ipaddress.ip_address(place.partition("%")[0])) for _, place in places):
+        raise Unfetchable("its host is not on the public internet")
+    return places
+
+
+class Fetch:
+    """One fetch, in a thread; `abort` from another one ends it."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._until = time.monotonic() + SECONDS
+        self._socket: socket.socket | None = None
+        self._aborted = False
+
+    def abort(self) -> None:
+        self._aborted = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def run(self) -> bytes:
+        """The body of a 200, after at most three redirects. Raises `Unfetchable`."""
+        url = self._url
+        for _ in range(REDIRECTS + 1):
+            try:
+                done = self._get(url)
+            except (OSError, http.client.HTTPException):
+                raise Unfetchable("it could not be fetched") from None
+            if isinstance(done, bytes):
+                return done
+            url = urljoin(url, done)
+        raise Unfetchable(f"it redirects more than {REDIRECTS} times")
+
+    def _get(self, url: str) -> bytes | str:
+        """The body, or where a redirect leads."""
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
+        except (KeyError, ValueError):
+            raise Unfetchable("only http:// and https:// addresses are fetched") from None
+        if not host:
+            raise Unfetchable("its address names no host")
+        connection = http.client.HTTPConnection(host, port)
+        connection.sock = self._connect(host, port, encrypted=parts.scheme == "https")
+        with contextlib.closing(connection):
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", path, headers={"accept": "image/png, image/jpeg, image/webp"})
+            with contextlib.closing(connection.getresponse()) as reply:
+                if reply.status in (301, 302, 303, 307, 308) and (location := reply.getheader("location")):
+                    return location
+                if reply.status != 200:
+                    raise Unfetchable(f"its host answered {reply.status}")
+                return self._read(reply)
+
+    def _connect(self, host: str, port: int, encrypted: bool) -> socket.socket:
+        failure: OSError = OSError("no address")
+        for family, place in resolve(host, port):
+            if self._aborted:
+                break
+            self._socket = plain = socket.socket(family, socket.SOCK_STREAM)
+            plain.settimeout(self._left())
+            try:
+                plain.connect((place, port))
+                if encrypted:
+                    self._socket = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
+                return self._socket
+            except OSError as error:
+                plain.close()
+                failure = error
+        raise failure
+
+    def _read(self, reply: http.client.HTTPResponse) -> bytes:
+        body = bytearray()
+        while chunk := reply.read1(CHUNK):
+            body += chunk
+            self._left()
+            if len(body) > MAX_BYTES:
+                raise Unfetchable(f"it is larger than {MAX_BYTES >> 20} MiB")
+        if reply.length:  # bytes that were promised and did not come: read1 takes the end of them for the end
+            raise Unfetchable("it arrived only in part")
+        return bytes(body)
+
+    def _left(self) -> float:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise Unfetchable(f"it did not arrive within {SECONDS:.0f} s")
+        return left
+
+
+async def fetch(url: str) -> bytes:
+    """The picture's bytes, at most 50 MiB, within 10 s. Raises `Unfetchable`."""
+    work = Fetch(url)
+    try:
+        async with asyncio.timeout(SECONDS):
+            return await asyncio.to_thread(work.run)
+    except TimeoutError:
+        raise Unfetchable(f"it did not arrive within {SECONDS:.0f} s") from None
+    finally:
+        work.abort()

@@ -1,0 +1,82 @@
+"""The source picture of image-to-image: from what the client names to RGB pixels of the size that is drawn."""
+
+import base64
+import binascii
+import io
+import warnings
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipelines.kinds import Size
+from pipelines.request import IMAGE_SIZE
+from server.fetch import Unfetchable, fetch
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_DATA_URI = 10 * 2**20  # characters
+MAX_PIXELS = 2**25  # of the file, looked at before anything is decoded: 33.5 megapixels, 100 MB as RGB
+
+
+class UnusableImage(Exception):
+    """The picture cannot be used; the message is for the client."""
+
+
+async def obtain(url: str, may_fetch: bool) -> bytes:
+    """The file behind an https (or http) URL or inside a data URI. Raises `UnusableImage`."""
+    if url[:5].lower() == "data:":
+        return read_data_uri(url)
+    if not may_fetch:
+        raise UnusableImage("this server fetches nothing (--no-fetch): send the picture as a data URI")
+    try:
+        return await fetch(url)
+    except Unfetchable as error:
+        raise UnusableImage(str(error)) from error
+
+
+def read_data_uri(url: str) -> bytes:
+    head, _, data = url.partition(",")
+    if len(url) > MAX_DATA_URI:
+        raise UnusableImage(f"the data URI is larger than {MAX_DATA_URI >> 20} MiB")
+    if not head.lower().endswith(";base64"):
+        raise UnusableImage("the data URI is not base64")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise UnusableImage("the data URI is not base64") from None
+
+
+def decode(data: bytes) -> tuple[Size, bytes]:
+    """The size to draw, and the picture in it: first frame, upright, 8-bit RGB. Raises `UnusableImage`. Blocks."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            upright = ImageOps.exif_transpose(image)
+            flat = on_white(upright)
+    except UnidentifiedImageError:
+        raise UnusableImage("it is not a PNG, JPEG or WebP picture") from None
+    except Image.DecompressionBombError:  # Pillow's own bound is higher, and looked at first
+        raise UnusableImage(f"it has more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError):
+        raise UnusableImage("it is damaged") from None
+    size = drawn_size(flat.width, flat.height)
+    return size, ImageOps.fit(flat, size, Image.Resampling.LANCZOS).tobytes()
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB; what is transparent becomes white, as a browser's page shows it."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    ground = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(ground, layer).convert("RGB")
+
+
+def drawn_size(width: int, height: int) -> Size:
+    """The size nearest to the picture's that the model draws: sides of 512 to 1536, multiples of 32.
+
+    Proportions are kept up to 3:1; what is longer is cropped at the ends.
+    """
+    side = IMAGE_SIZE.side
+    scale = min(max(1.0, side.low / min(width, height)), side.high / max(width, height))
+    sides = (round(length * scale / side.multiple_of) * side.multiple_of for length in (width, height))
+    return Size(*(int(min(max(length, side.low), side.high)) for length in sides))

@@ -1,0 +1,214 @@
+"""Source pictures: what is fetched from where, and what becomes of the bytes."""
+
+import asyncio
+import base64
+import io
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from server import fetch, inputs
+from server.fetch import Unfetchable
+from server.inputs import UnusableImage
+
+INWARD = [
+    "127.1", "0", "2130706433", "0x7f000001", "017700000001", "127.0.0.1", "localhost", "[::1]", "[::]", "0.0.0.0",
+    "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "10.0.0.1", "192.168.1.1",
+    "172.16.0.1", "169.254.169.254", "100.64.0.1", "[fe80::1]", "[fd00::1]", "224.0.0.1", "255.255.255.255",
+]  # fmt: skip
+
+
+class Peer:
+    """A server on `host` that sends `reply` to whoever connects, and counts them; `drip` sends bytes for ever."""
+
+    def __init__(self, host: str, reply: bytes, drip: bool = False) -> None:
+        self.connections = 0
+        self._reply, self._drip = reply, drip
+        self._listener = socket.create_server((host, 0))
+        self.url = f"http://{host}:{self._listener.getsockname()[1]}/picture"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with closing(connection):
+            try:
+                connection.recv(2**16)
+                connection.sendall(self._reply)
+                while self._drip:
+                    connection.sendall(b"x" * 2**16)
+            except OSError:
+                pass
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def canary() -> Iterator[Peer]:
+    """Something inside that nobody may reach."""
+    peer = Peer("127.0.0.2", b"HTTP/1.1 200 OK\r\n\r\nsecret")
+    yield peer
+    peer.close()
+
+
+@pytest.fixture
+def public(monkeypatch: pytest.MonkeyPatch) -> None:
+    """127.0.0.1 stands for the public internet."""
+    monkeypatch.setattr(fetch, "is_public", lambda address: str(address) == "127.0.0.1")
+
+
+@pytest.mark.parametrize("host", INWARD)
+def test_addresses_that_are_not_public_are_never_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it connected"))
+    with pytest.raises(Unfetchable, match=r"not on the public internet|cannot be resolved"):
+        asyncio.run(fetch.fetch(f"http://{host}/"))
+
+
+@pytest.mark.usefixtures("public")
+def test_a_picture_is_fetched() -> None:
+    peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
+    assert asyncio.run(fetch.fetch(peer.url)) == b"hello"
+    peer.close()
+
+
+@pytest.mark.usefixtures("public")
+@pytest.mark.parametrize("location", ["{canary}", "//127.0.0.2/", "http://[::1]/", "file:///etc/passwd", "gopher://x/"])
+def test_a_redirect_is_checked_like_the_address_itself(canary: Peer, location: str) -> None:
+    answer = f"HTTP/1.1 302 Found\r\nlocation: {location.format(canary=canary.url)}\r\ncontent-length: 0\r\n\r\n"
+    peer = Peer("127.0.0.1", answer.encode())
+    with pytest.raises(Unfetchable, match=r"public internet|only http"):
+        asyncio.run(fetch.fetch(peer.url))
+    peer.close()
+    assert (peer.connections, canary.connections) == (1, 0)
+
+
+@pytest.mark.usefixtures("public")
+def test_a_name_is_looked_up_once_so_that_it_cannot_change_in_between(
+    canary: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+    port = int(peer.url.split(":")[2].split("/")[0])
+    answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
+    found = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda _, port, **options: found(next(answers), port, **options))
+    assert asyncio.run(fetch.fetch(f"http://rebinding.example:{port}/")) == b"ok"
+    peer.close()
+    assert canary.connections == 0
+
+
+@pytest.mark.usefixtures("public")
+@pytest.mark.parametrize(
+    ("reply", "drip", "message"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", True, "larger than 1 MiB"),
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", False, "answered 404"),
+        (b"nonsense\r\n\r\n", False, "could not be fetched"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nshort", False, "only in part"),
+    ],
+)
+def test_what_is_no_picture_is_said(reply: bytes, drip: bool, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "MAX_BYTES", 2**20)
+    peer = Peer("127.0.0.1", reply, drip)
+    with pytest.raises(Unfetchable, match=message):
+        asyncio.run(fetch.fetch(peer.url))
+    peer.close()
+
+
+@pytest.mark.usefixtures("public")
+def test_a_silent_host_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(Unfetchable, match="did not arrive"):
+        asyncio.run(fetch.fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/"))
+
+
+def test_nothing_is_fetched_where_the_operator_said_so() -> None:
+    with pytest.raises(UnusableImage, match="--no-fetch"):
+        asyncio.run(inputs.obtain("https://example.com/a.png", may_fetch=False))
+
+
+# --- from bytes to pixels -------------------------------------------------------------------------------------------
+
+
+def file_of(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_a_data_uri_of_a_size_that_is_drawn_keeps_every_pixel(format: str) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (512, 544, 3), dtype=np.uint8)
+    data = file_of(Image.fromarray(pixels), format, **({"lossless": True} if format == "WEBP" else {}))
+    uri = f"data:image/{format.lower()};base64,{base64.b64encode(data).decode()}"
+    size, drawn = inputs.decode(asyncio.run(inputs.obtain(uri, may_fetch=False)))
+    assert (size.width, size.height) == (544, 512)
+    assert drawn == pixels.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("sides", "drawn"),
+    [
+        ((1024, 768), (1024, 768)),
+        ((100, 100), (512, 512)),
+        ((4000, 3000), (1536, 1152)),
+        ((1000, 700), (992, 704)),
+        ((3000, 300), (1536, 512)),
+        ((10, 3000), (512, 1536)),
+        ((1, 1), (512, 512)),
+    ],
+)
+def test_the_size_that_is_drawn(sides: tuple[int, int], drawn: tuple[int, int]) -> None:
+    assert tuple(inputs.drawn_size(*sides)) == drawn
+
+
+def test_a_picture_is_turned_upright_and_laid_on_white() -> None:
+    image = Image.new("RGBA", (512, 544), (255, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    size, drawn = inputs.decode(file_of(image, exif=exif))
+    assert tuple(size) == (544, 512)
+    assert set(drawn) == {255}
+
+
+@pytest.mark.parametrize("side", [6000, 12000, 20000])
+def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = file_of(Image.new("1", (side, side)))
+    assert len(bomb) < 2**17
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(UnusableImage, match="pixels"):
+        inputs.decode(bomb)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a PNG"),
+        (file_of(Image.new("RGB", (600, 600)), "GIF"), "not a PNG"),
+        (file_of(Image.new("RGB", (600, 600)), "JPEG")[:400], "damaged"),
+        (file_of(Image.effect_noise((600, 600), 50))[:900], "damaged"),
+    ],
+    ids=["nothing", "postscript", "gif", "cut jpeg", "cut png"],
+)
+def test_what_is_not_a_whole_picture_is_said(data: bytes, message: str) -> None:
+    with pytest.raises(UnusableImage, match=message):
+        inputs.decode(data)
+
+
+@pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64,%%%", "data:"])
+def test_a_data_uri_that_is_none(uri: str) -> None:
+    with pytest.raises(UnusableImage, match="base64"):
+        asyncio.run(inputs.obtain(uri, may_fetch=True))
