@@ -9,12 +9,13 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from pipelines.acceleration import PRESETS
-from pipelines.request import GenerationParams
+from pipelines.request import GenerationParams, ImageToImageParams
 from server.errors import TABLE
 from server.settings import UNITS, Settings
 from server.spellings import kind_of
 
 README = Path(__file__).parent.parent / "README.md"
+PARAMETERS = ("field", "expects", "default", "meaning")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -24,9 +25,7 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def parameters() -> str:
-    """Every generation parameter, from `GenerationParams`."""
-
+def rows_of(fields: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
     def default(field: Any) -> str:
         if field.json_schema_extra:
             return f"`{field.json_schema_extra['default']}`"
@@ -34,13 +33,24 @@ def parameters() -> str:
             return "required" if field.is_required() else "drawn"
         return f"`{json.dumps(field.default)}`"
 
-    return table(
-        ("field", "expects", "default", "meaning"),
-        (
-            (f"`{name}`", kind_of(name).expected, default(field), field.description or "")
-            for name, field in GenerationParams.model_fields.items()
-        ),
-    )
+    for name, field in fields.items():
+        yield f"`{name}`", kind_of(name).expected, default(field), field.description or ""
+
+
+def parameters() -> str:
+    """Every generation parameter, from `GenerationParams`."""
+    return table(PARAMETERS, rows_of(GenerationParams.model_fields))
+
+
+def image_to_image() -> str:
+    """Those of image-to-image that are its own, or have another default there."""
+    drawn = GenerationParams.model_fields
+    own = {
+        name: field
+        for name, field in ImageToImageParams.model_fields.items()
+        if name not in drawn or field.default != drawn[name].default
+    }
+    return table(PARAMETERS, rows_of(own))
 
 
 def settings() -> str:
@@ -91,6 +101,7 @@ def acceleration() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "parameters": parameters,
+    "image_to_image": image_to_image,
     "settings": settings,
     "errors": errors,
     "acceleration": acceleration,

@@ -135,6 +135,26 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
+class Link(Kind):
+    """Where a file is, as an http(s) address; or the file itself, as a data URI."""
+
+    code = "invalid_url"
+    schemes = ("http://", "https://", "data:")
+
+    @property
+    def expected(self) -> str:
+        return "an http:// or https:// address, or a data URI"
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "format": "uri"}
+
+    def parse(self, value: Any) -> str:
+        if not isinstance(value, str) or not value[:8].lower().startswith(self.schemes):
+            raise self.refuse(value)
+        return value
+
+
+@dataclass(frozen=True)
 class Choice(Kind):
     """One of a few names."""
 

@@ -97,8 +97,8 @@ class WorkerPool:
         """Take no new work; what was accepted goes on."""
         self._draining = True
 
-    def submit(self, request: ImageRequest, previews: PreviewPlan = PreviewPlan()) -> Job:  # noqa: B008 - frozen
-        """Put a request in the line. Raises `NotReady`, `Draining` or `QueueFull`, before any work."""
+    def check_room(self) -> None:
+        """Raise what `submit` would raise now: `NotReady`, `Draining` or `QueueFull`."""
         if self._draining:
             raise Draining
         if self._info is None:
@@ -106,6 +106,10 @@ class WorkerPool:
             raise NotReady(status.stage, status.progress, status.eta)
         if len(self._line) + len(self._running()) >= self._room:
             raise QueueFull(len(self._line), self.seconds_ahead())
+
+    def submit(self, request: ImageRequest, previews: PreviewPlan = PreviewPlan()) -> Job:  # noqa: B008 - frozen
+        """Put a request in the line. Raises `NotReady`, `Draining` or `QueueFull`, before any work."""
+        self.check_room()
         job = Job(secrets.token_hex(16), request, deadline=time.monotonic() + self._request_timeout, previews=previews)
         self._line.append(job)
         self._dispatch()

@@ -1,7 +1,8 @@
 """What an image is asked for with, and what comes back. No torch, no HTTP.
 
-`GenerationParams` is the one list of generation parameters: names, kinds, bounds, defaults and help. Bounds are the
-hosted flux/srpo API's. Nothing else in the project declares a parameter.
+`GenerationParams` is the one list of generation parameters: names, kinds, bounds, defaults and help; beside it
+`ImageToImageParams`, which has a source picture where the other has a size. Bounds are those of the hosted flux/srpo
+and flux/srpo/image-to-image APIs. Nothing else in the project declares a parameter.
 """
 
 import secrets
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.acceleration import PRESETS
-from pipelines.kinds import Choice, Flag, ImageSize, Number, Size, Text, Whole
+from pipelines.kinds import Choice, Flag, ImageSize, Link, Number, Size, Text, Whole
 
 MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**31 - 1  # exact in every client's JSON, and distinct modulo 2^32
@@ -26,6 +27,7 @@ SIZES: Mapping[str, Size] = {
     "landscape_4_3": Size(1024, 768),
     "landscape_16_9": Size(1024, 576),
 }
+STEPS, STEPS_HELP = Whole(1, 50), "Denoising steps. More steps, more detail, more time."
 IMAGE_SIZE = ImageSize(SIZES, Whole(512, 1536, multiple_of=32), SIZES["landscape_4_3"])
 
 
@@ -34,22 +36,20 @@ def draw_seed() -> int:
     return secrets.randbelow(MAX_DRAWN_SEED) + 1
 
 
-class GenerationParams(BaseModel):
-    """The generation parameters: each is a field on the wire, a flag of `srpo generate` and a row in the README."""
+class Prompted(BaseModel):
+    """What comes first everywhere."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     prompt: Annotated[str, Text(1, 4000)] = Field(
         description="What the image shows: its content, style and composition."
     )
-    image_size: Annotated[Size, IMAGE_SIZE] = Field(
-        default=SIZES["landscape_4_3"],
-        description="A preset, or an object with width and height in pixels.",
-        json_schema_extra={"default": "landscape_4_3"},
-    )
-    num_inference_steps: Annotated[int, Whole(1, 50)] = Field(
-        default=28, description="Denoising steps. More steps, more detail, more time."
-    )
+
+
+class Drawing(Prompted):
+    """The parameters of every model."""
+
+    num_inference_steps: Annotated[int, STEPS] = Field(default=28, description=STEPS_HELP)
     guidance_scale: Annotated[float, Number(1, 20)] = Field(
         default=4.5, description="How closely the image keeps to the prompt."
     )
@@ -73,19 +73,58 @@ class GenerationParams(BaseModel):
         default="regular", description="none computes every step exactly; regular and high trade exactness for speed."
     )
 
-    def to_request(self, model: str) -> "ImageRequest":
+    def _request(self, model: str, size: Size, source: "Source | None") -> "ImageRequest":
         """The request the pipeline understands: sizes are numbers, every image has its seed."""
         return ImageRequest(
             model=model,
             prompt=self.prompt,
-            width=self.image_size.width,
-            height=self.image_size.height,
+            width=size.width,
+            height=size.height,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             seeds=tuple(range(self.seed, self.seed + self.num_images)),
             enable_safety_checker=self.enable_safety_checker,
             acceleration=self.acceleration,
+            source=source,
         )
+
+
+class Sized(Prompted):
+    """An image of a size that is asked for."""
+
+    image_size: Annotated[Size, IMAGE_SIZE] = Field(
+        default=SIZES["landscape_4_3"],
+        description="A preset, or an object with width and height in pixels.",
+        json_schema_extra={"default": "landscape_4_3"},
+    )
+
+
+class Sourced(Prompted):
+    """An image that begins at a picture, and takes its size."""
+
+    image_url: Annotated[str, Link()] = Field(
+        description="The picture to begin with (PNG, JPEG, WebP): its address, or a data URI. The image takes its size."
+    )
+    strength: Annotated[float, Number(0, 1)] = Field(
+        default=0.95, description="How much of the picture may change, from 0 (hardly anything) to 1 (all of it)."
+    )
+
+
+class GenerationParams(Drawing, Sized):
+    """The generation parameters: each is a field on the wire, a flag of `srpo generate` and a row in the README."""
+
+    def to_request(self, model: str) -> "ImageRequest":
+        return self._request(model, self.image_size, None)
+
+
+class ImageToImageParams(Drawing, Sourced):
+    """The parameters of image-to-image."""
+
+    num_inference_steps: Annotated[int, STEPS] = Field(default=40, description=STEPS_HELP)
+
+    def to_request(self, model: str, size: Size, pixels: bytes) -> "ImageRequest":
+        """`pixels` are the picture's, 8-bit RGB of this size."""
+        return self._request(model, size, Source(pixels, self.strength))
 
 
 @dataclass(frozen=True, slots=True)

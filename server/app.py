@@ -18,6 +18,7 @@ from server import job_routes
 from server.auth import KeyRing
 from server.edge import Edge
 from server.errors import MethodNotAllowed, NotFound
+from server.inputs import Sources
 from server.jobs import Jobs
 from server.ledger import Ledger
 from server.openapi import SECURITY
@@ -74,6 +75,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         guard=guard or settings.guard(),
         prompts=settings.prompt_guard(),
         origins=origins,
+        sources=Sources(may_fetch=not settings.no_fetch),
         served=engine.model,
     )
     app.state.jobs = jobs = Jobs(server, Ledger(settings.data_dir / "jobs.sqlite3"))

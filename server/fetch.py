@@ -47,7 +47,7 @@ def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
         raise Unfetchable("its host name cannot be resolved") from None
     places: list[tuple[socket.AddressFamily, str]] = [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found]
     if not all(is_public(ipaddress.ip_address(place.partition("%")[0])) for _, place in places):
-        raise Unfetchable("its host is not on the public internet")
+        raise Unfetchable("its host is not on the public internet; send it as a data URI")
     return places
 
 

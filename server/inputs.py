@@ -1,9 +1,11 @@
 """The source picture of image-to-image: from what the client names to RGB pixels of the size that is drawn."""
 
+import asyncio
 import base64
 import binascii
 import io
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -13,11 +15,27 @@ from server.fetch import Unfetchable, fetch
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_DATA_URI = 10 * 2**20  # characters
+FILES = 8  # in memory at once
 MAX_PIXELS = 2**25  # of the file, looked at before anything is decoded: 33.5 megapixels, 100 MB as RGB
 
 
 class UnusableImage(Exception):
     """The picture cannot be used; the message is for the client."""
+
+
+class Sources:
+    """Takes source pictures, a few at a time: one may be 50 MiB as a file, and 300 MB while it is decoded."""
+
+    def __init__(self, *, may_fetch: bool) -> None:
+        self._may_fetch = may_fetch
+        self._files = asyncio.Semaphore(FILES)
+        self._decoding = ThreadPoolExecutor(1, "decode")  # one, since malloc keeps memory for every thread that had it
+
+    async def take(self, url: str) -> tuple[Size, bytes]:
+        """The size to draw, and the picture in it as RGB pixels. Raises `UnusableImage`."""
+        async with self._files:
+            data = await obtain(url, self._may_fetch)
+            return await asyncio.get_running_loop().run_in_executor(self._decoding, decode, data)
 
 
 async def obtain(url: str, may_fetch: bool) -> bytes:
@@ -50,8 +68,8 @@ def decode(data: bytes) -> tuple[Size, bytes]:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            upright = ImageOps.exif_transpose(image)
-            flat = on_white(upright)
+            ImageOps.exif_transpose(image, in_place=True)
+            flat = on_white(image)
     except UnidentifiedImageError:
         raise UnusableImage("it is not a PNG, JPEG or WebP picture") from None
     except Image.DecompressionBombError:  # Pillow's own bound is higher, and looked at first
@@ -66,9 +84,10 @@ def on_white(image: Image.Image) -> Image.Image:
     """RGB; what is transparent becomes white, as a browser's page shows it."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    layer = image.convert("RGBA")
-    ground = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(ground, layer).convert("RGB")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
+    ground = Image.new("RGB", layer.size, "white")
+    ground.paste(layer, mask=layer.getchannel("A"))
+    return ground
 
 
 def drawn_size(width: int, height: int) -> Size:

@@ -12,9 +12,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from pipelines.errors import PipelineError
+from server.asked import Asked
 from server.body import wrong
 from server.errors import ServerError, envelope
-from server.jobs import Asked, Jobs, LiveJob
+from server.jobs import Jobs, LiveJob
 from server.ledger import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry
 from server.openapi import JOB, JOB_EVENTS, JOB_PAGE, MAX_PAGE
 from server.parts import server_of
@@ -190,7 +191,7 @@ async def tell(
     try:
         if live and (run := await asyncio.shield(live.run)):
             async for number, news in run.events(after):
-                yield await running(news, run.body, named=named, identity=f"{jobs.epoch}-{number}")
+                yield await running(news, run, named=named, identity=f"{jobs.epoch}-{number}")
         ended = await jobs.ended(entry)
         outcome = json.loads(ended.outcome or "{}")
         if ended.state != SUCCEEDED:

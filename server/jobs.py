@@ -8,44 +8,24 @@ import asyncio
 import json
 import secrets
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import structlog
 
 from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull
+from pipelines.request import ImageRequest
+from server.asked import Asked
 from server.errors import Gone, KeyReused, NotFound, ServerError, StorageFull, envelope, headers_of, row_of
 from server.ledger import ACCEPTED, CANCELLED, EXPIRED, FAILED, SUCCEEDED, Entry, Ledger
 from server.parts import Server
 from server.run import Run, reply_headers
-from server.schema import GenerationBody, GenerationReply
-from server.spellings import Spoken
+from server.schema import GenerationReply
 
 RETRY = 0.05  # seconds between two tries to put a job of the last run back into the line
 LOOK = 1.0  # seconds between looks for cancellations from the command line, while there is something to cancel
 SWEEP_EVERY = 60.0  # seconds
 log = structlog.get_logger("srpo")
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it is kept: translated, its seed chosen, where its image URLs begin, and which engine was there."""
-
-    spoken: Spoken
-    body: GenerationBody
-    base_url: str
-    fingerprint: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        fields = self.body.model_dump(mode="json", exclude={"image_size"})
-        fields["image_size"] = {"width": self.body.image_size.width, "height": self.body.image_size.height}
-        spoken = asdict(replace(self.spoken, native=fields))
-        return {"spoken": spoken, "base_url": self.base_url, "fingerprint": self.fingerprint}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any], served: str) -> "Asked":
-        spoken = Spoken(**data["spoken"])
-        return cls(spoken, GenerationBody.read(spoken.native, served), data["base_url"], data.get("fingerprint"))
 
 
 class LiveJob:
@@ -105,22 +85,29 @@ class Jobs:
 
     async def _accept(self, asked: Asked, owner: str, key: str | None, body_hash: str) -> tuple[Entry, bool]:
         if key is None:
-            return await self._admit(asked, owner, None, body_hash), False
+            return await self._admit(asked, await asked.request(self._server), owner, None, body_hash), False
+        async with self._keys:  # a source picture is not fetched for a second answer
+            if known := await self._known(owner, key, body_hash):
+                return known, True
+        request = await asked.request(self._server)
         async with self._keys:
-            entry = await asyncio.to_thread(self._ledger.find_key, owner, key)
-            if entry is None:
-                return await self._admit(asked, owner, key, body_hash), False
-        if entry.body_hash != body_hash:
-            raise KeyReused
-        return entry, True
+            if known := await self._known(owner, key, body_hash):
+                return known, True
+            return await self._admit(asked, request, owner, key, body_hash), False
 
-    async def _admit(self, asked: Asked, owner: str, key: str | None, body_hash: str) -> Entry:
-        run = Run(self._server, asked.spoken, asked.body, asked.base_url)
+    async def _known(self, owner: str, key: str, body_hash: str) -> Entry | None:
+        entry = await asyncio.to_thread(self._ledger.find_key, owner, key)
+        if entry is not None and entry.body_hash != body_hash:
+            raise KeyReused
+        return entry
+
+    async def _admit(self, asked: Asked, request: ImageRequest, owner: str, key: str | None, body_hash: str) -> Entry:
+        run = Run(self._server, asked, request)
         asked = replace(asked, fingerprint=self._fingerprint())
         identity = f"job_{secrets.token_hex(16)}"
-        entry = Entry(identity, owner, key, body_hash, asked.to_json(), created=time.time())
+        entry = Entry(identity, owner, key, body_hash, asked.to_json(request), created=time.time())
         try:
-            await asyncio.to_thread(self._ledger.add, entry)
+            await asyncio.to_thread(self._ledger.add, entry, request.source.pixels if request.source else None)
         except Exception:
             run.cancel()
             raise
@@ -186,9 +173,10 @@ class Jobs:
                 self._spawn(self._carry(live, run))
 
     async def _admit_again(self, live: LiveJob, asked: Asked) -> Run | None:
+        request = asked.again(self._server, await asyncio.to_thread(self._ledger.source, live.entry.id))
         while not live.cancelled:
             try:
-                return Run(self._server, asked.spoken, asked.body, asked.base_url)
+                return Run(self._server, asked, request)
             except (NotReady, QueueFull):
                 await asyncio.sleep(RETRY)
         return None

@@ -26,6 +26,7 @@ JOBS = sa.Table("jobs", sa.MetaData(), *(sa.Column(name) for name in (
     "number", "id", "owner", "idempotency_key", "body_hash", "state", "created", "finished", "request", "status",
     "headers", "outcome",
 )))  # fmt: skip
+SOURCES = sa.Table("sources", sa.MetaData(), sa.Column("id"), sa.Column("pixels"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,19 @@ class Ledger:
     def close(self) -> None:
         self._engine.dispose()
 
-    def add(self, entry: Entry) -> None:
-        """Durable when this returns."""
+    def add(self, entry: Entry, source: bytes | None = None) -> None:
+        """Durable when this returns, and with it the source's pixels."""
         values = {name: getattr(entry, name) for name in ("id", "owner", "idempotency_key", "body_hash", "created")}
-        self._write(sa.insert(JOBS).values(**values, state=ACCEPTED, request=json.dumps(entry.request)))
+        row = sa.insert(JOBS).values(**values, state=ACCEPTED, request=json.dumps(entry.request))
+        if source is None:
+            self._write(row)
+        else:
+            self._write(row, sa.insert(SOURCES).values(id=entry.id, pixels=source))
+
+    def source(self, identity: str) -> bytes:
+        """The source's pixels of an unfinished job; empty if it has none."""
+        with self._connection() as connection:
+            return connection.scalar(sa.select(SOURCES.c.pixels).where(SOURCES.c.id == identity)) or b""
 
     def end(
         self, identity: str, state: str, status: int, headers: dict[str, str], outcome: str, *, free_key: bool = False
@@ -84,7 +94,8 @@ class Ledger:
         values["headers"] = json.dumps(headers)
         if free_key:
             values["idempotency_key"] = None
-        return self._write(sa.update(JOBS).where(JOBS.c.id == identity, JOBS.c.state == ACCEPTED).values(values)) > 0
+        update = sa.update(JOBS).where(JOBS.c.id == identity, JOBS.c.state == ACCEPTED).values(values)
+        return self._write(update, sa.delete(SOURCES).where(SOURCES.c.id == identity)) > 0
 
     def find(self, identity: str) -> Entry | None:
         return next(iter(self._read(sa.select(JOBS).where(JOBS.c.id == identity))), None)
@@ -131,9 +142,13 @@ class Ledger:
         with self._connection() as connection:
             return [entry_of(row) for row in connection.execute(query).mappings()]
 
-    def _write(self, change: sa.UpdateBase) -> int:
+    def _write(self, change: sa.UpdateBase, *more: sa.UpdateBase) -> int:
+        """Carry out all of it or nothing; the number of rows that the first one changed."""
         with self._connection() as connection:
-            return connection.execute(change).rowcount
+            changed = connection.execute(change).rowcount
+            for further in more:
+                connection.execute(further)
+            return changed
 
     @contextmanager
     def _connection(self) -> Iterator[sa.Connection]:

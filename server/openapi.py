@@ -4,7 +4,16 @@ from typing import Any, get_args
 
 from starlette.responses import Response
 
-from server.schema import EXAMPLE, ErrorReply, GenerationBody, GenerationReply, JobPage, JobReply
+from server.schema import (
+    EXAMPLE,
+    SOURCED_EXAMPLE,
+    ErrorReply,
+    GenerationBody,
+    GenerationReply,
+    ImageToImageBody,
+    JobPage,
+    JobReply,
+)
 
 MAX_PAGE = 100  # jobs
 
@@ -49,6 +58,7 @@ EXAMPLES = {
         "summary": "A quick draft as PNG",
         "value": EXAMPLE | {"image_size": "square", "num_inference_steps": 8, "output_format": "png"},
     },
+    "image to image": {"summary": "Begin at a picture", "value": SOURCED_EXAMPLE},
     "openai": {
         "summary": "In OpenAI's words",
         "value": EXAMPLE | {"n": 2, "size": "1024x768", "response_format": "b64_json"},
@@ -70,6 +80,7 @@ IDEMPOTENCY_KEY = parameter(
     pattern="^[!-~]([ -~]*[!-~])?$",
 )
 PREFER = parameter("header", "Prefer", "`respond-async`: answer 202 at once, and make it a durable job.", type="string")
+BODIES = {"oneOf": [kind.model_json_schema() for kind in (GenerationBody, ImageToImageBody)]}
 FINISHED: dict[str, Any] = {"model": GenerationReply, "content": {"application/json": {"example": REPLY}}}
 GENERATION: dict[str, Any] = {
     "summary": "Generate images",
@@ -92,7 +103,7 @@ GENERATION: dict[str, Any] = {
         "parameters": [PREFER, IDEMPOTENCY_KEY],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": GenerationBody.model_json_schema(), "examples": EXAMPLES}},
+            "content": {"application/json": {"schema": BODIES, "examples": EXAMPLES}},
         },
     },
 }

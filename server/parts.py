@@ -8,6 +8,7 @@ from pipelines.pool import WorkerPool
 from pipelines.prompts import PromptGuard
 from pipelines.safety import Guard
 from server.auth import KeyRing
+from server.inputs import Sources
 from server.origin import Origins
 from server.settings import Settings
 from server.store import LocalStore
@@ -24,6 +25,7 @@ class Server:
     guard: Guard
     prompts: PromptGuard
     origins: Origins
+    sources: Sources
     served: str  # id of the row in weights.checkpoints that the workers load
 
 

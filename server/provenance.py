@@ -53,7 +53,7 @@ def parameters_of(request: ImageRequest, index: int) -> str:
 
     Image `index` carries its own seed, so it reads like the single image of that seed.
     """
-    facts = {
+    facts: dict[str, object] = {
         "Steps": request.num_inference_steps,
         "CFG scale": 1,  # FLUX.1 [dev]'s guidance is distilled; this is how other tools tell the two apart
         "Distilled CFG Scale": f"{request.guidance_scale:g}",
@@ -62,6 +62,8 @@ def parameters_of(request: ImageRequest, index: int) -> str:
         "Model": request.model,
         "Version": software(),
     }
+    if request.source is not None:
+        facts["Denoising strength"] = f"{request.source.strength:g}"
     return f"{request.prompt}\n" + ", ".join(f"{name}: {quoted(str(value))}" for name, value in facts.items())
 
 

@@ -9,18 +9,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from server.asked import Asked
 from server.body import read_object
 from server.errors import NotFound
 from server.files import file_response
 from server.job_routes import durable, wants_job
-from server.jobs import Asked
 from server.openapi import GENERATION, MODELS
 from server.parts import Server, server_of
 from server.run import Run, admit, reply_headers, run_headers
-from server.schema import GenerationBody, GenerationReply
+from server.schema import GenerationReply, model_ids, read_body
 from server.spellings import Spoken, translate
 from server.stream import EventStream, accepts_events, client_gone, narrate
-from weights.checkpoints import CHECKPOINTS, SERVED_AS
+from weights.checkpoints import CHECKPOINTS
 
 log = structlog.get_logger("srpo")
 router = APIRouter()
@@ -36,14 +36,14 @@ async def generate_images(request: Request) -> Response:
     owner = server.keys.check(request.headers.get("authorization"))
     fields = await read_object(request, server.settings.max_body, server.settings.body_timeout)
     spoken = translate(fields)
-    body = GenerationBody.read(spoken.native, server.served)
+    body = read_body(spoken.native, server.served)
     if server.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     await admit(body.prompt, server)
-    base_url = server.origins.base_url(request.scope, request.headers)
+    asked = Asked(spoken, body, server.origins.base_url(request.scope, request.headers))
     if wants_job(request) or "idempotency-key" in request.headers:
-        return await durable(request, Asked(spoken, body, base_url), owner, fields)
-    run = Run(server, spoken, body, base_url)
+        return await durable(request, asked, owner, fields)
+    run = Run(server, asked, await asked.request(server))
     if spoken.stream:
         return stream(run, request, server)
     return await respond(await attend(run, request), spoken, server)
@@ -90,10 +90,6 @@ async def get_model(request: Request, model: str) -> JSONResponse:
     if model not in model_ids(served):
         raise NotFound("There is no such model here.")
     return JSONResponse(model_card(model, served))
-
-
-def model_ids(served: str) -> list[str]:
-    return list(dict.fromkeys((SERVED_AS, served)))
 
 
 def model_card(name: str, served: str) -> dict[str, Any]:

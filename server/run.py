@@ -9,11 +9,12 @@ import structlog
 
 from pipelines.errors import PromptRefused, SafetyUnavailable
 from pipelines.job import Event, EventChannel, PreviewPlan, Progress
-from pipelines.request import ImageResult
+from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety import InspectedResult
+from server.asked import Asked
 from server.encoding import EncodedImage, encode_one
 from server.parts import Server
-from server.schema import GenerationBody, GenerationReply, ImageItem
+from server.schema import Body, GenerationReply, ImageItem
 from server.settings import Settings
 from server.spellings import Spoken, header_of
 
@@ -25,16 +26,17 @@ log = structlog.get_logger("srpo")
 class Run:
     """A request that the pool has admitted. Raises `NotReady`, `Draining` or `QueueFull` before any work."""
 
-    def __init__(self, server: Server, spoken: Spoken, body: GenerationBody, base_url: str) -> None:
-        self.spoken = spoken
-        self.body = body
+    def __init__(self, server: Server, asked: Asked, request: ImageRequest) -> None:
+        self.spoken = spoken = asked.spoken
+        self.body = body = asked.body
+        self.request = request
         self.images: list[EncodedImage] = []
         self._server = server
-        self._base_url = base_url
+        self._base_url = asked.base_url
         self._after = EventChannel(first=AFTER_THE_POOL)
         if server.guard.overrules(body.enable_safety_checker):
             spoken.ignored.append("enable_safety_checker")
-        self.job = server.pool.submit(body.to_request(server.served), preview_plan(server, spoken, body))
+        self.job = server.pool.submit(request, preview_plan(server, spoken, body))
 
     def cancel(self) -> None:
         """Stop the work within a step; nothing to do for a run that has ended."""
@@ -67,7 +69,7 @@ class Run:
         return self._after.latest() or self.job.channel.latest()
 
     def _stage(self, stage: str) -> None:
-        steps = self.body.num_inference_steps
+        steps = self.request.steps
         self._after.publish(Progress(stage, image=self.body.num_images - 1, step=steps, steps=steps))
 
     async def _inspect(self, result: ImageResult) -> InspectedResult:
@@ -132,7 +134,7 @@ def reply_headers(reply: GenerationReply, spoken: Spoken, server: Server) -> dic
     }
 
 
-def preview_plan(server: Server, spoken: Spoken, body: GenerationBody) -> PreviewPlan:
+def preview_plan(server: Server, spoken: Spoken, body: Body) -> PreviewPlan:
     """What may be shown of images that are not checked yet: a blur, unless nothing can be withheld at the end."""
     allowed = server.settings.previews
     if allowed == "none":

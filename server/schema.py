@@ -1,6 +1,7 @@
 """The wire's words: GenerationBody in, GenerationReply out.
 
-`GenerationBody` is `GenerationParams` plus `model`; it adds no parameter of its own. OpenAI's and other spellings are
+`GenerationBody` is `GenerationParams` plus `model`, `ImageToImageBody` is `ImageToImageParams` plus `model`; they add
+no parameter of their own. OpenAI's and other spellings are
 translated before (`server.spellings`), so that native fields can be strict.
 """
 
@@ -12,11 +13,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.kinds import Issue
-from pipelines.request import GenerationParams, ImageRequest
+from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams
 from pipelines.safety import InspectedResult
 from server.errors import InvalidRequest
 from server.settings import Settings
-from server.spellings import kind_of
+from server.spellings import IMAGE_TO_IMAGE, kind_of, params_of
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
 
 MAX_RECEIVED = 80
@@ -25,6 +26,12 @@ MEGAPIXEL = 2**20
 EXAMPLE: dict[str, Any] = {
     "model": "flux/srpo",
     "prompt": "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses.",
+}
+SOURCED_EXAMPLE: dict[str, Any] = {
+    "model": SERVED_AS + IMAGE_TO_IMAGE,
+    "prompt": "The same harbour in winter, oil on canvas.",
+    "image_url": "https://example.com/harbour.jpg",
+    "strength": 0.8,
 }
 
 
@@ -37,23 +44,41 @@ class GenerationBody(GenerationParams):
 
     model: str = Field(description="The model's id.", json_schema_extra={"enum": [SERVED_AS]})
 
-    @classmethod
-    def read(cls, native: dict[str, Any], served: str) -> "GenerationBody":
-        """Validate native fields. `served` is the id of the loaded model. Raises `InvalidRequest`."""
-        issues = list(model_issues(native, served))
-        try:
-            body = cls.model_validate(native | {"model": SERVED_AS} if issues else native)
-        except ValidationError as error:
-            issues += [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
-        if issues:
-            raise InvalidRequest(issues)
-        return body
+
+class ImageToImageBody(ImageToImageParams):
+    """A request for images that begin at a picture, whose size they take."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [SOURCED_EXAMPLE]})
+
+    model: str = Field(description="The model's id.", json_schema_extra={"enum": [SERVED_AS + IMAGE_TO_IMAGE]})
+
+
+Body = GenerationBody | ImageToImageBody
+
+
+def read_body(native: dict[str, Any], served: str) -> Body:
+    """Validate native fields. `served` is the id of the loaded model. Raises `InvalidRequest`."""
+    issues = list(model_issues(native, served))
+    kind = ImageToImageBody if params_of(native.get("model")) is ImageToImageParams else GenerationBody
+    try:
+        body = kind.model_validate(native | {"model": SERVED_AS} if issues else native)
+    except ValidationError as error:
+        issues += [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
+    if issues:
+        raise InvalidRequest(issues)
+    return body
+
+
+def model_ids(served: str) -> list[str]:
+    """What the loaded model is called: by its id, by the hosted API's, and by either for image-to-image."""
+    names = dict.fromkeys((SERVED_AS, served))
+    return [name + kind for name in names for kind in ("", IMAGE_TO_IMAGE)]
 
 
 def model_issues(native: dict[str, Any], served: str) -> Sequence[dict[str, Any]]:
     """What is wrong with `model`: missing, not a name, or not the one that is served."""
-    known = sorted({SERVED_AS, served})
-    expected = known[0] if len(known) == 1 else f"one of {', '.join(known)}"
+    known = model_ids(served)
+    expected = f"one of {', '.join(known)}"
     if "model" not in native:
         return [issue_of("required", ("model",), Issue((), expected, None), missing=True)]
     model = native["model"]

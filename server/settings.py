@@ -185,6 +185,9 @@ class Settings(EngineSettings):
     body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send its request")
     shutdown_grace: int = Field(60, ge=0, description="seconds that requests in flight get to finish at shutdown")
     max_body: int = Field(2**24, ge=1024, description="largest request body, in bytes or with a unit (16MiB)")
+    no_fetch: bool = Field(
+        False, description="fetch no source pictures from the internet: image-to-image then takes only data URIs"
+    )
     previews: Literal["blurred", "sharp", "none"] = Field(
         "blurred",
         description="what a stream shows of an image that is not checked yet: blurred (a thumbnail), sharp or none",

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.kinds import Invalid, Kind
-from pipelines.request import GenerationParams
+from pipelines.request import Drawing, GenerationParams, ImageToImageParams
 
-NATIVE = ("model", *GenerationParams.model_fields)
+IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
 RESPONSE_FORMATS = ("url", "b64_json")
 MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
@@ -21,7 +21,14 @@ MAX_PARTIAL = 3  # previews of an image
 
 def kind_of(name: str) -> Kind:
     """The kind a generation parameter is declared with."""
-    return next(part for part in GenerationParams.model_fields[name].metadata if isinstance(part, Kind))
+    fields = GenerationParams.model_fields | ImageToImageParams.model_fields
+    return next(part for part in fields[name].metadata if isinstance(part, Kind))
+
+
+def params_of(model: object) -> type[Drawing]:
+    """The parameters of the model that a request names; what is no name has those of text-to-image."""
+    sourced = isinstance(model, str) and model.endswith(IMAGE_TO_IMAGE)
+    return ImageToImageParams if sourced else GenerationParams
 
 
 ALIASES: Mapping[str, str] = {
@@ -29,6 +36,9 @@ ALIASES: Mapping[str, str] = {
     "size": "image_size",
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
+    "image": "image_url",
+    "prompt_strength": "strength",
+    "denoising_strength": "strength",
 }
 
 
@@ -50,12 +60,14 @@ def translate(body: Mapping[str, Any]) -> Spoken:
     if isinstance(extra, dict):  # one client sends its extra fields inside a literal `extra_body`
         del fields["extra_body"]
         fields = {name: value for name, value in extra.items() if value is not None} | fields
-    spoken = Spoken({name: fields.pop(name) for name in NATIVE if name in fields})
+    native = ("model", *params_of(fields.get("model")).model_fields)
+    spoken = Spoken({name: fields.pop(name) for name in native if name in fields})
     take_response_format(fields, spoken)
-    for foreign, native in ALIASES.items():
-        if foreign in fields:
-            honour(foreign, native, fields.pop(foreign), spoken)
-    take_sides(fields, spoken)
+    for foreign, name in ALIASES.items():
+        if foreign in fields and name in native:
+            honour(foreign, name, fields.pop(foreign), spoken)
+    if "image_size" in native:
+        take_sides(fields, spoken)
     stream = fields.get("stream")
     if isinstance(stream, bool):
         spoken.stream = fields.pop("stream")

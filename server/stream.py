@@ -19,7 +19,7 @@ from pipelines.job import Event, Preview, Progress
 from server.encoding import encode
 from server.errors import ServerError, envelope
 from server.run import Run
-from server.schema import GenerationBody, GenerationReply
+from server.schema import Body, GenerationReply
 
 SILENCE = 15.0  # seconds after which a comment shows that the connection lives; proxies give up after 30 or 60
 PREVIEW_QUALITY = 85
@@ -52,10 +52,10 @@ def progress(now: Progress, images: int) -> dict[str, Any]:
     }
 
 
-def openai_fields(body: GenerationBody) -> dict[str, Any]:
+def openai_fields(body: Body, width: int, height: int) -> dict[str, Any]:
     """What OpenAI's events always have."""
     return {
-        "size": f"{body.image_size.width}x{body.image_size.height}",
+        "size": f"{width}x{height}",
         "created_at": int(time.time()),
         "output_format": body.output_format,
         "background": "opaque",
@@ -63,9 +63,9 @@ def openai_fields(body: GenerationBody) -> dict[str, Any]:
     }
 
 
-async def partial_image(preview: Preview, body: GenerationBody) -> dict[str, Any]:
+async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
     size = (preview.width, preview.height)
-    image = await asyncio.to_thread(encode, preview.pixels, *size, body.output_format, PREVIEW_QUALITY)
+    image = await asyncio.to_thread(encode, preview.pixels, *size, run.body.output_format, PREVIEW_QUALITY)
     return {
         "type": PARTIAL,
         "b64_json": image.base64(),
@@ -73,11 +73,11 @@ async def partial_image(preview: Preview, body: GenerationBody) -> dict[str, Any
         "image_index": preview.image,
         "width": preview.width,
         "height": preview.height,
-        **openai_fields(body),
+        **openai_fields(run.body, run.request.width, run.request.height),
     }
 
 
-def completed(index: int, reply: Mapping[str, Any], body: GenerationBody, item: Mapping[str, Any]) -> dict[str, Any]:
+def completed(index: int, reply: Mapping[str, Any], body: Body, item: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a finished image: its `item`, and what the reply (as JSON) says of it."""
     used = reply["meta"]["usage"]["tokens_used"]
     return {
@@ -94,7 +94,7 @@ def completed(index: int, reply: Mapping[str, Any], body: GenerationBody, item: 
             "output_tokens": used,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
         },
-        **openai_fields(body),
+        **openai_fields(body, item["width"], item["height"]),
     }
 
 
@@ -107,11 +107,11 @@ def finished(index: int, reply: GenerationReply, run: Run) -> bytes:
     return event(COMPLETED, completed(index, told, run.body, item))
 
 
-async def running(news: Event, body: GenerationBody, *, named: bool, identity: str | None = None) -> bytes:
+async def running(news: Event, run: Run, *, named: bool, identity: str | None = None) -> bytes:
     """One event of a run on its way. Progress is a comment where it is not wanted as an event (`named`)."""
     if isinstance(news, Preview):
-        return event(PARTIAL, await partial_image(news, body), identity)
-    data = progress(news, body.num_images)
+        return event(PARTIAL, await partial_image(news, run), identity)
+    data = progress(news, run.body.num_images)
     return event(PROGRESS, data, identity) if named else f": progress {json.dumps(data)}\n\n".encode()
 
 
@@ -121,7 +121,7 @@ async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIte
     replying.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at, whoever reads
     try:
         async for _, news in run.events():
-            yield await running(news, run.body, named=named)
+            yield await running(news, run, named=named)
         reply = await replying
         for index in range(len(reply.images)):
             yield await asyncio.to_thread(finished, index, reply, run)

@@ -3,7 +3,7 @@
 Up to `limit` samples of one size share a step. `die` ends the process in the first step, `die-once FILE` only if FILE
 does not exist yet, `hang` never finishes a step, `raise`, `raise at STEP` and `oom` fail, `crowd-oom` fails in company
 only, `slow` takes 50 ms a step; `gated FOLDER` adds a byte to FOLDER/begun at each step and waits until FOLDER/allowed
-is as long. Pixels are the seed's last byte. The fingerprint is SCRIPTED_FINGERPRINT.
+is as long. Pixels are the seed's last byte, or the source's own. The fingerprint is SCRIPTED_FINGERPRINT.
 """
 
 import os
@@ -32,7 +32,7 @@ class ScriptedEngine:
         self.passes: list[list[int]] = []  # the seeds of each step that was taken
 
     def prepare(self, request: ImageRequest) -> list[Sample]:
-        return [Sample(request, seed, request.num_inference_steps) for seed in request.seeds]
+        return [Sample(request, seed, request.steps) for seed in request.seeds]
 
     def step(self, samples: list[Sample]) -> None:
         for sample in samples:
@@ -77,6 +77,8 @@ class ScriptedEngine:
         return Thumbnail(side, side, bytes([sample.seed % 256]) * (side * side * 3))
 
     def finish(self, sample: Sample) -> Pixels:
+        if sample.request.source is not None:
+            return Pixels(sample.request.source.pixels)
         return Pixels(bytes([sample.seed % 256]) * (sample.request.width * sample.request.height * 3))
 
     def failure(self, error: Exception) -> str:

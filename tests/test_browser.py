@@ -235,7 +235,8 @@ def test_a_server_that_does_not_stream_still_draws(live: LiveServer, visit: Call
 
 def test_a_new_parameter_of_the_server_appears_and_is_sent(live: LiveServer, visit: Callable[..., Visit]) -> None:
     document = httpx.get(f"{live.url}/openapi.json").json()
-    schema = document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    content = document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"]
+    schema = content["application/json"]["schema"]["oneOf"][0]
     schema["properties"]["graininess"] = {
         "type": "integer", "minimum": 2, "maximum": 9, "default": 3, "description": "How grainy it is."
     }  # fmt: skip

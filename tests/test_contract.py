@@ -199,7 +199,7 @@ def test_a_body_that_does_not_come_is_a_408(tuned: LiveServer) -> None:
     ("fields", "code", "param", "words"),
     [
         ({"model": "flux/other"}, "model_not_found", "model", "expected one of flux/srpo"),
-        ({"model": "flux/srpo/image-to-image"}, "model_not_found", "model", "expected one of flux/srpo"),
+        ({"model": "flux/other/image-to-image"}, "model_not_found", "model", "expected one of flux/srpo"),
         (
             {"image_size": {"width": 1000}}, "invalid_image_size", "image_size.width",
             "image_size.width: expected a multiple of 32 from 512 to 1536, received 1000",

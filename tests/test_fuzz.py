@@ -67,7 +67,7 @@ class InstantPool(WorkerPool):
 @contextmanager
 def served(folder: Path, **changed: Any) -> Iterator[tuple[Any, str]]:
     """The app on a loopback port, and where it is."""
-    config = Settings(data_dir=folder, model="tiny", **changed)
+    config = Settings(data_dir=folder, model="tiny", no_fetch=True, **changed)
     app = create_app(config, InstantPool(config.engine()))
     server = uvicorn.Server(uvicorn.Config(app, port=0, http="h11", ws="none", lifespan="on", log_config=None))
     thread = threading.Thread(target=server.run)
@@ -486,6 +486,8 @@ def is_by_contract(failure: Failure, body: Any) -> bool:
     if isinstance(failure, AcceptedNegativeData):
         size = body.get("image_size")
         return None in body.values() or (isinstance(size, dict) and None in size.values())
+    if isinstance(failure, RejectedPositiveData) and "image_url" in body:
+        return True  # a string of letters is no picture
     seed = body.get("seed")
     return isinstance(failure, RejectedPositiveData) and type(seed) is int and seed >= 2**63
 

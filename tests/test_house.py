@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs.tables import README, render
-from pipelines.request import GenerationParams
+from pipelines.request import GenerationParams, ImageToImageParams
 from server.openapi import GENERATION
 
 ROOT = Path(__file__).parent.parent
@@ -46,10 +46,11 @@ def test_the_readmes_tables_are_current() -> None:
 
 
 def test_every_parameter_is_in_the_openapi_document() -> None:
-    schema = GENERATION["openapi_extra"]["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["properties"]) == {"model", *GenerationParams.model_fields}
-    assert set(schema["required"]) == {"model", "prompt"}
-    assert all(part["description"] for part in schema["properties"].values())
+    schemas = GENERATION["openapi_extra"]["requestBody"]["content"]["application/json"]["schema"]["oneOf"]
+    for schema, params in zip(schemas, (GenerationParams, ImageToImageParams), strict=True):
+        assert set(schema["properties"]) == {"model", *params.model_fields}
+        assert all(part["description"] for part in schema["properties"].values())
+    assert [set(schema["required"]) for schema in schemas] == [{"model", "prompt"}, {"model", "prompt", "image_url"}]
 
 
 def test_the_wheel_holds_the_three_rooms_and_nothing_else(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import io
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,11 +26,14 @@ INWARD = [
 
 
 class Peer:
-    """A server on `host` that sends `reply` to whoever connects, and counts them; `drip` sends bytes for ever."""
+    """A server on `host` that sends `reply` to whoever connects, and counts them.
 
-    def __init__(self, host: str, reply: bytes, drip: bool = False) -> None:
+    `drip` sends bytes for ever after it, `hold` waits for the other side to give up.
+    """
+
+    def __init__(self, host: str, reply: bytes, drip: bool = False, hold: bool = False) -> None:
         self.connections = 0
-        self._reply, self._drip = reply, drip
+        self._reply, self._drip, self._hold = reply, drip, hold
         self._listener = socket.create_server((host, 0))
         self.url = f"http://{host}:{self._listener.getsockname()[1]}/picture"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -49,6 +54,8 @@ class Peer:
                 connection.sendall(self._reply)
                 while self._drip:
                     connection.sendall(b"x" * 2**16)
+                if self._hold:
+                    connection.recv(1)
             except OSError:
                 pass
 
@@ -212,3 +219,27 @@ def test_what_is_not_a_whole_picture_is_said(data: bytes, message: str) -> None:
 def test_a_data_uri_that_is_none(uri: str) -> None:
     with pytest.raises(UnusableImage, match="base64"):
         asyncio.run(inputs.obtain(uri, may_fetch=True))
+
+
+MEMORY = """
+import asyncio, io
+from pathlib import Path
+from PIL import Image
+from server.inputs import Sources
+import base64
+file = io.BytesIO()
+Image.new("RGBA", (5792, 5792), (9, 8, 7, 100)).save(file, "PNG", compress_level=1)
+uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+async def main():
+    sources = Sources(may_fetch=False)
+    await asyncio.gather(*(sources.take(uri) for _ in range(4)))
+asyncio.run(main())
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+def test_large_pictures_are_decoded_one_at_a_time() -> None:
+    """Four of the largest that are taken: 134 MB each as RGBA, and twice as much while they are laid on white."""
+    ended = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) * 1024 < 550 * 10**6

@@ -8,7 +8,7 @@ from conftest import LiveServer
 
 import server
 from server.openapi import EXAMPLES, REPLY
-from server.schema import GenerationBody, GenerationReply
+from server.schema import GenerationReply, read_body
 from server.spellings import translate
 
 FOLDER = Path(server.__file__).parent / "playground"
@@ -46,7 +46,7 @@ def test_nothing_else_is_served(live: LiveServer, path: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_of_the_reference_are_valid_requests(name: str) -> None:
     spoken = translate(EXAMPLES[name]["value"])
-    assert GenerationBody.read(spoken.native, "tiny").prompt
+    assert read_body(spoken.native, "tiny").prompt
     assert spoken.ignored == []
 
 

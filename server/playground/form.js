@@ -26,6 +26,7 @@ export async function loadSchema() {
   if (!response.ok) throw new Error(`the server's OpenAPI document: ${response.status}`);
   const document = await response.json();
   let schema = document.paths['/v1/images/generations'].post.requestBody.content['application/json'].schema;
+  if (schema.oneOf) [schema] = schema.oneOf;
   if (schema.$ref) schema = document.components.schemas[schema.$ref.split('/').pop()];
   return schema;
 }

@@ -1,0 +1,64 @@
+"""A request between its validation and its admission: what was asked, and how to turn it into work."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pipelines.kinds import Size
+from pipelines.request import ImageRequest
+from server.body import wrong
+from server.inputs import UnusableImage
+from server.parts import Server
+from server.schema import Body, GenerationBody, read_body
+from server.spellings import Spoken, kind_of
+
+KEPT_APART = "data:,"  # stands for a picture that lies beside the request, as pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it is kept: translated, its seed chosen, where its image URLs begin, and which engine was there."""
+
+    spoken: Spoken
+    body: Body
+    base_url: str
+    fingerprint: str | None = None
+
+    async def request(self, server: Server) -> ImageRequest:
+        """What is to be drawn; a source picture is fetched and decoded.
+
+        Raises `InvalidRequest` if it cannot be used, and what the pool would raise, before a picture is fetched.
+        """
+        if isinstance(self.body, GenerationBody):
+            return self.body.to_request(server.served)
+        server.pool.check_room()
+        try:
+            size, pixels = await server.sources.take(self.body.image_url)
+        except UnusableImage as error:
+            raise wrong(
+                f"the picture cannot be used: {error}",
+                path=("image_url",),
+                code="unusable_image",
+                expected=kind_of("image_url").expected,
+                received=str(error),
+            ) from error
+        return self.body.to_request(server.served, size, pixels)
+
+    def to_json(self, request: ImageRequest) -> dict[str, Any]:
+        """All but the source's pixels, for which there is a better place."""
+        fields = self.body.model_dump(mode="json", exclude={"image_size"})
+        if request.source is not None:
+            fields["image_url"] = KEPT_APART
+        fields["image_size"] = {"width": request.width, "height": request.height}
+        spoken = asdict(replace(self.spoken, native=fields))
+        return {"spoken": spoken, "base_url": self.base_url, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], served: str) -> "Asked":
+        spoken = Spoken(**data["spoken"])
+        return cls(spoken, read_body(spoken.native, served), data["base_url"], data.get("fingerprint"))
+
+    def again(self, server: Server, pixels: bytes) -> ImageRequest:
+        """The same work, of what was read back; `pixels` are the source's, or none."""
+        if isinstance(self.body, GenerationBody):
+            return self.body.to_request(server.served)
+        return self.body.to_request(server.served, Size(**self.spoken.native["image_size"]), pixels)
