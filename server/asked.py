@@ -11,7 +11,7 @@ from server.parts import Server
 from server.schema import Body, GenerationBody, read_body
 from server.spellings import Spoken, kind_of
 
-KEPT_APART = "data:,"  # stands for a picture that lies beside the request, as pixels
+KEPT_APART = "data:,"  # as `image_url`: the picture lies beside the request
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Asked:
     spoken: Spoken
     body: Body
     base_url: str
+    upload: bytes | None = None  # the source picture, where it came with the request
     fingerprint: str | None = None
 
     async def request(self, server: Server) -> ImageRequest:
@@ -32,11 +33,11 @@ class Asked:
             return self.body.to_request(server.served)
         server.pool.check_room()
         try:
-            size, pixels = await server.sources.take(self.body.image_url)
+            size, pixels = await server.sources.take(self.body.image_url if self.upload is None else self.upload)
         except UnusableImage as error:
             raise wrong(
                 f"the picture cannot be used: {error}",
-                path=("image_url",),
+                path=("image_url" if self.upload is None else "image",),
                 code="unusable_image",
                 expected=kind_of("image_url").expected,
                 received=str(error),
@@ -55,7 +56,7 @@ class Asked:
     @classmethod
     def from_json(cls, data: dict[str, Any], served: str) -> "Asked":
         spoken = Spoken(**data["spoken"])
-        return cls(spoken, read_body(spoken.native, served), data["base_url"], data.get("fingerprint"))
+        return cls(spoken, read_body(spoken.native, served), data["base_url"], fingerprint=data.get("fingerprint"))
 
     def again(self, server: Server, pixels: bytes) -> ImageRequest:
         """The same work, of what was read back; `pixels` are the source's, or none."""

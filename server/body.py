@@ -30,21 +30,25 @@ def bad_json(problem: str) -> InvalidRequest:
 
 async def read_object(request: Request, limit: int, seconds: float) -> dict[str, Any]:
     """The body as a JSON object of at most `limit` bytes, sent within `seconds`."""
+    return parse_object(await receive(request, "application/json", limit, seconds))
+
+
+async def receive(request: Request, content_type: str, limit: int, seconds: float) -> bytes:
+    """The whole body, of this type, of at most `limit` bytes, sent within `seconds`."""
     received = request.headers.get("content-type", "none")
-    if received.partition(";")[0].strip().lower() != "application/json":
+    if received.partition(";")[0].strip().lower() != content_type:
         raise wrong(
-            f"expected application/json, received {ascii(received)[:80]}",
+            f"expected {content_type}, received {ascii(received)[:80]}",
             path=("content-type",),
             code="invalid_content_type",
-            expected="application/json",
+            expected=content_type,
             received=ascii(received)[:80],
         )
     try:
         async with asyncio.timeout(seconds):
-            raw = await read_bytes(request, limit)
+            return await read_bytes(request, limit)
     except TimeoutError:
         raise BodyTimeout(seconds) from None
-    return parse_object(raw)
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:

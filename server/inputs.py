@@ -31,10 +31,10 @@ class Sources:
         self._files = asyncio.Semaphore(FILES)
         self._decoding = ThreadPoolExecutor(1, "decode")  # one, since malloc keeps memory for every thread that had it
 
-    async def take(self, url: str) -> tuple[Size, bytes]:
-        """The size to draw, and the picture in it as RGB pixels. Raises `UnusableImage`."""
+    async def take(self, picture: str | bytes) -> tuple[Size, bytes]:
+        """The size to draw, and the picture in it as RGB pixels; from its URL or its file. Raises `UnusableImage`."""
         async with self._files:
-            data = await obtain(url, self._may_fetch)
+            data = picture if isinstance(picture, bytes) else await obtain(picture, self._may_fetch)
             return await asyncio.get_running_loop().run_in_executor(self._decoding, decode, data)
 
 

@@ -21,7 +21,7 @@ from server.openapi import JOB, JOB_EVENTS, JOB_PAGE, MAX_PAGE
 from server.parts import server_of
 from server.run import run_headers
 from server.store import LocalStore
-from server.stream import COMPLETED, EventStream, accepts_events, completed, event, progress, running
+from server.stream import EventStream, accepts_events, completed, event, progress, running
 
 LAST = 2_000_000  # number of the first event after a run's own
 STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
@@ -103,8 +103,8 @@ def describe(request: Request, entry: Entry, live: LiveJob | None, *, whole: boo
         now = run.latest() if run else None
         job["queue_position"] = now.position if now else 0
         job["eta_seconds"] = round(now.eta if now else server.pool.seconds_ahead(), 1)
-        if now:
-            job["progress"] = progress(now, native.get("num_images", 1))
+        if run and now:
+            job["progress"] = progress(now, run.asked)
     elif whole and entry.outcome:
         job["reply" if entry.state == SUCCEEDED else "error"] = json.loads(entry.outcome)
     return job
@@ -195,16 +195,16 @@ async def tell(
         ended = await jobs.ended(entry)
         outcome = json.loads(ended.outcome or "{}")
         if ended.state != SUCCEEDED:
-            yield event("error", outcome)
+            yield event(outcome, name="error")
             return
         assert ended.request is not None
-        body = Asked.from_json(ended.request, served).body
+        asked = Asked.from_json(ended.request, served)
         for index, item in enumerate(outcome["images"]):
             if LAST + index > after:
                 shown = await asyncio.to_thread(with_bytes, item, store) if store else item
-                yield event(COMPLETED, completed(index, outcome, body, shown), f"{jobs.epoch}-{LAST + index}")
+                yield event(completed(index, outcome, asked, shown), f"{jobs.epoch}-{LAST + index}")
     except (PipelineError, ServerError) as error:
-        yield event("error", envelope(error, entry.id, f"/v1/jobs/{entry.id}"))
+        yield event(envelope(error, entry.id, f"/v1/jobs/{entry.id}"), name="error")
 
 
 def with_bytes(item: dict[str, Any], store: LocalStore) -> dict[str, Any]:

@@ -107,6 +107,19 @@ GENERATION: dict[str, Any] = {
         },
     },
 }
+FILE = {"type": "string", "format": "binary", "description": "The picture to begin with: PNG, JPEG or WebP."}
+FORM: dict[str, Any] = ImageToImageBody.model_json_schema()
+FORM["properties"] = {"image": FILE} | {name: part for name, part in FORM["properties"].items() if name != "image_url"}
+FORM["required"] = ["model", "prompt", "image"]
+EDITS: dict[str, Any] = GENERATION | {
+    "summary": "Begin at an uploaded picture",
+    "operation_id": "_v1_images_edits",
+    "openapi_extra": {
+        "security": [{"access-token": []}],
+        "parameters": [PREFER, IDEMPOTENCY_KEY],
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}},
+    },
+}
 
 
 def jobs(found: dict[str, Any], *parameters: dict[str, Any], **options: Any) -> dict[str, Any]:

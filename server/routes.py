@@ -1,6 +1,7 @@
 """Each endpoint, a few lines."""
 
 import asyncio
+import hashlib
 from dataclasses import asdict
 from typing import Any
 
@@ -13,8 +14,9 @@ from server.asked import Asked
 from server.body import read_object
 from server.errors import NotFound
 from server.files import file_response
+from server.form import read_form
 from server.job_routes import durable, wants_job
-from server.openapi import GENERATION, MODELS
+from server.openapi import EDITS, GENERATION, MODELS
 from server.parts import Server, server_of
 from server.run import Run, admit, reply_headers, run_headers
 from server.schema import GenerationReply, model_ids, read_body
@@ -35,12 +37,35 @@ async def generate_images(request: Request) -> Response:
     server = server_of(request)
     owner = server.keys.check(request.headers.get("authorization"))
     fields = await read_object(request, server.settings.max_body, server.settings.body_timeout)
+    return await answer(request, owner, fields, translate(fields))
+
+
+@router.post("/v1/images/edits", status_code=201, **EDITS)
+@router.post("/v1/images/edits/", include_in_schema=False)
+@router.post("/images/edits", include_in_schema=False)
+@router.post("/images/edits/", include_in_schema=False)
+async def edit_image(request: Request) -> Response:
+    """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
+    server = server_of(request)
+    owner = server.keys.check(request.headers.get("authorization"))
+    fields, picture = await read_form(request, server.settings.max_body, server.settings.body_timeout)
     spoken = translate(fields)
+    spoken.events = "image_edit"
+    if picture is not None:
+        fields["image"] = hashlib.sha256(picture).hexdigest()
+    return await answer(request, owner, fields, spoken, picture)
+
+
+async def answer(
+    request: Request, owner: str, fields: dict[str, Any], spoken: Spoken, picture: bytes | None = None
+) -> Response:
+    """Carry a request out, as the client wants to hear of it. `fields` are the request as it came."""
+    server = server_of(request)
     body = read_body(spoken.native, server.served)
     if server.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     await admit(body.prompt, server)
-    asked = Asked(spoken, body, server.origins.base_url(request.scope, request.headers))
+    asked = Asked(spoken, body, server.origins.base_url(request.scope, request.headers), picture)
     if wants_job(request) or "idempotency-key" in request.headers:
         return await durable(request, asked, owner, fields)
     run = Run(server, asked, await asked.request(server))

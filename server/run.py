@@ -27,6 +27,7 @@ class Run:
     """A request that the pool has admitted. Raises `NotReady`, `Draining` or `QueueFull` before any work."""
 
     def __init__(self, server: Server, asked: Asked, request: ImageRequest) -> None:
+        self.asked = asked
         self.spoken = spoken = asked.spoken
         self.body = body = asked.body
         self.request = request

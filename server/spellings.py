@@ -19,10 +19,17 @@ MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
 
 
+KINDS: Mapping[str, Kind] = {
+    name: part
+    for name, field in (GenerationParams.model_fields | ImageToImageParams.model_fields).items()
+    for part in field.metadata
+    if isinstance(part, Kind)
+}
+
+
 def kind_of(name: str) -> Kind:
     """The kind a generation parameter is declared with."""
-    fields = GenerationParams.model_fields | ImageToImageParams.model_fields
-    return next(part for part in fields[name].metadata if isinstance(part, Kind))
+    return KINDS[name]
 
 
 def params_of(model: object) -> type[Drawing]:
@@ -50,6 +57,7 @@ class Spoken:
     response_format: str | None = None
     stream: bool = False
     partial_images: int = 0
+    events: str = "image_generation"  # what the names of a stream's events begin with
     ignored: list[str] = field(default_factory=list)
 
 

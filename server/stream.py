@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines.errors import PipelineError
 from pipelines.job import Event, Preview, Progress
+from server.asked import Asked
 from server.encoding import encode
 from server.errors import ServerError, envelope
 from server.run import Run
@@ -23,7 +24,6 @@ from server.schema import Body, GenerationReply
 
 SILENCE = 15.0  # seconds after which a comment shows that the connection lives; proxies give up after 30 or 60
 PREVIEW_QUALITY = 85
-PROGRESS, PARTIAL, COMPLETED = (f"image_generation.{name}" for name in ("progress", "partial_image", "completed"))
 log = structlog.get_logger("srpo")
 
 
@@ -32,19 +32,19 @@ def accepts_events(accept: str | None) -> bool:
     return accept is None or any(kind in accept for kind in ("text/event-stream", "text/*", "*/*"))
 
 
-def event(name: str, data: Mapping[str, Any], identity: str | None = None) -> bytes:
-    """One event on the wire."""
+def event(data: Mapping[str, Any], identity: str | None = None, name: str | None = None) -> bytes:
+    """One event on the wire, called by its type."""
     line = f"id: {identity}\n" if identity else ""
-    return f"event: {name}\n{line}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+    return f"event: {name or data['type']}\n{line}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
-def progress(now: Progress, images: int) -> dict[str, Any]:
+def progress(now: Progress, asked: Asked) -> dict[str, Any]:
     """The data of a progress event."""
     return {
-        "type": PROGRESS,
+        "type": f"{asked.spoken.events}.progress",
         "stage": now.stage,
         "image_index": now.image,
-        "num_images": images,
+        "num_images": asked.body.num_images,
         "step": now.step,
         "steps": now.steps,
         "queue_position": now.position,
@@ -67,7 +67,7 @@ async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
     size = (preview.width, preview.height)
     image = await asyncio.to_thread(encode, preview.pixels, *size, run.body.output_format, PREVIEW_QUALITY)
     return {
-        "type": PARTIAL,
+        "type": f"{run.spoken.events}.partial_image",
         "b64_json": image.base64(),
         "partial_image_index": preview.index,
         "image_index": preview.image,
@@ -77,14 +77,14 @@ async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
     }
 
 
-def completed(index: int, reply: Mapping[str, Any], body: Body, item: Mapping[str, Any]) -> dict[str, Any]:
+def completed(index: int, reply: Mapping[str, Any], asked: Asked, item: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a finished image: its `item`, and what the reply (as JSON) says of it."""
     used = reply["meta"]["usage"]["tokens_used"]
     return {
-        "type": COMPLETED,
+        "type": f"{asked.spoken.events}.completed",
         **item,
         "image_index": index,
-        "num_images": body.num_images,
+        "num_images": asked.body.num_images,
         "seed": reply["seed"] + index,
         "has_nsfw_concepts": reply["has_nsfw_concepts"][index],
         **{name: reply[name] for name in ("prompt", "timings", "safety", "meta")},
@@ -94,7 +94,7 @@ def completed(index: int, reply: Mapping[str, Any], body: Body, item: Mapping[st
             "output_tokens": used,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
         },
-        **openai_fields(body, item["width"], item["height"]),
+        **openai_fields(asked.body, item["width"], item["height"]),
     }
 
 
@@ -104,15 +104,15 @@ def finished(index: int, reply: GenerationReply, run: Run) -> bytes:
     if run.body.sync_mode:
         item.pop("url", None)  # the same bytes a second time
     told = reply.model_dump(exclude_none=True, exclude={"images", "data"})
-    return event(COMPLETED, completed(index, told, run.body, item))
+    return event(completed(index, told, run.asked, item))
 
 
 async def running(news: Event, run: Run, *, named: bool, identity: str | None = None) -> bytes:
     """One event of a run on its way. Progress is a comment where it is not wanted as an event (`named`)."""
     if isinstance(news, Preview):
-        return event(PARTIAL, await partial_image(news, run), identity)
-    data = progress(news, run.body.num_images)
-    return event(PROGRESS, data, identity) if named else f": progress {json.dumps(data)}\n\n".encode()
+        return event(await partial_image(news, run), identity)
+    data = progress(news, run.asked)
+    return event(data, identity) if named else f": progress {json.dumps(data)}\n\n".encode()
 
 
 async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIterator[bytes]:
@@ -127,10 +127,10 @@ async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIte
             yield await asyncio.to_thread(finished, index, reply, run)
     except (PipelineError, ServerError) as error:
         log.warning("stream", request_id=request_id, error=type(error).__name__)
-        yield event("error", envelope(error, request_id, path))
+        yield event(envelope(error, request_id, path), name="error")
     except Exception as error:  # the reply has begun: this is its edge
         log.error("stream", request_id=request_id, error=type(error).__name__, exc_info=error)
-        yield event("error", envelope(error, request_id, path))
+        yield event(envelope(error, request_id, path), name="error")
     finally:
         run.cancel()  # nothing to do for a run that has ended
         replying.cancel()

@@ -126,7 +126,7 @@ def test_a_wrong_method_is_a_405_that_says_which(live: LiveServer, method: str, 
 
 @pytest.mark.parametrize(
     "path",
-    ["/x", "/v1", "/v1/images/edits", "/v1/models/flux/x", "/docs/x", "/files/", "/v1/images/generations/x", "/%00"],
+    ["/x", "/v1", "/v1/images/nothing", "/v1/models/flux/x", "/docs/x", "/files/", "/v1/images/generations/x", "/%00"],
 )
 def test_nothing_at_this_path(live: LiveServer, path: str) -> None:
     refused(call(live, "GET", path), 404, "not_found")

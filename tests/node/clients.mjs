@@ -1,5 +1,6 @@
 // One request through one client. Argument: JSON with client, url, key, maxRetries and fields.
 // Prints JSON: {images: [{url} or {b64}]}, or {error: {name, status, message}}.
+import { createReadStream } from 'node:fs';
 import OpenAI from 'openai';
 import { createOpenAI } from '@ai-sdk/openai';
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible';
@@ -20,6 +21,16 @@ async function stream() {
   for await (const event of await openai.images.generate({ ...fields, stream: true })) {
     events.push({ type: event.type, b64: event.b64_json, index: event.partial_image_index });
   }
+  return events;
+}
+
+async function edit() {
+  const openai = new OpenAI({ baseURL: url, apiKey: key, maxRetries });
+  const { file, ...rest } = fields;
+  const reply = await openai.images.edit({ image: createReadStream(file), ...rest });
+  if (!rest.stream) return reply.data.map((item) => ({ url: item.url, b64: item.b64_json }));
+  const events = [];
+  for await (const event of reply) events.push({ type: event.type, b64: event.b64_json });
   return events;
 }
 
@@ -44,6 +55,7 @@ async function withAI(provider) {
 const clients = {
   openai: withOpenAI,
   stream,
+  edit,
   models,
   'ai, openai': () => withAI(createOpenAI({ baseURL: url, apiKey: key })),
   'ai, compatible': () => withAI(createOpenAICompatible({ name: 'server', baseURL: url, apiKey: key })),

@@ -1,0 +1,146 @@
+"""POST /v1/images/edits as OpenAI's real SDKs send `images.edit`: the same as image-to-image, of an uploaded file."""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import START_LIMIT
+from PIL import Image
+from test_clients_node import ask, clients, node
+from test_image_to_image import FILE, PIXELS, picture, post, uri
+from test_inputs import file_of
+from test_jobs import PREFER, ended
+from test_stream import Scripted
+
+from server.provenance import read_marks
+
+__all__ = ["clients", "node"]  # fixtures
+
+FIELDS = {"model": "flux/srpo", "prompt": "quick", "output_format": "png", "response_format": "b64_json"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    """Its engine returns the source picture as it came."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        with Scripted(tmp_path_factory.mktemp("edits"), safety_checker="none", max_body=2**22) as scripted:
+            yield scripted
+
+
+def edit(server: Scripted, headers: dict[str, str] | None = None, files: Any = None, **fields: Any) -> httpx.Response:
+    form = {name: value for name, value in (FIELDS | fields).items() if value is not None}
+    files = {"image": FILE} if files is None else files
+    return httpx.post(f"{server.url}/v1/images/edits", data=form, files=files, headers=headers, timeout=START_LIMIT)
+
+
+def refused(reply: httpx.Response, param: str, code: str, status: int = 400) -> str:
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["code"]) == (status, param, code), reply.text
+    return str(error["message"])
+
+
+def pixels(b64: str) -> bytes:
+    return Image.open(io.BytesIO(base64.b64decode(b64))).tobytes()
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_python_sdk(server: Scripted, listed: bool) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused") as client:
+        image: Any = ("picture.png", FILE, "image/png")
+        reply = client.images.edit(
+            **FIELDS, image=[image] if listed else image, n=2, size="1024x1024", quality="high", user="me",
+            extra_body={"strength": 0.5, "num_inference_steps": 8, "enable_safety_checker": False, "seed": 7},
+        )  # fmt: skip
+    assert reply.data is not None
+    made = [Image.open(io.BytesIO(base64.b64decode(item.b64_json or ""))) for item in reply.data]
+    assert [image.tobytes() for image in made] == [PIXELS.tobytes()] * 2
+    parameters = read_marks(made[1]).parameters or ""
+    assert {"Steps: 8", "Denoising strength: 0.5", "Seed: 8"} <= set(parameters.split("\n")[1].split(", "))
+
+
+def test_the_python_sdk_streams(server: Scripted) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused") as client:
+        events = list(client.images.edit(**FIELDS, image=("picture.png", FILE), stream=True, partial_images=1))
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+    assert pixels(events[-1].b64_json) == PIXELS.tobytes()
+    assert isinstance(events[-1], openai.types.ImageEditCompletedEvent)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_node_sdk(server: Scripted, clients: str, tmp_path: Path, stream: bool) -> None:
+    file = tmp_path / "picture.png"
+    file.write_bytes(FILE)
+    fields = {**FIELDS, "file": str(file), "strength": 0.5, "stream": stream}
+    shown = ask(clients, "edit", f"{server.url}/v1", **fields)
+    assert pixels(shown["images"][-1]["b64"]) == PIXELS.tobytes()
+    assert [image.get("type") for image in shown["images"]] == (["image_edit.completed"] if stream else [None])
+
+
+def test_a_form_and_json_draw_the_same(server: Scripted) -> None:
+    form = edit(server, seed="7", strength="0.5", enable_safety_checker="false", num_inference_steps="4")
+    json = post(server, strength=0.5)
+    assert form.json()["data"] == json.json()["data"]
+    assert "x-ignored-fields" not in form.headers
+    link = edit(server, image_url=uri(FILE), files={"nothing": ("", b"")}, seed="7")
+    assert picture(link).tobytes() == PIXELS.tobytes()
+
+
+def test_a_picture_may_be_named_by_its_address(server: Scripted) -> None:
+    reply = httpx.post(
+        f"{server.url}/images/edits/",
+        files={name: (None, value) for name, value in {**FIELDS, "image": uri(FILE)}.items()},
+        timeout=START_LIMIT,
+    )
+    assert picture(reply).tobytes() == PIXELS.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "param", "code", "words"),
+    [
+        ({"image": FILE, "mask": FILE}, {}, "mask", "unsupported", "leave the mask out"),
+        ([("image[]", FILE), ("image[]", FILE)], {}, "image", "unsupported", "one picture"),
+        ({"image": FILE, "style": b"x"}, {}, "style", "unsupported", "only one file"),
+        ({"image": b""}, {}, "image", "unusable_image", "not a PNG"),
+        ({"image": FILE[:-900]}, {}, "image", "unusable_image", "damaged"),
+        ({"image": file_of(Image.new("RGB", (600, 600)), "GIF")}, {}, "image", "unusable_image", "not a PNG"),
+        (None, {"prompt": None}, "prompt", "required", "received nothing"),
+        (None, {"model": None}, "model", "required", "received nothing"),
+        (None, {"model": "dall-e-2"}, "model", "model_not_found", "flux/srpo"),
+        (None, {"strength": "much"}, "strength", "invalid_number", "received 'much'"),
+        (None, {"strength": "1.5"}, "strength", "invalid_number", "received 1.5"),
+        (None, {"num_inference_steps": "9" * 5000}, "num_inference_steps", "invalid_integer", "5000 characters"),
+        (None, {"seed": "[" * 100_000}, "seed", "invalid_integer", "100000 characters"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(
+    server: Scripted, files: Any, fields: dict[str, Any], param: str, code: str, words: str
+) -> None:
+    assert words in refused(edit(server, files=files, **fields), param, code)
+
+
+def test_a_body_that_is_no_form_is_said(server: Scripted) -> None:
+    url = f"{server.url}/v1/images/edits"
+    refused(httpx.post(url, json=FIELDS), "content-type", "invalid_content_type")
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        reply = httpx.post(url, content=b"\r\n--y\r\nnonsense", headers={"content-type": kind})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_form")
+    refused(httpx.post(url, files={"prompt": (None, "x")}), "image", "required")
+    many = {f"field{number}": (None, "x") for number in range(101)}
+    assert httpx.post(url, files=many).json()["error"]["code"] == "invalid_form"
+    large = httpx.post(url, files={"image": bytes(2**22)})
+    assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_an_edit_may_be_a_job_and_is_replayed_under_its_key(server: Scripted) -> None:
+    job = edit(server, PREFER).json()
+    assert ended(server, job["id"])["status"] == "succeeded"
+    first, second, other = (
+        edit(server, {"idempotency-key": "edit"}, files={"image": data}) for data in (FILE, FILE, FILE + b"x")
+    )
+    assert (first.status_code, second.content, other.status_code) == (201, first.content, 409)
