@@ -23,7 +23,7 @@ KINDS = {
     "js": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
-MODULES = ("app", "client", "docs", "form", "gallery", "history", "snippets", "state")
+MODULES = ("app", "client", "docs", "form", "gallery", "history", "snippets", "source", "state")
 OURS = (*(f"{name}.js" for name in MODULES), "icon.svg", "style.css")
 SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
 ADDRESSES: dict[str, tuple[str, str, str]] = {  # path -> package, folder, file

@@ -1,13 +1,16 @@
 """The playground and /docs in a real Chromium, on a real server (make browser)."""
 
+import base64
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import pytest
 from conftest import LiveServer
+from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed: make browser")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")
@@ -274,3 +277,100 @@ def test_the_docs_show_the_api_without_the_internet(live: LiveServer, visit: Cal
     expect(tab.page.get_by_text("T-Rex").first).to_be_visible()
     assert tab.complaints == []
     assert [url for url in tab.requests if not url.startswith((live.url, "data:"))] == []
+
+
+# --- image to image --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A file to begin with: 544 by 512 pixels of noise."""
+    file = tmp_path / "harbour.png"
+    Image.effect_noise((544, 512), 60).convert("RGB").save(file)
+    return file
+
+
+def test_a_chosen_picture_becomes_another_one(live: LiveServer, visit: Callable[..., Visit], picture: Path) -> None:
+    tab = visit(live)
+    page = tab.page
+    expect(page.get_by_label("Strength", exact=True)).to_have_count(0)
+    page.get_by_label("Begin with a picture").set_input_files(picture)
+    expect(page.get_by_role("status")).to_have_text("The next image begins with this picture.")
+    expect(page.get_by_text("harbour.png, 544 × 512")).to_be_visible()
+    page.locator("#parameters").evaluate("details => details.open = true")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("40")
+    expect(page.get_by_role("radio", name="Square", exact=True)).to_have_count(0)
+    slider = page.get_by_role("slider", name="Strength, slider")
+    expect(slider).to_have_value("0.95")
+    slider.press("ArrowLeft")
+    expect(page.get_by_label("Strength", exact=True)).to_have_value("0.94")
+    page.get_by_label("Steps", exact=True).fill("2")
+    page.get_by_label("Prompt", exact=True).fill("the same in winter")
+    assert faults(page) == []
+    with page.expect_request("**/generations") as sent:
+        page.get_by_role("button", name="Generate").click()
+    body = sent.value.post_data_json
+    assert body["model"] == "flux/srpo/image-to-image"
+    assert body["strength"] == 0.94
+    assert base64.b64decode(body["image_url"].partition(",")[2]) == picture.read_bytes()
+    drawn = page.get_by_role("img", name="the same in winter")
+    expect(drawn).to_be_visible()
+    assert drawn.evaluate("async image => { await image.decode(); return image.naturalWidth }") == 544
+    assert faults(page) == []
+    assert tab.complaints == []
+
+
+def test_a_drawn_image_is_used_as_input_and_drawn_again(live: LiveServer, visit: Callable[..., Visit]) -> None:
+    tab = visit(live)
+    page = tab.page
+    tab.ask("a red apple")
+    expect(tab.images()).to_be_visible()
+    page.get_by_role("button", name="Use as input").press("Enter")
+    expect(page.get_by_alt_text("The picture to begin with")).to_be_visible()
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    page.get_by_label("Prompt", exact=True).fill("a green apple")
+    page.get_by_role("button", name="Generate").click()
+    second = page.get_by_role("img", name="a green apple")
+    expect(second).to_be_visible()
+    page.get_by_role("button", name="Remove the picture").press("Space")
+    expect(page.get_by_role("radio", name="Square", exact=True)).to_be_checked()
+    page.get_by_role("button", name="Same seed again").first.click()
+    expect(second).to_have_count(2)
+    first, again = (image.evaluate(SHOWN) for image in second.all())
+    assert first == again
+    assert tab.complaints == []
+
+
+def test_a_dropped_picture_is_taken_and_what_is_none_is_said(
+    live: LiveServer, visit: Callable[..., Visit], picture: Path
+) -> None:
+    tab = visit(live)
+    drop = """([text, name]) => {
+        const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([bytes], name, { type: 'image/png' }));
+        const form = document.getElementById('form');
+        const options = { dataTransfer, bubbles: true };
+        for (const type of ['dragover', 'drop']) form.dispatchEvent(new DragEvent(type, options));
+    }"""
+    tab.page.evaluate(drop, [base64.b64encode(b"no picture").decode(), "notes.png"])
+    expect(tab.page.get_by_role("alert")).to_have_text("notes.png is not a picture that this browser can read.")
+    tab.page.evaluate(drop, [base64.b64encode(picture.read_bytes()).decode(), "harbour.png"])
+    expect(tab.page.get_by_text("harbour.png, 544 × 512")).to_be_visible()
+    expect(tab.page.get_by_role("alert")).to_be_hidden()
+    expect(tab.page.get_by_label("Strength", exact=True)).to_have_count(1)
+    assert faults(tab.page) == []
+
+
+def test_a_large_picture_is_made_smaller_before_it_is_sent(
+    live: LiveServer, visit: Callable[..., Visit], tmp_path: Path
+) -> None:
+    tab = visit(live)
+    file = tmp_path / "photo.bmp"
+    Image.new("RGB", (3072, 1536), "teal").save(file)
+    tab.page.get_by_label("Begin with a picture").set_input_files(file)
+    expect(tab.page.get_by_text("photo.bmp, 3072 × 1536")).to_be_visible()
+    size = tab.page.get_by_alt_text("The picture to begin with").evaluate(
+        "async image => { await image.decode(); return [image.naturalWidth, image.naturalHeight] }"
+    )
+    assert size == [1536, 768]

@@ -1,9 +1,10 @@
 // The page: reads the form, draws, shows how far it is, and keeps what was drawn.
 
 import { blobOf, draw, explain } from './client.js';
-import { element, Form, loadSchema, ratioOf } from './form.js';
+import { element, Form, loadSchemas, ratioOf } from './form.js';
 import { Gallery } from './gallery.js';
 import { History } from './history.js';
+import { Source } from './source.js';
 import { ServerState } from './state.js';
 
 const IDEAS = ['A red apple on a wooden table, morning light', 'A lighthouse in a storm, oil on canvas',
@@ -13,10 +14,13 @@ const STAGES = { queued: 'Waiting', text: 'Reading the prompt', denoise: 'Drawin
 const KEY = 'srpo-key';
 const THEME = 'srpo-theme';
 const at = (id) => document.getElementById(id);
+let schemas = [];
 let form;
 let drawing = null; // the AbortController of the request on its way
 const history = await new History().open();
-const gallery = new Gallery(at('gallery'), at('large'), { again, vary, remove, say, key });
+const gallery = new Gallery(at('gallery'), at('large'), { again, vary, begin, remove, say, key });
+const source = new Source({ input: at('source'), chosen: at('source-chosen'), image: at('source-image'), name: at('source-name'),
+  remove: at('source-remove'), drop: at('form') }, { changed: showForm, say, problem });
 
 // ---- Keys and theme
 
@@ -48,6 +52,20 @@ function showTheme(theme) {
   at('theme').textContent = `Theme: ${theme || 'auto'}`;
 }
 
+// ---- The form
+
+const kept = {}; // what was chosen, also in the form that is not shown
+
+/** Draws the form anew when a picture comes or goes. */
+function showForm() {
+  const schema = schemas.find(({ properties }) => Boolean(properties.image_url) === Boolean(source.url));
+  if (!schema || (form && form.model === schema.properties.model.enum[0])) return;
+  for (const name of form?.names ?? []) delete kept[name];
+  Object.assign(kept, form?.chosen());
+  form = new Form(at('fields'), schema);
+  form.fill(kept);
+}
+
 // ---- Drawing
 
 function say(text) {
@@ -66,7 +84,7 @@ function read() {
   try {
     if (!prompt) throw new Error('Describe the image first.');
     if ([...prompt].length > form.maxPrompt) throw new Error(`The prompt is longer than ${form.maxPrompt} characters.`);
-    return { model: form.model, prompt, ...form.read() };
+    return { model: form.model, prompt, ...(source.url && { image_url: source.url }), ...form.read() };
   } catch (error) {
     problem(error.message);
     if (!prompt) at('prompt').focus();
@@ -76,7 +94,7 @@ function read() {
 
 function show(body) {
   const size = body.image_size ?? 'landscape_4_3';
-  const ratio = typeof size === 'string' ? ratioOf(size) : size.width / size.height;
+  const ratio = body.image_url ? Math.min(3, Math.max(1 / 3, source.ratio)) : typeof size === 'string' ? ratioOf(size) : size.width / size.height;
   at('canvas').style.aspectRatio = ratio;
   at('canvas').style.width = `min(100%, ${68 * ratio}vh)`;
   at('preview').hidden = true;
@@ -155,8 +173,18 @@ function vary(record) {
   apply(record.body);
 }
 
-function apply(body) {
+/** Takes a drawn image as the picture to begin with. */
+async function begin(record) {
+  await source.take(record.blob, 'Image ' + record.seed);
+  at('prompt').focus();
+  at('form').scrollIntoView({ block: 'nearest' });
+}
+
+async function apply(body) {
   const { model, prompt, ...chosen } = body;
+  if (drawing) return;
+  if (body.image_url) await source.restore(body.image_url);
+  else source.clear();
   at('prompt').value = prompt;
   form.fill(chosen);
   const { seed } = chosen; // for this once: the next Generate draws another seed
@@ -227,7 +255,8 @@ state.look();
 for (const record of await history.all()) gallery.add(record);
 showEmpty();
 try {
-  form = new Form(at('fields'), await loadSchema());
+  schemas = await loadSchemas();
+  showForm();
 } catch (error) {
   problem(`The form cannot be drawn: ${error.message}`);
 }

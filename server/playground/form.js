@@ -1,7 +1,7 @@
 // The form: one field for each property of the request's schema in the server's own OpenAPI document.
 // A parameter that the server gains appears here by itself, with its bounds, default and help.
 
-const OWN_PLACE = ['model', 'prompt', 'sync_mode']; // the page's own business
+const OWN_PLACE = ['model', 'prompt', 'sync_mode', 'image_url']; // the page's own business
 const SLIDER_SPAN = 1000; // a wider range is typed, not slid
 
 export function element(tag, properties = {}, ...children) {
@@ -21,14 +21,14 @@ export function words(name) {
   return (plain[0].toUpperCase() + plain.slice(1)).replace(/ hd$/, ' HD');
 }
 
-export async function loadSchema() {
+/** The schemas of a request's body: one that takes a picture (`image_url`), and one that does not. */
+export async function loadSchemas() {
   const response = await fetch('/openapi.json');
   if (!response.ok) throw new Error(`the server's OpenAPI document: ${response.status}`);
   const document = await response.json();
-  let schema = document.paths['/v1/images/generations'].post.requestBody.content['application/json'].schema;
-  if (schema.oneOf) [schema] = schema.oneOf;
-  if (schema.$ref) schema = document.components.schemas[schema.$ref.split('/').pop()];
-  return schema;
+  const { schema } = document.paths['/v1/images/generations'].post.requestBody.content['application/json'];
+  const whole = (part) => (part.$ref ? document.components.schemas[part.$ref.split('/').pop()] : part);
+  return (schema.oneOf ?? [schema]).map(whole);
 }
 
 export class Form {
@@ -37,6 +37,7 @@ export class Form {
   constructor(place, schema) {
     this.model = schema.properties.model.enum?.[0] ?? schema.properties.model.default;
     this.maxPrompt = schema.properties.prompt.maxLength;
+    place.replaceChildren();
     for (const [name, part] of Object.entries(schema.properties)) {
       if (OWN_PLACE.includes(name)) continue;
       const field = kindOf(part)(name, part);
@@ -49,10 +50,21 @@ export class Form {
 
   /** The fields that differ from their defaults. Raises a sentence for what cannot be sent. */
   read() {
-    const chosen = {};
-    for (const [name, { get, initial, check }] of this.#fields) {
+    for (const [name, { check }] of this.#fields) {
       const wrong = check?.();
       if (wrong) throw new Error(`${words(name)}: ${wrong}`);
+    }
+    return this.chosen();
+  }
+
+  get names() {
+    return [...this.#fields.keys()];
+  }
+
+  /** The same, whether or not it can be sent. */
+  chosen() {
+    const chosen = {};
+    for (const [name, { get, initial }] of this.#fields) {
       const value = get();
       if (value !== undefined && JSON.stringify(value) !== JSON.stringify(initial)) chosen[name] = value;
     }

@@ -34,7 +34,7 @@ export class Gallery {
   #cards = new Map();
   #addresses = new Map(); // object URLs, given back when a card goes
 
-  /** `act` has again(record), vary(record), remove(record), say(text), key(). */
+  /** `act` has again(record), vary(record), begin(record), remove(record), say(text), key(). */
   constructor(place, large, act) {
     this.place = place;
     this.large = large;
@@ -93,7 +93,7 @@ export class Gallery {
     } else {
       box.append(button('Same seed again', () => this.act.again(record)), button('Vary', () => this.act.vary(record), 'Vary: the same with another seed'),
         this.#copying(record));
-      if (!record.flagged) box.append(this.#download(record));
+      if (!record.flagged) box.append(button('Use as input', () => this.act.begin(record), 'Use as input: begin with this picture'), this.#download(record));
     }
     box.append(button('Delete', () => this.act.remove(record), 'Delete from the history'));
     return box;
