@@ -1,5 +1,6 @@
 """`srpo generate`: the engine without HTTP."""
 
+import base64
 import json
 import os
 import subprocess
@@ -73,6 +74,8 @@ def test_a_file_of_requests_into_a_folder_resumes_where_it_stopped(tmp_path: Pat
         (("a", "--seed", "0"), "request 1: seed: expected an integer from 1 to"),
         (("a", "--image-size", "1000x1000"), "image_size.width: expected a multiple of 32"),
         (("a", "--acceleration", "warp"), "acceleration: expected one of none, regular, high"),
+        (("a", "--strength", "0.5"), "--strength needs a picture"),
+        (("a", "--image", "missing.png"), "there is no file missing.png"),
         (("--jsonl", "missing.jsonl"), "missing.jsonl"),
         (("a", "--model", "flux/srpo"), "flux/srpo is not complete"),
     ],
@@ -118,3 +121,30 @@ def test_each_terminal_is_shown_pictures_in_its_own_way(environment: dict[str, s
     assert show is not None
     assert show(picture).startswith(begins)
     assert shower({"TERM": "dumb"}) is None
+
+
+def test_a_picture_becomes_the_servers_picture(tmp_path: Path, live: LiveServer) -> None:
+    Image.effect_noise((512, 544), 60).convert("RGB").save(tmp_path / "harbour.png")
+    flags = ("--strength", "0.5", "--num-inference-steps", "2", "--seed", "9")
+    ended = generate(tmp_path, "in winter", "--image", "harbour.png", "-o", "out", "--format", "png", *flags)
+    assert ended.returncode == 0, ended.stderr
+    data = base64.b64encode((tmp_path / "harbour.png").read_bytes()).decode()
+    reply = live.generate(
+        model="flux/srpo/image-to-image", prompt="in winter", image_url=f"data:image/png;base64,{data}", strength=0.5,
+        num_inference_steps=2, seed=9, output_format="png",
+    )  # fmt: skip
+    assert (tmp_path / "out" / "0001.png").read_bytes() == httpx.get(reply.json()["images"][0]["url"]).content
+    again = generate(tmp_path, "in winter", "--image", "harbour.png", "-o", "out", "--format", "png", *flags)
+    assert "everything is drawn already" in again.stderr
+
+
+def test_a_line_may_name_its_picture_and_a_bad_one_is_told_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (512, 512), "teal").save(tmp_path / "good.webp")
+    (tmp_path / "bad.png").write_text("no picture")
+    lines = [{"prompt": "a", "image": "bad.png"}, {"prompt": "b", "image": "good.webp"}, {"prompt": "c"}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    ended = generate(tmp_path, "--jsonl", "in.jsonl", "-o", "out", *FAST)
+    assert ended.returncode == 1
+    assert "not drawn: out/0001.jpeg: it is not a PNG, JPEG or WebP picture" in ended.stderr
+    with Image.open(tmp_path / "out" / "0002.jpeg") as sourced, Image.open(tmp_path / "out" / "0003.jpeg") as plain:
+        assert (sourced.size, plain.size) == ((512, 512), (512, 544))

@@ -1,0 +1,202 @@
+"""What `srpo generate` has to draw: prompts or a JSONL of requests, and the files they become.
+
+Every finished request is written to `requests.jsonl` beside the images, with the seed that was used, so that the same
+command goes on where it stopped.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field, ValidationError, create_model
+from pydantic_settings import CliPositionalArg
+
+from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams
+from pipelines.safety import InspectedResult
+from server.encoding import encode_one
+from server.inputs import Sources, UnusableImage
+from server.schema import issues_of
+from server.settings import EngineSettings
+from server.spellings import IMAGE_TO_IMAGE, kind_of, translate
+
+SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+RECORD = "requests.jsonl"
+NOT_FLAGS = ("prompt", "sync_mode", "output_format", "image_url")
+PARAMETERS = GenerationParams.model_fields | {
+    name: field for name, field in ImageToImageParams.model_fields.items() if name not in GenerationParams.model_fields
+}
+KEPT_APART = "data:,"  # as `image_url`: the picture is a file of ours
+
+
+Params = GenerationParams | ImageToImageParams
+
+
+class Refused(Exception):
+    """A request or an argument that cannot be drawn; the message is for the person who typed it."""
+
+
+class GenerateSettings(EngineSettings):
+    """Draw images without a server."""
+
+    prompts: CliPositionalArg[list[str]] = Field([], description="what to draw; several prompts make several images")
+    output: Path = Field(
+        Path(),
+        validation_alias=AliasChoices("o", "output"),
+        description="a file (its suffix chooses the format) or a folder",
+    )
+    jsonl: Path | None = Field(None, description="a file with one request a line, in the API's own fields")
+    image: Path | None = Field(None, description="begin at this picture (PNG, JPEG, WebP) and keep its size")
+    format: str | None = Field(None, description=f"format of images in a folder: {', '.join(OUTPUT_FORMATS)}")
+    as_json: bool = Field(
+        False, validation_alias=AliasChoices("json", "as_json"), description="print one JSON object for each request"
+    )
+    preview: bool = Field(False, description="show the images on their way, in a terminal that can (24-bit colour)")
+
+
+def with_parameters() -> type[GenerateSettings]:
+    """Every generation parameter as a flag; values are JSON or text and go through the same validation as the API's."""
+    fields: dict[str, Any] = {
+        name: (str | None, Field(None, description=f"{info.description} ({kind_of(name).expected})"))
+        for name, info in PARAMETERS.items()
+        if name not in NOT_FLAGS
+    }
+    return create_model("GenerateSettings", __base__=GenerateSettings, **fields)
+
+
+class Task:
+    """One request, and the files it becomes."""
+
+    def __init__(self, params: Params, files: list[Path], record: Path | None, line: dict[str, Any]) -> None:
+        self.params = params
+        self.files = files
+        self.record = record
+        self.line = line
+
+    async def request(self, model: str, sources: Sources) -> ImageRequest:
+        """What is to be drawn, its source picture read. Raises `UnusableImage`."""
+        if isinstance(self.params, GenerationParams):
+            return self.params.to_request(model)
+        file = self.line.get("image")
+        try:
+            picture = self.params.image_url if file is None else await asyncio.to_thread(Path(file).read_bytes)
+        except OSError as error:
+            raise UnusableImage(f"{file}: {error.strerror}") from error
+        size, pixels = await sources.take(picture)
+        return self.params.to_request(model, size, pixels)
+
+    def save(self, inspected: InspectedResult, settings: EngineSettings) -> None:
+        """Write the images atomically, then the line that says they are done."""
+        for index, file in enumerate(self.files):
+            image = encode_one(inspected, index, self.params.output_format, settings)
+            temporary = file.with_name(file.name + ".partial")
+            temporary.write_bytes(image.data)
+            temporary.rename(file)
+        if self.record is not None:
+            done = {"request": self.line, "seed": self.params.seed, "files": [file.name for file in self.files]}
+            with self.record.open("a") as record:
+                record.write(json.dumps(done) + "\n")
+
+
+def plan(settings: GenerateSettings) -> list[Task]:
+    """The requests that are still to be drawn. Raises `Refused`."""
+    lines = requested(settings)
+    if not lines:
+        raise Refused("nothing to draw: give a prompt or --jsonl FILE (see srpo generate --help)")
+    one_file = settings.output.suffix.lower() in SUFFIXES
+    if one_file and len(lines) > 1:
+        raise Refused(f"{len(lines)} requests do not fit one file; give a folder as --output")
+    folder = settings.output.parent if one_file else settings.output
+    folder.mkdir(parents=True, exist_ok=True)
+    record = None if one_file else folder / RECORD
+    done = drawn(record)
+    return [
+        task(number, line, settings.output if one_file else None, folder, record)
+        for number, line in enumerate(lines, 1)
+        if (number, json.dumps(line, sort_keys=True)) not in done
+    ]
+
+
+def requested(settings: GenerateSettings) -> list[dict[str, Any]]:
+    """Every request in the API's own fields: the flags are the defaults of each."""
+    given = {name: getattr(settings, name) for name in PARAMETERS if name not in NOT_FLAGS}
+    shared = {name: from_text(value) for name, value in given.items() if value is not None}
+    if settings.output.suffix.lower() in SUFFIXES:
+        shared["output_format"] = SUFFIXES[settings.output.suffix.lower()]
+    elif settings.format is not None:
+        shared["output_format"] = settings.format
+    lines = [{"prompt": prompt} for prompt in settings.prompts]
+    if settings.jsonl is not None:
+        lines += read_jsonl(settings.jsonl)
+    if settings.image is not None:
+        lines = [{"image": str(settings.image)} | line for line in lines]
+    if "strength" in shared and not all(is_sourced(line) for line in lines):
+        raise Refused("--strength needs a picture to begin with: --image FILE")
+    return [native_of(shared | line) for line in lines]
+
+
+def is_sourced(line: dict[str, Any]) -> bool:
+    return "image" in line or "image_url" in line
+
+
+def native_of(line: dict[str, Any]) -> dict[str, Any]:
+    """A line in native fields; `image` names a file of ours."""
+    native = translate({**line, "model": IMAGE_TO_IMAGE if is_sourced(line) else "", "image": None}).native
+    del native["model"]
+    return native | ({"image": line["image"]} if "image" in line else {})
+
+
+def from_text(text: str) -> Any:
+    """A flag's value: JSON where it is JSON (28, true), `WxH` as a size, else the text itself."""
+    width, x, height = text.partition("x")
+    if x and width.isdigit() and height.isdigit():
+        return {"width": int(width), "height": int(height)}
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    try:
+        texts = file.read_text().splitlines()
+        lines = [json.loads(text) for text in texts if text.strip()]
+    except (OSError, ValueError) as error:
+        raise Refused(f"{file}: {error}") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise Refused(f"{file}: every line must be a JSON object")
+    return lines
+
+
+def drawn(record: Path | None) -> set[tuple[int, str]]:
+    """Number and request of everything the record says is done, and whose files are still there."""
+    if record is None or not record.exists():
+        return set()
+    done = set()
+    for text in record.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # the last line of an interrupted run
+        if all((record.parent / name).exists() for name in line["files"]):
+            number = int(line["files"][0].split("-")[0].split(".")[0])
+            done.add((number, json.dumps(line["request"], sort_keys=True)))
+    return done
+
+
+def task(number: int, line: dict[str, Any], file: Path | None, folder: Path, record: Path | None) -> Task:
+    if "image" in line and not Path(str(line["image"])).is_file():
+        raise Refused(f"request {number}: image: there is no file {line['image']}")
+    try:
+        if is_sourced(line):
+            params: Params = ImageToImageParams.model_validate({"image_url": KEPT_APART, **line})
+        else:
+            params = GenerationParams.model_validate(line)
+    except ValidationError as error:
+        issues = [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
+        listed = "; ".join(f"{'.'.join(map(str, issue['path']))}: {issue['message']}" for issue in issues)
+        raise Refused(f"request {number}: {listed}") from error
+    stem, suffix = (file.stem, file.suffix) if file else (f"{number:04d}", f".{params.output_format}")
+    count = params.num_images
+    names = [f"{stem}{suffix}"] if count == 1 else [f"{stem}-{index}{suffix}" for index in range(1, count + 1)]
+    return Task(params, [folder / name for name in names], record, line)
