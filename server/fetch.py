@@ -12,12 +12,14 @@ import ipaddress
 import socket
 import ssl
 import time
-from urllib.parse import urljoin, urlsplit
+from concurrent.futures import Executor
+from urllib.parse import quote, urljoin, urlsplit
 
 MAX_BYTES = 50 * 2**20
 SECONDS = 10.0  # for all of it
 REDIRECTS = 3
 CHUNK = 2**16
+UNQUOTED = "/?%:@!$&'()*+,;=~-._"  # in a path with its query; RFC 3986, 3.3 and 3.4
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -72,7 +74,7 @@ class Fetch:
         for _ in range(REDIRECTS + 1):
             try:
                 done = self._get(url)
-            except (OSError, http.client.HTTPException):
+            except (OSError, http.client.HTTPException, ValueError):  # ValueError: no host, path or port at all
                 raise Unfetchable("it could not be fetched") from None
             if isinstance(done, bytes):
                 return done
@@ -91,7 +93,7 @@ class Fetch:
         connection = http.client.HTTPConnection(host, port)
         connection.sock = self._connect(host, port, encrypted=parts.scheme == "https")
         with contextlib.closing(connection):
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=UNQUOTED)
             connection.request("GET", path, headers={"accept": "image/png, image/jpeg, image/webp"})
             with contextlib.closing(connection.getresponse()) as reply:
                 if reply.status in (301, 302, 303, 307, 308) and (location := reply.getheader("location")):
@@ -135,12 +137,12 @@ class Fetch:
         return left
 
 
-async def fetch(url: str) -> bytes:
+async def fetch(url: str, threads: Executor | None = None) -> bytes:
     """The picture's bytes, at most 50 MiB, within 10 s. Raises `Unfetchable`."""
     work = Fetch(url)
     try:
         async with asyncio.timeout(SECONDS):
-            return await asyncio.to_thread(work.run)
+            return await asyncio.get_running_loop().run_in_executor(threads, work.run)
     except TimeoutError:
         raise Unfetchable(f"it did not arrive within {SECONDS:.0f} s") from None
     finally:

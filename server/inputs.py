@@ -5,7 +5,7 @@ import base64
 import binascii
 import io
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -29,23 +29,24 @@ class Sources:
     def __init__(self, *, may_fetch: bool) -> None:
         self._may_fetch = may_fetch
         self._files = asyncio.Semaphore(FILES)
+        self._fetching = ThreadPoolExecutor(FILES, "fetch")  # hosts that are slow must not slow anything else
         self._decoding = ThreadPoolExecutor(1, "decode")  # one, since malloc keeps memory for every thread that had it
 
     async def take(self, picture: str | bytes) -> tuple[Size, bytes]:
         """The size to draw, and the picture in it as RGB pixels; from its URL or its file. Raises `UnusableImage`."""
         async with self._files:
-            data = picture if isinstance(picture, bytes) else await obtain(picture, self._may_fetch)
+            data = picture if isinstance(picture, bytes) else await obtain(picture, self._may_fetch, self._fetching)
             return await asyncio.get_running_loop().run_in_executor(self._decoding, decode, data)
 
 
-async def obtain(url: str, may_fetch: bool) -> bytes:
+async def obtain(url: str, may_fetch: bool, threads: Executor | None = None) -> bytes:
     """The file behind an https (or http) URL or inside a data URI. Raises `UnusableImage`."""
     if url[:5].lower() == "data:":
         return read_data_uri(url)
     if not may_fetch:
         raise UnusableImage("this server fetches nothing (--no-fetch): send the picture as a data URI")
     try:
-        return await fetch(url)
+        return await fetch(url, threads)
     except Unfetchable as error:
         raise UnusableImage(str(error)) from error
 

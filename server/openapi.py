@@ -111,6 +111,7 @@ FILE = {"type": "string", "format": "binary", "description": "The picture to beg
 FORM: dict[str, Any] = ImageToImageBody.model_json_schema()
 FORM["properties"] = {"image": FILE} | {name: part for name, part in FORM["properties"].items() if name != "image_url"}
 FORM["required"] = ["model", "prompt", "image"]
+del FORM["examples"]
 EDITS: dict[str, Any] = GENERATION | {
     "summary": "Begin at an uploaded picture",
     "operation_id": "_v1_images_edits",

@@ -33,6 +33,7 @@ class Peer:
 
     def __init__(self, host: str, reply: bytes, drip: bool = False, hold: bool = False) -> None:
         self.connections = 0
+        self.heard = b""
         self._reply, self._drip, self._hold = reply, drip, hold
         self._listener = socket.create_server((host, 0))
         self.url = f"http://{host}:{self._listener.getsockname()[1]}/picture"
@@ -50,7 +51,7 @@ class Peer:
     def _answer(self, connection: socket.socket) -> None:
         with closing(connection):
             try:
-                connection.recv(2**16)
+                self.heard = connection.recv(2**16)
                 connection.sendall(self._reply)
                 while self._drip:
                     connection.sendall(b"x" * 2**16)
@@ -89,6 +90,23 @@ def test_a_picture_is_fetched() -> None:
     peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
     assert asyncio.run(fetch.fetch(peer.url)) == b"hello"
     peer.close()
+
+
+@pytest.mark.usefixtures("public")
+def test_letters_that_an_address_may_not_have_are_escaped() -> None:
+    peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
+    assert asyncio.run(fetch.fetch(f"{peer.url}/é ü%20?a=ö b")) == b"hello"
+    peer.close()
+    assert peer.heard.startswith(b"GET /picture/%C3%A9%20%C3%BC%20?a=%C3%B6%20b HTTP/1.1")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "http://a\0b/", "http://[::1/", "http://x:99999/", "http://\u2028/", "http://" + "a" * 300, "ftp://x/"],
+)
+def test_what_is_no_address_is_said(url: str) -> None:
+    with pytest.raises(Unfetchable):
+        asyncio.run(fetch.fetch(url))
 
 
 @pytest.mark.usefixtures("public")
