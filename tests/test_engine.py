@@ -18,7 +18,7 @@ from pipelines.request import GenerationParams, ImageRequest, Source
 from weights import tiny
 
 DTYPES = [torch.float32, torch.bfloat16]
-SIZES = [(512, 512), (1440, 512), (544, 672)]
+SIZES = [(512, 512), (1440, 512), (544, 672), (512, 768), (896, 512)]
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
@@ -47,7 +47,7 @@ def draw(engine: FluxEngine, request: ImageRequest) -> list[bytes]:
 
 @pytest.mark.filterwarnings("ignore:.*progress")
 @pytest.mark.parametrize(("width", "height"), SIZES)
-@pytest.mark.parametrize("steps", [1, 4, 28])
+@pytest.mark.parametrize("steps", [1, 4, 28, 50])
 def test_equals_flux_pipeline_bit_for_bit(engine: FluxEngine, width: int, height: int, steps: int) -> None:
     rng = np.random.default_rng(width * steps)
     request = ask(

@@ -1,0 +1,167 @@
+"""Same seed, same bytes: whoever else is drawn, in whatever company, and whatever happens to them.
+
+A worker's own turns (`Shift`) around the tiny model, in bfloat16 with batches allowed.
+"""
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+from test_engine import ask, tiny_engine
+from test_shift import Told
+
+from pipelines.acceleration import PRESETS
+from pipelines.batches import COUNTS
+from pipelines.flux import FluxEngine
+from pipelines.kinds import Size
+from pipelines.request import ImageRequest
+from pipelines.sample import Sample
+from pipelines.shift import Shift
+
+WATCHED = ask(steps=9, seed=77, acceleration="high", prompt="a lighthouse", guidance_scale=3.5)
+SIZES = [(512, 512), (512, 512), (512, 544), (576, 512)]
+
+
+class Watched(FluxEngine):
+    """An engine that counts in which company the watched request takes its steps."""
+
+    companies: ClassVar[Counter[int]] = Counter()  # anew for each test
+
+    def denoise(self, samples: list[Sample]) -> None:  # type: ignore[override]
+        if any(sample.request == WATCHED for sample in samples):
+            self.companies[len(samples)] += 1
+        super().denoise(samples)
+
+
+@pytest.fixture(scope="module")
+def engine() -> FluxEngine:
+    engine = tiny_engine(torch.bfloat16)
+    engine.__class__ = Watched
+    return engine
+
+
+@pytest.fixture(scope="module")
+def alone(engine: FluxEngine) -> bytes:
+    engine.batches = {}
+    return draw(engine, WATCHED)
+
+
+@pytest.fixture(autouse=True)
+def _batches(engine: Watched, alone: bytes) -> None:
+    engine.batches = {Size(512, 512): COUNTS}
+    engine.companies.clear()
+
+
+class Work:
+    """A shift with the watched request in it, and neighbours."""
+
+    def __init__(self, engine: FluxEngine, neighbours: list[ImageRequest]) -> None:
+        self.told = Told()
+        self.shift = Shift(engine, self.told)
+        for number, request in enumerate(neighbours):
+            self.admit(str(number), request)
+
+    def admit(self, name: str, request: ImageRequest) -> None:
+        self.shift.take({"op": "run", "job": name, "request": request.to_json(), "previews": {"count": 0, "side": 0}})
+
+    def cancel(self, name: str) -> None:
+        self.shift.take({"op": "cancel", "job": name})
+
+    def picture(self) -> bytes:
+        """Of the watched request, as soon as it is done."""
+        while "watched" not in self.told.ends:
+            self.shift.turn()
+        assert self.told.ends["watched"] == "done"
+        return self.told.pictures["watched", 0]
+
+
+def draw(engine: FluxEngine, request: ImageRequest) -> bytes:
+    work = Work(engine, [])
+    work.admit("watched", request)
+    return work.picture()
+
+
+def anybody(chance: random.Random) -> ImageRequest:
+    width, height = chance.choice(SIZES)
+    return ask(
+        width,
+        height,
+        chance.randint(1, 14),
+        seed=chance.randint(1, 10**6),
+        num_images=chance.randint(1, 2),
+        acceleration=chance.choice(list(PRESETS)),
+        guidance_scale=chance.uniform(1, 20),
+        prompt="".join(chr(chance.randint(32, 0x2FF)) for _ in range(chance.randint(1, 60))),
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_among_sixteen_random_neighbours(engine: FluxEngine, alone: bytes, seed: int) -> None:
+    chance = random.Random(seed)
+    work = Work(engine, [anybody(chance) for _ in range(8)])
+    work.admit("watched", WATCHED)
+    for number in range(8, 16):
+        work.shift.turn()
+        work.admit(str(number), anybody(chance))
+    assert work.picture() == alone
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_in_each_company_that_is_allowed(engine: Watched, alone: bytes, count: int) -> None:
+    mates = [replace(WATCHED, seeds=(seed,), prompt=f"{seed} boats", guidance_scale=seed) for seed in range(1, count)]
+    work = Work(engine, mates)
+    work.admit("watched", WATCHED)
+    assert work.picture() == alone
+    assert engine.companies == {count: 9}
+
+
+def test_after_a_neighbour_was_cancelled_at_every_step(engine: Watched, alone: bytes) -> None:
+    """It shares passes up to then; its place stays empty, or another takes it."""
+    mate = replace(WATCHED, seeds=(3,), guidance_scale=9.0)
+    for step in range(10):
+        work = Work(engine, [mate])
+        work.admit("watched", WATCHED)
+        for _ in range(step):
+            work.shift.turn()
+        work.cancel("0")
+        if step % 2:
+            work.admit("1", replace(mate, num_inference_steps=12))
+        assert work.picture() == alone
+    assert set(engine.companies) == {1, 2}
+
+
+def test_after_neighbours_of_other_sizes_were_given_up_at_every_step(engine: FluxEngine, alone: bytes) -> None:
+    """And with nobody else: what a dropped request has left behind is found by no later one."""
+    for step in range(10):
+        work = Work(engine, [replace(WATCHED, width=544, height=512 + 32 * step), replace(WATCHED, seeds=(step + 1,))])
+        for _ in range(step):
+            work.shift.turn()
+        work.cancel("0")
+        work.cancel("1")
+    assert draw(engine, WATCHED) == alone
+
+
+def test_beside_a_neighbour_that_fails_in_company(
+    engine: FluxEngine, alone: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its step: the others take theirs again without it, from where they were."""
+    bad = replace(WATCHED, seeds=(13,))
+    own = Sample.advance
+
+    for step in (0, 4, 8):
+
+        def fail(sample: Sample, *moved: torch.Tensor, step: int = step) -> None:
+            if sample.request.seeds == bad.seeds and sample.step == step:
+                raise RuntimeError("a bug")
+            own(sample, *moved)
+
+        monkeypatch.setattr(Sample, "advance", fail)
+        work = Work(engine, [replace(WATCHED, seeds=(2,)), bad, replace(WATCHED, seeds=(3,))])
+        work.admit("watched", WATCHED)
+        assert work.picture() == alone
+        while not work.shift.idle:
+            work.shift.turn()
+        assert work.told.ends == {"0": "done", "1": "GenerationFailed", "2": "done", "watched": "done"}
