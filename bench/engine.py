@@ -4,8 +4,9 @@
 
 Every row is the whole way of one image, prompt to pixels, device synchronised around it, warm-up apart: seconds
 (median, p95), how many times faster than `FluxPipeline` eager, and the share of the device's own matrix-product
-ceiling, measured a moment before, that the computed steps take of the whole time. Then mixed load: unlike requests in
-a burst and as a Poisson stream, in the scheduler's order against first come first served.
+ceiling, measured a moment before, that the computed steps take of the whole time. Then passes of several samples, with
+the peak of memory; and mixed load: unlike requests in a burst and as a Poisson stream, in the scheduler's order against
+first come first served.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.batches import REPEATS, measure_batches
 from bench.geometry import MODELS, Model, step_flops
 from pipelines.acceleration import PRESETS
 from pipelines.engine import EngineInfo
@@ -81,6 +83,10 @@ class Bench:
             while self.engine.steps_left(sample):
                 self.engine.step([sample])
             self.engine.finish(sample)
+
+    def prepare(self, width: int, height: int, seed: int) -> Sample:
+        """A sample at its first of enough steps that every one is computed."""
+        return self.engine.prepare(ask(width, height, 2 * REPEATS, "none", seed))[0]
 
     def stages(self, request: ImageRequest) -> Figures:
         """Seconds of each stage, every one synchronised; a step is the median of its kind."""
@@ -194,12 +200,14 @@ def show(figures: Figures) -> None:
         shown = (f"{row['median_s']:.3f}", f"{row['p95_s']:.3f}", f"{row['speed_up']:.2f}", f"{row['of_ceiling']:.0%}")
         table.add_row(row["size"], row["name"], str(row["computed_steps"]), *shown)
     console.print(table)
-    for title, group in (("stages, ms", figures["stages"]), ("mixed load", figures["mixed_load"])):
+    groups = (("stages, ms", "stages"), ("passes of several samples", "batches"), ("mixed load", "mixed_load"))
+    for title, key in groups:
+        group = figures[key]
         names = list(next(iter(group.values())))
         table = Table("", *names, title=title)
-        for key, values in group.items():
+        for label, values in group.items():
             scale = 1000 if title == "stages, ms" else 1
-            table.add_row(key, *("-" if values[name] is None else f"{scale * values[name]:.2f}" for name in names))
+            table.add_row(label, *("-" if values[name] is None else f"{scale * values[name]:.3f}" for name in names))
         console.print(table)
 
 
@@ -212,6 +220,7 @@ def run(arguments: argparse.Namespace) -> Figures:
     names = contenders(bench)
     rows = [row for size in sizes for row in measure(bench, names, size, arguments.steps, arguments.repeats)]
     stages = {f"{w}x{h}": bench.stages(ask(w, h, arguments.steps, "high")) for w, h in sizes}
+    batches = measure_batches(bench, sizes)
     load = mixed_load(bench, arguments.requests, sizes, arguments.steps)
     if arguments.compiled:  # last: it stays
         bench.pipeline.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True)
@@ -228,6 +237,7 @@ def run(arguments: argparse.Namespace) -> Figures:
         "ceiling_tflops": ceiling / 1e12,
         "rows": rows,
         "stages": stages,
+        "batches": batches,
         "mixed_load": load,
     }
 

@@ -32,6 +32,9 @@ def test_bench_engine_measures_every_preset_beside_the_stock_pipeline(
     assert set(figures["mixed_load"]) == {
         f"{shape}_{order}" for shape in ("burst", "poisson") for order in ("scheduler", "first_come")
     }
+    labels = ("1 together", "2 together", "4 together", "decode")
+    assert list(figures["batches"]) == [f"512x512, {label}" for label in labels]
+    assert all(row["s_per_image"] > 0 and 0 < row["peak_gib"] < 64 for row in figures["batches"].values())
     printed = capsys.readouterr().out
     assert all(name in printed for name in [*rows, "skipped_step", "poisson_scheduler"])
 
