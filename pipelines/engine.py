@@ -21,6 +21,7 @@ class EngineConfig:
 
     `kept` is the file that remembers what was found out about the device (`kept.py`); without one nothing is tried
     that takes time, and nothing is compared. `batch_sizes` are the sizes (`512x512`) to batch if that is exact.
+    Images of more than `tile_above` megapixels are decoded in tiles; None: never.
     """
 
     model: str = "tiny"
@@ -29,6 +30,7 @@ class EngineConfig:
     dtype: str = "auto"
     kept: str | None = None
     batch_sizes: tuple[str, ...] = ()
+    tile_above: float | None = None
     factory: str = "pipelines.load:load_engine"
 
     def to_json(self) -> dict[str, Any]:

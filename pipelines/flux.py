@@ -7,6 +7,7 @@ schedule, denoise, decode. With `acceleration: none` its pixels equal `FluxPipel
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ from pipelines.previews import draw_preview
 from pipelines.request import ImageRequest
 from pipelines.residual import forward
 from pipelines.sample import Sample, Text, rows
+from pipelines.tiles import tiles
 from weights.previews import PreviewMap
 
+TILED = "decode: in overlapping tiles, which is not exact (SRPO_TILE_ABOVE)"
 TEXTS_KEPT = 64  # prompts whose embeddings are remembered: 4 MiB each at FLUX.1's size
 
 
@@ -41,6 +44,7 @@ class FluxEngine:
         self._text_tokens = text_tokens
         self._device = pipeline.transformer.device
         self._texts: OrderedDict[str, Text] = OrderedDict()
+        self.tile_above: float | None = None  # megapixels
         self.batches: dict[Size, tuple[int, ...]] = {}  # how many samples of a size may share a step, but for one
 
     @torch.inference_mode()
@@ -70,7 +74,13 @@ class FluxEngine:
 
     @torch.inference_mode()
     def finish(self, sample: Sample) -> Pixels:
-        return Pixels(self.decode(sample), sample.text.notes)
+        pixels = self.decode(sample)
+        tiled = self._in_tiles(sample.request)
+        return Pixels(pixels, (*sample.text.notes, *([TILED] if tiled else [])))
+
+    def _in_tiles(self, request: ImageRequest) -> bool:
+        """Decided by the size alone, never by the memory that is free: the same request gives the same bytes."""
+        return self.tile_above is not None and request.pixels > self.tile_above * 2**20
 
     def steps_left(self, sample: Sample) -> int:
         return len(sample.timesteps) - sample.step
@@ -170,7 +180,8 @@ class FluxEngine:
         pipeline, request = self._pipeline, sample.request
         latents = pipeline._unpack_latents(sample.latents, request.height, request.width, pipeline.vae_scale_factor)
         latents = latents / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
-        image = pipeline.vae.decode(latents, return_dict=False)[0]
+        with tiles(pipeline.vae, pipeline.vae_scale_factor) if self._in_tiles(request) else nullcontext():
+            image = pipeline.vae.decode(latents, return_dict=False)[0]
         if not torch.isfinite(image).all():
             raise NonFinitePixels
         image = pipeline.image_processor.denormalize(image)[0]

@@ -32,21 +32,23 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     pipeline = load_pipeline(located, dtype, device, report)
     info = describe(located.checkpoint.id, pipeline, device, dtype)
     engine = FluxEngine(pipeline, located.checkpoint.text_tokens, info, located.checkpoint.preview)
+    engine.tile_above = config.tile_above
     if config.kept is not None:
-        settle(engine, Kept(Path(config.kept)), config.batch_sizes, report)
+        settle(engine, Kept(Path(config.kept)), config, report)
     return engine
 
 
-def settle(engine: FluxEngine, kept: Kept, batch_sizes: tuple[str, ...], report: Report) -> None:
+def settle(engine: FluxEngine, kept: Kept, config: EngineConfig, report: Report) -> None:
     """Make the choices that this device, software and weights leave open, or take those made before; then check."""
     report("trying which sizes can be batched", 0.96)
     base = engine.info.fingerprint
     batches = {
         size: tuple(kept.once("batches", f"{base} {name}", lambda size=size: exact_batches(engine, size)))  # type: ignore[misc]
-        for name, size in ((name, Size(*map(int, name.split("x")))) for name in batch_sizes)
+        for name, size in ((name, Size(*map(int, name.split("x")))) for name in config.batch_sizes)
     }
     engine.batches = batches
-    engine.info = replace(engine.info, fingerprint=with_choices(base, {"batches": sorted(batches.items())}))
+    choices = {"batches": sorted(batches.items()), "tile_above": config.tile_above}
+    engine.info = replace(engine.info, fingerprint=with_choices(base, choices))
     report("checking itself", 0.98)
     check_itself(engine, kept)
 

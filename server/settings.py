@@ -62,6 +62,11 @@ class EngineSettings(BaseSettings):
         description="sizes at which requests share a step, if the device is seen to change no bit by that; small sizes "
         "gain, large ones do not",
     )
+    tile_above: float | None = Field(
+        None,
+        gt=0,
+        description="megapixels (2^20) above which images are decoded in tiles: less memory, not exact; none: never",
+    )
     step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
     omit_parameters: bool = Field(
@@ -143,7 +148,12 @@ class EngineSettings(BaseSettings):
         """What a worker is told."""
         row = choose(self.model, self.models_dir)
         return EngineConfig(
-            row.id, str(self.models_dir.absolute()), self.devices[0], self.dtype, batch_sizes=self.batch_sizes
+            row.id,
+            str(self.models_dir.absolute()),
+            self.devices[0],
+            self.dtype,
+            batch_sizes=self.batch_sizes,
+            tile_above=self.tile_above,
         )
 
     def guard(self) -> Guard:

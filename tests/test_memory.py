@@ -1,0 +1,90 @@
+"""Too little memory: a clear error for the request that does not fit, and never other bytes than asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_engine import ask, tiny_engine
+from test_same_bytes import Work, draw
+
+from bench.quality import psnr
+from pipelines.batches import COUNTS
+from pipelines.engine import EngineConfig
+from pipelines.flux import TILED, FluxEngine
+from pipelines.kinds import Size
+from pipelines.load import load_engine
+from pipelines.tiles import SIDE
+
+SMALL, LARGE = ask(512, 1024, 2, seed=3), ask(544, 1024, 2, seed=3)  # just below and above half a megapixel
+
+
+@pytest.fixture
+def engine() -> FluxEngine:
+    return tiny_engine(torch.bfloat16)
+
+
+def finished(engine: FluxEngine) -> tuple[bytes, tuple[str, ...]]:
+    sample = engine.prepare(LARGE)[0]
+    while engine.steps_left(sample):
+        engine.step([sample])
+    return engine.finish(sample)
+
+
+@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
+def test_a_request_that_does_not_fit_fails_alone_and_the_worker_goes_on(
+    engine: FluxEngine, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its neighbour, in whose passes it was, gets the bytes it gets alone; and so does whoever comes later."""
+    engine.batches = {Size(512, 512): COUNTS}
+    good, bad = ask(steps=9, seed=5, acceleration="high"), ask(steps=9, seed=6, acceleration="high", prompt="too large")
+    alone = draw(engine, good)
+    own = getattr(engine, stage)
+
+    def full(what: Any) -> Any:
+        """Out of memory where the bad request is part of it; `what` is a prompt, a sample or several."""
+        items = what if isinstance(what, list) else [what]
+        if bad.prompt in [item if isinstance(item, str) else item.request.prompt for item in items]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+        return own(what)
+
+    monkeypatch.setattr(engine, stage, full)
+    work = Work(engine, [bad])
+    work.admit("watched", good)
+    assert work.picture() == alone
+    while not work.shift.idle:
+        work.shift.turn()
+    assert work.told.ends == {"0": "OutOfMemory", "watched": "done"}
+    monkeypatch.undo()
+    assert draw(engine, good) == alone
+
+
+def test_tiles_are_for_images_above_the_bound_and_are_said(engine: FluxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {request: draw(engine, request) for request in (SMALL, LARGE)}
+    assert finished(engine).notes == ()
+    engine.tile_above = 0.5
+    decoded: list[torch.Size] = []
+    decoder = engine._pipeline.vae.decoder
+    own = decoder.forward
+    monkeypatch.setattr(decoder, "forward", lambda latents: decoded.append(latents.shape) or own(latents))
+    assert draw(engine, SMALL) == whole[SMALL]
+    assert decoded == [(1, 16, 1024 // 8, 512 // 8)]
+    decoded.clear()
+    tiled, notes = finished(engine)
+    assert notes == (TILED,)
+    assert len(decoded) > 1
+    assert max(max(shape[2:]) for shape in decoded) == SIDE // 8
+    assert finished(engine)[0] == tiled  # less exact, but the same every time
+    pictures = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in (tiled, whole[LARGE])]
+    assert 30 < psnr(*pictures) < 100
+    assert draw(engine, SMALL) == whole[SMALL]
+
+
+def test_tiles_are_another_fingerprint(tmp_path: Path) -> None:
+    config = EngineConfig(device="cpu", kept=str(tmp_path / "engine.json"))
+
+    def of(config: EngineConfig) -> str:
+        return load_engine(config, lambda stage, progress: None).info.fingerprint
+
+    assert of(config) != of(replace(config, tile_above=1.0))
