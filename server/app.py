@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Match
 
 from pipelines.pool import WorkerPool
 from pipelines.safety import Guard
@@ -30,6 +31,7 @@ from server.settings import Settings
 from server.store import LocalStore
 from weights.checkpoints import SERVED_AS
 
+METHODS = ("GET", "HEAD", "POST", "DELETE")
 TITLE = "srpo: a self-hosted FLUX image server"
 
 
@@ -100,5 +102,12 @@ async def from_framework(request: Request, error: Exception) -> NoReturn:
     """Starlette's own 404 and 405, in our words; the edge turns them into the envelope."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        raise MethodNotAllowed(request.method, (error.headers or {}).get("Allow", ""))
+        raise MethodNotAllowed(request.method, ", ".join(allowed(request)))
     raise NotFound
+
+
+def allowed(request: Request) -> list[str]:
+    """The methods of a path. Starlette's own answer names those of its first route only."""
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    routes = request.app.routes
+    return [name for name, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes)]

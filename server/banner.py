@@ -3,14 +3,13 @@
 import asyncio
 import json
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from server.parts import Server
 from server.schema import EXAMPLE
-from server.settings import Settings
+from server.settings import EngineSettings, Settings
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
 
 
@@ -34,7 +33,7 @@ def show_start(console: Console, server: Server, address: str) -> None:
     console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
     if row.embedded:
         console.print(
-            f"[yellow]{stand_in(settings.models_dir, row.id)} Every reply says so (x-served-model).[/]",
+            f"[yellow]{stand_in(settings, row.id)} Every reply says so (x-served-model).[/]",
             soft_wrap=True,
         )
     if server.guard.description["checker"] == "none":
@@ -51,9 +50,11 @@ def show_start(console: Console, server: Server, address: str) -> None:
         )
 
 
-def stand_in(models: Path, model: str) -> str:
-    """That another model than SRPO draws."""
-    return f"No {SERVED_AS} weights in {models.absolute()}: the embedded model {model} answers in their place."
+def stand_in(settings: EngineSettings, model: str) -> str:
+    """That another model than SRPO draws, and why."""
+    missing = f"No {SERVED_AS} weights in {settings.models_dir.absolute()}"
+    reason = missing if settings.model == "auto" else f"As --model {settings.model} says"
+    return f"{reason}: the embedded model {model} answers in place of {SERVED_AS}."
 
 
 def open_to(settings: Settings) -> str:

@@ -13,7 +13,8 @@ S = TypeVar("S", bound=EngineSettings)
 
 def parse(kind: type[S], command: str, arguments: list[str]) -> S:
     """`kind` from flags, then environment, then defaults. Prints what is wrong and exits with 2."""
-    source: CliSettingsSource[S] = CliSettingsSource(kind, cli_prog_name=f"srpo {command}", cli_parse_args=arguments)
+    spelled = [with_hyphens(argument) for argument in arguments]
+    source: CliSettingsSource[S] = CliSettingsSource(kind, cli_prog_name=f"srpo {command}", cli_parse_args=spelled)
     try:
         return kind(_cli_settings_source=source)
     except ValidationError as error:
@@ -25,6 +26,13 @@ def parse(kind: type[S], command: str, arguments: list[str]) -> S:
     except OSError as error:
         print(f"srpo {command}: {told(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def with_hyphens(argument: str) -> str:
+    """A flag as it is spelled here, also where it was typed as the API's field: --num_inference_steps."""
+    flag, equals, value = argument.partition("=")
+    spelled = flag.startswith("--") and " " not in flag
+    return flag.replace("_", "-") + equals + value if spelled else argument
 
 
 def told(error: Exception) -> str:

@@ -15,11 +15,13 @@ from pipelines.job import Job, Preview, PreviewPlan
 from pipelines.pool import WorkerPool
 from pipelines.request import ImageResult
 from pipelines.safety import InspectedResult
-from server.cli import parse
+from server.banner import stand_in
+from server.cli import parse, told
 from server.inputs import Sources, UnusableImage
 from server.run import BLURRED, SHARP
 from server.tasks import GenerateSettings, Refused, Task, plan, with_parameters
 from server.terminal import Show, shower
+from weights.checkpoints import CHECKPOINTS
 
 PREVIEWS = 3  # of each image, where they are wanted
 
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> int:
             return 0
         return asyncio.run(draw_all(work, settings))
     except (Refused, OSError, ValueError) as error:
-        print(f"srpo generate: {error}", file=sys.stderr)
+        print(f"srpo generate: {told(error)}", file=sys.stderr)
         return 2
     except SafetyUnavailable as error:
         print(f"srpo generate: the safety checker: {error.cause}", file=sys.stderr)
@@ -47,6 +49,8 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
     """Draw the tasks in order, with a bar for all and one for the current image."""
     settings.signer()
     engine, guard, prompts = settings.engine(), settings.guard(), settings.prompt_guard()
+    if CHECKPOINTS[engine.model].embedded:
+        print(f"srpo generate: {stand_in(settings, engine.model)}", file=sys.stderr)
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     show = shower(os.environ) if settings.preview else None

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
-from rich.console import Console
-from rich.table import Table
 
 from pipelines.errors import Cancelled
 from server.cli import parse
@@ -20,6 +18,7 @@ from server.ledger import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry, Ledger
 from server.settings import EngineSettings
 
 FILE = "jobs.sqlite3"
+HEADINGS = ["job", "state", "accepted", "seconds", "size", "steps", "images"]
 STATES = {"unfinished": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 
 
@@ -79,11 +78,13 @@ def show(ledger: Ledger, settings: JobsSettings) -> int:
         for entry in entries:
             print(json.dumps(facts(entry)))
         return 0
-    table = Table("job", "state", "accepted", "seconds", "size", "steps", "images", box=None)
-    for entry in entries:
-        table.add_row(*(str(value) for value in facts(entry).values()))
-    console = Console(highlight=False)
-    console.print(table if entries else "no jobs")
+    if not entries:
+        print("no jobs")
+        return 0
+    rows = [HEADINGS, *([str(value) for value in facts(entry).values()] for entry in entries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # never cut short to fit: an id is there to be copied
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 

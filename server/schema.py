@@ -181,7 +181,8 @@ class GenerationReply(BaseModel):
     ) -> "GenerationReply":
         """`seconds` are those spent after the pixels were finished, by stage."""
         result = inspected.result
-        timings: dict[str, float | list[str]] = {**asdict(result.timings), **seconds}
+        measured = asdict(result.timings) | seconds
+        timings: dict[str, float | list[str]] = {name: round(value, 4) for name, value in measured.items()}
         if result.notes:
             timings["notes"] = list(result.notes)
         return cls(

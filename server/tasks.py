@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import CliPositionalArg
 
@@ -103,7 +104,10 @@ def plan(settings: GenerateSettings) -> list[Task]:
     lines = requested(settings)
     if not lines:
         raise Refused("nothing to draw: give a prompt or --jsonl FILE (see srpo generate --help)")
-    one_file = settings.output.suffix.lower() in SUFFIXES
+    suffix = settings.output.suffix.lower()
+    one_file = suffix in SUFFIXES
+    if not one_file and suffix in Image.registered_extensions() and not settings.output.is_dir():
+        raise Refused(f"--output: a file must end in one of {', '.join(SUFFIXES)}, not in {suffix}")
     if one_file and len(lines) > 1:
         raise Refused(f"{len(lines)} requests do not fit one file; give a folder as --output")
     folder = settings.output.parent if one_file else settings.output
@@ -158,13 +162,16 @@ def from_text(text: str) -> Any:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    try:
-        texts = file.read_text().splitlines()
-        lines = [json.loads(text) for text in texts if text.strip()]
-    except (OSError, ValueError) as error:
-        raise Refused(f"{file}: {error}") from error
-    if not all(isinstance(line, dict) for line in lines):
-        raise Refused(f"{file}: every line must be a JSON object")
+    lines = []
+    for number, text in enumerate(file.read_text().splitlines(), 1):
+        if text.strip():
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise Refused(f"{file}, line {number}: not JSON: {error}") from error
+            if not isinstance(line, dict):
+                raise Refused(f"{file}, line {number}: expected a JSON object")
+            lines.append(line)
     return lines
 
 

@@ -5,8 +5,9 @@ import io
 import sys
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from server.cli import told
 from server.provenance import Marks, read_marks
 from server.signing import Signature, read_signature
 
@@ -22,7 +23,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--trust", type=Path, metavar="PEM", help="certificates of signers to trust; others then fail")
     options = parser.parse_args(arguments)
+    if options.trust and b"-----BEGIN CERTIFICATE-----" not in read(options.trust, parser):
+        parser.error(f"--trust: {options.trust} holds no certificate in PEM")
     return max(verify(file, options.trust) for file in options.files)
+
+
+def read(file: Path, parser: argparse.ArgumentParser) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        parser.error(f"--trust: {told(error)}")
 
 
 def verify(file: Path, trust: Path | None) -> int:
@@ -34,7 +44,13 @@ def verify(file: Path, trust: Path | None) -> int:
             if signature is None or signature.state != "Invalid":
                 picture.load()
             marks = read_marks(picture)
-    except (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError:
+        print(f"srpo verify: {file}: not an image that can be read", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"srpo verify: {file}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except (ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as error:
         print(f"srpo verify: {file}: {error}", file=sys.stderr)
         return 2
     print(f"{file}\n{report(marks, signature)}")

@@ -113,6 +113,7 @@ def image(live: LiveServer) -> dict[str, Any]:
         ("DELETE", "/v1/models/flux/srpo", {"GET"}),
         ("POST", "/files/x.jpeg", {"GET", "HEAD"}),
         ("POST", "/health", {"GET", "HEAD"}),
+        ("PUT", "/v1/jobs/job_0", {"GET", "DELETE"}),
     ],
 )
 def test_a_wrong_method_is_a_405_that_says_which(live: LiveServer, method: str, path: str, allowed: set[str]) -> None:

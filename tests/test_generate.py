@@ -37,6 +37,7 @@ def test_one_prompt_into_one_file_equals_the_servers_picture(tmp_path: Path, liv
     ended = generate(tmp_path, "a red apple", "-o", "apple.png", "--seed", "9", *FAST)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == "apple.png (seed 9)\n"
+    assert "the embedded model" in ended.stderr
     size = {"width": 512, "height": 544}
     reply = live.generate(prompt="a red apple", seed=9, image_size=size, output_format="png")
     assert (tmp_path / "apple.png").read_bytes() == httpx.get(reply.json()["images"][0]["url"]).content
@@ -76,14 +77,21 @@ def test_a_file_of_requests_into_a_folder_resumes_where_it_stopped(tmp_path: Pat
         (("a", "--acceleration", "warp"), "acceleration: expected one of none, regular, high"),
         (("a", "--strength", "0.5"), "--strength needs a picture"),
         (("a", "--image", "missing.png"), "there is no file missing.png"),
-        (("--jsonl", "missing.jsonl"), "missing.jsonl"),
+        (("a", "--num_inference_steps=99"), "num_inference_steps: expected an integer from 1 to 50"),
+        (("a", "-o", "x.bmp"), "must end in one of .jpg, .jpeg, .png, .webp, not in .bmp"),
+        (("--jsonl", "missing.jsonl"), "generate: missing.jsonl: No such file or directory"),
+        (("--jsonl", "broken.jsonl"), "broken.jsonl, line 3: not JSON"),
+        (("--jsonl", "list.jsonl"), "list.jsonl, line 1: expected a JSON object"),
         (("a", "--model", "flux/srpo"), "flux/srpo is not complete"),
     ],
 )
 def test_a_wrong_argument_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": ')
+    (tmp_path / "list.jsonl").write_text("[]")
     ended = generate(tmp_path, *arguments)
     assert ended.returncode == 2
     assert complaint in ended.stderr
+    assert not (tmp_path / "x.bmp").exists()
 
 
 def test_json_on_stdout_and_pictures_on_the_terminal(tmp_path: Path) -> None:

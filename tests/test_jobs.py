@@ -364,6 +364,7 @@ def test_the_command_lists_and_cancels_while_the_server_runs(tmp_path: Path, mon
         listed = jobs_command(tmp_path, "--json")
         assert [json.loads(line)["state"] for line in listed.stdout.splitlines()] == ["unfinished"]
         assert "hang" not in listed.stdout
+        assert f"{hanging}  unfinished  " in jobs_command(tmp_path).stdout
         assert jobs_command(tmp_path, "cancel", hanging).stdout == f"{hanging} cancelled\n"
         assert ended(server, hanging)["status"] == "cancelled"
         server.until(lambda: server.pool.status().running == 0)

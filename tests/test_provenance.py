@@ -102,7 +102,13 @@ async def test_verify_reads_back_what_was_written(
     assert "not marked" in capsys.readouterr().out
     assert verify(broken) == 2
     assert str(broken) in capsys.readouterr().err
-    assert verify(tmp_path / "missing.png") == 2
+    assert verify(tmp_path / "missing.png", tmp_path) == 2
+    missing, folder = capsys.readouterr().err.splitlines()
+    assert missing.endswith("missing.png: No such file or directory")
+    assert folder.endswith(": Is a directory")
+    broken.write_bytes(b"no picture")
+    assert verify(broken) == 2
+    assert capsys.readouterr().err == f"srpo verify: {broken}: not an image that can be read\n"
 
 
 def test_verify_lets_no_file_steer_the_terminal(

@@ -2,6 +2,8 @@
 
 import datetime
 import io
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,10 @@ async def test_a_signed_file_is_read_back_and_one_flipped_byte_breaks_it(
     file.write_bytes(unsigned)
     assert verify(file) == 0
     assert verify("--trust", pki / "root.pem", file) == 1
+    for pem, complaint in ((file, "holds no certificate"), (tmp_path / "no.pem", "No such file")):
+        with pytest.raises(SystemExit):
+            verify("--trust", pem, file)
+        assert complaint in capsys.readouterr().err
 
 
 async def test_a_withheld_image_is_not_claimed_to_be_drawn(tmp_path: Path, pki: Path) -> None:
@@ -115,6 +121,15 @@ def test_a_certificate_that_does_not_work_is_refused_at_the_start(
     settings = Settings(**{name: pki / file for name, file in names.items()})
     with pytest.raises((ValueError, OSError), match=complaint):
         settings.signer()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_the_readmes_certificate_signs(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    command = readme[readme.index("openssl req") :].partition("```")[0]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
+    settings = Settings(c2pa_certificate=tmp_path / "chain.pem", c2pa_key=tmp_path / "key.pem")
+    assert settings.signer() is not None
 
 
 def test_a_certificate_without_its_key_is_refused(pki: Path) -> None:
