@@ -17,8 +17,12 @@ test: $(VENV)/.test  ## set up, then run the suite (style and types are tests to
 faults: $(VENV)/.test  ## accept 50 jobs, kill the server ten times, see that each finishes once
 	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed -rP
 
-test-offline: $(VENV)/.test  ## the suite where there is no network (Linux, where user namespaces are permitted)
-	unshare -rn $(BIN)/python tests/loopback_only.py $(BIN)/python -m pytest $(ARGS)
+# What tests install with npm goes into npm's cache before, and is taken from there without asking.
+test-offline: $(VENV)/.test  ## the whole suite where there is no network (Linux, where user namespaces are permitted)
+	@! command -v npm >/dev/null || { folder="$$(mktemp -d)" && cp tests/node/package*.json "$$folder" && \
+	  npm install --prefix "$$folder" --ignore-scripts --no-audit --no-fund --loglevel=error \
+	    @iconify-json/fluent-emoji-flat && rm -rf "$$folder"; }
+	NPM_CONFIG_PREFER_OFFLINE=true unshare -rn $(BIN)/python tests/loopback_only.py $(BIN)/python -m pytest $(ARGS)
 
 browser: $(VENV)/.browser  ## set up, then try the pages in Chromium (Debian: sudo apt-get install chromium)
 	$(BIN)/python -m pytest -m browser -rs $(ARGS)
