@@ -4,11 +4,9 @@ import sys
 from typing import TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import CliSettingsSource
+from pydantic_settings import BaseSettings, CliSettingsSource
 
-from server.settings import EngineSettings
-
-S = TypeVar("S", bound=EngineSettings)
+S = TypeVar("S", bound=BaseSettings)
 
 
 def parse(kind: type[S], command: str, arguments: list[str]) -> S:

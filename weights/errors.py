@@ -21,3 +21,17 @@ class WrongWeights(WeightsError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
+
+
+class Refused(WeightsError):
+    """A file that is not read at all, whatever it holds: it could run code, or it is no weights file."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path} is refused: {problem}")
+
+
+class CannotConvert(WeightsError):
+    """A file that cannot be written. Nothing stands at its place."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path} cannot be written: {problem}")

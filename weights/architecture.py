@@ -1,0 +1,160 @@
+"""FLUX.1's transformer as names and shapes, in diffusers' keys and in the original ones. No torch.
+
+Headers can so be checked in an instant. The tests hold both tables against diffusers' class on the meta device, and
+against its converter.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Self
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What the shapes follow from, by the names of diffusers' configuration. The defaults are FLUX.1 [dev]'s."""
+
+    in_channels: int = 64
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = True
+    out_channels: int | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """From a transformer's `config.json`; diffusers' default is a transformer without guidance."""
+        return cls(**{field.name: config[field.name] for field in fields(cls) if field.name in config})
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+class Architecture(NamedTuple):
+    """A transformer that is served: its name, its geometry, the ids of `CHECKPOINTS` that have it."""
+
+    title: str
+    geometry: Geometry
+    models: tuple[str, ...]
+
+
+ARCHITECTURES = (
+    Architecture("FLUX.1 [dev]", Geometry(), ("flux/srpo", "flux/dev")),
+    Architecture("FLUX.1 [schnell]", Geometry(guidance_embeds=False), ("flux/schnell",)),
+    Architecture(
+        "tiny",
+        Geometry(
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+        ),
+        ("tiny",),
+    ),
+)
+
+TIME_STEPS = 256  # the width of a timestep's sinusoidal embedding
+TOP = {  # original: diffusers
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.adaLN_modulation.1": "norm_out.linear",
+    "final_layer.linear": "proj_out",
+}
+DOUBLE = {  # original: diffusers, where there are several, stacked row upon row
+    "img_mod.lin": ("norm1.linear",),
+    "txt_mod.lin": ("norm1_context.linear",),
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "img_attn.proj": ("attn.to_out.0",),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
+}
+DOUBLE_NORMS = {
+    "img_attn.norm.query_norm": "attn.norm_q",
+    "img_attn.norm.key_norm": "attn.norm_k",
+    "txt_attn.norm.query_norm": "attn.norm_added_q",
+    "txt_attn.norm.key_norm": "attn.norm_added_k",
+}
+SINGLE = {
+    "modulation.lin": ("norm.linear",),
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+}
+SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
+SWAPPED = "final_layer.adaLN_modulation.1"  # its halves (shift, scale) stand the other way round in diffusers
+
+
+def shapes(geometry: Geometry) -> dict[str, Shape]:
+    """Every tensor of the transformer in diffusers' keys."""
+    found: dict[str, Shape] = {}
+    for name, shape in _linears(geometry):
+        found[f"{name}.weight"], found[f"{name}.bias"] = shape, shape[:1]
+    for kind, count, norms in (
+        ("transformer_blocks", geometry.num_layers, DOUBLE_NORMS),
+        ("single_transformer_blocks", geometry.num_single_layers, SINGLE_NORMS),
+    ):
+        for index in range(count):
+            found |= {f"{kind}.{index}.{norm}.weight": (geometry.attention_head_dim,) for norm in norms.values()}
+    return found
+
+
+def _linears(geometry: Geometry) -> Iterator[tuple[str, Shape]]:
+    """Name, and shape of the weight (rows, columns), of every linear layer."""
+    d = geometry.width
+    columns = {
+        "x_embedder": geometry.in_channels,
+        "context_embedder": geometry.joint_attention_dim,
+        "time_text_embed.timestep_embedder.linear_1": TIME_STEPS,
+        "time_text_embed.guidance_embedder.linear_1": TIME_STEPS,
+        "time_text_embed.text_embedder.linear_1": geometry.pooled_projection_dim,
+    }
+    rows = {"norm_out.linear": 2 * d, "proj_out": geometry.out_channels or geometry.in_channels}
+    for name in TOP.values():
+        if geometry.guidance_embeds or "guidance" not in name:
+            yield name, (rows.get(name, d), columns.get(name, d))
+    for index in range(geometry.num_layers):
+        for stack in DOUBLE.values():
+            for name in stack:
+                tall = 6 if name.startswith("norm") else 4 if name.endswith("net.0.proj") else 1
+                yield f"transformer_blocks.{index}.{name}", (tall * d, 4 * d if name.endswith("net.2") else d)
+    for index in range(geometry.num_single_layers):
+        for name, tall, wide in (("norm.linear", 3, 1), ("proj_mlp", 4, 1), ("proj_out", 1, 5)):
+            yield f"single_transformer_blocks.{index}.{name}", (tall * d, wide * d)
+        for name in SINGLE["linear1"][:3]:
+            yield f"single_transformer_blocks.{index}.{name}", (d, d)
+
+
+def stacks(geometry: Geometry) -> dict[str, tuple[str, ...]]:
+    """Every tensor in the original keys: the diffusers tensors whose rows it holds, from top to bottom."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, ours in TOP.items():
+        if geometry.guidance_embeds or "guidance" not in name:
+            for suffix in ("weight", "bias"):
+                found[f"{name}.{suffix}"] = (f"{ours}.{suffix}",)
+    for theirs, ours, count, linears, norms in (
+        ("double_blocks", "transformer_blocks", geometry.num_layers, DOUBLE, DOUBLE_NORMS),
+        ("single_blocks", "single_transformer_blocks", geometry.num_single_layers, SINGLE, SINGLE_NORMS),
+    ):
+        for index in range(count):
+            for name, stack in linears.items():
+                for suffix in ("weight", "bias"):
+                    found[f"{theirs}.{index}.{name}.{suffix}"] = tuple(f"{ours}.{index}.{n}.{suffix}" for n in stack)
+            for name, norm in norms.items():
+                found[f"{theirs}.{index}.{name}.scale"] = (f"{ours}.{index}.{norm}.weight",)
+    return found
