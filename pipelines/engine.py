@@ -22,6 +22,7 @@ class EngineConfig:
     `kept` is the file that remembers what was found out about the device (`kept.py`); without one nothing is tried
     that takes time, and nothing is compared. `batch_sizes` are the sizes (`512x512`) to batch if that is exact.
     Images of more than `tile_above` megapixels are decoded in tiles; None: never.
+    `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
     """
 
     model: str = "tiny"
@@ -31,6 +32,8 @@ class EngineConfig:
     kept: str | None = None
     batch_sizes: tuple[str, ...] = ()
     tile_above: float | None = None
+    transformer: str | None = None
+    loras: tuple[str, ...] = ()
     factory: str = "pipelines.load:load_engine"
 
     def to_json(self) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     device = torch.device(choose_device(config.device))
     dtype = choose_dtype(config.dtype, device)
     located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
-    pipeline = load_pipeline(located, dtype, device, report)
+    transformer = Path(config.transformer) if config.transformer else None
+    pipeline = load_pipeline(located, dtype, device, report, transformer, config.loras)
     info = describe(located.checkpoint.id, pipeline, device, dtype)
     engine = FluxEngine(pipeline, located.checkpoint.text_tokens, info, located.checkpoint.preview)
     engine.tile_above = config.tile_above

@@ -49,6 +49,14 @@ class EngineSettings(BaseSettings):
         "auto",
         description=f"auto (SRPO where its files are, else the embedded model), or one of {', '.join(CHECKPOINTS)}",
     )
+    transformer: Path | None = Field(
+        None,
+        description="a transformer in any format (see docs/weights.md), in the place of the model's own: safetensors, "
+        "GGUF or a diffusers folder",
+    )
+    lora: Names = Field(
+        (), description="LoRA files to merge, FILE or FILE:SCALE; the flag can be repeated, or separate them by commas"
+    )
     devices: Names = Field(
         ("auto",),
         description="auto (CUDA when there is one), cpu, cuda, cuda:1, ...; several, separated by commas, get a worker "
@@ -139,7 +147,7 @@ class EngineSettings(BaseSettings):
             raise ValueError("expected auto, cpu, cuda, or devices like cuda:0,cuda:1")
         return value
 
-    @field_validator("devices", "safety_labels", "batch_sizes", mode="before")
+    @field_validator("devices", "lora", "safety_labels", "batch_sizes", mode="before")
     @classmethod
     def _split_labels(cls, value: Any) -> Any:
         return split(value)
@@ -154,6 +162,8 @@ class EngineSettings(BaseSettings):
             self.dtype,
             batch_sizes=self.batch_sizes,
             tile_above=self.tile_above,
+            transformer=str(self.transformer.absolute()) if self.transformer else None,
+            loras=self.lora,
         )
 
     def guard(self) -> Guard:
