@@ -1,0 +1,65 @@
+"""`srpo weights convert`: a transformer in another form, with a manifest of what it was made from."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from server.cli import parse
+from server.verify import printable
+from weights.errors import WeightsError
+
+COLUMNS = (
+    TextColumn("{task.description}", markup=False),
+    BarColumn(),
+    DownloadColumn(),
+    TransferSpeedColumn(),
+    TimeRemainingColumn(),
+)
+
+
+class ConvertSettings(BaseSettings):
+    """Write a transformer in another form: tensor by tensor, in place only when it is whole."""
+
+    model_config = SettingsConfigDict(cli_kebab_case=True, cli_hide_none_type=True, frozen=True)
+
+    source: CliPositionalArg[Path] = Field(description="a transformer in any format")
+    target: CliPositionalArg[Path] = Field(description="the file to write")
+    to: Literal["bf16", "fp8", "q4"] = Field(
+        "bf16", description="bf16; fp8 (a scale a row; half of bf16's size); q4 (GGUF, Q4_0)"
+    )
+    revision: str | None = Field(
+        None, description="the source's revision, for the manifest; default: what a pull noted"
+    )
+
+
+class Bars:
+    """A bar a stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, stage: str, size: int) -> Any:
+        bar = self._progress.add_task(printable(stage), total=size)
+        return lambda count: self._progress.advance(bar, count)
+
+
+def main(arguments: list[str]) -> int:
+    settings = parse(ConvertSettings, "weights convert", arguments)
+    convert = importlib.import_module("weights.convert").convert  # torch: only here
+    try:
+        with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
+            made = convert(settings.source, settings.to, settings.target, settings.revision, Bars(progress))
+    except (WeightsError, OSError) as error:
+        print(f"srpo weights convert: {printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("srpo weights convert: stopped; nothing was put in place", file=sys.stderr)
+        return 130
+    print(f"{made.path}: {made.size:,} bytes, sha256 {made.sha256}")
+    return 0
