@@ -27,6 +27,7 @@ from pipelines.sample import Sample, Text, rows
 from pipelines.tiles import tiles
 from weights.previews import PreviewMap
 
+UNGUIDED = "guidance_scale: this model has no guidance; ignored"
 TILED = "decode: in overlapping tiles, which is not exact (SRPO_TILE_ABOVE)"
 TEXTS_KEPT = 64  # prompts whose embeddings are remembered: 4 MiB each at FLUX.1's size
 
@@ -76,7 +77,8 @@ class FluxEngine:
     def finish(self, sample: Sample) -> Pixels:
         pixels = self.decode(sample)
         tiled = self._in_tiles(sample.request)
-        return Pixels(pixels, (*sample.text.notes, *([TILED] if tiled else [])))
+        unguided = sample.guidance is None
+        return Pixels(pixels, (*sample.text.notes, *([TILED] if tiled else []), *([UNGUIDED] if unguided else [])))
 
     def _in_tiles(self, request: ImageRequest) -> bool:
         """Decided by the size alone, never by the memory that is free: the same request gives the same bytes."""

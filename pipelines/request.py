@@ -7,13 +7,15 @@ and flux/srpo/image-to-image APIs. Nothing else in the project declares a parame
 
 import secrets
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from pipelines.acceleration import PRESETS
-from pipelines.kinds import Choice, Flag, ImageSize, Link, Number, Size, Text, Whole
+from pipelines.kinds import Choice, Flag, ImageSize, Kind, Link, Number, Size, Text, Whole
+from weights.checkpoints import CHECKPOINTS
 
 MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**31 - 1  # exact in every client's JSON, and distinct modulo 2^32
@@ -125,6 +127,28 @@ class ImageToImageParams(Drawing, Sourced):
     def to_request(self, model: str, size: Size, pixels: bytes) -> "ImageRequest":
         """`pixels` are the picture's, 8-bit RGB of this size."""
         return self._request(model, size, Source(pixels, self.strength))
+
+
+P = TypeVar("P", bound=Drawing)
+
+
+def narrowed(model: str, base: type[P]) -> type[P]:
+    """`base` with the bounds, defaults and remarks of a row of `CHECKPOINTS`; `base` itself where it has none."""
+    row = CHECKPOINTS.get(model)
+    own = {**row.bounds, **row.defaults, **row.remarks} if row else {}
+    if row is None or not own:
+        return base
+    fields: dict[str, Any] = {}
+    for name in own:
+        info = copy(base.model_fields[name])
+        default = row.defaults.get(name, info.default)
+        kind = next(part for part in info.metadata if isinstance(part, Kind))
+        if name in row.bounds and isinstance(kind, Whole | Number):
+            low, high = row.bounds[name]
+            kind = replace(kind, low=low, high=high)
+        meaning = " ".join(filter(None, (info.description, row.remarks.get(name))))
+        fields[name] = (Annotated[info.annotation, kind], Field(default=default, description=meaning))
+    return create_model(base.__name__, __base__=base, __module__=base.__module__, **fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from server.errors import MethodNotAllowed, NotFound
 from server.inputs import Sources
 from server.jobs import Jobs
 from server.ledger import Ledger
-from server.openapi import SECURITY
+from server.openapi import SECURITY, bodies, form
 from server.origin import Origins
 from server.pages import router as pages
 from server.parts import Server
@@ -86,15 +86,21 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     app.include_router(pages)
     served = {} if engine.model == SERVED_AS else {"x-served-model": engine.model}
     app.add_middleware(Edge, origins=origins, headers=served)
-    app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app, engine.model)  # type: ignore[method-assign]
     return app
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the bearer scheme the routes refer to."""
+def openapi(app: FastAPI, served: str) -> dict[str, Any]:
+    """The OpenAPI document: the loaded model's bounds, and the bearer scheme the routes refer to."""
     if app.openapi_schema is None:
         app.openapi_schema = get_openapi(title=TITLE, version=app.version, routes=app.routes)
         app.openapi_schema["components"]["securitySchemes"] = SECURITY
+        for route, kind, schema in (
+            ("generations", "application/json", bodies(served)),
+            ("edits", "multipart/form-data", form(served)),
+        ):
+            asked = app.openapi_schema["paths"][f"/v1/images/{route}"]["post"]["requestBody"]
+            asked["content"][kind]["schema"] = schema
     return app.openapi_schema
 
 

@@ -8,12 +8,12 @@ from server.schema import (
     EXAMPLE,
     SOURCED_EXAMPLE,
     ErrorReply,
-    GenerationBody,
     GenerationReply,
-    ImageToImageBody,
     JobPage,
     JobReply,
+    body_of,
 )
+from weights.checkpoints import SERVED_AS
 
 MAX_PAGE = 100  # jobs
 
@@ -80,7 +80,25 @@ IDEMPOTENCY_KEY = parameter(
     pattern="^[!-~]([ -~]*[!-~])?$",
 )
 PREFER = parameter("header", "Prefer", "`respond-async`: answer 202 at once, and make it a durable job.", type="string")
-BODIES = {"oneOf": [kind.model_json_schema() for kind in (GenerationBody, ImageToImageBody)]}
+
+
+def bodies(served: str) -> dict[str, Any]:
+    """What may be asked of the loaded model."""
+    return {"oneOf": [body_of(served, sourced).model_json_schema() for sourced in (False, True)]}
+
+
+def form(served: str) -> dict[str, Any]:
+    """The same for a form with the picture in it."""
+    schema = body_of(served, sourced=True).model_json_schema()
+    schema["properties"] = {"image": FILE} | {
+        name: part for name, part in schema["properties"].items() if name != "image_url"
+    }
+    schema["required"] = ["model", "prompt", "image"]
+    del schema["examples"]
+    return schema
+
+
+FILE = {"type": "string", "format": "binary", "description": "The picture to begin with: PNG, JPEG or WebP."}
 FINISHED: dict[str, Any] = {"model": GenerationReply, "content": {"application/json": {"example": REPLY}}}
 GENERATION: dict[str, Any] = {
     "summary": "Generate images",
@@ -103,22 +121,17 @@ GENERATION: dict[str, Any] = {
         "parameters": [PREFER, IDEMPOTENCY_KEY],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": BODIES, "examples": EXAMPLES}},
+            "content": {"application/json": {"schema": bodies(SERVED_AS), "examples": EXAMPLES}},
         },
     },
 }
-FILE = {"type": "string", "format": "binary", "description": "The picture to begin with: PNG, JPEG or WebP."}
-FORM: dict[str, Any] = ImageToImageBody.model_json_schema()
-FORM["properties"] = {"image": FILE} | {name: part for name, part in FORM["properties"].items() if name != "image_url"}
-FORM["required"] = ["model", "prompt", "image"]
-del FORM["examples"]
 EDITS: dict[str, Any] = GENERATION | {
     "summary": "Begin at an uploaded picture",
     "operation_id": "_v1_images_edits",
     "openapi_extra": {
         "security": [{"access-token": []}],
         "parameters": [PREFER, IDEMPOTENCY_KEY],
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}},
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form(SERVED_AS)}}},
     },
 }
 

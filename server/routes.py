@@ -37,7 +37,7 @@ async def generate_images(request: Request) -> Response:
     server = server_of(request)
     owner = server.keys.check(request.headers.get("authorization"))
     fields = await read_object(request, server.settings.max_body, server.settings.body_timeout)
-    return await answer(request, owner, fields, translate(fields))
+    return await answer(request, owner, fields, translate(fields, server.served))
 
 
 @router.post("/v1/images/edits", status_code=201, **EDITS)
@@ -49,7 +49,7 @@ async def edit_image(request: Request) -> Response:
     server = server_of(request)
     owner = server.keys.check(request.headers.get("authorization"))
     fields, picture = await read_form(request, server.settings.max_body, server.settings.body_timeout)
-    spoken = translate(fields)
+    spoken = translate(fields, server.served)
     spoken.events = "image_edit"
     if picture is not None:
         fields["image"] = hashlib.sha256(picture).hexdigest()

@@ -8,12 +8,13 @@ translated before (`server.spellings`), so that native fields can be strict.
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pipelines.kinds import Issue
-from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams
+from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams, narrowed
 from pipelines.safety import InspectedResult
 from server.errors import InvalidRequest
 from server.settings import Settings
@@ -56,12 +57,29 @@ class ImageToImageBody(ImageToImageParams):
 Body = GenerationBody | ImageToImageBody
 
 
+@cache
+def body_of(served: str, sourced: bool) -> type[Body]:
+    """The body in the bounds and defaults of the loaded model, under the model's own name and flux/srpo's.
+
+    `sourced` is that of image-to-image.
+    """
+    kind: type[Body] = ImageToImageBody if sourced else GenerationBody
+    body = narrowed(served, kind)
+    if served == SERVED_AS or CHECKPOINTS[served].embedded:
+        return body
+    suffix = IMAGE_TO_IMAGE if sourced else ""
+    names: dict[str, Any] = {"enum": [served + suffix, SERVED_AS + suffix]}
+    model: Any = (str, Field(description=kind.model_fields["model"].description, json_schema_extra=names))
+    return create_model(kind.__name__, __base__=body, __module__=__name__, model=model)
+
+
 def read_body(native: dict[str, Any], served: str) -> Body:
     """Validate native fields. `served` is the id of the loaded model. Raises `InvalidRequest`."""
     issues = list(model_issues(native, served))
-    kind = ImageToImageBody if params_of(native.get("model")) is ImageToImageParams else GenerationBody
+    sourced = params_of(native.get("model")) is ImageToImageParams
+    fields = native | {"model": SERVED_AS} if issues else native
     try:
-        body = kind.model_validate(native | {"model": SERVED_AS} if issues else native)
+        body: Body = body_of(served, sourced).model_validate(fields)
     except ValidationError as error:
         issues += [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
     if issues:

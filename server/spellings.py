@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.kinds import Invalid, Kind
-from pipelines.request import Drawing, GenerationParams, ImageToImageParams
+from pipelines.request import Drawing, GenerationParams, ImageToImageParams, narrowed
+from weights.checkpoints import SERVED_AS
 
 IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
 RESPONSE_FORMATS = ("url", "b64_json")
@@ -61,19 +62,20 @@ class Spoken:
     ignored: list[str] = field(default_factory=list)
 
 
-def translate(body: Mapping[str, Any]) -> Spoken:
-    """Native fields pass as they are, to be validated strictly; null means absent."""
+def translate(body: Mapping[str, Any], served: str = SERVED_AS) -> Spoken:
+    """Native fields pass as they are, to be validated strictly for the loaded model; null means absent."""
     fields = {name: value for name, value in body.items() if value is not None}
     extra = fields.get("extra_body")
     if isinstance(extra, dict):  # one client sends its extra fields inside a literal `extra_body`
         del fields["extra_body"]
         fields = {name: value for name, value in extra.items() if value is not None} | fields
-    native = ("model", *params_of(fields.get("model")).model_fields)
+    params = narrowed(served, params_of(fields.get("model")))
+    native = ("model", *params.model_fields)
     spoken = Spoken({name: fields.pop(name) for name in native if name in fields})
     take_response_format(fields, spoken)
     for foreign, name in ALIASES.items():
         if foreign in fields and name in native:
-            honour(foreign, name, fields.pop(foreign), spoken)
+            honour(foreign, name, fields.pop(foreign), spoken, params)
     if "image_size" in native:
         take_sides(fields, spoken)
     stream = fields.get("stream")
@@ -96,13 +98,13 @@ def take_response_format(fields: dict[str, Any], spoken: Spoken) -> None:
         spoken.response_format = fields.pop("response_format")
 
 
-def honour(foreign: str, native: str, value: Any, spoken: Spoken) -> None:
+def honour(foreign: str, native: str, value: Any, spoken: Spoken, params: type[Drawing]) -> None:
     """Take `value` for the native field if that is absent and the value is one it accepts."""
     sides = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", value) if foreign == "size" and isinstance(value, str) else None
     if sides:
         value = {"width": int(sides[1]), "height": int(sides[2])}
     try:
-        kind_of(native).parse(value)
+        next(part for part in params.model_fields[native].metadata if isinstance(part, Kind)).parse(value)
     except Invalid:
         spoken.ignored.append(foreign)
         return

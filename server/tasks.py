@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import CliPositionalArg
 
-from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams
+from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams, narrowed
 from pipelines.safety import InspectedResult
 from server.encoding import encode_one
 from server.inputs import Sources, UnusableImage
@@ -113,9 +113,9 @@ def plan(settings: GenerateSettings) -> list[Task]:
     folder = settings.output.parent if one_file else settings.output
     folder.mkdir(parents=True, exist_ok=True)
     record = None if one_file else folder / RECORD
-    done = drawn(record)
+    done, model = drawn(record), settings.engine().model
     return [
-        task(number, line, settings.output if one_file else None, folder, record)
+        task(number, line, model, settings.output if one_file else None, folder, record)
         for number, line in enumerate(lines, 1)
         if (number, json.dumps(line, sort_keys=True)) not in done
     ]
@@ -191,14 +191,14 @@ def drawn(record: Path | None) -> set[tuple[int, str]]:
     return done
 
 
-def task(number: int, line: dict[str, Any], file: Path | None, folder: Path, record: Path | None) -> Task:
+def task(number: int, line: dict[str, Any], model: str, file: Path | None, folder: Path, record: Path | None) -> Task:
     if "image" in line and not Path(str(line["image"])).is_file():
         raise Refused(f"request {number}: image: there is no file {line['image']}")
     try:
         if is_sourced(line):
-            params: Params = ImageToImageParams.model_validate({"image_url": KEPT_APART, **line})
+            params: Params = narrowed(model, ImageToImageParams).model_validate({"image_url": KEPT_APART, **line})
         else:
-            params = GenerationParams.model_validate(line)
+            params = narrowed(model, GenerationParams).model_validate(line)
     except ValidationError as error:
         issues = [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
         listed = "; ".join(f"{'.'.join(map(str, issue['path']))}: {issue['message']}" for issue in issues)

@@ -1,11 +1,12 @@
 """The checkpoints this server can serve: one row a model.
 
-A row knows where its files lie under the models folder, how many text tokens the model was made for, and under which
-licence it comes. Locating reads names and sizes only; `weights.load` reads the files.
+A row knows where its files lie under the models folder, from which repositories they come, what the model was made
+for (text tokens, bounds, defaults), and under which licences it comes. Locating reads names only; `weights.load`
+reads the files, `weights.pull` fetches them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from weights.errors import MissingFiles
@@ -15,12 +16,39 @@ COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "token
 
 
 @dataclass(frozen=True, slots=True)
+class Licence:
+    """A licence, where its text stands, and what it asks in plain words."""
+
+    name: str
+    url: str
+    asks: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository on the hub, at one revision, and which of its files serving needs.
+
+    `files` are shell patterns on the repository's paths; each must match something (the licence's own text comes along
+    where there is one). `folder` is where the files go, under the models folder. `revision` is a commit, or `main`
+    where none could be pinned; what was fetched is in the manifest either way.
+    """
+
+    name: str
+    revision: str
+    folder: str
+    files: tuple[str, ...]
+    licence: Licence
+    gated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One model.
 
     `folder` holds the pipeline in diffusers layout; `transformer`, where set, is the single safetensors file that
     takes the place of the folder's own transformer. Both are relative to the models folder. A row without a folder is
-    built in code.
+    built in code. `bounds` (lowest and highest) and `defaults` are the model's own, by the names of
+    `pipelines.request.GenerationParams`, where they differ from flux/srpo's; `remarks` are added to their help.
     """
 
     id: str
@@ -31,6 +59,10 @@ class Checkpoint:
     transformer: str | None = None
     embedded: bool = False
     preview: PreviewMap | None = FLUX  # None: its VAE has no map yet, so there are no previews
+    repositories: tuple[Repository, ...] = ()
+    bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +74,46 @@ class Located:
     transformer: Path | None
 
 
+FLUX_DEV_LICENCE = Licence(
+    "FLUX.1 [dev] Non-Commercial License v1.1.1",
+    "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    "No commercial use of the model, and no service for end users. Section 2(e): you run filters against unlawful and "
+    "infringing content, or review every picture before it is given on. Say that pictures are made by AI where law "
+    "asks for it.",
+)
+SRPO_LICENCE = Licence(
+    "SRPO License (Tencent)",
+    "https://huggingface.co/tencent/SRPO",
+    "Academic use only: no commercial use and no production use. FLUX.1 [dev]'s licence holds on top of it.",
+)
+APACHE = Licence(
+    "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", "Commercial use is allowed; keep the licence text."
+)
+WITHOUT_TRANSFORMER = (  # of a FLUX.1 repository: not its transformer, not the single-file twins of it and of the VAE
+    "model_index.json",
+    "scheduler/*.json",
+    "text_encoder/*.json",
+    "text_encoder/*.safetensors",
+    "text_encoder_2/*.json",
+    "text_encoder_2/*.safetensors",
+    "tokenizer/*",
+    "tokenizer_2/*",
+    "transformer/config.json",
+    "vae/*.json",
+    "vae/*.safetensors",
+)
+WHOLE_PIPELINE = (*WITHOUT_TRANSFORMER, "transformer/*.json", "transformer/*.safetensors")
+FLUX_DEV = ("black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", "FLUX.1-dev")
+FLUX_SCHNELL = ("black-forest-labs/FLUX.1-schnell", "741f7c3ce8b383c54771c7003378a50191e9efe9", "FLUX.1-schnell")
+SRPO = Repository("tencent/SRPO", "main", "SRPO", ("diffusion_pytorch_model.safetensors",), SRPO_LICENCE)
+SAFETY = Repository(
+    "Falconsai/nsfw_image_detection",
+    "96cb0d0342c7afb80cab76ecc58b265fa44da256",
+    "safety",
+    ("config.json", "preprocessor_config.json", "model.safetensors"),
+    APACHE,
+)
+
 CHECKPOINTS: Mapping[str, Checkpoint] = {
     row.id: row
     for row in (
@@ -52,6 +124,27 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             text_tokens=512,
             folder="FLUX.1-dev",
             transformer="SRPO/diffusion_pytorch_model.safetensors",
+            repositories=(Repository(*FLUX_DEV, WITHOUT_TRANSFORMER, FLUX_DEV_LICENCE, gated=True), SRPO),
+        ),
+        Checkpoint(
+            id="flux/dev",
+            title="FLUX.1 [dev] as Black Forest Labs publishes it",
+            licence="FLUX.1 [dev] Non-Commercial License",
+            text_tokens=512,
+            folder="FLUX.1-dev",
+            repositories=(Repository(*FLUX_DEV, WHOLE_PIPELINE, FLUX_DEV_LICENCE, gated=True),),
+            defaults={"guidance_scale": 3.5},
+        ),
+        Checkpoint(
+            id="flux/schnell",
+            title="FLUX.1 [schnell]: distilled to a few steps, for commercial use too",
+            licence="Apache-2.0",
+            text_tokens=256,
+            folder="FLUX.1-schnell",
+            repositories=(Repository(*FLUX_SCHNELL, WHOLE_PIPELINE, APACHE, gated=True),),
+            bounds={"num_inference_steps": (1, 12)},
+            defaults={"num_inference_steps": 4, "guidance_scale": 3.5},
+            remarks={"guidance_scale": "This model has no guidance: any value draws the same picture."},
         ),
         Checkpoint(
             id="tiny",
@@ -84,6 +177,13 @@ def locate(row: Checkpoint, models_dir: Path) -> Located:
     wanted += [folder / name for name in COMPONENTS]
     wanted += [transformer] if transformer else []
     missing = [path for path in wanted if not path.exists()]
+    if transformer is None and not any((folder / "transformer").glob("*.safetensors")):
+        missing.append(folder / "transformer" / "diffusion_pytorch_model*.safetensors")
     if missing:
         raise MissingFiles(row.id, missing)
     return Located(row, folder, transformer)
+
+
+def downloads() -> Mapping[str, tuple[Repository, ...]]:
+    """What can be pulled, by name: the published models, and `safety`, a fuller safety checker."""
+    return {row.id: row.repositories for row in CHECKPOINTS.values() if row.repositories} | {"safety": (SAFETY,)}
