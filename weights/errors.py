@@ -12,7 +12,8 @@ class MissingFiles(WeightsError):
         listed = "\n".join(f"  {path}" for path in paths)
         super().__init__(
             f"{model} is not complete. Missing:\n{listed}\n"
-            "Put the files there (see the README, 'The real weights'), or choose another model with SRPO_MODEL."
+            f"`srpo weights pull {model}` brings them (see the README, 'The real weights'). Or choose another model "
+            "with SRPO_MODEL."
         )
 
 
@@ -35,3 +36,14 @@ class CannotConvert(WeightsError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path} cannot be written: {problem}")
+
+
+class CannotPull(WeightsError):
+    """Files that could not be brought. The message names the file, and says what to do."""
+
+
+class WrongFile(CannotPull):
+    """A file that is not what the hub says it is. It has not been put in place."""
+
+    def __init__(self, path: str, what: str, expected: object, got: object) -> None:
+        super().__init__(f"{path}: expected {what} {expected}, got {got}. It has not been put in place; pull again")

@@ -1,0 +1,161 @@
+"""`srpo weights pull` and `srpo weights verify`: bring the published files, and check those that are there."""
+
+import os
+import sys
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from server.cli import parse
+from weights import manifest
+from weights.checkpoints import APACHE, CHECKPOINTS, Repository, downloads
+from weights.errors import WeightsError
+from weights.listing import MANIFEST
+from weights.pull import Advance, Plan, pull
+
+INTERRUPTED = 130
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    DownloadColumn(),
+    TransferSpeedColumn(),
+    TimeRemainingColumn(),
+)
+
+
+class Folder(BaseSettings):
+    """What all actions know."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SRPO_", extra="ignore", cli_kebab_case=True, cli_implicit_flags="toggle", cli_hide_none_type=True
+    )
+
+    models_dir: Path = Field(Path("models"), description="folder with the model files")
+
+
+class PullSettings(Folder):
+    """Bring a model's files to the models folder, each checked before it is put in place. Goes on where it stopped."""
+
+    names: CliPositionalArg[list[str]] = Field([], description=f"what to pull: {', '.join(downloads())}")
+    revision: str | None = Field(None, description="a commit, tag or branch in the place of the pinned one")
+    accept_license: bool = Field(False, description="you have read the licences and accept them")
+    source: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("from"),
+        description="a folder that has the files: a mirror, another models folder",
+    )
+    offline: bool = Field(False, description="open no socket: take the files from --from or the hub client's cache")
+    fast: bool = Field(False, description="the hub client's parallel transfer (xet); an interrupted file begins anew")
+
+
+class VerifySettings(Folder):
+    """Compare every pulled file with its manifest. Reads every byte."""
+
+    names: CliPositionalArg[list[str]] = Field([], description="what to verify; nothing: all that was pulled")
+
+
+class Bars:
+    """A bar for each file, and one for all."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._all = progress.add_task(f"[bold]{name}", total=None)
+
+    def total(self, size: int) -> None:
+        self._progress.update(self._all, total=size)
+
+    def file(self, path: str, size: int) -> Advance:
+        bar = self._progress.add_task(path, total=size)
+
+        def advance(count: int) -> None:
+            self._progress.advance(bar, count)
+            self._progress.advance(self._all, count)
+
+        return advance
+
+
+def pull_files(arguments: list[str]) -> int:
+    settings = parse(PullSettings, "weights pull", arguments)
+    known = downloads()
+    if not settings.names or not set(settings.names) <= set(known):
+        return usage_error("pull", f"expected one or more of {', '.join(known)}")
+    repositories = list(dict.fromkeys(part for name in settings.names for part in known[name]))
+    if settings.revision is not None and len(repositories) > 1:
+        for part in repositories:
+            print(f"  {part.name} is pinned at {part.revision}", file=sys.stderr)
+        return usage_error("pull", "--revision fits one repository, and these names need several")
+    if not licences_accepted(repositories, settings.accept_license):
+        return 2
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    plan = Plan(settings.models_dir, settings.revision, settings.source, settings.offline, settings.fast)
+    console = Console(stderr=True)
+    try:
+        for part in repositories:
+            with Progress(*COLUMNS, console=console) as progress:
+                listing = pull(part, plan, Bars(progress, part.name))
+            folder = settings.models_dir / part.folder
+            print(f"{folder}: {len(listing.files)} files of {part.name} at {listing.commit}, each verified")
+    except WeightsError as error:
+        print(f"srpo weights pull: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"srpo weights pull: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("srpo weights pull: stopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    print(next_steps(settings.names))
+    return 0
+
+
+def licences_accepted(repositories: list[Repository], accepted: bool) -> bool:
+    """Say in plain words what binds the operator; True where that needs no agreement or was agreed to."""
+    for part in repositories:
+        licence = part.licence
+        print(f"{part.name}: {licence.name} ({licence.url})\n  {licence.asks}")
+    if accepted or all(part.licence is APACHE for part in repositories):
+        return True
+    print("srpo weights pull: read the licences; if you accept them, say --accept-license", file=sys.stderr)
+    return False
+
+
+def next_steps(names: list[str]) -> str:
+    if names == ["safety"]:
+        return "Serve with it: SRPO_SAFETY_CHECKER=folder:models/safety SRPO_SAFETY_THRESHOLD=0.85"
+    return f"Serve it: srpo serve --model {next(name for name in names if name in CHECKPOINTS)}"
+
+
+def verify(arguments: list[str]) -> int:
+    settings = parse(VerifySettings, "weights verify", arguments)
+    known = downloads()
+    if not set(settings.names) <= set(known):
+        return usage_error("verify", f"expected some of {', '.join(known)}")
+    parts = [part for name in settings.names or known for part in known[name]]
+    folders = list(dict.fromkeys(settings.models_dir / part.folder for part in parts))
+    pulled = [folder for folder in folders if (folder / MANIFEST).exists()]
+    if not pulled or (settings.names and len(pulled) < len(folders)):
+        lacking = next(folder for folder in folders if folder not in pulled)
+        print(f"srpo weights verify: {lacking / MANIFEST} is not there: nothing was pulled to it", file=sys.stderr)
+        return 1
+    wrong: list[str] = []
+    try:
+        with Progress(*COLUMNS, console=Console(stderr=True), transient=True) as progress:
+            for folder in pulled:
+                size = sum(entry["size"] for entry in manifest.read(folder)["files"].values())
+                bar = progress.add_task(str(folder), total=size)
+                wrong += manifest.problems(folder, lambda count, bar=bar: progress.advance(bar, count))  # type: ignore[misc]
+    except (WeightsError, OSError) as error:
+        wrong.append(str(error))
+    for problem in wrong:
+        print(problem)
+    if not wrong:
+        print(f"{', '.join(map(str, pulled))}: every file is as it was published")
+    return 1 if wrong else 0
+
+
+def usage_error(action: str, problem: str) -> int:
+    print(f"srpo weights {action}: {problem}", file=sys.stderr)
+    return 2

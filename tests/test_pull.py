@@ -1,0 +1,379 @@
+"""`srpo weights pull` against a loopback hub, with the real hub client: whatever goes wrong, no unverified file."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+from loopback_hub import COMMIT, TOKEN, Hub, git_id, serving, sha256
+from test_offline import NAMESPACE, permitted
+
+import weights.pull
+from server import weights_cli
+from weights import manifest, tiny
+from weights.checkpoints import CHECKPOINTS, SAFETY, SRPO, locate
+from weights.listing import MANIFEST
+
+DEV = CHECKPOINTS["flux/srpo"].repositories[0]
+SRPO_FILE = "diffusion_pytorch_model.safetensors"
+BIG = b"\x01" * 300_000
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
+    """FLUX.1-dev and SRPO at the tiny model's size, under the real names, with what serving does not need beside it."""
+    folder = tmp_path_factory.mktemp("published")
+    pipeline = tiny.build()
+    pipeline.save_pretrained(folder)
+    for file in (folder / "text_encoder_2").glob("*.safetensors*"):
+        file.unlink()
+    pipeline.text_encoder_2.save_pretrained(folder / "text_encoder_2", max_shard_size="20KB")
+    (transformer,) = (folder / "transformer").glob("*.safetensors")
+    srpo = transformer.read_bytes()
+    dev = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    useless = ("flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg", "text_encoder/pytorch_model.bin", "README.md")
+    dev |= dict.fromkeys(useless, BIG) | {"LICENSE.md": b"a licence"}
+    assert any(path.startswith("text_encoder_2/model-00002-of-") for path in dev)
+    safety = {"config.json": b"{}", "preprocessor_config.json": b"{ }", "model.safetensors": b"s" * 99, "a.bin": BIG}
+    return {DEV.name: dev, SRPO.name: {SRPO_FILE: srpo, "SRPO_lora.safetensors": BIG}, SAFETY.name: safety}
+
+
+@pytest.fixture
+def hub(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A fresh hub of these files, and the client's settings for this process and those it starts."""
+    with serving(Hub(files, {DEV.name: DEV.revision, SAFETY.name: SAFETY.revision})) as server:
+        home = tmp_path / "home"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(home))
+        monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HTTP_PROXY", "http_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+
+
+Pull = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def pull(hub: Hub, models: Path, capsys: pytest.CaptureFixture[str]) -> Pull:
+    """`srpo weights pull` in this process: the exit code, and what it printed."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code = weights_cli.pull_files([*arguments, "--models-dir", str(models)])
+        said = capsys.readouterr()
+        return code, " ".join((said.out + said.err).split())
+
+    return run
+
+
+IN_SMALL_CHUNKS = """
+import sys
+import huggingface_hub.constants
+from server.weights_cli import main
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1024  # it is 10 MiB, more than any file here
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def started(models: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", IN_SMALL_CHUNKS, "pull", *arguments, "--models-dir", str(models)]
+
+
+def in_place(models: Path) -> set[str]:
+    """The path of every file that serving would find."""
+    found = (file.relative_to(models) for file in models.rglob("*") if file.is_file())
+    return {file.as_posix() for file in found if weights.pull.INCOMING not in file.parts}
+
+
+def assert_true(models: Path, hub: Hub) -> None:
+    """What is in place is what the hub has, to the byte."""
+    truth = hub.contents()
+    for path in in_place(models):
+        assert path.endswith(MANIFEST) or sha256((models / path).read_bytes()) in truth, path
+
+
+def downloads(hub: Hub) -> list[str]:
+    return [path for method, path, _ in hub.requests if method == "GET" and "/api/" not in path]
+
+
+def test_a_pull_brings_what_serving_needs_and_a_manifest(pull: Pull, hub: Hub, files: Any, models: Path) -> None:
+    code, said = pull("flux/srpo", "--accept-license")
+    assert code == 0, said
+    useless = {"flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg", "text_encoder/pytorch_model.bin", "README.md"}
+    dev = {path for path in files[DEV.name] if path not in useless and not path.startswith("transformer/")}
+    expected = {f"FLUX.1-dev/{path}" for path in {*dev, "transformer/config.json", MANIFEST}}
+    assert in_place(models) == expected | {f"SRPO/{SRPO_FILE}", f"SRPO/{MANIFEST}"}
+    assert_true(models, hub)
+    assert locate(CHECKPOINTS["flux/srpo"], models).transformer
+    written = manifest.read(models / "SRPO")
+    assert (written["repository"], written["revision"]) == (SRPO.name, COMMIT)
+    assert written["files"][SRPO_FILE]["sha256"] == sha256(files[SRPO.name][SRPO_FILE])
+    assert manifest.read(models / "FLUX.1-dev")["revision"] == DEV.revision
+    assert "academic use only" in said.lower()
+    assert "2(e)" in said
+    hub.requests.clear()
+    assert pull("flux/srpo", "--accept-license")[0] == 0
+    assert downloads(hub) == []
+
+
+def test_without_accepting_the_licences_nothing_is_asked_of_the_hub(pull: Pull, hub: Hub, models: Path) -> None:
+    code, said = pull("flux/srpo")
+    assert code == 2
+    assert "--accept-license" in said
+    assert "academic use only" in said.lower()
+    assert hub.requests == []
+    assert pull("safety")[0] == 0  # Apache-2.0 asks for no agreement
+    assert in_place(models) == {f"safety/{name}" for name in (*SAFETY.files, MANIFEST)}
+
+
+def test_a_pull_that_was_killed_goes_on_where_it_was(hub: Hub, models: Path) -> None:
+    hub.stall_after = 9_000
+    process = subprocess.Popen(started(models, "flux/srpo", "--accept-license"), cwd=ROOT, stderr=subprocess.DEVNULL)
+    partials = lambda: [file for file in models.rglob("*.partial") if file.stat().st_size]  # noqa: E731
+    try:
+        deadline = time.monotonic() + 120
+        while not (hub.stalled.is_set() and partials()):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (partial,) = partials()
+    begun = partial.stat().st_size
+    assert 0 < begun <= 9_000
+    assert in_place(models) == set()
+    hub.stall_after = None
+    hub.released.set()
+    hub.requests.clear()
+    ended = subprocess.run(
+        started(models, "flux/srpo", "--accept-license"), cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"bytes={begun}-" in [span for _, _, span in hub.requests]
+    assert_true(models, hub)
+    assert locate(CHECKPOINTS["flux/srpo"], models)
+
+
+def test_a_flipped_byte_is_never_put_in_place(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
+    data = files[SRPO.name][SRPO_FILE]
+    hub.served[sha256(data)] = data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]
+    code, said = pull("flux/srpo", "--accept-license")
+    assert code == 1
+    assert SRPO_FILE in said
+    assert sha256(data) in said
+    assert sha256(hub.served[sha256(data)]) in said
+    assert not any(path.startswith("SRPO") for path in in_place(models))
+    hub.served.clear()
+    assert pull("flux/srpo", "--accept-license")[0] == 0
+    assert_true(models, hub)
+
+
+def test_a_truncated_file_is_named_and_never_put_in_place(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
+    data = files[SRPO.name][SRPO_FILE]
+    hub.served[sha256(data)] = data[:-100]
+    code, said = pull("flux/srpo", "--accept-license")
+    assert code == 1
+    assert SRPO_FILE in said
+    assert "truncated" in said
+    assert not any(path.startswith("SRPO") for path in in_place(models))
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [(None, "log in and click 'Agree and access repository'"), ("hf_stranger", "your account has no access")],
+)
+def test_a_gated_repository_says_what_to_click(
+    pull: Pull, hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, expected: str
+) -> None:
+    hub.gated.add(DEV.name)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    code, said = pull("flux/srpo", "--accept-license")
+    assert code == 1
+    assert expected in said
+    assert f"{DEV.name}: LICENSE.md" in said
+    assert f"https://huggingface.co/{DEV.name}" in said
+    assert in_place(models) == set()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert pull("flux/srpo", "--accept-license")[0] == 0
+
+
+def test_a_disk_without_room_is_an_error_before_any_download(
+    pull: Pull, hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = weights.pull.shutil.disk_usage
+    monkeypatch.setattr(weights.pull.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
+    code, said = pull("flux/srpo", "--accept-license")
+    assert code == 1
+    assert str(models) in said
+    assert "are needed" in said
+    assert ".safetensors" in said
+    assert downloads(hub) == []
+
+
+def test_a_disk_that_fills_up_keeps_what_there_is(hub: Hub, models: Path, files: Any) -> None:
+    """A limit on the size of files stands for the full disk, where no file system can be mounted: the same road."""
+    largest = max(len(data) for path, data in files[DEV.name].items() if data is not BIG and "transformer" not in path)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
+
+    ended = subprocess.run(
+        started(models, "flux/srpo", "--accept-license"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        preexec_fn=limit,
+    )
+    said = " ".join(ended.stderr.split())
+    assert ended.returncode == 1, said
+    assert ".safetensors: the disk is full" in said
+    assert in_place(models) == set()
+
+
+@pytest.mark.skipif(not permitted(), reason="this machine does not permit `unshare -rn` (user namespaces)")
+def test_a_full_tmpfs_is_an_error_that_names_the_file(hub: Hub, models: Path, tmp_path: Path) -> None:
+    """A mirror folder on the disk, a models folder on a tmpfs that is smaller by the time it is written."""
+    models.mkdir()
+    full = (
+        "import sys; import weights.pull as p; p.check_room = lambda *_: None; "
+        "from server.weights_cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    pull_all(hub, tmp_path / "mirror")
+    inside = [sys.executable, "-c", full, "pull", "flux/srpo", "--accept-license", "--offline"]
+    inside += ["--from", str(tmp_path / "mirror"), "--models-dir", str(models)]
+    mount = f'mount -t tmpfs -o size=64k none "{models}" && exec "$@"'
+    ended = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, "sh", *inside], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    said = " ".join(ended.stderr.split())
+    if "permission denied" in said or "must be superuser" in said:
+        pytest.skip("this machine does not permit a tmpfs in a namespace")
+    assert ended.returncode == 1, said
+    assert "the disk is full" in said
+
+
+def pull_all(hub: Hub, models: Path) -> None:
+    arguments = ["flux/srpo", "--accept-license", "--models-dir", str(models)]
+    assert weights_cli.pull_files(arguments) == 0
+    hub.requests.clear()
+
+
+def test_offline_takes_a_mirror_or_the_cache_and_asks_nobody(
+    pull: Pull, hub: Hub, models: Path, tmp_path: Path, files: Any
+) -> None:
+    pull_all(hub, tmp_path / "mirror")
+    code, said = pull("flux/srpo", "--accept-license", "--offline", "--from", str(tmp_path / "mirror"))
+    assert code == 0, said
+    assert hub.requests == []
+    assert in_place(models) == in_place(tmp_path / "mirror")
+    code, said = pull("safety", "--offline")
+    assert code == 1
+    assert SAFETY.name in said
+    fill_cache(Path(constants.HF_HUB_CACHE), SAFETY.name, SAFETY.revision, files[SAFETY.name])
+    assert pull("safety", "--offline")[0] == 0
+    assert hub.requests == []
+    assert_true(models, hub)
+
+
+def fill_cache(cache: Path, name: str, commit: str, contents: dict[str, bytes]) -> None:
+    """The hub client's cache as it lays files out."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    for path, data in contents.items():
+        blob = folder / "blobs" / (sha256(data) if path.endswith(".safetensors") else git_id(data))
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(data)
+        link = folder / "snapshots" / commit / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+
+
+def test_a_filled_cache_serves_and_a_spoilt_one_does_not(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
+    fill_cache(Path(constants.HF_HUB_CACHE), SAFETY.name, SAFETY.revision, files[SAFETY.name])
+    assert pull("safety")[0] == 0
+    assert downloads(hub) == []
+    (models / "safety" / "model.safetensors").unlink()
+    for blob in Path(constants.HF_HUB_CACHE).rglob(sha256(files[SAFETY.name]["model.safetensors"])):
+        blob.write_bytes(b"t" * 99)
+    code, said = pull("safety")
+    assert code == 1
+    assert "model.safetensors: expected sha256" in said
+    assert "safety/model.safetensors" not in in_place(models)
+
+
+def test_the_hub_clients_own_road_brings_the_same(pull: Pull, hub: Hub, models: Path) -> None:
+    assert pull("safety", "--fast")[0] == 0
+    assert in_place(models) == {f"safety/{name}" for name in (*SAFETY.files, MANIFEST)}
+    assert_true(models, hub)
+
+
+def test_a_hub_that_is_not_there_and_a_revision_that_is_not_there(pull: Pull, hub: Hub, files: Any) -> None:
+    code, said = pull("safety", "--revision", "no-such")
+    assert (code, "--revision" in said) == (1, True)
+    hub.repositories = {SAFETY.name: {"config.json": b"{}"}}
+    code, said = pull("safety")
+    assert code == 1
+    assert "preprocessor_config.json" in said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        code, said = pull("safety")
+    assert code == 1
+    assert "the hub cannot be reached" in said
+
+
+def test_verify_names_what_has_changed_since(pull: Pull, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pull("safety")[0] == 0
+    arguments = ["--models-dir", str(models)]
+    assert weights_cli.main(["verify", *arguments]) == 0
+    file = models / "safety" / "model.safetensors"
+    file.write_bytes(b"s" * 98 + b"t")
+    assert weights_cli.main(["verify", "safety", *arguments]) == 1
+    assert f"{file}: expected sha256" in capsys.readouterr().out
+    file.unlink()
+    assert weights_cli.main(["verify", *arguments]) == 1
+    assert f"{file}: missing" in capsys.readouterr().out
+    assert weights_cli.main(["verify", "flux/srpo", *arguments]) == 1
+
+
+OFFLINE = """
+import json, sys
+from pathlib import Path
+from conftest import running
+with running(Path(sys.argv[1]), model="flux/srpo", models_dir=sys.argv[2]) as server:
+    reply = server.generate(output_format="png", acceleration="none")
+    assert reply.status_code == 201, reply.text
+    assert "x-served-model" not in reply.headers
+print(json.dumps(reply.json()["seed"]))
+"""
+
+
+@pytest.mark.skipif(not permitted(), reason="this machine does not permit `unshare -rn` (user namespaces)")
+def test_the_pulled_folder_serves_where_there_is_no_network(hub: Hub, tmp_path: Path) -> None:
+    pull_all(hub, tmp_path / "pulled")
+    (tmp_path / "pulled").rename(tmp_path / "carried")
+    inside = [*NAMESPACE, sys.executable, "-c", OFFLINE, str(tmp_path / "server"), str(tmp_path / "carried")]
+    ended = subprocess.run(inside, cwd=ROOT / "tests", capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) >= 1
