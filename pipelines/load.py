@@ -15,13 +15,15 @@ from pipelines.fingerprint import fingerprint, with_choices
 from pipelines.flux import FluxEngine
 from pipelines.kept import Kept
 from pipelines.kinds import Size
+from pipelines.placement import Card, holders, place
 from pipelines.selfcheck import check_itself
 from weights.checkpoints import CHECKPOINTS, locate
 from weights.load import load_pipeline
 
 
 def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
-    """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong, `SelfCheckFailed`."""
+    """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong, `SelfCheckFailed`,
+    `DoesNotFit` where the card has too little memory."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()  # their warnings quote the prompt
         library.disable_progress_bar()
@@ -29,6 +31,10 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     device = torch.device(choose_device(config.device))
     dtype = choose_dtype(config.dtype, device)
     located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        card = Card(torch.cuda.get_device_name(device), total, free)
+        report(f"placing: {place(located.checkpoint, str(dtype).removeprefix('torch.'), card, holders())}", 0.06)
     transformer = Path(config.transformer) if config.transformer else None
     pipeline = load_pipeline(located, dtype, device, report, transformer, config.loras)
     info = describe(located.checkpoint.id, pipeline, device, dtype)

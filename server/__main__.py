@@ -11,6 +11,7 @@ COMMANDS: Mapping[str, Command] = {
     "verify": Command("read an image file's marks: made by a model? with which parameters?", "server.verify:main"),
     "selfcheck": Command("draw the fixed pictures, and compare them with earlier ones", "server.selfcheck:main"),
     "bench": Command("measure speed or quality on this device (from a checkout)", "server.bench:main"),
+    "doctor": Command("say what stands and what is missing, before serving", "server.doctor:main"),
     "weights": Command("bring, check, look into and convert model files", "server.weights_cli:main"),
     "jobs": Command("list and cancel jobs", "server.ledger_cli:main"),
     "keys": Command("make an API key and the hash line for SRPO_API_KEYS_FILE", "server.serve:make_key"),

@@ -17,7 +17,7 @@ from loopback_hub import COMMIT, TOKEN, Hub, git_id, serving, sha256
 from test_offline import NAMESPACE, permitted
 
 import weights.pull
-from server import weights_cli
+from server import pull_cli, weights_cli
 from weights import manifest, tiny
 from weights.checkpoints import CHECKPOINTS, SAFETY, SRPO, locate
 from weights.listing import MANIFEST
@@ -78,7 +78,7 @@ def pull(hub: Hub, models: Path, capsys: pytest.CaptureFixture[str]) -> Pull:
     """`srpo weights pull` in this process: the exit code, and what it printed."""
 
     def run(*arguments: str) -> tuple[int, str]:
-        code = weights_cli.pull_files([*arguments, "--models-dir", str(models)])
+        code = pull_cli.pull_files([*arguments, "--models-dir", str(models)])
         said = capsys.readouterr()
         return code, " ".join((said.out + said.err).split())
 
@@ -277,7 +277,7 @@ def test_a_full_tmpfs_is_an_error_that_names_the_file(hub: Hub, models: Path, tm
 
 def pull_all(hub: Hub, models: Path) -> None:
     arguments = ["flux/srpo", "--accept-license", "--models-dir", str(models)]
-    assert weights_cli.pull_files(arguments) == 0
+    assert pull_cli.pull_files(arguments) == 0
     hub.requests.clear()
 
 

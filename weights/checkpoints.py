@@ -55,6 +55,7 @@ class Checkpoint:
     title: str
     licence: str
     text_tokens: int
+    parameters: int = 0  # of all parts together; 0: too few to matter
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False
@@ -103,6 +104,7 @@ WITHOUT_TRANSFORMER = (  # of a FLUX.1 repository: not its transformer, not the 
     "vae/*.safetensors",
 )
 WHOLE_PIPELINE = (*WITHOUT_TRANSFORMER, "transformer/*.json", "transformer/*.safetensors")
+FLUX_PARAMETERS = 11_900_000_000 + 4_760_000_000 + 123_000_000 + 84_000_000  # transformer, T5, CLIP, VAE
 FLUX_DEV = ("black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", "FLUX.1-dev")
 FLUX_SCHNELL = ("black-forest-labs/FLUX.1-schnell", "741f7c3ce8b383c54771c7003378a50191e9efe9", "FLUX.1-schnell")
 SRPO = Repository("tencent/SRPO", "main", "SRPO", ("diffusion_pytorch_model.safetensors",), SRPO_LICENCE)
@@ -122,6 +124,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [dev] with Tencent's SRPO transformer",
             licence="FLUX.1 [dev] Non-Commercial License; SRPO: academic use only",
             text_tokens=512,
+            parameters=FLUX_PARAMETERS,
             folder="FLUX.1-dev",
             transformer="SRPO/diffusion_pytorch_model.safetensors",
             repositories=(Repository(*FLUX_DEV, WITHOUT_TRANSFORMER, FLUX_DEV_LICENCE, gated=True), SRPO),
@@ -131,6 +134,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [dev] as Black Forest Labs publishes it",
             licence="FLUX.1 [dev] Non-Commercial License",
             text_tokens=512,
+            parameters=FLUX_PARAMETERS,
             folder="FLUX.1-dev",
             repositories=(Repository(*FLUX_DEV, WHOLE_PIPELINE, FLUX_DEV_LICENCE, gated=True),),
             defaults={"guidance_scale": 3.5},
@@ -140,6 +144,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [schnell]: distilled to a few steps, for commercial use too",
             licence="Apache-2.0",
             text_tokens=256,
+            parameters=FLUX_PARAMETERS,
             folder="FLUX.1-schnell",
             repositories=(Repository(*FLUX_SCHNELL, WHOLE_PIPELINE, APACHE, gated=True),),
             bounds={"num_inference_steps": (1, 12)},

@@ -1,0 +1,130 @@
+"""`srpo doctor`, and the decision whether a model fits a card."""
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import placement
+from pipelines.placement import Card, DoesNotFit, Holder, place
+from server import doctor
+from weights import tiny
+from weights.checkpoints import CHECKPOINTS
+
+GIB = 2**30
+SRPO = CHECKPOINTS["flux/srpo"]
+
+
+@pytest.mark.parametrize(
+    ("total", "precision", "fits"),
+    [
+        (80, "bfloat16", True),
+        (44, "bfloat16", True),
+        (40, "bfloat16", True),
+        (24, "bfloat16", False),
+        (16, "bfloat16", False),
+        (12, "bfloat16", False),
+        (80, "float32", True),
+        (48, "float32", False),
+    ],
+)
+def test_the_total_memory_decides(total: int, precision: str, fits: bool) -> None:
+    card = Card("a card", total * GIB, total * GIB)
+    if fits:
+        assert f"resident in {precision}" in str(place(SRPO, precision, card))
+        assert place(CHECKPOINTS["tiny"], precision, card)
+        return
+    with pytest.raises(DoesNotFit, match=f"a card has {total}"):
+        place(SRPO, precision, card)
+
+
+def test_too_little_free_memory_names_who_holds_it_and_never_lowers_the_precision() -> None:
+    card = Card("a card", 80 * GIB, 30 * GIB)
+    with pytest.raises(DoesNotFit, match=r"only 30\.0 are free\. Held by: python3 \(pid 41\) 50\.0 GiB\."):
+        place(SRPO, "bfloat16", card, [Holder("41", "python3", 50 * GIB)])
+    with pytest.raises(DoesNotFit, match="cannot be seen from here"):
+        place(SRPO, "bfloat16", card)
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """A program in the place of nvidia-smi."""
+
+    def install(gpus: str, processes: str) -> None:
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir()
+        program.write_text(f"#!/bin/sh\ncase $1 in *gpu=*) echo '{gpus}';; *) echo '{processes}';; esac\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+    return install
+
+
+def test_the_drivers_answer_is_understood(driver: Any) -> None:
+    driver("NVIDIA H200, 143771, 143000, 570.1", "17, python, 512\n18, other, [N/A]")
+    assert placement.cards() == [Card("NVIDIA H200", 143771 * 2**20, 143000 * 2**20, "570.1")]
+    assert placement.holders() == [Holder("17", "python", GIB // 2), Holder("18", "other", 0)]
+
+
+def test_a_driver_that_fails_is_no_card(driver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert placement.cards() == []
+
+
+@pytest.fixture
+def examine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """The doctor's exit code and findings."""
+
+    def run(*arguments: str) -> tuple[int, dict[str, Any]]:
+        capsys.readouterr()
+        folders = ["--models-dir", str(tmp_path / "models"), "--data-dir", str(tmp_path)]
+        port = [] if "--port" in arguments else ["--port", "0"]
+        code = doctor.main(["--json", *folders, *port, *arguments])
+        said = json.loads(capsys.readouterr().out)
+        assert said["ok"] is (code == 0)
+        return code, said["checks"]
+
+    return run
+
+
+def test_a_fresh_machine_would_serve_and_hears_what_is_missing(examine: Any) -> None:
+    code, found = examine("--devices", "cpu")
+    assert code == 0
+    assert set(found) == set(doctor.CHECKS)
+    assert found["weights"]["state"] == "warning"
+    assert "srpo weights pull flux/srpo" in found["weights"]["text"]
+    assert "canaries" in found["safety"]["text"]
+
+
+def test_what_would_not_work_fails(examine: Any, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, found = examine("--port", str(taken.getsockname()[1]), "--model", "flux/schnell")
+    assert code == 1
+    assert [name for name in ("port", "weights") if found[name]["state"] == "failed"] == ["port", "weights"]
+    code, found = examine("--safety-checker", f"folder:{tmp_path / 'nowhere'}")
+    assert (code, found["safety"]["state"]) == (1, "failed")
+    (tmp_path / "keys").write_text("no hash\n")
+    code, found = examine("--api-keys-file", str(tmp_path / "keys"))
+    assert (code, found["keys"]["state"]) == (1, "failed")
+
+
+def test_a_card_that_is_too_small_or_a_torch_without_cuda_fails(
+    examine: Any, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver("Small, 24576, 24000, 570.1", "")
+    tiny.build().save_pretrained(tmp_path / "models" / "FLUX.1-dev")
+    monkeypatch.setattr(doctor, "version", lambda _: "2.13.0+cpu")
+    code, found = examine("--model", "flux/dev")
+    assert code == 1
+    assert "Small has 24" in found["placement"]["text"]
+    assert (found["gpu"]["state"], "built for CPUs" in found["gpu"]["text"]) == ("failed", True)
+    assert "no manifest" in found["weights"]["text"]
+
+
+def test_the_screen_says_the_same_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--models-dir", str(tmp_path), "--data-dir", str(tmp_path), "--port", "0"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in doctor.CHECKS)
