@@ -52,11 +52,11 @@ def progress(now: Progress, asked: Asked) -> dict[str, Any]:
     }
 
 
-def openai_fields(body: Body, width: int, height: int) -> dict[str, Any]:
+def openai_fields(body: Body, width: int, height: int, created: int) -> dict[str, Any]:
     """What OpenAI's events always have."""
     return {
         "size": f"{width}x{height}",
-        "created_at": int(time.time()),
+        "created_at": created,
         "output_format": body.output_format,
         "background": "opaque",
         "quality": "auto",
@@ -73,7 +73,7 @@ async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
         "image_index": preview.image,
         "width": preview.width,
         "height": preview.height,
-        **openai_fields(run.body, run.request.width, run.request.height),
+        **openai_fields(run.body, run.request.width, run.request.height, int(time.time())),
     }
 
 
@@ -94,7 +94,7 @@ def completed(index: int, reply: Mapping[str, Any], asked: Asked, item: Mapping[
             "output_tokens": used,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
         },
-        **openai_fields(asked.body, item["width"], item["height"]),
+        **openai_fields(asked.body, item["width"], item["height"], reply["created"]),
     }
 
 
