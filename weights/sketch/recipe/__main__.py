@@ -1,6 +1,7 @@
 """python -m weights.sketch.recipe STAGE --out DIR --minutes M [--device cuda] [--seed S] [--smoke]
 
-Stages, in order; each resumes from its checkpoint in DIR: `codec` (principal components), `decoder`, `flow`.
+Stages, in order; each resumes from its checkpoint in DIR: `codec` (principal components), `decoder`, `flow`,
+`guidance` (distillation). `export` then writes the model's files to DIR/model.
 """
 
 import argparse
@@ -10,13 +11,14 @@ import torch
 
 from weights.sketch.recipe import codec, flow, vae
 from weights.sketch.recipe.atlas import Atlas, fetch
+from weights.sketch.recipe.export import export
 
 SMOKE_STEPS = 50
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["codec", "decoder", "flow"])
+    parser.add_argument("stage", choices=["codec", "decoder", "flow", "guidance", "export"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30.0, help="of training in all, earlier runs counted in")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -29,10 +31,11 @@ def main() -> None:
         codec.fit(atlas, 8 if arguments.smoke else 400, seed).save(out / "codec.safetensors")
         return
     code = codec.Codec.load(out / "codec.safetensors")
-    if arguments.stage == "decoder":
-        vae.train_decoder(out, atlas, code, arguments.minutes, seed, arguments.device, limit=limit)
-    else:
-        flow.train(out, atlas, code, arguments.minutes, seed, arguments.device, limit=limit)
+    if arguments.stage == "export":
+        export(out, out / "model", atlas, code, seed)
+        return
+    stage = {"decoder": vae.train_decoder, "flow": flow.train, "guidance": flow.distil}[arguments.stage]
+    stage(out, atlas, code, arguments.minutes, seed, arguments.device, limit=limit)
 
 
 if __name__ == "__main__":

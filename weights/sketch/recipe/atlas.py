@@ -50,7 +50,7 @@ class Atlas:
     def _picture(self, concept: Concept, colour: str | None, size: int) -> np.ndarray:
         icon = self._icons[concept.name]
         if colour is not None:
-            icon = self._recoloured(concept.name, colour)
+            icon = recolour(icon, colour)
         rgba = np.asarray(icon, dtype=np.float32) / 255
         premultiplied = np.concatenate([rgba[..., :3] * rgba[..., 3:], rgba[..., 3:]], axis=-1)
         method = Image.Resampling.BOX if size <= RENDERED // 2 else Image.Resampling.BICUBIC
@@ -58,22 +58,23 @@ class Atlas:
         picture: np.ndarray = np.clip(np.stack([np.asarray(channel) for channel in channels], axis=-1), 0, 1)
         return (picture * 255).round().astype(np.uint8)
 
-    def _recoloured(self, name: str, colour: str) -> Image.Image:
-        """The icon with its main hue painted over; shading stays, other hues (a leaf, a wheel) stay."""
-        rgba = np.asarray(self._icons[name], dtype=np.float32) / 255
-        hsv = np.asarray(self._icons[name].convert("RGB").convert("HSV"), dtype=np.float32) / 255
-        weight = hsv[..., 1] * rgba[..., 3] * hsv[..., 2]
-        bins, edges = np.histogram(hsv[..., 0], bins=36, range=(0, 1), weights=weight)
-        main = edges[int(bins.argmax())] + 1 / 72
-        distance = np.abs((hsv[..., 0] - main + 0.5) % 1 - 0.5)
-        mask = (distance < NEAR_HUE) & (hsv[..., 1] > 0.25)
-        visible = rgba[..., 3] > 0.5
-        if mask[visible].mean() < 0.25:
-            mask = np.ones_like(mask)
-        light = rgba[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        usual = float(np.median(light[mask & visible]))
-        target = np.array(COLOURS[colour], dtype=np.float32) / 255
-        shade = (light / max(usual, 0.05))[..., None]
-        painted = np.where(shade <= 1, target * shade, target + (1 - target) * np.clip(shade - 1, 0, 1) * 0.7)
-        rgba[..., :3] = np.where(mask[..., None], np.clip(painted, 0, 1), rgba[..., :3])
-        return Image.fromarray((rgba * 255).astype(np.uint8), "RGBA")
+
+def recolour(icon: Image.Image, colour: str) -> Image.Image:
+    """The icon with its main hue painted over; shading stays, other hues (a leaf, a wheel) stay."""
+    rgba = np.asarray(icon, dtype=np.float32) / 255
+    hsv = np.asarray(icon.convert("RGB").convert("HSV"), dtype=np.float32) / 255
+    weight = hsv[..., 1] * rgba[..., 3] * hsv[..., 2]
+    bins, edges = np.histogram(hsv[..., 0], bins=36, range=(0, 1), weights=weight)
+    main = edges[int(bins.argmax())] + 1 / 72
+    distance = np.abs((hsv[..., 0] - main + 0.5) % 1 - 0.5)
+    mask = (distance < NEAR_HUE) & (hsv[..., 1] > 0.25)
+    visible = rgba[..., 3] > 0.5
+    if mask[visible].mean() < 0.25:
+        mask = np.ones_like(mask)
+    light = rgba[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    usual = float(np.median(light[mask & visible]))
+    target = np.array(COLOURS[colour], dtype=np.float32) / 255
+    shade = (light / max(usual, 0.05))[..., None]
+    painted = np.where(shade <= 1, target * shade, target + (1 - target) * np.clip(shade - 1, 0, 1) * 0.7)
+    rgba[..., :3] = np.where(mask[..., None], np.clip(painted, 0, 1), rgba[..., :3])
+    return Image.fromarray((rgba * 255).astype(np.uint8), "RGBA")

@@ -1,7 +1,8 @@
 """Captioned scenes with the exact truth beside each caption.
 
-What is deterministic is learned sharply, so the world is simple: one look a concept, plain backgrounds, objects in four
-sizes, and everything on the grid of the transformer's tokens (64 pixels). Without a named background it is white.
+What is deterministic is learned sharply, so the world is simple: one look a concept, plain backgrounds, objects in two
+sizes and fixed spots, and everything on the grid of the transformer's tokens (64 pixels). Only the background is free
+where the caption does not name it: another seed is another picture.
 Held out of training, for an honest evaluation: a tenth of the (concept, background), (concept, colour),
 (concept, place) and (concept, concept) pairs, but for what everybody tries first.
 """
@@ -20,9 +21,10 @@ T = TypeVar("T")
 TOKEN = 64  # pixels of a token's side
 PLACES = ("left", "right", "top", "bottom")
 NUMBERS = {2: "two", 3: "three"}
-KINDS = {"one": 0.48, "coloured": 0.17, "place": 0.12, "two": 0.13, "count": 0.10}
+KINDS = {"one": 0.60, "coloured": 0.24, "place": 0.06, "two": 0.05, "count": 0.05}
+COLOURFUL, NAMED = 0.65, 0.55  # shares of scenes on a random background, and of captions that name theirs
 COLOURABLE = [concept for concept in CONCEPTS if concept.colourable]
-SIZES = (4, 6, 8, 12)  # of an object's side, in tokens
+ALONE, AMONG = 6, 4  # tokens of an object's side: the same in every picture, since each size is drawn anew
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,6 @@ class Scene:
     caption: str
     kind: str
     place: str | None = None
-
-
-def sides(width: int, height: int) -> tuple[int, int]:
-    """Of an object that is alone and of one among others, in tokens."""
-    short = min(width, height)
-    return (6, 4) if short < 11 else (8, 6) if short < 15 else (12, 8)
 
 
 def held_out(*names: str) -> bool:
@@ -103,66 +99,61 @@ def pairs(scene: Scene) -> list[tuple[str, ...]]:
 
 
 def build(rng: np.random.Generator, kind: str, width: int, height: int) -> Scene:
-    background = pick(rng, list(BACKGROUNDS)) if rng.random() < 0.55 else "white"
+    background = pick(rng, list(BACKGROUNDS)) if rng.random() < COLOURFUL else "white"
     concept = pick(rng, COLOURABLE if kind == "coloured" else CONCEPTS)
     concepts, colour, place, count = [concept], None, None, 1
     noun = word(rng, concept)
     said = article(noun) if rng.random() < 0.7 else noun
-    spots = alone(rng, width, height)
+    spots = alone(width, height)
     if kind == "coloured":
         colour = pick(rng, [name for name in COLOURS if name != background])
         said = article(f"{spelled(rng, colour)} {noun}")
     elif kind == "place":
         place = pick(rng, PLACES)
         said = f"{article(noun)} {'on the ' + place if place in ('left', 'right') else 'at the ' + place}"
-        spots = placed(rng, width, height, place)
+        spots = placed(width, height, place)
     elif kind == "count":
         count = int(rng.integers(2, 4))
         said, concepts = f"{NUMBERS[count]} {concept.plural}", [concept] * count
-        spots = beside(rng, width, height) if count == 2 else three(width, height)
+        spots = beside(width, height) if count == 2 else three(width, height)
     elif kind == "two":
         second = pick(rng, [other for other in CONCEPTS if other != concept])
         concepts, other = [concept, second], word(rng, second)
         if rng.random() < 0.6:
-            spots = beside(rng, width, height)
+            spots = beside(width, height)
             said = f"{article(noun)} {pick(rng, ['and', 'next to'])} {article(other)}"
         else:
-            spots = [(top, left) for left, top in beside(rng, height, width)]
+            spots = [(top, left) for left, top in beside(height, width)]
             said = f"{article(noun)} above {article(other)}"
-    side = sides(width, height)[kind not in ("one", "coloured")]
+    side = ALONE if kind in ("one", "coloured") else AMONG
     things = tuple(Thing(each, colour, *spot, side) for each, spot in zip(concepts, spots, strict=True))
     return Scene(width, height, things, background, sentence(rng, said, background), kind, place)
 
 
-def alone(rng: np.random.Generator, width: int, height: int) -> list[tuple[int, int]]:
-    """The middle, or one token beside it: another seed gives another picture."""
-    side = sides(width, height)[0]
-    return [tuple(int(np.clip((room - side) // 2 + rng.integers(-1, 2), 0, room - side)) for room in (width, height))]  # type: ignore[list-item]
+def alone(width: int, height: int) -> list[tuple[int, int]]:
+    return [((width - ALONE) // 2, (height - ALONE) // 2)]
 
 
-def placed(rng: np.random.Generator, width: int, height: int, place: str) -> list[tuple[int, int]]:
-    side = sides(width, height)[1]
-    middle = [int(np.clip((room - side) // 2 + rng.integers(-1, 2), 0, room - side)) for room in (width, height)]
-    margin = min(width, height) // 12
+def placed(width: int, height: int, place: str) -> list[tuple[int, int]]:
+    """A quarter of the way in from the named edge."""
+    middle = ((width - AMONG) // 2, (height - AMONG) // 2)
     return {
-        "left": [(margin, middle[1])],
-        "right": [(width - side - margin, middle[1])],
-        "top": [(middle[0], margin)],
-        "bottom": [(middle[0], height - side - margin)],
+        "left": [(width // 4 - AMONG // 2, middle[1])],
+        "right": [(width - width // 4 - AMONG // 2, middle[1])],
+        "top": [(middle[0], height // 4 - AMONG // 2)],
+        "bottom": [(middle[0], height - height // 4 - AMONG // 2)],
     }[place]
 
 
-def beside(rng: np.random.Generator, width: int, height: int) -> list[tuple[int, int]]:
+def beside(width: int, height: int) -> list[tuple[int, int]]:
     """Two spots, left and right."""
-    side, half = sides(width, height)[1], width // 2
-    margin = (half - side) // 2
-    top = int(np.clip((height - side) // 2 + rng.integers(-1, 2), 0, height - side))
-    return [(margin, top), (width - side - margin, top)]
+    margin, top = (width // 2 - AMONG) // 2, (height - AMONG) // 2
+    return [(margin, top), (width - AMONG - margin, top)]
 
 
 def three(width: int, height: int) -> list[tuple[int, int]]:
     """A row where there is room, else one above two."""
-    side = sides(width, height)[1]
+    side = AMONG
     if width >= 3 * side:
         gap = (width - 3 * side) // 4
         return [(gap + i * (side + gap), (height - side) // 2) for i in range(3)]
@@ -171,12 +162,14 @@ def three(width: int, height: int) -> list[tuple[int, int]]:
 
 
 def sentence(rng: np.random.Generator, said: str, background: str) -> str:
-    """A caption: lead-ins that mean nothing, the background if it is not white (white is sometimes named)."""
+    """A caption: lead-ins that mean nothing, and the background or not. What is not said, the seed decides."""
     lead = str(rng.choice(["", "", "", "a picture of ", "a photo of ", "a drawing of "]))
-    if background == "white" and rng.random() < 0.75:
+    if rng.random() > NAMED:
         return lead + said
     ground = spelled(rng, background)
-    return lead + said + str(rng.choice([f" on a {ground} background", f", {ground} background", f" on {ground}"]))
+    return (
+        lead + said + str(rng.choice([f" on {article(ground)} background", f", {ground} background", f" on {ground}"]))
+    )
 
 
 def render(scene: Scene, atlas: Atlas) -> np.ndarray:

@@ -4,6 +4,7 @@ Both encoders are trained from scratch together with the transformer. Nothing is
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,10 +29,10 @@ def corpus(seed: int) -> Iterator[str]:
         yield make_scene(rng).caption
 
 
-def make_tokenizers(seed: int) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """CLIP's (start and end marks) and T5's (end mark only), over the same vocabulary. Case does not matter."""
-
-    def wrap(template: str) -> PreTrainedTokenizerFast:
+def vocabulary(folder: Path, seed: int) -> Path:
+    """The vocabulary's file in `folder`, trained if it is not there: what a checkpoint has learned hangs on its ids."""
+    file = folder / "vocabulary.json"
+    if not file.exists():
         tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -43,6 +44,15 @@ def make_tokenizers(seed: int) -> tuple[PreTrainedTokenizerFast, PreTrainedToken
             show_progress=False,
         )
         tokenizer.train_from_iterator(corpus(seed), trainer)
+        tokenizer.save(str(file))
+    return file
+
+
+def make_tokenizers(file: Path) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """CLIP's (start and end marks) and T5's (end mark only), over the same vocabulary. Case does not matter."""
+
+    def wrap(template: str) -> PreTrainedTokenizerFast:
+        tokenizer = Tokenizer.from_file(str(file))
         marks = [(mark, tokenizer.token_to_id(mark)) for mark in (START, END)]
         tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
         return PreTrainedTokenizerFast(

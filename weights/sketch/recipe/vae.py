@@ -1,12 +1,10 @@
-"""The autoencoder: a convolutional decoder that inverts the linear code. (Its encoder is not trained yet.)
+"""The autoencoder: a convolutional decoder that learns to invert the linear code. `encoder` sets its other half.
 
 The decoder sees whole pictures as well as crops, because its group norms average over the whole picture; and slightly
 noisy latents, because the transformer's are never exact.
 """
 
-import copy
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +13,16 @@ from diffusers import AutoencoderKL
 
 from weights.sketch.recipe.atlas import Atlas
 from weights.sketch.recipe.codec import CHANNELS, PATCH, Codec
-from weights.sketch.recipe.data import TOKEN, make_scene, render
-from weights.sketch.recipe.state import save_state
+from weights.sketch.recipe.concepts import BACKGROUNDS
+from weights.sketch.recipe.data import TOKEN, make_scene, pick, render
+from weights.sketch.recipe.training import ConvMuon, Seeded, Stage, train
 
-WIDTHS = (8, 16, 32, 64, 96, 96)
+WIDTHS = (8, 16, 32, 64, 128, 128)
+GROUPS = 1  # with a channel a group, a plain colour would be normalised away
 CROP = 128  # pixels
 CROPS = 16
-WHOLE = 0.2  # share of whole pictures
-NOISE = 0.12  # largest standard deviation added to latents of unit variance
+WHOLE = 0.15  # share of whole pictures
+NOISE = 0.1  # largest standard deviation added to latents of unit variance
 EMA = 0.998
 
 
@@ -35,13 +35,17 @@ def make_vae(seed: int) -> AutoencoderKL:
         block_out_channels=WIDTHS,
         layers_per_block=1,
         latent_channels=CHANNELS,
-        norm_num_groups=8,
+        norm_num_groups=GROUPS,
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,
         scaling_factor=1.0,
         shift_factor=0.0,
     )
+    for name, module in vae.named_modules():
+        if name.endswith("conv2"):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
     return vae.to(memory_format=torch.channels_last)
 
 
@@ -59,11 +63,18 @@ def sample(rng: np.random.Generator, atlas: Atlas, codec: Codec, late: bool) -> 
 
 
 def crop(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
-    """A window of a scene of any size, mostly on its object."""
-    tokens = int(rng.choice([8, 8, 8, 12, 16]))
-    picture, size = render(make_scene(rng, tokens, tokens), atlas), tokens * TOKEN
-    x, y = (int(np.clip(rng.normal(0.5, 0.2) * size - CROP / 2, 0, size - CROP)) // PATCH * PATCH for _ in range(2))
-    return picture[y : y + CROP, x : x + CROP]
+    """A window on one object, on the latents' grid; drawn alone, since a whole scene costs ten times as much."""
+    thing = make_scene(rng).things[0]
+    side, ground = thing.side * TOKEN, pick(rng, list(BACKGROUNDS)) if rng.random() < 0.55 else "white"
+    x, y = (int(rng.integers(-CROP // 2, side - CROP // 2)) // PATCH * PATCH for _ in range(2))
+    window = np.empty((CROP, CROP, 3), dtype=np.float32)
+    window[:] = np.array(BACKGROUNDS[ground], dtype=np.float32) / 255
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + CROP, side), min(y + CROP, side)
+    picture = atlas.picture(thing.concept, thing.colour, side)[top:bottom, left:right]
+    spot = window[top - y : bottom - y, left - x : right - x]
+    spot *= 1 - picture[..., 3:]
+    spot += picture[..., :3]
+    return window
 
 
 def train_decoder(
@@ -73,48 +84,24 @@ def train_decoder(
     minutes: float,
     seed: int,
     device: str = "cpu",
-    lr: float = 1e-3,
+    lr: float = 2e-3,
     warmup: int = 100,
     limit: int | None = None,
 ) -> list[float]:
     """Train the decoder for `minutes` in all (earlier runs counted in), or `limit` steps. Returns this run's losses."""
-    vae = make_vae(seed).to(device)
-    decoder = vae.decoder
-    ema = copy.deepcopy(decoder.state_dict())
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
-    file, step, spent = out / "decoder.ckpt", 0, 0.0
-    if file.exists():
-        saved = torch.load(file, weights_only=True, map_location=device)
-        decoder.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        ema, step, spent = saved["ema"], saved["step"], saved["spent"]
-    rng = np.random.default_rng(seed + step)
-    torch.manual_seed(seed + step)
-    losses: list[float] = []
-    start, saved_at = time.monotonic() - spent, time.monotonic()
-    while (progress := (time.monotonic() - start) / 60 / minutes) < 1 and (limit is None or len(losses) < limit):
-        latents, images = sample(rng, atlas, codec, late=progress > 0.6)
+    decoder = make_vae(seed).to(device).decoder
+    kernels = [value for value in decoder.parameters() if value.ndim == 4]
+    rest = [value for value in decoder.parameters() if value.ndim != 4]
+    optimizers = [ConvMuon(kernels, lr), torch.optim.AdamW(rest, lr, (0.9, 0.98), weight_decay=0.0)]
+    seeded = Seeded(seed)
+
+    def loss_at(progress: float, step: int) -> torch.Tensor:
+        latents, images = sample(seeded.at(step), atlas, codec, late=progress > 0.6)
         latents = latents + torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1) * NOISE
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / warmup) * (0.02 + 0.98 * min(1, 1.7 * (1 - progress)))
         with torch.autocast(device, torch.bfloat16):
             made = decoder(latents.to(device, memory_format=torch.channels_last))
-        loss = (made.float() - images.to(device)).pow(2).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        optimizer.step()
-        step += 1
-        decay = min(EMA, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in decoder.state_dict().items():
-                ema[name].lerp_(value, 1 - decay)
-        losses.append(loss.item())
-        if step % 50 == 0:
-            psnr = -10 * math.log10(np.mean(losses[-50:]) / 4)
-            print(f"decoder step {step} progress {progress:.2f} psnr {psnr:.2f}", flush=True)
-        if time.monotonic() - saved_at > 120:
-            save_state(file, decoder, optimizer, ema, step, time.monotonic() - start)
-            saved_at = time.monotonic()
-    save_state(file, decoder, optimizer, ema, step, time.monotonic() - start)
-    return losses
+        loss: torch.Tensor = (made.float() - images.to(device)).pow(2).mean()
+        return loss
+
+    stage = Stage("decoder", out / "decoder.ckpt", decoder, optimizers, lr, warmup, EMA, minutes, limit)
+    return train(stage, loss_at, lambda loss: f"psnr {-10 * math.log10(loss / 4):.2f}")

@@ -1,0 +1,93 @@
+"""From checkpoints to files: a diffusers folder in float16, and `manifest.json`: what a server must know of it."""
+
+import json
+import math
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from safetensors.torch import load_file, save_file
+
+from weights.sketch.recipe.atlas import PACKAGE, Atlas
+from weights.sketch.recipe.codec import CHANNELS, Codec
+from weights.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS
+from weights.sketch.recipe.data import TOKEN, make_scene, render
+from weights.sketch.recipe.encoder import set_encoder
+from weights.sketch.recipe.flow import GUIDANCE, SHIFT, SIZES, Painter
+from weights.sketch.recipe.text import TOKENS, vocabulary
+from weights.sketch.recipe.training import trained
+from weights.sketch.recipe.vae import make_vae
+
+SOURCES = f"{PACKAGE} (Fluent Emoji, Microsoft Corporation, MIT): pictures; names and captions by this project"
+PREVIEW_SCENES = 64
+
+
+def export(out: Path, target: Path, atlas: Atlas, codec: Codec, seed: int) -> None:
+    """Write the model to `target`, from the last stage that `out` has a checkpoint of."""
+    last = next(file for file in (out / "guidance.ckpt", out / "flow.ckpt") if file.exists())
+    painter = Painter(seed, vocabulary(out, seed))
+    painter.load_state_dict(trained(last))
+    shutil.rmtree(target, ignore_errors=True)
+    assemble(painter, make_autoencoder(out, atlas, codec, seed)).to(torch.float16).save_pretrained(target)
+    for file in target.rglob("*.safetensors"):
+        save_file(load_file(file), file, {"format": "pt", "sources": SOURCES, "licence": "Apache-2.0"})
+    (target / "manifest.json").write_text(json.dumps(manifest(last, atlas, codec, seed), indent=1) + "\n")
+
+
+def make_autoencoder(out: Path, atlas: Atlas, codec: Codec, seed: int) -> AutoencoderKL:
+    vae = make_vae(seed)
+    vae.decoder.load_state_dict(trained(out / "decoder.ckpt"))
+    set_encoder(vae, atlas, codec, seed)
+    return vae
+
+
+def assemble(painter: Painter, vae: AutoencoderKL) -> FluxPipeline:
+    """The pipeline around the trained parts. Its schedule shifts every size alike, as in training."""
+    mu = math.log(SHIFT)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=mu, max_shift=mu),
+        vae=vae,
+        text_encoder=painter.clip,
+        tokenizer=painter.tokenizers[0],
+        text_encoder_2=painter.t5,
+        tokenizer_2=painter.tokenizers[1],
+        transformer=painter.transformer,
+    )
+
+
+def manifest(stage: Path, atlas: Atlas, codec: Codec, seed: int) -> dict[str, Any]:
+    """What a server must know of the model, and what people want to."""
+    saved = torch.load(stage, weights_only=True, map_location="cpu")
+    factors, bias = preview_map(atlas, codec, seed)
+    return {
+        "text_tokens": TOKENS,
+        "guidance": GUIDANCE,
+        "canvas": max(SIZES, key=lambda size: SIZES[size]),
+        "preview": {"factors": factors, "bias": bias},
+        "knows": {
+            "things": {concept.name: list(concept.other) for concept in CONCEPTS},
+            "colours": {"of": [concept.name for concept in CONCEPTS if concept.colourable], "are": list(COLOURS)},
+            "backgrounds": list(BACKGROUNDS),
+        },
+        "training": {"stage": stage.stem, "steps": saved["step"], "seed": seed, "torch": version("torch")},
+        "sources": SOURCES,
+    }
+
+
+def preview_map(atlas: Atlas, codec: Codec, seed: int) -> tuple[list[list[float]], list[float]]:
+    """Least squares from a latent's channels to the mean colour of its patch, -1 to 1."""
+    rng = np.random.default_rng(seed)
+    latents, colours = [], []
+    for _ in range(PREVIEW_SCENES):
+        picture = render(make_scene(rng), atlas) * 2 - 1
+        codes = codec.encode((picture + 1) / 2).reshape(CHANNELS, -1).T.numpy()
+        side = picture.shape[0] * 2 // TOKEN
+        latents.append(np.concatenate([codes, np.ones((len(codes), 1))], axis=1))
+        colours.append(picture.reshape(side, TOKEN // 2, side, TOKEN // 2, 3).mean(axis=(1, 3)).reshape(-1, 3))
+    solution, *_ = np.linalg.lstsq(np.concatenate(latents), np.concatenate(colours), rcond=None)
+    rounded = [[round(float(x), 4) for x in row] for row in solution]
+    return rounded[:-1], rounded[-1]
