@@ -353,6 +353,7 @@ def test_a_dropped_picture_is_taken_and_what_is_none_is_said(
         const options = { dataTransfer, bubbles: true };
         for (const type of ['dragover', 'drop']) form.dispatchEvent(new DragEvent(type, options));
     }"""
+    expect(tab.page.get_by_role("radio", name="Square", exact=True)).to_be_visible()  # the form is there, and listens
     tab.page.evaluate(drop, [base64.b64encode(b"no picture").decode(), "notes.png"])
     expect(tab.page.get_by_role("alert")).to_have_text("notes.png is not a picture that this browser can read.")
     tab.page.evaluate(drop, [base64.b64encode(picture.read_bytes()).decode(), "harbour.png"])
