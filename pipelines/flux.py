@@ -18,6 +18,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from pipelines.acceleration import PRESETS
 from pipelines.engine import EngineInfo, Pixels, Thumbnail
 from pipelines.errors import NonFinitePixels
+from pipelines.fitting import Fitted, Range, fit, framed, inside
 from pipelines.image_to_image import noised
 from pipelines.kinds import Size
 from pipelines.previews import draw_preview
@@ -36,9 +37,17 @@ class FluxEngine:
     """An `Engine` on a diffusers FLUX pipeline. One thread at a time."""
 
     def __init__(
-        self, pipeline: FluxPipeline, text_tokens: int, info: EngineInfo, preview: PreviewMap | None = None
+        self,
+        pipeline: FluxPipeline,
+        text_tokens: int,
+        info: EngineInfo,
+        preview: PreviewMap | None = None,
+        guidance: Range | None = None,
+        canvas: tuple[int, int] | None = None,
     ) -> None:
         self.info = info
+        self._guidance = guidance
+        self._canvas = canvas
         self._preview = preview
         self._pipeline = pipeline
         self._transformer = pipeline.transformer
@@ -50,8 +59,8 @@ class FluxEngine:
 
     @torch.inference_mode()
     def prepare(self, request: ImageRequest) -> list[Sample]:
-        text = self.encode(request.prompt)
-        return [self.sample(request, text, seed) for seed in request.seeds]
+        fitted, text = self.fit(request), self.encode(request.prompt)
+        return [self.sample(fitted, text, seed) for seed in request.seeds]
 
     @torch.inference_mode()
     def step(self, samples: list[Sample]) -> None:
@@ -61,7 +70,7 @@ class FluxEngine:
             samples = [sample for sample in samples if sample not in company]
 
     def batch_limit(self, request: ImageRequest) -> int:
-        return max(self.batches.get(Size(request.width, request.height), ()), default=1)
+        return max(self.batches.get(self.fit(request).drawn, ()), default=1)
 
     def company(self, samples: Sequence[Sample]) -> list[Sample]:
         first = samples[0]
@@ -71,23 +80,33 @@ class FluxEngine:
 
     @torch.inference_mode()
     def preview(self, sample: Sample, side: int) -> Thumbnail | None:
-        return draw_preview(self._preview, sample.clean, sample.request, side) if self._preview else None
+        if self._preview is None:
+            return None
+        drawn, wanted = sample.size, inside(sample.fitted.size, Size(side, side))
+        small = draw_preview(self._preview, sample.clean, sample.request, max(inside(drawn, wanted)))
+        if small is None or drawn == sample.fitted.size:
+            return small
+        return Thumbnail(*wanted, framed(small.data, Size(small.width, small.height), wanted))
 
     @torch.inference_mode()
     def finish(self, sample: Sample) -> Pixels:
-        pixels = self.decode(sample)
+        pixels = framed(self.decode(sample), sample.size, sample.fitted.size)
         tiled = self._in_tiles(sample.request)
-        unguided = sample.guidance is None
-        return Pixels(pixels, (*sample.text.notes, *([TILED] if tiled else []), *([UNGUIDED] if unguided else [])))
+        notes = (*sample.fitted.notes, *sample.text.notes, *([TILED] if tiled else []))
+        return Pixels(pixels, (*notes, *([UNGUIDED] if sample.guidance is None else [])))
 
     def _in_tiles(self, request: ImageRequest) -> bool:
         """Decided by the size alone, never by the memory that is free: the same request gives the same bytes."""
         return self.tile_above is not None and request.pixels > self.tile_above * 2**20
 
+    def fit(self, request: ImageRequest) -> Fitted:
+        return fit(request, self._canvas, self._guidance)
+
     def steps_left(self, sample: Sample) -> int:
         return len(sample.timesteps) - sample.step
 
-    def sample(self, request: ImageRequest, text: Text, seed: int) -> Sample:
+    def sample(self, fitted: Fitted, text: Text, seed: int) -> Sample:
+        request = fitted.request
         scheduler, timesteps = self.schedule(request)
         if request.source is None:
             latents, image_ids = self.noise(request.width, request.height, seed, text.states.dtype)
@@ -100,7 +119,7 @@ class FluxEngine:
             guidance = torch.full([1], request.guidance_scale, device=self._device, dtype=torch.float32)
         times = tuple(timesteps.tolist())
         computed = PRESETS[request.acceleration](len(times))
-        return Sample(request, text, latents, image_ids, guidance, scheduler, timesteps, times, computed)
+        return Sample(fitted, text, latents, image_ids, guidance, scheduler, timesteps, times, computed)
 
     def encode(self, prompt: str) -> Text:
         """Both encoders' view of the prompt; the last few prompts are remembered."""

@@ -38,7 +38,8 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     transformer = Path(config.transformer) if config.transformer else None
     pipeline = load_pipeline(located, dtype, device, report, transformer, config.loras)
     info = describe(located.checkpoint.id, pipeline, device, dtype)
-    engine = FluxEngine(pipeline, located.checkpoint.text_tokens, info, located.checkpoint.preview)
+    row = located.checkpoint
+    engine = FluxEngine(pipeline, row.text_tokens, info, row.preview, row.guidance, row.canvas)
     engine.tile_above = config.tile_above
     if config.kept is not None:
         settle(engine, Kept(Path(config.kept)), config, report)

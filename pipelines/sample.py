@@ -7,6 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from pipelines.acceleration import Mask
+from pipelines.fitting import Fitted
 from pipelines.kinds import Size
 from pipelines.request import ImageRequest
 from pipelines.residual import Residuals
@@ -26,7 +27,7 @@ class Text:
 class Sample:
     """One image on its way. `latents` are packed, `(1, tokens, channels * 4)`; `step` counts the finished steps."""
 
-    request: ImageRequest
+    fitted: Fitted
     text: Text
     latents: torch.Tensor
     image_ids: torch.Tensor
@@ -46,7 +47,13 @@ class Sample:
 
     @property
     def size(self) -> Size:
-        return Size(self.request.width, self.request.height)
+        """As it is drawn."""
+        return self.fitted.drawn
+
+    @property
+    def request(self) -> ImageRequest:
+        """As the model draws it; `fitted.size` is what was asked for."""
+        return self.fitted.request
 
     @property
     def time(self) -> float:

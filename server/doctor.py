@@ -106,10 +106,10 @@ def disk(settings: DoctorSettings) -> Finding:
 def weights(settings: DoctorSettings) -> Finding:
     """The served row's files, and whether they are what was published."""
     row = choose(settings.model, settings.models_dir)
+    if row.embedded:
+        return Finding("warning", f"{row.id} stands in for {SERVED_AS}: `srpo weights pull {SERVED_AS}` brings it")
     try:
-        located = locate(row, settings.models_dir)
-        if located.folder is None:
-            return Finding("warning", f"{row.id} stands in for {SERVED_AS}: `srpo weights pull {SERVED_AS}` brings it")
+        locate(row, settings.models_dir)
         folders = [settings.models_dir / part.folder for part in CHECKPOINTS[row.id].repositories]
         unlisted = [folder for folder in folders if not (folder / MANIFEST).exists()]
         if unlisted:

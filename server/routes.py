@@ -119,13 +119,16 @@ async def get_model(request: Request, model: str) -> JSONResponse:
 
 def model_card(name: str, served: str) -> dict[str, Any]:
     row = CHECKPOINTS[served]
+    info: dict[str, Any] = {"name": name, "served_by": served, "description": row.title, "licence": row.licence}
+    if row.knows:
+        info["knows"] = row.knows
     return {
         "id": name,
         "object": "model",
         "type": "image",
         "created": 0,
         "owned_by": "self-hosted",
-        "info": {"name": name, "served_by": served, "description": row.title, "licence": row.licence},
+        "info": info,
     }
 
 

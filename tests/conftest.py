@@ -82,6 +82,7 @@ def running(folder: Path, *flags: str, wait: bool = True, **env: str) -> Iterato
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SRPO_")}
+    variables["SRPO_MODEL"] = "tiny"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "server", "serve", "--port", str(port), "--data-dir", str(folder / "data"), *flags],

@@ -17,6 +17,7 @@ from server.terminal import shower
 SURROUNDINGS = {
     "PATH": "/usr/bin:/bin",
     "PYTHONPATH": str(Path(__file__).parent.parent),
+    "SRPO_MODEL": "tiny",
     "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"],  # another number of threads is another fingerprint, other bytes
 }
 FAST = ("--num-inference-steps", "1", "--image-size", "512x544")

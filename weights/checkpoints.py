@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from weights import sketch
 from weights.errors import MissingFiles
 from weights.previews import FLUX, PreviewMap
 
@@ -46,9 +47,11 @@ class Checkpoint:
     """One model.
 
     `folder` holds the pipeline in diffusers layout; `transformer`, where set, is the single safetensors file that
-    takes the place of the folder's own transformer. Both are relative to the models folder. A row without a folder is
-    built in code. `bounds` (lowest and highest) and `defaults` are the model's own, by the names of
-    `pipelines.request.GenerationParams`, where they differ from flux/srpo's; `remarks` are added to their help.
+    takes the place of the folder's own transformer. Both are relative to the models folder, but for an embedded row's
+    folder, which comes with this package. A row without a folder is built in code. `bounds` (lowest and highest) and
+    `defaults` are the model's own, by the names of `pipelines.request.GenerationParams`, where they differ from
+    flux/srpo's; `remarks` are added to their help. `guidance` is the range of scales and `canvas` the one size (width,
+    height) that the model has learned, None where it takes all that the API allows.
     """
 
     id: str
@@ -59,6 +62,9 @@ class Checkpoint:
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False
+    guidance: tuple[float, float] | None = None
+    canvas: tuple[int, int] | None = None
+    knows: tuple[str, ...] = ()  # the things it can draw, where they are that few
     preview: PreviewMap | None = FLUX  # None: its VAE has no map yet, so there are no previews
     repositories: tuple[Repository, ...] = ()
     bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -152,6 +158,18 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             remarks={"guidance_scale": "This model has no guidance: any value draws the same picture."},
         ),
         Checkpoint(
+            id="flux/sketch",
+            title="a small FLUX of our own: it draws simple pictures of some sixty things",
+            licence="Apache-2.0",
+            text_tokens=sketch.MANIFEST["text_tokens"],
+            folder=str(sketch.FOLDER),
+            embedded=True,
+            guidance=tuple(sketch.MANIFEST["guidance"]),
+            canvas=tuple(sketch.MANIFEST["canvas"]),
+            knows=tuple(sketch.MANIFEST["knows"]["things"]),
+            preview=PreviewMap(**sketch.MANIFEST["preview"]),
+        ),
+        Checkpoint(
             id="tiny",
             title="a random FLUX of two layers: it draws noise, and is there to show that the server works",
             licence="Apache-2.0",
@@ -160,7 +178,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         ),
     )
 }
-EMBEDDED = next(row for row in CHECKPOINTS.values() if row.embedded)
+EMBEDDED = CHECKPOINTS["flux/sketch"]
 SERVED_AS = "flux/srpo"  # the id that clients of the hosted API send
 
 

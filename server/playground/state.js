@@ -47,8 +47,9 @@ async function warnings(health) {
   if (health.embedded) {
     const models = await (await fetch('/v1/models')).json();
     const card = models.data.find((model) => model.info?.served_by === health.served_model);
-    sentences.push(`A stand-in is drawing: ${health.served_model}${card ? ` (${card.info.description})` : ''}, not FLUX with SRPO.`,
-      'For real pictures give the server the real weights: its README says how.');
+    sentences.push(`A stand-in is drawing: ${health.served_model}${card ? ` (${card.info.description})` : ''}, not FLUX with SRPO.`);
+    if (card?.info.knows) sentences.push(`It knows ${card.info.knows.join(', ')}.`);
+    sentences.push('For real pictures give the server the real weights: its README says how.');
   }
   if (health.safety?.checker === 'none') sentences.push('No safety checker looks at the images.');
   return sentences;

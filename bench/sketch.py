@@ -1,0 +1,277 @@
+"""What `flux/sketch` draws, read back: the tables of its model card, from the files as they are served.
+
+    python -m bench.sketch [--rows things,steps] [--images 40] [--recipe DIR] [--sheet FILE.png] [--json FILE]
+
+Every picture is drawn by the engine and read by `weights.sketch.recipe.reader`, which is not told the prompt. Prompts
+and seeds are fixed; none is chosen by hand but the free ones. Shares are of pictures; `right` means everything the
+prompt asks for. Beside them stand the reader's ceiling (the generator's own pictures, through the VAE; needs the icons:
+`--recipe DIR` fetches them with npm) and its floor (the same pictures, read against another picture's prompt).
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+from bench.quality import psnr, ssim
+from pipelines.acceleration import PRESETS
+from pipelines.engine import EngineConfig
+from pipelines.fitting import shrunk
+from pipelines.flux import FluxEngine
+from pipelines.kinds import Size
+from pipelines.load import load_engine
+from pipelines.request import GenerationParams
+from weights.sketch.recipe.concepts import CONCEPTS
+from weights.sketch.recipe.data import Scene, Thing, make_scene, pairs, render
+from weights.sketch.recipe.reader import Reader, Reading
+
+SEED = 2026
+CANVAS = (512, 512)
+FREE = (
+    "cat",
+    "A red apple!",
+    "a photo of a puppy on a green background",
+    "two rockets",
+    "a cat and a dog",
+    "a banana at the top, black background",
+    "a green apple above a blue book",
+    "an old fisherman, soft light",
+)
+TILE = 128  # pixels of a picture on the sheet
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A scene to ask for, and how."""
+
+    scene: Scene
+    seed: int
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Score:
+    """What was read of some pictures."""
+
+    right: list[bool] = field(default_factory=list)
+    thing: list[bool] = field(default_factory=list)
+    ground: list[bool] = field(default_factory=list)
+    floor: list[bool] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def row(self) -> dict[str, float]:
+        parts = {name: getattr(self, name) for name in ("right", "thing", "ground", "floor", "seconds")}
+        return {"pictures": len(self.right)} | {name: mean(part) for name, part in parts.items() if part}
+
+
+def layout_of(scene: Scene) -> tuple[str, ...]:
+    """The layouts that answer a scene's caption."""
+    if scene.place:
+        return (scene.place,)
+    if len(scene.things) == 1:
+        return ("one",)
+    if scene.kind == "two":
+        return ("above",) if " above " in scene.caption else ("beside",)
+    return ("beside",) if len(scene.things) == 2 else ("three",)
+
+
+def names_ground(scene: Scene) -> bool:
+    said = f"{scene.background} grey" if scene.background == "gray" else scene.background
+    return any(f"on {word}" in scene.caption or f"{word} background" in scene.caption for word in said.split())
+
+
+def is_right(scene: Scene, reading: Reading) -> bool:
+    return (
+        reading.things == tuple(thing.concept.name for thing in scene.things)
+        and reading.layout in layout_of(scene)
+        and (scene.kind != "coloured" or reading.colour == scene.things[0].colour)
+        and (not names_ground(scene) or reading.background == scene.background)
+    )
+
+
+def draw(engine: FluxEngine, ask: Ask) -> tuple[np.ndarray, float]:
+    """The middle square at 512 pixels, 8-bit RGB `(height, width, 3)`, and the seconds it took."""
+    body = {"prompt": ask.scene.caption, "image_size": "square", "seed": ask.seed, "acceleration": "none"} | ask.fields
+    request = GenerationParams.model_validate(body).to_request("bench")
+    start = time.perf_counter()
+    sample = engine.prepare(request)[0]
+    while engine.steps_left(sample):
+        engine.step([sample])
+    data = engine.finish(sample).data
+    took = time.perf_counter() - start
+    canvas = shrunk(data, Size(request.width, request.height), Size(*CANVAS))
+    return np.frombuffer(canvas, np.uint8).reshape(*CANVAS[::-1], 3), took
+
+
+def score(engine: FluxEngine, reader: Reader, asks: list[Ask]) -> tuple[Score, list[np.ndarray]]:
+    """What was read, and the pictures."""
+    drawn = [draw(engine, ask) for ask in asks]
+    pictures = [picture for picture, _ in drawn]
+    readings, total = [reader.read(picture) for picture in pictures], Score(seconds=[took for _, took in drawn])
+    for number, (ask, reading) in enumerate(zip(asks, readings, strict=True)):
+        wanted = [thing.concept.name for thing in ask.scene.things]
+        total.right.append(is_right(ask.scene, reading))
+        total.thing.append(reading.things[0] == wanted[0])
+        if names_ground(ask.scene):
+            total.ground.append(reading.background == ask.scene.background)
+        total.floor.append(is_right(ask.scene, readings[(number + 1) % len(readings)]))
+    return total, pictures
+
+
+def scenes(kind: str, count: int, held_out: bool = False) -> list[Scene]:
+    """`count` random scenes of a kind; of held-out ones, those whose held-out pair is of that kind."""
+    rng, found = np.random.default_rng(SEED), list[Scene]()
+    while len(found) < count:
+        scene = make_scene(rng, train=not held_out)
+        wanted = {"one": "ground", "coloured": "colour", "place": "place", "two": "two"}.get(kind)
+        if scene.kind == kind and (not held_out or any(pair[0] == wanted for pair in pairs(scene))):
+            found.append(scene)
+    return found
+
+
+def asked(found: list[Scene], **fields: Any) -> list[Ask]:
+    return [Ask(scene, SEED + number, fields) for number, scene in enumerate(found)]
+
+
+def one_of_each(words: Callable[[Any], str]) -> list[Scene]:
+    return [
+        Scene(8, 8, (Thing(concept, None, 1, 1, 6),), "white", f"a {words(concept)} on a white background", "one")
+        for concept in CONCEPTS
+        if words(concept)
+    ]
+
+
+def tables(count: int) -> Iterator[tuple[str, str, list[Ask]]]:
+    """Table, row, and what to draw for it."""
+    yield "things", "every thing once", asked(one_of_each(lambda concept: concept.name))
+    yield "things", "a synonym of each", asked(one_of_each(lambda concept: concept.other[-1] if concept.other else ""))
+    for kind, words in {
+        "one": "one thing",
+        "coloured": "one thing in a colour",
+        "place": "one thing at a place",
+        "two": "two things",
+        "count": "two or three of a thing",
+    }.items():
+        yield "kinds", words, asked(scenes(kind, count))
+        if kind != "count":
+            yield "kinds", f"{words}, combination held out", asked(scenes(kind, count, held_out=True))
+    for width, height in ((512, 512), (1024, 768), (1440, 512), (1536, 1536)):
+        fields = {"image_size": {"width": width, "height": height}}
+        yield "sizes", f"{width}x{height}", asked(scenes("one", count), **fields)
+    for steps in (4, 8, 16, 28):
+        yield "steps", str(steps), asked(scenes("one", count), num_inference_steps=steps)
+    for scale in (1, 2, 3, 4.5, 6):
+        yield "guidance", f"{scale:g}", asked(scenes("one", count), guidance_scale=scale)
+    for preset in PRESETS:
+        yield "presets", preset, asked(scenes("one", count), acceleration=preset)
+
+
+def ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int) -> dict[str, Any]:
+    """The reader on the generator's own pictures through the VAE, and the VAE's PSNR on them."""
+    from weights.sketch.recipe.atlas import Atlas, fetch
+
+    atlas, vae = Atlas(fetch(recipe)), engine._pipeline.vae
+    rng, right, signal = np.random.default_rng(SEED + 1), [], []
+    for _ in range(count):
+        scene = make_scene(rng, train=False)
+        picture = torch.from_numpy(render(scene, atlas)).permute(2, 0, 1)[None] * 2 - 1
+        with torch.inference_mode():
+            again = vae.decode(vae.encode(picture).latent_dist.mode()).sample
+        levels = [((image[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0) for image in (again, picture)]
+        right.append(is_right(scene, reader.read(levels[0].numpy().astype(np.uint8))))
+        signal.append(psnr(*levels))
+    return {"held-out scenes": {"reader_right": mean(right), "vae_psnr": mean(signal), "vae_psnr_worst": min(signal)}}
+
+
+def drift(pictures: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
+    """Each preset's distance from `none`, and that of two seeds from each other."""
+    exact = [torch.from_numpy(picture.copy()) for picture in pictures["none"]]
+    rows = {}
+    for preset, drawn in pictures.items():
+        pairs = [(torch.from_numpy(a.copy()), b) for a, b in zip(drawn, exact, strict=True)]
+        if preset != "none":
+            rows[preset] = {"psnr": mean(psnr(*p) for p in pairs), "ssim": mean(ssim(*p) for p in pairs)}
+    return rows
+
+
+def diversity(engine: FluxEngine, reader: Reader) -> dict[str, float]:
+    """Eight seeds of one prompt: whether they show the same thing, and how far they are from each other."""
+    scene = Scene(8, 8, (Thing(CONCEPTS[0], None, 1, 1, 6),), "white", "an apple", "one")
+    pictures = [draw(engine, Ask(scene, SEED + number))[0] for number in range(8)]
+    tensors = [torch.from_numpy(picture.copy()) for picture in pictures]
+    distances = [psnr(a, b) for i, a in enumerate(tensors) for b in tensors[:i]]
+    return {
+        "same_thing": mean(reader.read(picture).things[0] == "apple" for picture in pictures),
+        "psnr_between_seeds": mean(distances),
+        "backgrounds": len({reader.read(picture).background for picture in pictures}),
+    }
+
+
+def sheet(engine: FluxEngine) -> Image.Image:
+    """Every thing once, then the free prompts: to look at."""
+    asks = asked(one_of_each(lambda concept: concept.name)) + [
+        Ask(Scene(8, 8, (), "white", prompt, "free"), SEED) for prompt in FREE
+    ]
+    columns = 10
+    page = Image.new("RGB", (columns * (TILE + 4), -(-len(asks) // columns) * (TILE + 18)), "white")
+    for number, ask in enumerate(asks):
+        left, top = number % columns * (TILE + 4), number // columns * (TILE + 18)
+        page.paste(Image.fromarray(draw(engine, ask)[0]).resize((TILE, TILE)), (left, top))
+        words = ask.scene.caption.removeprefix("a ").removesuffix(" on a white background")
+        ImageDraw.Draw(page).text((left + 2, top + TILE + 2), words[:22], fill="black")
+    return page
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.sketch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", default="things,kinds,sizes,steps,guidance,presets", help="tables, or none")
+    parser.add_argument("--images", type=int, default=40, help="pictures a row")
+    parser.add_argument("--model", default="flux/sketch")
+    parser.add_argument("--recipe", type=Path, help="folder for the icon package; gives the reader's ceiling")
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    engine = load_engine(EngineConfig(options.model, device="cpu"), lambda _stage, _progress: None)
+    reader, console = Reader(), Console()
+    results: dict[str, dict[str, Any]] = {}
+    presets: dict[str, list[np.ndarray]] = {}
+    for table, row, asks in tables(options.images):
+        if table not in options.rows.split(","):
+            continue
+        found, pictures = score(engine, reader, asks)
+        results.setdefault(table, {})[row] = found.row()
+        if table == "presets":
+            presets[row] = pictures
+        console.print(f"{table}: {row}: {results[table][row]}")
+    if presets:
+        results["drift"] = drift(presets)
+    if options.recipe:
+        results["ceiling"] = ceiling(options.recipe, engine, reader, options.images)
+    results["seeds"] = {"eight seeds of 'an apple'": diversity(engine, reader)}
+    for name, rows in results.items():
+        columns = list(next(iter(rows.values())))
+        shown = Table(name, *columns)
+        for row, values in rows.items():
+            shown.add_row(row, *(f"{values[column]:.3g}" if column in values else "" for column in columns))
+        console.print(shown)
+    if options.sheet:
+        sheet(engine).save(options.sheet)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

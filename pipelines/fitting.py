@@ -1,0 +1,83 @@
+"""What a model cannot do exactly as it is asked: sizes it has never drawn, guidance it has never learned.
+
+FLUX.1 draws every size the API allows. A model that has learned one size only, its canvas, draws that; the picture is
+enlarged and its edges are drawn out to the size that was asked for. On plain backgrounds nobody sees a seam.
+"""
+
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from pipelines.kinds import Size
+from pipelines.request import ImageRequest
+
+Range = tuple[float, float]
+SMOOTH = 8  # values an edge is averaged to before it is drawn out: single pixels would leave streaks
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The request as the model draws it, the size that was asked for, and what the client should know."""
+
+    request: ImageRequest
+    size: Size
+    notes: tuple[str, ...]
+
+    @property
+    def drawn(self) -> Size:
+        return Size(self.request.width, self.request.height)
+
+
+def fit(request: ImageRequest, canvas: tuple[int, int] | None, guidance: Range | None) -> Fitted:
+    """`canvas` is the one size the model has learned, `guidance` the scales; None for all of them."""
+    size, notes = Size(request.width, request.height), list[str]()
+    if canvas is not None and canvas != size:
+        notes.append(
+            f"image_size: this model draws {canvas[0]}x{canvas[1]}; the picture was enlarged, its edges drawn out"
+        )
+        source = request.source and replace(request.source, pixels=shrunk(request.source.pixels, size, Size(*canvas)))
+        request = replace(request, width=canvas[0], height=canvas[1], source=source)
+    scale = request.guidance_scale
+    if guidance is not None and not guidance[0] <= scale <= guidance[1]:
+        scale = min(max(scale, guidance[0]), guidance[1])
+        notes.append(f"guidance_scale: this model knows {guidance[0]:g} to {guidance[1]:g}; {scale:g} was used")
+        request = replace(request, guidance_scale=scale)
+    return Fitted(request, size, tuple(notes))
+
+
+def inside(drawn: Size, size: Size) -> Size:
+    """As large as `drawn` can be within `size`."""
+    scale = min(size.width / drawn.width, size.height / drawn.height)
+    return Size(round(drawn.width * scale), round(drawn.height * scale))
+
+
+def framed(pixels: bytes, drawn: Size, size: Size) -> bytes:
+    """8-bit RGB of `drawn` as 8-bit RGB of `size`: enlarged or made smaller, in the middle, its edges drawn out."""
+    if drawn == size:
+        return pixels
+    inner = inside(drawn, size)
+    picture = Image.frombytes("RGB", drawn, pixels).resize(inner, Image.Resampling.LANCZOS)
+    left, top = (size.width - inner.width) // 2, (size.height - inner.height) // 2
+    page = Image.new("RGB", size)
+    right, bottom = left + inner.width, top + inner.height
+    for edge, place in (
+        ((0, 0, 1, inner.height), (0, 0, left, size.height)),
+        ((inner.width - 1, 0, inner.width, inner.height), (right, 0, size.width, size.height)),
+        ((0, 0, inner.width, 1), (0, 0, size.width, top)),
+        ((0, inner.height - 1, inner.width, inner.height), (0, bottom, size.width, size.height)),
+    ):
+        extent = (place[2] - place[0], place[3] - place[1])
+        if min(extent) > 0:
+            few = (1, SMOOTH) if edge[2] - edge[0] == 1 else (SMOOTH, 1)
+            strip = picture.crop(edge).resize(few, Image.Resampling.BOX).resize(extent, Image.Resampling.BICUBIC)
+            page.paste(strip, place[:2])
+    page.paste(picture, (left, top))
+    return page.tobytes()
+
+
+def shrunk(pixels: bytes, size: Size, canvas: Size) -> bytes:
+    """The middle of a picture, as `framed` would have put it there, at the canvas' size."""
+    inner = inside(canvas, size)
+    left, top = (size.width - inner.width) // 2, (size.height - inner.height) // 2
+    box = (left, top, left + inner.width, top + inner.height)
+    return Image.frombytes("RGB", size, pixels).resize(canvas, Image.Resampling.LANCZOS, box).tobytes()

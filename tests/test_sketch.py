@@ -1,0 +1,185 @@
+"""`flux/sketch` as a fresh machine serves it: what the prompts say is what a reader sees, through HTTP."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from conftest import LiveServer, running
+from PIL import Image
+
+from bench.quality import psnr
+from pipelines.engine import EngineConfig
+from pipelines.fitting import Fitted, fit, framed, shrunk
+from pipelines.kinds import Size
+from pipelines.load import load_engine
+from pipelines.request import GenerationParams
+from weights.sketch.recipe.reader import Reader, Reading
+
+CANVAS = Size(512, 512)
+DRAWN = {  # prompt: thing, colour where it was changed
+    "a red apple on a white background": ("apple", None),
+    "a green apple on a white background": ("apple", "green"),
+    "a blue heart on a white background": ("heart", "blue"),
+    "a yellow balloon on a white background": ("balloon", "yellow"),
+    "a banana on a white background": ("banana", None),
+    "a cat on a white background": ("cat", None),
+    "a photo of a puppy on a white background": ("dog", None),
+    "a hamburger, white background": ("hamburger", None),
+    "a rocket on white": ("rocket", None),
+    "a leaf on a white background": ("leaf", None),
+    "a book on a white background": ("book", None),
+    "a star on a white background": ("star", None),
+}
+MISREAD = 1  # of the twelve: seeds are fixed, but another machine's arithmetic draws a little differently
+DRIFT = 20.0  # dB: `high` against `none`, as the model card says
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with running(tmp_path_factory.mktemp("sketch"), model="auto") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader()
+
+
+def draw(server: LiveServer, prompt: str, **fields: Any) -> httpx.Response:
+    body = {"model": "flux/srpo", "prompt": prompt, "image_size": "square", "output_format": "png", "seed": 4}
+    reply = httpx.post(f"{server.url}/v1/images/generations", json=body | fields, timeout=300)
+    assert reply.status_code == 201, reply.text
+    return reply
+
+
+def picture(reply: httpx.Response) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(httpx.get(reply.json()["images"][0]["url"]).content)))
+
+
+def read(reader: Reader, reply: httpx.Response) -> Reading:
+    """Larger pictures are read in their middle, where the model's own canvas is."""
+    shown = picture(reply)
+    canvas = shrunk(shown.tobytes(), Size(shown.shape[1], shown.shape[0]), CANVAS)
+    return reader.read(np.frombuffer(canvas, np.uint8).reshape(CANVAS.height, CANVAS.width, 3))
+
+
+def test_a_fresh_machine_says_who_draws(server: LiveServer) -> None:
+    reply = draw(server, "a banana", num_inference_steps=2)
+    assert reply.headers["x-served-model"] == "flux/sketch"
+    health = httpx.get(f"{server.url}/health").json()
+    assert (health["served_model"], health["embedded"]) == ("flux/sketch", True)
+    card = httpx.get(f"{server.url}/v1/models/flux/sketch").json()
+    assert {"apple", "banana", "cat", "dog", "leaf", "book", "heart"} <= set(card["info"]["knows"])
+    assert "flux/sketch answers" in " ".join(server.log.read_text().split())
+
+
+def test_flux_sketch_is_a_model_of_its_own_too(server: LiveServer) -> None:
+    own = draw(server, "a star", model="flux/sketch", num_inference_steps=2)
+    lent = draw(server, "a star", num_inference_steps=2)
+    assert (picture(own) == picture(lent)).all()
+
+
+def test_prompts_are_drawn_as_they_say(server: LiveServer, reader: Reader) -> None:
+    wrong = {}
+    for prompt, (thing, colour) in DRAWN.items():
+        reading = read(reader, draw(server, prompt))
+        if reading != Reading((thing,), colour, "white", "one"):
+            wrong[prompt] = reading
+    assert len(wrong) <= MISREAD, wrong
+
+
+@pytest.mark.parametrize("size", [(1024, 768), (1440, 512), (576, 1024), (1536, 1536)])
+def test_every_size_shows_the_thing_once(server: LiveServer, reader: Reader, size: tuple[int, int]) -> None:
+    wanted = {"width": size[0], "height": size[1]}
+    reading = read(reader, draw(server, "a hamburger on a white background", image_size=wanted))
+    assert (reading.things, reading.background, reading.layout) == (("hamburger",), "white", "one")
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_picture_of_the_thing(
+    server: LiveServer, reader: Reader
+) -> None:
+    first, again = (picture(draw(server, "an apple", seed=8)) for _ in range(2))
+    assert (first == again).all()
+    others = [picture(draw(server, "an apple", seed=seed)) for seed in (9, 10, 11, 12)]
+    assert [reader.read(other).things for other in others].count(("apple",)) >= 3
+    assert len({reader.read(each).background for each in (first, *others)}) > 1
+
+
+def test_guidance_draws_the_prompt_more_surely(server: LiveServer, reader: Reader) -> None:
+    def right(scale: float) -> int:
+        replies = (draw(server, prompt, guidance_scale=scale, num_inference_steps=8) for prompt in list(DRAWN)[:8])
+        wanted = (thing for thing, _ in list(DRAWN.values())[:8])
+        return sum(read(reader, reply).things == (thing,) for reply, thing in zip(replies, wanted, strict=True))
+
+    assert right(4.5) >= right(1)
+
+
+def test_guidance_beyond_what_it_learned_is_taken_as_the_most_and_said(server: LiveServer) -> None:
+    beyond, most = (draw(server, "a cat", guidance_scale=scale, num_inference_steps=4) for scale in (20, 6))
+    assert (picture(beyond) == picture(most)).all()
+    assert beyond.json()["timings"]["notes"] == ["guidance_scale: this model knows 1 to 6; 6 was used"]
+    assert "notes" not in most.json()["timings"]
+
+
+def test_the_fast_presets_stay_near_the_exact_picture(server: LiveServer) -> None:
+    prompts = list(DRAWN)[:3]
+    for preset in ("regular", "high"):
+        drift = []
+        for prompt in prompts:
+            fast, exact = (picture(draw(server, prompt, acceleration=name)) for name in (preset, "none"))
+            drift.append(psnr(torch.tensor(fast), torch.tensor(exact)))
+        assert np.mean(drift) > DRIFT, (preset, drift)
+
+
+def test_words_it_does_not_know_still_give_a_picture(server: LiveServer) -> None:
+    shown = picture(draw(server, "an old fisherman, soft light, 35mm", num_inference_steps=8))
+    assert shown.shape == (512, 512, 3)
+    assert shown.std() > 1
+
+
+def test_a_large_picture_is_the_canvas_enlarged_and_says_so(server: LiveServer) -> None:
+    large = draw(server, "a leaf on white", image_size={"width": 1440, "height": 768}, num_inference_steps=4)
+    small = draw(server, "a leaf on white", num_inference_steps=4)
+    enlarged = np.asarray(Image.fromarray(picture(small)).resize((768, 768), Image.Resampling.LANCZOS))
+    assert (picture(large)[:, 336:1104] == enlarged).all()
+    assert np.abs(picture(large)[:, :336].astype(int) - enlarged[:, :1]).mean() < 8  # its left edge, drawn out
+    assert "this model draws 512x512" in large.json()["timings"]["notes"][0]
+    assert "notes" not in small.json()["timings"]
+
+
+@pytest.mark.parametrize("size", [(512, 512), (1440, 512), (544, 1504), (1536, 1536)])
+def test_fitting_to_a_canvas_and_back_keeps_the_picture(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(sum(size))
+    rough = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+    canvas = np.asarray(rough.resize(CANVAS, Image.Resampling.BICUBIC))
+    page = framed(canvas.tobytes(), CANVAS, Size(*size))
+    assert len(page) == size[0] * size[1] * 3
+    back = np.frombuffer(shrunk(page, Size(*size), CANVAS), np.uint8).reshape(canvas.shape)
+    assert np.abs(back.astype(int) - canvas).max() <= 4
+
+
+def test_fitting_changes_only_what_it_must() -> None:
+    body = {"prompt": "x", "image_size": {"width": 544, "height": 1504}, "guidance_scale": 7.5, "seed": 3}
+    request = GenerationParams.model_validate(body).to_request("m")
+    assert fit(request, None, None) == Fitted(request, Size(544, 1504), ())
+    assert fit(request, None, (1, 7.5)).request == request
+    fitted = fit(request, CANVAS, (1, 6))
+    assert (fitted.drawn, fitted.size, fitted.request.guidance_scale) == (CANVAS, (544, 1504), 6)
+    assert len(fitted.notes) == 2
+
+
+def test_a_preview_of_the_last_step_is_the_picture_in_small() -> None:
+    engine = load_engine(EngineConfig("flux/sketch", device="cpu"), lambda _stage, _progress: None)
+    body = {"prompt": "a red apple on a blue background", "image_size": "square", "num_inference_steps": 6, "seed": 2}
+    sample = engine.prepare(GenerationParams.model_validate(body).to_request("flux/sketch"))[0]
+    while engine.steps_left(sample):
+        engine.step([sample])
+    preview = engine.preview(sample, 16)
+    assert preview is not None
+    small = np.frombuffer(preview.data, np.uint8).reshape(16, 16, 3).astype(float)
+    blocks = np.frombuffer(engine.finish(sample).data, np.uint8).reshape(16, 32, 16, 32, 3).mean((1, 3))
+    assert np.abs(small - blocks).mean() < 8
