@@ -156,7 +156,7 @@ def test_weights_that_cannot_be_loaded_end_the_server_with_the_reason(
 ) -> None:
     (tmp_path / "models" / "SRPO").mkdir(parents=True)
     (tmp_path / "models" / "SRPO" / "diffusion_pytorch_model.safetensors").touch()
-    server = serve(wait=False, models_dir=str(tmp_path / "models"))
+    server = serve(wait=False, model="flux/srpo", models_dir=str(tmp_path / "models"))
     assert server.process.wait(60) == 78
     log = server.log.read_text()
     assert "flux/srpo is not complete" in log

@@ -46,8 +46,8 @@ async def test_exiftool_reads_the_mark_and_the_parameters(tmp_path: Path, format
         assert read["DigitalSourceType"] == SOURCE_TYPE
         assert "Error" not in read
         assert read.get("Parameters", read.get("UserComment")) == (
-            f"{PROMPT}\nSteps: 28, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: {seed}, Size: 512x512, Model: tiny, "
-            "Version: srpo-server 0.1.0"
+            f"{PROMPT}\nSteps: 28, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: {seed}, Size: 512x512, "
+            "Model: flux/sketch, Version: srpo-server 0.1.0"
         )
 
 
