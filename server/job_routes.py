@@ -21,7 +21,7 @@ from server.openapi import JOB, JOB_EVENTS, JOB_PAGE, MAX_PAGE
 from server.parts import server_of
 from server.run import run_headers
 from server.store import LocalStore
-from server.stream import EventStream, accepts_events, completed, event, progress, running
+from server.stream import EventStream, accepts_events, completed, event, progress, running, unless_gone
 
 LAST = 2_000_000  # number of the first event after a run's own
 STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
@@ -60,7 +60,10 @@ def hash_of(fields: dict[str, Any]) -> str:
 async def durable(request: Request, asked: Asked, owner: str, fields: dict[str, Any]) -> Response:
     """Accept a request as a job, or find the one with its key; answer at once, as it goes, or when it is over."""
     jobs, server = jobs_of(request), server_of(request)
-    entry, known = await jobs.accept(asked, owner, idempotency_key(request), hash_of(fields))
+    key = idempotency_key(request)
+    accepting = jobs.accept(asked, owner, key, hash_of(fields))
+    # Who leaves without a key could never ask for the job.
+    entry, known = await (accepting if key is not None else unless_gone(accepting, request.receive))
     replayed = {"idempotent-replayed": "true"} if known else {}
     if wants_job(request):
         body = describe(request, entry, jobs.live(entry.id))

@@ -80,12 +80,14 @@ class Jobs:
 
         Raises `KeyReused`, `StorageFull`, and what `Run` raises before any work.
         """
-        admission = asyncio.ensure_future(self._accept(asked, owner, key, body_hash))
-        return await asyncio.shield(admission)  # a row without its run would wait for the next start
-
-    async def _accept(self, asked: Asked, owner: str, key: str | None, body_hash: str) -> tuple[Entry, bool]:
         if key is None:
-            return await self._admit(asked, await asked.request(self._server), owner, None, body_hash), False
+            request = await asked.request(self._server)
+            admission = asyncio.ensure_future(self._admit(asked, request, owner, None, body_hash))
+            return await asyncio.shield(admission), False  # a row without its run would wait for the next start
+        keyed = asyncio.ensure_future(self._accept(asked, owner, key, body_hash))
+        return await asyncio.shield(keyed)
+
+    async def _accept(self, asked: Asked, owner: str, key: str, body_hash: str) -> tuple[Entry, bool]:
         async with self._keys:  # a source picture is not fetched for a second answer
             if known := await self._known(owner, key, body_hash):
                 return known, True

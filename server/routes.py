@@ -21,7 +21,7 @@ from server.parts import Server, server_of
 from server.run import Run, admit, reply_headers, run_headers
 from server.schema import GenerationReply, model_ids, read_body
 from server.spellings import Spoken, translate
-from server.stream import EventStream, accepts_events, client_gone, narrate
+from server.stream import EventStream, accepts_events, client_gone, narrate, unless_gone
 from weights.checkpoints import CHECKPOINTS
 
 log = structlog.get_logger("srpo")
@@ -68,7 +68,7 @@ async def answer(
     asked = Asked(spoken, body, server.origins.base_url(request.scope, request.headers), picture)
     if wants_job(request) or "idempotency-key" in request.headers:
         return await durable(request, asked, owner, fields)
-    run = Run(server, asked, await asked.request(server))
+    run = Run(server, asked, await unless_gone(asked.request(server), request.receive))
     if spoken.stream:
         return stream(run, request, server)
     return await respond(await attend(run, request), spoken, server)

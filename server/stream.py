@@ -7,14 +7,14 @@ nothing piles up here.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pipelines.errors import PipelineError
+from pipelines.errors import Cancelled, PipelineError
 from pipelines.job import Event, Preview, Progress
 from server.asked import Asked
 from server.encoding import encode
@@ -24,6 +24,7 @@ from server.schema import Body, GenerationReply
 
 SILENCE = 15.0  # seconds after which a comment shows that the connection lives; proxies give up after 30 or 60
 PREVIEW_QUALITY = 85
+Result = TypeVar("Result")
 log = structlog.get_logger("srpo")
 
 
@@ -140,6 +141,20 @@ async def client_gone(receive: Receive) -> None:
     """Returns when the client has gone away."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def unless_gone(work: Awaitable[Result], receive: Receive) -> Result:
+    """What `work` gives. When the client goes away first, it is dropped. Raises `Cancelled` then."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(client_gone(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Cancelled
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 class EventStream(Response):

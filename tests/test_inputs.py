@@ -28,13 +28,17 @@ INWARD = [
 class Peer:
     """A server on `host` that sends `reply` to whoever connects, and counts them.
 
-    `drip` sends bytes for ever after it, `hold` waits for the other side to give up.
+    It waits for `after` before. Then `drip` sends bytes for ever, and `hold` waits for the other side to give up
+    (`given_up`).
     """
 
-    def __init__(self, host: str, reply: bytes, drip: bool = False, hold: bool = False) -> None:
+    def __init__(
+        self, host: str, reply: bytes, drip: bool = False, hold: bool = False, after: threading.Event | None = None
+    ) -> None:
         self.connections = 0
         self.heard = b""
-        self._reply, self._drip, self._hold = reply, drip, hold
+        self.given_up = threading.Event()
+        self._reply, self._drip, self._hold, self._after = reply, drip, hold, after
         self._listener = socket.create_server((host, 0))
         self.url = f"http://{host}:{self._listener.getsockname()[1]}/picture"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -52,13 +56,16 @@ class Peer:
         with closing(connection):
             try:
                 self.heard = connection.recv(2**16)
+                if self._after is not None:
+                    self._after.wait()
                 connection.sendall(self._reply)
                 while self._drip:
                     connection.sendall(b"x" * 2**16)
                 if self._hold:
                     connection.recv(1)
+                    self.given_up.set()
             except OSError:
-                pass
+                self.given_up.set()
 
     def close(self) -> None:
         self._listener.close()
