@@ -1,7 +1,7 @@
 """A request between its validation and its admission: what was asked, and how to turn it into work."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipelines.kinds import Size
 from pipelines.request import ImageRequest
@@ -21,7 +21,7 @@ class Asked:
     spoken: Spoken
     body: Body
     base_url: str
-    upload: bytes | None = None  # the source picture, where it came with the request
+    upload: BinaryIO | None = None  # the source picture, where it came with the request
     fingerprint: str | None = None
 
     async def request(self, server: Server) -> ImageRequest:

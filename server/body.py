@@ -6,6 +6,8 @@ NaN and infinities, lone surrogates, bodies that are too large, too slow or too 
 import asyncio
 import json
 import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -30,11 +32,14 @@ def bad_json(problem: str) -> InvalidRequest:
 
 async def read_object(request: Request, limit: int, seconds: float) -> dict[str, Any]:
     """The body as a JSON object of at most `limit` bytes, sent within `seconds`."""
-    return parse_object(await receive(request, "application/json", limit, seconds))
+    async with receiving(request, "application/json", seconds):
+        raw = b"".join([chunk async for chunk in chunks_of(request, limit, "The request body")])
+    return parse_object(raw)
 
 
-async def receive(request: Request, content_type: str, limit: int, seconds: float) -> bytes:
-    """The whole body, of this type, of at most `limit` bytes, sent within `seconds`."""
+@asynccontextmanager
+async def receiving(request: Request, content_type: str, seconds: float) -> AsyncIterator[None]:
+    """A body of this type is read inside, within `seconds`. Raises `InvalidRequest` or `BodyTimeout`."""
     received = request.headers.get("content-type", "none")
     if received.partition(";")[0].strip().lower() != content_type:
         raise wrong(
@@ -46,24 +51,25 @@ async def receive(request: Request, content_type: str, limit: int, seconds: floa
         )
     try:
         async with asyncio.timeout(seconds):
-            return await read_bytes(request, limit)
+            yield
     except TimeoutError:
         raise BodyTimeout(seconds) from None
 
 
-async def read_bytes(request: Request, limit: int) -> bytes:
-    """The whole body. Of one that is too large a bounded part is drained: clients read no reply while they send."""
-    chunks: list[bytes] = []
+async def chunks_of(request: Request, limit: int, what: str) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises `BodyTooLarge`, of `what`, after it.
+
+    Of one that is too large a bounded part is drained: clients read no reply while they send.
+    """
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size <= limit:
-            chunks.append(chunk)
+            yield chunk
         elif size > limit + DRAINED:
             break
     if size > limit:
-        raise BodyTooLarge(limit)
-    return b"".join(chunks)
+        raise BodyTooLarge(limit, what)
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

@@ -92,8 +92,8 @@ class BodyTimeout(ServerError):
 class BodyTooLarge(ServerError):
     headers: Mapping[str, str] = MappingProxyType({"connection": "close"})
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"The request body is larger than {limit:,} bytes.")
+    def __init__(self, limit: int, what: str) -> None:
+        super().__init__(f"{what} is larger than {limit:,} bytes.")
 
 
 class BadRange(ServerError):

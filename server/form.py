@@ -1,63 +1,79 @@
-"""From the bytes of a multipart form to fields and one picture: how OpenAI's `images.edit` sends a request."""
+"""From the bytes of a multipart form to fields and one picture: how OpenAI's `images.edit` sends a request.
 
+A picture may be larger than any other body, so it is written to a nameless temporary file as it comes.
+"""
+
+import hashlib
 import logging
 import re
-from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, BinaryIO
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from pipelines.kinds import Flag, Issue, Number, Whole
 from server.asked import KEPT_APART
-from server.body import receive, wrong
-from server.errors import InvalidRequest
+from server.body import chunks_of, receiving, wrong
+from server.errors import BodyTooLarge, InvalidRequest, StorageFull
 from server.schema import issue_of
 from server.spellings import ALIASES, IMAGE_TO_IMAGE, KINDS
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`
 NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII)
 MAX_FIELDS = 100
+PIECE = 2**20
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote the body
 
 
-class Form(MultiPartParser):
-    spool_max_size = 2**62  # the body is in memory already, and stays off the disk
+async def read_form(
+    request: Request, max_text: int, max_picture: int, seconds: float
+) -> tuple[dict[str, Any], BinaryIO | None]:
+    """The fields, numbers and switches as such, and the picture as an open file: the caller closes it.
 
-
-async def read_form(request: Request, limit: int, seconds: float) -> tuple[dict[str, Any], bytes | None]:
-    """The fields, numbers and switches as such, and the picture. Raises `InvalidRequest` and as `read_object` does."""
-    raw = await receive(request, "multipart/form-data", limit, seconds)
-
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield raw
-
-    try:
-        form = await Form(
-            request.headers, whole(), max_files=MAX_FIELDS, max_fields=MAX_FIELDS, max_part_size=limit
-        ).parse()
-    except MultiPartException as error:
-        problem = f"the body is not a valid form: {error.message}"
-        raise wrong(problem, code="invalid_form", expected="a multipart form", received="a broken one") from error
-    files = [(name, await part.read()) for name, part in form.multi_items() if isinstance(part, UploadFile)]
+    Raises `InvalidRequest` and as `read_object` does; `StorageFull` where there is no room for the picture.
+    """
+    async with receiving(request, "multipart/form-data", seconds):
+        form = await parse(request, max_text, max_picture)
     fields = {name: typed(name, part) for name, part in form.multi_items() if isinstance(part, str)}
-    await form.close()
-    model = fields.get("model")
-    if isinstance(model, str) and not model.endswith(IMAGE_TO_IMAGE):
-        fields["model"] = model + IMAGE_TO_IMAGE  # an edit begins at a picture, whichever name it is asked by
-    picture = one_picture(files)
-    if picture is not None:
-        fields["image_url"] = KEPT_APART
-    elif not {"image", "image_url"} & set(fields):
-        raise InvalidRequest(
-            [issue_of("required", ("image",), Issue((), "a PNG, JPEG or WebP file", None), missing=True)]
-        )
+    files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
+    try:
+        if sum(len(part) for part in fields.values() if isinstance(part, str)) > max_text:
+            raise BodyTooLarge(max_text, "The form's text")
+        picture = one_picture(files, max_picture)
+        model = fields.get("model")
+        if isinstance(model, str) and not model.endswith(IMAGE_TO_IMAGE):
+            fields["model"] = model + IMAGE_TO_IMAGE  # an edit begins at a picture, whichever name it is asked by
+        if picture is not None:
+            fields["image_url"] = KEPT_APART
+        elif not {"image", "image_url"} & set(fields):
+            raise InvalidRequest(
+                [issue_of("required", ("image",), Issue((), "a PNG, JPEG or WebP file", None), missing=True)]
+            )
+    except Exception:
+        await form.close()
+        raise
     return fields, picture
 
 
-def one_picture(files: list[tuple[str, bytes]]) -> bytes | None:
-    """The picture to begin with. Raises `InvalidRequest` for a second one, and for what is not used."""
+async def parse(request: Request, max_text: int, max_picture: int) -> FormData:
+    """Every part, files on the disk. A body that is refused is still heard out, or nobody would read why."""
+    limit = max_text + max_picture
+    body = chunks_of(request, limit, f"The form, with a picture of at most {max_picture:,} bytes,")
+    limits = {"max_files": MAX_FIELDS, "max_fields": MAX_FIELDS, "max_part_size": limit}
+    try:
+        return await MultiPartParser(request.headers, body, **limits).parse()
+    except MultiPartException as error:
+        async for _ in body:
+            pass
+        problem = f"the body is not a valid form: {error.message}"
+        raise wrong(problem, code="invalid_form", expected="a multipart form", received="a broken one") from error
+    except OSError as error:
+        raise StorageFull from error
+
+
+def one_picture(files: list[tuple[str, UploadFile]], limit: int) -> BinaryIO | None:
+    """The picture to begin with. Raises `InvalidRequest` for a second one, and for what is not used; `BodyTooLarge`."""
     for name, _ in files:
         if name == "mask":
             raise unsupported(name, "this model redraws the whole picture: leave the mask out", "no mask")
@@ -65,11 +81,25 @@ def one_picture(files: list[tuple[str, bytes]]) -> bytes | None:
             raise unsupported(ascii(name)[1:-1][:80], "only one file is used, the image", "no file")
     if len(files) > 1:
         raise unsupported("image", f"expected one picture, received {len(files)}", "one picture")
-    return files[0][1] if files else None
+    if not files:
+        return None
+    [(_, picture)] = files
+    if (picture.size or 0) > limit:
+        raise BodyTooLarge(limit, "The picture")
+    return picture.file
 
 
 def unsupported(name: str, message: str, expected: str) -> InvalidRequest:
     return wrong(message, path=(name,), code="unsupported", expected=expected, received="a file")
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """Of the whole file, a piece at a time. Blocks."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while piece := file.read(PIECE):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def typed(name: str, text: str) -> Any:

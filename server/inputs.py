@@ -6,6 +6,7 @@ import binascii
 import io
 import warnings
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -32,11 +33,12 @@ class Sources:
         self._fetching = ThreadPoolExecutor(FILES, "fetch")  # hosts that are slow must not slow anything else
         self._decoding = ThreadPoolExecutor(1, "decode")  # one, since malloc keeps memory for every thread that had it
 
-    async def take(self, picture: str | bytes) -> tuple[Size, bytes]:
+    async def take(self, picture: str | bytes | BinaryIO) -> tuple[Size, bytes]:
         """The size to draw, and the picture in it as RGB pixels; from its URL or its file. Raises `UnusableImage`."""
         async with self._files:
-            data = picture if isinstance(picture, bytes) else await obtain(picture, self._may_fetch, self._fetching)
-            return await asyncio.get_running_loop().run_in_executor(self._decoding, decode, data)
+            data = await obtain(picture, self._may_fetch, self._fetching) if isinstance(picture, str) else picture
+            file = io.BytesIO(data) if isinstance(data, bytes) else data
+            return await asyncio.get_running_loop().run_in_executor(self._decoding, decode, file)
 
 
 async def obtain(url: str, may_fetch: bool, threads: Executor | None = None) -> bytes:
@@ -63,10 +65,11 @@ def read_data_uri(url: str) -> bytes:
         raise UnusableImage("the data URI is not base64") from None
 
 
-def decode(data: bytes) -> tuple[Size, bytes]:
+def decode(file: BinaryIO) -> tuple[Size, bytes]:
     """The size to draw, and the picture in it: first frame, upright, 8-bit RGB. Raises `UnusableImage`. Blocks."""
+    file.seek(0)
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             ImageOps.exif_transpose(image, in_place=True)

@@ -1,9 +1,10 @@
 """Each endpoint, a few lines."""
 
 import asyncio
-import hashlib
+import io
+from contextlib import closing
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO
 
 import structlog
 from fastapi import APIRouter, Request
@@ -14,7 +15,7 @@ from server.asked import Asked
 from server.body import read_object
 from server.errors import NotFound
 from server.files import file_response
-from server.form import read_form
+from server.form import read_form, sha256_of
 from server.job_routes import durable, wants_job
 from server.openapi import EDITS, GENERATION, MODELS
 from server.parts import Server, server_of
@@ -48,16 +49,18 @@ async def edit_image(request: Request) -> Response:
     """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
     server = server_of(request)
     owner = server.keys.check(request.headers.get("authorization"))
-    fields, picture = await read_form(request, server.settings.max_body, server.settings.body_timeout)
-    spoken = translate(fields, server.served)
-    spoken.events = "image_edit"
-    if picture is not None:
-        fields["image"] = hashlib.sha256(picture).hexdigest()
-    return await answer(request, owner, fields, spoken, picture)
+    settings = server.settings
+    fields, picture = await read_form(request, settings.max_body, settings.max_upload, settings.body_timeout)
+    with closing(picture or io.BytesIO()):
+        spoken = translate(fields, server.served)
+        spoken.events = "image_edit"
+        if picture is not None:
+            fields["image"] = await asyncio.to_thread(sha256_of, picture)
+        return await answer(request, owner, fields, spoken, picture)
 
 
 async def answer(
-    request: Request, owner: str, fields: dict[str, Any], spoken: Spoken, picture: bytes | None = None
+    request: Request, owner: str, fields: dict[str, Any], spoken: Spoken, picture: BinaryIO | None = None
 ) -> Response:
     """Carry a request out, as the client wants to hear of it. `fields` are the request as it came."""
     server = server_of(request)

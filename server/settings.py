@@ -205,6 +205,9 @@ class Settings(EngineSettings):
     body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send its request")
     shutdown_grace: int = Field(60, ge=0, description="seconds that requests in flight get to finish at shutdown")
     max_body: int = Field(2**24, ge=1024, description="largest request body, in bytes or with a unit (16MiB)")
+    max_upload: int = Field(
+        50 * 2**20, ge=1024, description="largest picture in a form to /v1/images/edits (50MiB), beside a body's text"
+    )
     no_fetch: bool = Field(
         False, description="fetch no source pictures from the internet: image-to-image then takes only data URIs"
     )
@@ -234,7 +237,7 @@ class Settings(EngineSettings):
     def _split(cls, value: Any) -> Any:
         return split(value)
 
-    @field_validator("max_body", "images_cap", mode="before")
+    @field_validator("max_body", "max_upload", "images_cap", mode="before")
     @classmethod
     def _bytes(cls, value: Any) -> Any:
         if isinstance(value, str) and value[-3:] in UNITS:

@@ -2,17 +2,20 @@
 
 import base64
 import io
+import random
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from conftest import START_LIMIT
+from conftest import START_LIMIT, LiveServer
 from PIL import Image
 from test_clients_node import ask, clients, node
-from test_image_to_image import FILE, PIXELS, picture, post, uri
+from test_image_to_image import FILE, PIXELS, peak, picture, post, uri
 from test_inputs import file_of
 from test_jobs import PREFER, ended
 from test_stream import Scripted
@@ -29,7 +32,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
     """Its engine returns the source picture as it came."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        with Scripted(tmp_path_factory.mktemp("edits"), safety_checker="none", max_body=2**22) as scripted:
+        with Scripted(
+            tmp_path_factory.mktemp("edits"), safety_checker="none", max_body=2**21, max_upload=2**22
+        ) as scripted:
             yield scripted
 
 
@@ -133,8 +138,53 @@ def test_a_body_that_is_no_form_is_said(server: Scripted) -> None:
     refused(httpx.post(url, files={"prompt": (None, "x")}), "image", "required")
     many = {f"field{number}": (None, "x") for number in range(101)}
     assert httpx.post(url, files=many).json()["error"]["code"] == "invalid_form"
-    large = httpx.post(url, files={"image": bytes(2**22)})
-    assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_a_picture_may_be_larger_than_any_other_body(server: Scripted) -> None:
+    noise = Image.frombytes("RGB", (1024, 1024), random.Random(1).randbytes(3 * 2**20))
+    file = file_of(noise)
+    assert 2**21 < len(file) < 2**22
+    assert picture(edit(server, files={"image": file})).tobytes() == noise.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "words"),
+    [
+        (2**22 + 1, {}, "The picture is larger than 4,194,304 bytes."),
+        (2**22 + 2**21, {}, "with a picture of at most 4,194,304 bytes, is larger than 6,291,456"),
+        (2**26, {}, "with a picture of at most 4,194,304 bytes, is larger than 6,291,456"),
+        (9, {"a": "x" * 2**20, "b": "x" * 2**20, "c": "x"}, "The form's text is larger than 2,097,152 bytes."),
+        (9, {"a": "x" * (2**21 + 1)}, "The form's text is larger than 2,097,152 bytes."),
+    ],
+)
+def test_what_is_too_large_names_its_limit(server: Scripted, size: int, fields: dict[str, str], words: str) -> None:
+    reply = edit(server, files={"image": bytes(size)}, **fields)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
+    assert words in reply.json()["message"]
+
+
+def test_uploads_wait_on_the_disk_and_leave_nothing_there(live: LiveServer) -> None:
+    """Six pictures of 30 MiB that have not ended: 180 MiB, of which the server holds next to nothing in memory."""
+    head = b'--x\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    asking = (
+        f"POST /v1/images/edits HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {2**25}\r\n"
+        "content-type: multipart/form-data; boundary=x\r\n\r\n"
+    )
+    Path(f"/proc/{live.process.pid}/clear_refs").write_text("5")
+    before = peak(live.process.pid)
+    with ExitStack() as stack:
+        for _ in range(6):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", live.port)))
+            connection.sendall(asking.encode() + head + bytes(30 * 2**20))
+        Scripted.until(lambda: spooled(live.process.pid) >= 6 * (30 * 2**20 - 2**18))
+        assert peak(live.process.pid) < before + 2**26
+    Scripted.until(lambda: spooled(live.process.pid) == 0)
+
+
+def spooled(pid: int) -> int:
+    """The bytes of nameless files that a process has open."""
+    files = [file for file in Path(f"/proc/{pid}/fd").iterdir() if "(deleted)" in str(file.readlink())]
+    return sum(file.stat().st_size for file in files)
 
 
 def test_an_edit_may_be_a_job_and_is_replayed_under_its_key(server: Scripted) -> None:

@@ -185,7 +185,7 @@ def test_a_data_uri_of_a_size_that_is_drawn_keeps_every_pixel(format: str) -> No
     pixels = np.random.default_rng(1).integers(0, 256, (512, 544, 3), dtype=np.uint8)
     data = file_of(Image.fromarray(pixels), format, **({"lossless": True} if format == "WEBP" else {}))
     uri = f"data:image/{format.lower()};base64,{base64.b64encode(data).decode()}"
-    size, drawn = inputs.decode(asyncio.run(inputs.obtain(uri, may_fetch=False)))
+    size, drawn = inputs.decode(io.BytesIO(asyncio.run(inputs.obtain(uri, may_fetch=False))))
     assert (size.width, size.height) == (544, 512)
     assert drawn == pixels.tobytes()
 
@@ -210,7 +210,7 @@ def test_a_picture_is_turned_upright_and_laid_on_white() -> None:
     image = Image.new("RGBA", (512, 544), (255, 0, 0, 0))
     exif = Image.Exif()
     exif[0x0112] = 6
-    size, drawn = inputs.decode(file_of(image, exif=exif))
+    size, drawn = inputs.decode(io.BytesIO(file_of(image, exif=exif)))
     assert tuple(size) == (544, 512)
     assert set(drawn) == {255}
 
@@ -221,7 +221,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.M
     assert len(bomb) < 2**17
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnusableImage, match="pixels"):
-        inputs.decode(bomb)
+        inputs.decode(io.BytesIO(bomb))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.M
 )
 def test_what_is_not_a_whole_picture_is_said(data: bytes, message: str) -> None:
     with pytest.raises(UnusableImage, match=message):
-        inputs.decode(data)
+        inputs.decode(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64,%%%", "data:"])
