@@ -66,6 +66,18 @@ def test_bench_safety_names_what_would_be_withheld(tmp_path: Path, capsys: pytes
     assert figures["ms"] > 0
 
 
+def test_bench_previews_says_their_share_of_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    small = ["--device", "cpu", "--size", "512x512", "--steps", "8", "--images", "1"]
+    assert main(["previews", *small, "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert set(figures) == {"blurred", "sharp"}
+    for row in figures.values():
+        assert row["share"] == pytest.approx(3 * row["preview_ms"] / row["image_ms"])
+        assert row["preview_ms"] > 0.01  # something was drawn
+    assert "sharp" in capsys.readouterr().out
+
+
 def test_bench_readers_measures_those_who_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     assert main(["readers", "--rounds", "1", "--read", "2", "--hang", "1", "--leave", "1", "--json", str(file)]) == 0
