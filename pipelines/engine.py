@@ -23,6 +23,7 @@ class EngineConfig:
     that takes time, and nothing is compared. `batch_sizes` are the sizes (`512x512`) to batch if that is exact.
     Images of more than `tile_above` megapixels are decoded in tiles; None: never.
     `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
+    `placement` is `auto` or a row of `placement.PLACEMENTS`.
     """
 
     model: str = "tiny"
@@ -34,6 +35,7 @@ class EngineConfig:
     tile_above: float | None = None
     transformer: str | None = None
     loras: tuple[str, ...] = ()
+    placement: str = "auto"
     factory: str = "pipelines.load:load_engine"
 
     def to_json(self) -> dict[str, Any]:
@@ -47,12 +49,13 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded, for people and for `x-engine-fingerprint`."""
+    """What is loaded and where, for people and for `x-engine-fingerprint`."""
 
     model: str
     device: str
     dtype: str
     fingerprint: str
+    placement: str = ""
 
 
 class Pixels(NamedTuple):

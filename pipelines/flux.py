@@ -52,9 +52,10 @@ class FluxEngine:
         self._pipeline = pipeline
         self._transformer = pipeline.transformer
         self._text_tokens = text_tokens
-        self._device = pipeline.transformer.device
+        self._device = pipeline._execution_device  # a part that is streamed to it says where it waits
         self._texts: OrderedDict[str, Text] = OrderedDict()
         self.tile_above: float | None = None  # megapixels
+        self.remarks: tuple[str, ...] = ()  # what every reply must say
         self.batches: dict[Size, tuple[int, ...]] = {}  # how many samples of a size may share a step, but for one
 
     @torch.inference_mode()
@@ -92,7 +93,7 @@ class FluxEngine:
     def finish(self, sample: Sample) -> Pixels:
         pixels = framed(self.decode(sample), sample.size, sample.fitted.size)
         tiled = self._in_tiles(sample.request)
-        notes = (*sample.fitted.notes, *sample.text.notes, *([TILED] if tiled else []))
+        notes = (*self.remarks, *sample.fitted.notes, *sample.text.notes, *([TILED] if tiled else []))
         return Pixels(pixels, (*notes, *([UNGUIDED] if sample.guidance is None else [])))
 
     def _in_tiles(self, request: ImageRequest) -> bool:

@@ -22,7 +22,7 @@ def noised(
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Packed latents `(1, tokens, channels * 4)` of the source at `timestep` (a scalar), and their position ids."""
-    device = pipeline.transformer.device
+    device = pipeline._execution_device
     generator = torch.Generator("cpu").manual_seed(seed)
     picture = Image.frombytes("RGB", (request.width, request.height), source.pixels)
     pixels = pipeline.image_processor.preprocess(picture, height=request.height, width=request.width)

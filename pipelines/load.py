@@ -15,9 +15,10 @@ from pipelines.fingerprint import fingerprint, with_choices
 from pipelines.flux import FluxEngine
 from pipelines.kept import Kept
 from pipelines.kinds import Size
-from pipelines.placement import Card, holders, place
+from pipelines.offload import stream
+from pipelines.placement import Card, Placement, holders, place, placement_of
 from pipelines.selfcheck import check_itself
-from weights.checkpoints import CHECKPOINTS, locate
+from weights.checkpoints import CHECKPOINTS, Checkpoint, locate
 from weights.load import load_pipeline
 
 
@@ -31,16 +32,18 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     device = torch.device(choose_device(config.device))
     dtype = choose_dtype(config.dtype, device)
     located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        card = Card(torch.cuda.get_device_name(device), total, free)
-        report(f"placing: {place(located.checkpoint, str(dtype).removeprefix('torch.'), card, holders())}", 0.06)
-    transformer = Path(config.transformer) if config.transformer else None
-    pipeline = load_pipeline(located, dtype, device, report, transformer, config.loras)
-    info = describe(located.checkpoint.id, pipeline, device, dtype)
     row = located.checkpoint
+    placement = placed(row, device, dtype, config.placement)
+    report(f"placing ({placement})", 0.06)
+    transformer = Path(config.transformer) if config.transformer else None
+    narrow, waiting = placement.way.float8, placement.way.streamed
+    pipeline = load_pipeline(located, dtype, device, report, transformer, config.loras, narrow, waiting)
+    # The fingerprint knows how the weights are stored; where they wait moves no bit.
+    info = describe(row.id, pipeline, device, dtype)
+    info = replace(info, dtype=placement.weights, placement=str(placement))
+    stream(pipeline, waiting, device)
     engine = FluxEngine(pipeline, row.text_tokens, info, row.preview, row.guidance, row.canvas)
-    engine.tile_above = config.tile_above
+    engine.tile_above, engine.remarks = config.tile_above, placement.notes
     if config.kept is not None:
         settle(engine, Kept(Path(config.kept)), config, report)
     return engine
@@ -72,6 +75,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def placed(row: Checkpoint, device: torch.device, dtype: torch.dtype, wanted: str) -> Placement:
+    """Raises `DoesNotFit`."""
+    precision = str(dtype).removeprefix("torch.")
+    if device.type != "cuda":
+        return placement_of(row, precision, wanted)
+    free, total = torch.cuda.mem_get_info(device)
+    return place(row, precision, Card(torch.cuda.get_device_name(device), total, free), holders(), wanted)
 
 
 def describe(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import traceback
+from dataclasses import asdict
 from typing import Any
 
 from pipelines.engine import Engine, EngineConfig
@@ -88,8 +89,7 @@ def main(fd: int) -> None:
     config = EngineConfig(**pipe.receive().header)
     pipe.start_reading()
     engine = load(config, pipe)
-    info = engine.info
-    pipe.send("ready", model=info.model, device=info.device, dtype=info.dtype, fingerprint=info.fingerprint)
+    pipe.send("ready", **asdict(engine.info))
     shift = Shift(engine, pipe)
     while True:
         admit(pipe, shift)

@@ -78,7 +78,9 @@ async def follow_loading(console: Console, server: Server, address: str) -> None
     info = status.info
     console.print(
         f"[green]Ready[/] after {time.monotonic() - start:.1f} s: {info.model} on {info.device}, {info.dtype}, "
-        f"fingerprint {info.fingerprint}\nTry it:\n{curl(address, server.settings.needs_key)}",
+        f"fingerprint {info.fingerprint}\n"
+        f"Placement {info.placement} (--placement chooses another)\n"
+        f"Try it:\n{curl(address, server.settings.needs_key)}",
         soft_wrap=True,
     )
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
-from pipelines.placement import DoesNotFit, cards, holders, place
+from pipelines.placement import DoesNotFit, cards, holders, place, placement_of
 from server.auth import KeyRing
 from server.cli import parse
 from server.serve import listen
@@ -82,14 +82,14 @@ def gpu(settings: DoctorSettings) -> Finding:
 def placement(settings: DoctorSettings) -> Finding:
     row = choose(settings.model, settings.models_dir)
     found = [] if set(settings.devices) == {"cpu"} else cards()
+    precision = ("bfloat16" if found else "float32") if settings.dtype == "auto" else settings.dtype
     if not found:
-        return Finding("ok", f"on the CPU, in {'float32' if settings.dtype == 'auto' else settings.dtype}")
-    precision = "bfloat16" if settings.dtype == "auto" else settings.dtype
+        return Finding("ok", f"on the CPU. {placement_of(row, precision, settings.placement)}")
     try:
-        placed = [f"{card.name}: {place(row, precision, card, holders())}" for card in found]
+        placed = [f"{card.name}: {place(row, precision, card, holders(), settings.placement)}" for card in found]
     except DoesNotFit as error:
         return Finding("failed", str(error))
-    return Finding("ok", "; ".join(placed))
+    return Finding("ok", f"{'; '.join(placed)} (--placement chooses another)")
 
 
 def disk(settings: DoctorSettings) -> Finding:

@@ -65,6 +65,11 @@ class EngineSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU"
     )
+    placement: Literal["auto", "resident", "offload-text", "float8", "float8-offload", "offload"] = Field(
+        "auto",
+        description="what stays on the card, and how it is stored: resident, offload-text, float8, float8-offload, "
+        "offload; auto takes the first of them but the last that the card's total memory holds",
+    )
     batch_sizes: Names = Field(
         ("512x512",),
         description="sizes at which requests share a step, if the device is seen to change no bit by that; small sizes "
@@ -164,6 +169,7 @@ class EngineSettings(BaseSettings):
             tile_above=self.tile_above,
             transformer=str(self.transformer.absolute()) if self.transformer else None,
             loras=self.lora,
+            placement=self.placement,
         )
 
     def guard(self) -> Guard:

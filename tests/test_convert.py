@@ -15,9 +15,8 @@ from test_formats import engine_with, weights_of
 from written_formats import TINY, WRITTEN, Tensors, sparse_file
 
 from server.convert_cli import main as convert
-from weights.architecture import Geometry, shapes
+from weights.architecture import LINEARS, Geometry, shapes
 from weights.inspection import inspect
-from weights.layouts import LINEARS
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`srpo doctor`, and the decision whether a model fits a card."""
+"""`srpo doctor`, and what it asks the driver."""
 
 import json
 import socket
@@ -9,44 +9,11 @@ from typing import Any
 import pytest
 
 from pipelines import placement
-from pipelines.placement import Card, DoesNotFit, Holder, place
+from pipelines.placement import Card, Holder
 from server import doctor
 from weights import tiny
-from weights.checkpoints import CHECKPOINTS
 
 GIB = 2**30
-SRPO = CHECKPOINTS["flux/srpo"]
-
-
-@pytest.mark.parametrize(
-    ("total", "precision", "fits"),
-    [
-        (80, "bfloat16", True),
-        (44, "bfloat16", True),
-        (40, "bfloat16", True),
-        (24, "bfloat16", False),
-        (16, "bfloat16", False),
-        (12, "bfloat16", False),
-        (80, "float32", True),
-        (48, "float32", False),
-    ],
-)
-def test_the_total_memory_decides(total: int, precision: str, fits: bool) -> None:
-    card = Card("a card", total * GIB, total * GIB)
-    if fits:
-        assert f"resident in {precision}" in str(place(SRPO, precision, card))
-        assert place(CHECKPOINTS["tiny"], precision, card)
-        return
-    with pytest.raises(DoesNotFit, match=f"a card has {total}"):
-        place(SRPO, precision, card)
-
-
-def test_too_little_free_memory_names_who_holds_it_and_never_lowers_the_precision() -> None:
-    card = Card("a card", 80 * GIB, 30 * GIB)
-    with pytest.raises(DoesNotFit, match=r"only 30\.0 are free\. Held by: python3 \(pid 41\) 50\.0 GiB\."):
-        place(SRPO, "bfloat16", card, [Holder("41", "python3", 50 * GIB)])
-    with pytest.raises(DoesNotFit, match="cannot be seen from here"):
-        place(SRPO, "bfloat16", card)
 
 
 @pytest.fixture
@@ -114,14 +81,28 @@ def test_what_would_not_work_fails(examine: Any, tmp_path: Path) -> None:
 def test_a_card_that_is_too_small_or_a_torch_without_cuda_fails(
     examine: Any, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver("Small, 24576, 24000, 570.1", "")
+    driver("Small, 4096, 4000, 570.1", "")
     tiny.build().save_pretrained(tmp_path / "models" / "FLUX.1-dev")
     monkeypatch.setattr(doctor, "version", lambda _: "2.13.0+cpu")
     code, found = examine("--model", "flux/dev")
     assert code == 1
-    assert "Small has 24" in found["placement"]["text"]
+    assert "Small has 4." in found["placement"]["text"]
     assert (found["gpu"]["state"], "built for CPUs" in found["gpu"]["text"]) == ("failed", True)
     assert "no manifest" in found["weights"]["text"]
+
+
+def test_a_smaller_card_gets_a_smaller_placement_which_can_be_overruled(
+    examine: Any, driver: Any, tmp_path: Path
+) -> None:
+    driver("RTX, 24564, 24000, 570.1", "7, game, 90")
+    found = examine("--model", "flux/dev")[1]["placement"]
+    assert found["state"] == "ok"
+    assert "RTX: float8: " in found["text"]
+    assert "19 GiB of the card" in found["text"]
+    assert "--placement chooses another" in found["text"]
+    assert "offload: " in examine("--model", "flux/dev", "--placement", "offload")[1]["placement"]["text"]
+    found = examine("--model", "flux/dev", "--placement", "resident")[1]["placement"]
+    assert (found["state"], "float8, float8-offload, offload would fit" in found["text"]) == ("failed", True)
 
 
 def test_the_screen_says_the_same_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

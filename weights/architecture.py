@@ -4,11 +4,14 @@ Headers can so be checked in an instant. The tests hold both tables against diff
 against its converter.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
 Shape = tuple[int, ...]
+# The blocks' matrices of attention and MLP: what float8 and 4-bit forms store in fewer bits.
+LINEARS = re.compile(r"(single_)?transformer_blocks\.\d+\.(attn\.(to|add)_|ff|proj_)[\w.]*\.weight")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ reads the files, `weights.pull` fetches them.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from weights import sketch
 from weights.errors import MissingFiles
@@ -42,6 +43,18 @@ class Repository:
     gated: bool = False
 
 
+class Sizes(NamedTuple):
+    """Parameters of a model's parts. Of the transformer's, `blocks` are those of `architecture.LINEARS`."""
+
+    blocks: int = 0
+    rest: int = 0
+    texts: int = 0
+    vae: int = 0
+
+
+SMALL = Sizes()  # too few parameters to matter
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One model.
@@ -58,7 +71,7 @@ class Checkpoint:
     title: str
     licence: str
     text_tokens: int
-    parameters: int = 0  # of all parts together; 0: too few to matter
+    sizes: Sizes = SMALL
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False
@@ -110,7 +123,7 @@ WITHOUT_TRANSFORMER = (  # of a FLUX.1 repository: not its transformer, not the 
     "vae/*.safetensors",
 )
 WHOLE_PIPELINE = (*WITHOUT_TRANSFORMER, "transformer/*.json", "transformer/*.safetensors")
-FLUX_PARAMETERS = 11_900_000_000 + 4_760_000_000 + 123_000_000 + 84_000_000  # transformer, T5, CLIP, VAE
+FLUX_SIZES = Sizes(8_606_711_808, 3_294_696_512, 4_885_371_136, 83_819_683)  # of FLUX.1 [dev]; the texts: T5 and CLIP
 FLUX_DEV = ("black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", "FLUX.1-dev")
 FLUX_SCHNELL = ("black-forest-labs/FLUX.1-schnell", "741f7c3ce8b383c54771c7003378a50191e9efe9", "FLUX.1-schnell")
 SRPO = Repository("tencent/SRPO", "main", "SRPO", ("diffusion_pytorch_model.safetensors",), SRPO_LICENCE)
@@ -130,7 +143,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [dev] with Tencent's SRPO transformer",
             licence="FLUX.1 [dev] Non-Commercial License; SRPO: academic use only",
             text_tokens=512,
-            parameters=FLUX_PARAMETERS,
+            sizes=FLUX_SIZES,
             folder="FLUX.1-dev",
             transformer="SRPO/diffusion_pytorch_model.safetensors",
             repositories=(Repository(*FLUX_DEV, WITHOUT_TRANSFORMER, FLUX_DEV_LICENCE, gated=True), SRPO),
@@ -140,7 +153,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [dev] as Black Forest Labs publishes it",
             licence="FLUX.1 [dev] Non-Commercial License",
             text_tokens=512,
-            parameters=FLUX_PARAMETERS,
+            sizes=FLUX_SIZES,
             folder="FLUX.1-dev",
             repositories=(Repository(*FLUX_DEV, WHOLE_PIPELINE, FLUX_DEV_LICENCE, gated=True),),
             defaults={"guidance_scale": 3.5},
@@ -150,7 +163,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [schnell]: distilled to a few steps, for commercial use too",
             licence="Apache-2.0",
             text_tokens=256,
-            parameters=FLUX_PARAMETERS,
+            sizes=FLUX_SIZES,
             folder="FLUX.1-schnell",
             repositories=(Repository(*FLUX_SCHNELL, WHOLE_PIPELINE, APACHE, gated=True),),
             bounds={"num_inference_steps": (1, 12)},

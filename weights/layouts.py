@@ -5,7 +5,6 @@ front to back.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import NamedTuple
 
 import torch
 
-from weights.architecture import SWAPPED, Geometry, Shape, shapes, stacks
+from weights.architecture import LINEARS, SWAPPED, Geometry, Shape, shapes, stacks
 from weights.reading import bytes_of
 
 FP8 = torch.float8_e4m3fn
-LINEARS = re.compile(r"(single_)?transformer_blocks\.\d+\.(attn\.(to|add)_|ff|proj_)[\w.]*\.weight")
 ROWS = "srpo-fp8-rows"
 BLOCK = 32  # numbers that share a scale in GGUF's Q4_0 and Q8_0
 Q4_BYTES = 18  # a block of 32: a float16 scale and 16 bytes

@@ -1,7 +1,7 @@
 """From files (or code) to a diffusers FLUX pipeline on a device. Imports torch: only a worker calls it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors import SafetensorError
 
-from weights import lora, tiny
+from weights import float8, lora, tiny
 from weights.architecture import Geometry, shapes
 from weights.checkpoints import Located
 from weights.errors import WrongWeights
@@ -19,6 +19,8 @@ from weights.reading import Source
 from weights.snapshot import check_snapshot
 
 Report = Callable[[str, float], None]
+HOST = torch.device("cpu")
+MODULES = ("transformer", "text_encoder", "text_encoder_2", "vae")
 
 
 def load_pipeline(
@@ -28,11 +30,14 @@ def load_pipeline(
     report: Report,
     transformer: Path | None = None,
     loras: Sequence[str] = (),
+    narrow: bool = False,
+    waiting: Collection[str] = (),
 ) -> FluxPipeline:
     """The whole pipeline in `dtype` on `device`. Reads local files only; raises `WeightsError`.
 
     `transformer` is a file or folder in any of `FORMATS` that takes the place of the row's own; `loras` are added to
-    it, each `FILE` or `FILE:SCALE`.
+    it, each `FILE` or `FILE:SCALE`. `narrow` keeps its blocks' weights in float8. The `waiting` parts stay in the
+    host's memory.
     """
     parts: dict[str, Any] = {}
     if located.folder is None:
@@ -46,14 +51,15 @@ def load_pipeline(
         file = transformer or located.transformer or located.folder / "transformer"
     geometry = Geometry.from_config(config)
     added = [lora.read(*lora.parse(text), shapes(geometry)) for text in loras]
+    home = HOST if "transformer" in waiting else device
     if file is not None:
         found = match(read_header(file), geometry)
         check(file, found)
         with Source(found) as source:
-            parts["transformer"] = assemble(config, source.read, added, dtype, device, report)
-    elif added:
+            parts["transformer"] = assemble(config, source.read, added, dtype, device, home, report, narrow)
+    elif added or narrow:
         own = pipeline.transformer.state_dict()
-        parts["transformer"] = assemble(config, own.__getitem__, added, dtype, device, report)
+        parts["transformer"] = assemble(config, own.__getitem__, added, dtype, device, home, report, narrow)
     if located.folder is None:
         pipeline.register_modules(**parts)
     else:
@@ -62,7 +68,10 @@ def load_pipeline(
     for one in added:
         lora.merge(one, pipeline.text_encoder)
     report("moving to the device", 0.95)
-    return pipeline.to(device)
+    for name in MODULES:
+        if name not in waiting:
+            getattr(pipeline, name).to(device)
+    return pipeline
 
 
 def read_folder(folder: Path, dtype: torch.dtype, parts: Mapping[str, Any]) -> FluxPipeline:
@@ -79,14 +88,18 @@ def assemble(
     loras: Sequence[lora.Lora],
     dtype: torch.dtype,
     device: torch.device,
+    home: torch.device,
     report: Report,
+    narrow: bool,
 ) -> FluxTransformer2DModel:
-    """A transformer from its tensors, one by one to the device: the host never holds more than one of them.
+    """A transformer from its tensors, one by one over the device to its home: no file is ever in memory as a whole.
 
-    LoRAs are added in float32, before the weights are rounded to `dtype`.
+    LoRAs are added in float32, before the weights are rounded to `dtype`, or to float8 where `narrow` says so.
     """
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(config)
+        if narrow:
+            float8.narrow(model)
     tensors: dict[str, torch.Tensor] = {}
     wanted = shapes(Geometry.from_config(config))
     for done, name in enumerate(wanted):
@@ -94,7 +107,8 @@ def assemble(
         for one in loras:
             if (delta := one.transformer.get(name.removesuffix(".weight"))) and name.endswith(".weight"):
                 values = delta.added_to(values)
-        tensors[name] = values.to(dtype)
+        made = float8.stored(name, values, dtype) if narrow else {name: values.to(dtype)}
+        tensors |= {key: value.to(home) for key, value in made.items()}
         if done % 32 == 0:
             report("loading the transformer", 0.8 * done / len(wanted))
     model.load_state_dict(tensors, strict=True, assign=True)

@@ -1,0 +1,267 @@
+"""Where the parts of a model go: the table, and that what it says is so."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import diffusers.hooks.group_offloading as hooks
+import httpx
+import pytest
+import torch
+from conftest import LiveServer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from test_engine import ask, draw
+from test_formats import weights_of
+from test_process import LIMIT, within
+
+import pipelines.load
+from bench.geometry import MODELS
+from bench.quality import psnr
+from pipelines.engine import EngineConfig
+from pipelines.flux import FluxEngine
+from pipelines.load import load_engine
+from pipelines.placement import BYTES, GIB, PLACEMENTS, STREAMED, WORKING, Card, DoesNotFit, Holder, Placement, place
+from server.convert_cli import main as convert
+from server.settings import EngineSettings
+from weights import tiny
+from weights.architecture import LINEARS
+from weights.checkpoints import CHECKPOINTS, Sizes
+
+SRPO = CHECKPOINTS["flux/srpo"]
+AUTO = [name for name, way in PLACEMENTS.items() if way.chosen]
+MIXED = [("none", 2), ("high", 12), ("none", 3), ("high", 12), ("regular", 12)]  # skipped steps run few of the layers
+
+
+def card(total: float, free: float | None = None) -> Card:
+    return Card("a card", int(total * GIB), int((total if free is None else free) * GIB))
+
+
+def config(placement: str, model: str = "tiny", dtype: str = "bfloat16", **more: Any) -> EngineConfig:
+    return EngineConfig(model, device="cpu", dtype=dtype, placement=placement, **more)
+
+
+def engine_at(placement: str, model: str = "tiny", dtype: str = "bfloat16", **more: Any) -> FluxEngine:
+    return load_engine(config(placement, model, dtype, **more), lambda *_: None)
+
+
+def pictures(engine: FluxEngine) -> list[bytes]:
+    return [draw(engine, ask(steps=steps, acceleration=preset, seed=5))[0] for preset, steps in MIXED]
+
+
+@pytest.mark.parametrize(
+    ("total", "name"),
+    [
+        *[(total, "resident") for total in (139.8, 79.1, 47.5, 39.4)],
+        (31.4, "offload-text"),
+        *[(total, "float8") for total in (23.5, 19.6)],
+        *[(total, "float8-offload") for total in (15.7, 11.6)],
+    ],
+)  # as the driver counts cards of 141, 80, 48, 40, 32, 24, 20, 16 and 12 GB
+def test_the_total_memory_chooses(total: float, name: str) -> None:
+    placement = place(SRPO, "bfloat16", card(total))
+    assert placement.name == name
+    said = str(placement)
+    assert said.startswith(f"{name}: ")
+    assert f"about {placement.needed / GIB:.0f} GiB of the card" in said
+    assert ("GiB of the host's memory" in said) == ("a new prompt waits" in said) == (name != "resident")
+    assert ("other pictures" in said) == ("float8" in name) == bool(placement.notes)
+    assert place(CHECKPOINTS["flux/sketch"], "bfloat16", card(total)).name == "resident"
+
+
+@given(
+    st.lists(st.integers(0, 160 * GIB), min_size=2, max_size=2),
+    st.floats(0, 1),
+    st.sampled_from(sorted(BYTES)),
+    st.sampled_from(["flux/srpo", "flux/dev", "flux/schnell"]),
+)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_more_memory_never_gives_less_and_nothing_exceeds_it(
+    totals: list[int], free: float, precision: str, model: str
+) -> None:
+    row, rank = CHECKPOINTS[model], []
+    for total in sorted(totals):
+        try:
+            placement = place(row, precision, Card("a card", total, total))
+        except DoesNotFit:
+            rank.append(len(AUTO))
+            continue
+        assert placement.needed <= total
+        rank.append(AUTO.index(placement.name))
+        partly = Card("a card", total, int(total * free))  # the same choice, or an error
+        if placement.needed <= partly.free:
+            assert place(row, precision, partly) == placement
+        else:
+            with pytest.raises(DoesNotFit, match=f"--placement {placement.name} .* are free"):
+                place(row, precision, partly)
+    assert rank == sorted(rank, reverse=True)
+
+
+def test_a_wish_is_obeyed_or_refused_with_what_would_fit() -> None:
+    assert place(SRPO, "bfloat16", card(79), wanted="float8-offload").name == "float8-offload"
+    assert place(SRPO, "bfloat16", card(11.6), wanted="offload").precision == "bfloat16"
+    with pytest.raises(DoesNotFit, match=r"a card has 24\. --placement float8, float8-offload, offload would fit"):
+        place(SRPO, "bfloat16", card(23.5), wanted="resident")
+    with pytest.raises(DoesNotFit, match=r"a card has 4\. Use a larger card, or --device"):
+        place(SRPO, "bfloat16", card(4))
+
+
+def test_too_little_free_memory_names_who_holds_it() -> None:
+    with pytest.raises(DoesNotFit, match=r"only 9\.0 are free\. Held by: python3 \(pid 41\) 14\.5 GiB\."):
+        place(SRPO, "bfloat16", card(23.5, 9), [Holder("41", "python3", int(14.5 * GIB))])
+
+
+def test_the_rows_sizes_are_those_of_flux_1_devs_classes() -> None:
+    pipeline = MODELS["flux"](torch.bfloat16, torch.device("meta")).pipeline
+    assert SRPO.sizes == sizes_of(pipeline)
+
+
+def sizes_of(pipeline: Any) -> Sizes:
+    def count(*parts: Any) -> int:
+        return sum(tensor.numel() for part in parts for tensor in part.parameters())
+
+    named = dict(pipeline.transformer.named_parameters())
+    blocks = sum(tensor.numel() for name, tensor in named.items() if LINEARS.fullmatch(name))
+    texts = count(pipeline.text_encoder, pipeline.text_encoder_2)
+    return Sizes(blocks, count(pipeline.transformer) - blocks, texts, count(pipeline.vae))
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_the_table_says_the_bytes_that_an_engine_has(name: str) -> None:
+    way, sizes = PLACEMENTS[name], sizes_of(tiny.build())
+    pipeline = engine_at(name)._pipeline
+    held = {"card": 0, "host": 0, "scales": 0}
+    for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        where = "host" if part in way.streamed else "card"
+        held[where] += sum(tensor.numel() * tensor.element_size() for tensor in getattr(pipeline, part).parameters())
+    assert held["card"] == way.on_card(sizes, "bfloat16") - (STREAMED if way.streamed else 0)
+    assert held["host"] == way.waiting(sizes, "bfloat16")
+
+
+@pytest.mark.parametrize("model", ["tiny", "flux/sketch"])
+@pytest.mark.parametrize(("name", "like"), [("offload", "resident"), ("offload-text", "resident")])
+def test_where_parts_wait_changes_no_byte_and_no_fingerprint(model: str, name: str, like: str) -> None:
+    one, other = engine_at(name, model), engine_at(like, model)
+    assert draw(one, ask(steps=2, seed=5)) == draw(other, ask(steps=2, seed=5))
+    assert one.info.fingerprint == other.info.fingerprint
+    assert one.info.placement != other.info.placement
+
+
+class LateStream:
+    """Copies what it is told to only when it is waited for; until then there is nothing but NaN."""
+
+    def __init__(self) -> None:
+        self.queue: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.copied = 0
+
+    def synchronize(self) -> None:
+        for target, source in self.queue:
+            target.copy_(source)
+        self.copied += len(self.queue)
+        self.queue.clear()
+
+
+class LateDevice:
+    """In the place of diffusers' view of a CUDA device."""
+
+    def __init__(self, device: torch.device) -> None: ...
+
+    def stream(self, stream: LateStream) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def current_stream(self) -> LateStream:
+        return LateStream()
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> LateStream:
+    """Streams as on CUDA, on a device that is late with everything that nobody waits for."""
+    stream = LateStream()
+
+    def transfer(self: Any, tensor: torch.Tensor, source: torch.Tensor, _: Any) -> None:
+        tensor.data = torch.full_like(source.float(), float("nan")).to(source.dtype)
+        stream.queue.append((tensor.data, source))
+        if not self.non_blocking:
+            stream.synchronize()
+
+    def streamed(pipeline: Any, parts: Any, device: torch.device) -> None:
+        kind = hooks.GroupOffloadingType.LEAF_LEVEL
+        for name in parts:  # "cpu:0": another name for where layers wait, so that what came counts as come
+            how = hooks.GroupOffloadingConfig(device, torch.device("cpu:0"), kind, False, False, False, stream=stream)  # type: ignore[arg-type]
+            hooks._apply_group_offloading(getattr(pipeline, name), how)
+
+    monkeypatch.setattr(pipelines.load, "stream", streamed)
+    monkeypatch.setattr(hooks, "TorchDeviceBackend", LateDevice)
+    monkeypatch.setattr(hooks.ModuleGroup, "_transfer_tensor_to_device", transfer)
+    monkeypatch.setattr(hooks.ModuleGroup, "_to_cpu", staticmethod(lambda tensor, _: tensor.data.clone()))
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda *_: True)
+    return stream
+
+
+@pytest.mark.parametrize(("name", "like"), [("offload", "resident"), ("float8-offload", "float8")])
+def test_copying_ahead_is_waited_for_whatever_the_order_of_layers(name: str, like: str, late: LateStream) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipelines.load, "stream", lambda *_: None)
+        expected = pictures(engine_at(like))
+    assert pictures(engine_at(name)) == expected
+    assert late.copied > 1000
+
+
+def test_float8_keeps_a_scale_a_row_and_stays_close(tmp_path: Path) -> None:
+    wide, narrow = (engine_at(name, "flux/sketch") for name in ("resident", "float8"))
+    stored, before = weights_of(narrow), weights_of(wide)
+    for name, tensor in before.items():
+        if LINEARS.fullmatch(name):
+            assert stored[name].dtype == torch.float8_e4m3fn
+            rows = stored[name].float() * stored[f"{name}_scale"]
+            assert ((rows - tensor.float()).abs() <= tensor.float().abs().amax(1, keepdim=True) / 16).all()
+        else:
+            assert torch.equal(stored[name], tensor)
+    drawn, exact = (
+        torch.frombuffer(bytearray(draw(engine, ask(steps=4, seed=5))[0]), dtype=torch.uint8)
+        for engine in (narrow, wide)
+    )
+    assert 15 < psnr(drawn, exact) < 60
+    assert narrow.info.fingerprint != wide.info.fingerprint
+
+
+def test_a_file_of_ours_in_float8_is_served_as_it_is(tmp_path: Path) -> None:
+    tiny.build().transformer.save_pretrained(tmp_path / "transformer")
+    assert convert([str(tmp_path / "transformer"), str(tmp_path / "file"), "--to", "fp8"]) == 0
+    file, served = load_file(tmp_path / "file"), weights_of(engine_at("float8", transformer=str(tmp_path / "file")))
+    for name, tensor in file.items():
+        if LINEARS.fullmatch(name):
+            values = [part[name].float() * part[f"{name}_scale"] for part in (file, served)]
+            torch.testing.assert_close(*values)
+            assert served[name].dtype == tensor.dtype
+
+
+def test_the_setting_offers_the_table() -> None:
+    offered = get_args(EngineSettings.model_fields["placement"].annotation)
+    assert offered == ("auto", *PLACEMENTS)
+    assert EngineSettings(placement="float8").engine().placement == "float8"
+
+
+def test_a_server_says_how_it_has_placed_the_model(serve: Callable[..., LiveServer], live: LiveServer) -> None:
+    server = serve("--placement", "float8-offload", dtype="bfloat16")
+    health = httpx.get(f"{server.url}/health").json()
+    expected = Placement("float8-offload", "bfloat16")
+    assert (health["placement"], health["dtype"]) == (str(expected), "bfloat16, the blocks' weights in float8")
+    reply = server.generate(prompt="a cat")
+    assert reply.status_code == 201
+    assert reply.json()["timings"]["notes"] == list(expected.notes)
+    assert "notes" not in live.generate(prompt="a cat").json()["timings"]
+    line = f"Placement {expected} (--placement chooses another)"
+    assert within(LIMIT, lambda: line in server.log.read_text())
+
+
+def test_what_an_engine_needs_is_said_while_it_loads() -> None:
+    stages: list[str] = []
+    load_engine(config("offload"), lambda stage, _: stages.append(stage))
+    assert any("placing (offload: " in stage for stage in stages)
+
+
+def test_the_working_memory_is_part_of_what_is_needed() -> None:
+    assert place(SRPO, "bfloat16", card(80)).needed == 2 * sum(SRPO.sizes) + WORKING
