@@ -16,13 +16,15 @@ import torch
 from pipelines.acceleration import PRESETS
 
 WHOLE = 2**20  # tensors up to this many elements are digested whole
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes an element
+WORD = 8  # bytes
 STEPS = range(1, 51)
 LIBRARIES = ("srpo-server", "torch", "diffusers", "transformers", "pillow", "numpy")
 
 
-def fingerprint(device: str, precision: str, parts: Mapping[str, torch.nn.Module]) -> str:
-    """32 hexadecimal digits."""
+def fingerprint(
+    device: str, precision: str, parts: Mapping[str, torch.nn.Module], at: torch.device | None = None
+) -> str:
+    """32 hexadecimal digits. `at` is where the weights are read through; None: where they are."""
     facts = {
         "libraries": {name: version(name) for name in LIBRARIES},
         "machine": platform.machine(),
@@ -31,7 +33,7 @@ def fingerprint(device: str, precision: str, parts: Mapping[str, torch.nn.Module
         "cuda": torch.version.cuda,
         "precision": precision,
         "presets": {name: [mask(steps) for steps in STEPS] for name, mask in PRESETS.items()},
-        "weights": {name: digest(part) for name, part in sorted(parts.items())},
+        "weights": {name: digest(part, at) for name, part in sorted(parts.items())},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -41,16 +43,25 @@ def with_choices(base: str, choices: Any) -> str:
     return hashlib.sha256(f"{base} {json.dumps(choices, sort_keys=True)}".encode()).hexdigest()[:32]
 
 
-def digest(module: torch.nn.Module) -> str:
+def digest(module: torch.nn.Module, at: torch.device | None = None) -> str:
     """Names, shapes and contents of all tensors; of a large one, evenly spaced elements (24 GB take seconds).
 
-    The sum of all elements' bits as integers is part of it, so that one flipped bit anywhere is another digest.
+    The sum of all bits, taken as 64-bit integers, is part of it, so that one flipped bit anywhere is another digest.
     """
     total = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
+        flat = tensor.detach().reshape(-1).to(at)
         stride = max(1, flat.numel() // WHOLE)
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(str(flat.view(BITS[flat.element_size()]).sum(dtype=torch.int64).item()).encode())
+        total.update(bits(flat))
         total.update(flat[::stride].contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return total.hexdigest()
+
+
+def bits(flat: torch.Tensor) -> bytes:
+    """The sum of a flat tensor's 64-bit words, and the bytes behind the last whole one."""
+    if flat.storage_offset() * flat.element_size() % WORD:
+        flat = flat.clone()
+    data = flat.view(torch.uint8)
+    whole = data.numel() // WORD * WORD
+    return str(data[:whole].view(torch.int64).sum().item()).encode() + data[whole:].cpu().numpy().tobytes()

@@ -39,6 +39,7 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     narrow, waiting = placement.way.float8, placement.way.streamed
     pipeline = load_pipeline(located, dtype, device, report, transformer, config.loras, narrow, waiting)
     # The fingerprint knows how the weights are stored; where they wait moves no bit.
+    report("reading all weights for the fingerprint", 0.955)
     info = describe(row.id, pipeline, device, dtype)
     info = replace(info, dtype=placement.weights, placement=str(placement))
     stream(pipeline, waiting, device)
@@ -92,4 +93,4 @@ def describe(model: str, pipeline: FluxPipeline, device: torch.device, dtype: to
     parts: dict[str, Any] = {
         key: getattr(pipeline, key) for key in ("transformer", "vae", "text_encoder", "text_encoder_2")
     }
-    return EngineInfo(model, name, precision, fingerprint(name, precision, parts))
+    return EngineInfo(model, name, precision, fingerprint(name, precision, parts, device))

@@ -74,7 +74,7 @@ STEPS = (
     "every step waits for the transformer, a new prompt waits for the text encoders, to come to the card layer by layer"
 )
 PLACEMENTS: Mapping[str, Way] = {
-    "resident": Way("every part on the card"),
+    "resident": Way("every part on the device"),
     "offload-text": Way("text encoders in the host's memory", PROMPTS, TEXTS),
     "float8": Way(f"{FLOAT8}, text encoders in the host's memory", PROMPTS, TEXTS, float8=True),
     "float8-offload": Way(
@@ -108,7 +108,7 @@ class Placement:
         return (f"precision: {self.weights} (placement {self.name})",) if self.way.float8 else ()
 
     def __str__(self) -> str:
-        sizes = f"about {self.needed / GIB:.0f} GiB of the card" if self.needed else "the model is small"
+        sizes = f"about {self.needed / GIB:.0f} GiB of its memory" if self.needed else "the model is small"
         held = f", {self.host / GIB:.0f} GiB of the host's memory" if self.host else ""
         slower = f"; {self.way.slower}" if self.way.slower else ""
         other = "; other pictures than bfloat16's" if self.way.float8 else ""

@@ -9,6 +9,7 @@ BENCHES: Mapping[str, str] = {
     "quality": "what the presets do to the pictures of a model, with a contact sheet",
     "safety": "which of your harmless pictures a safety checker flags, and its milliseconds",
     "previews": "what previews add to a request",
+    "start": "seconds and peak memory of loading a model, beside the size of its files",
     "readers": "100 streams of which 60 hang or are left: the others' latency, and memory",
 }
 

@@ -86,6 +86,20 @@ def test_bench_readers_measures_those_who_read(tmp_path: Path, capsys: pytest.Ca
     assert "memory_after_round_1_mib" in capsys.readouterr().out
 
 
+def test_bench_start_shows_that_files_are_never_in_memory_as_a_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FLUX.1 [dev]'s own widths, few blocks. A device that takes everything leaves the host's own share."""
+    file = tmp_path / "figures.json"
+    few = ["--layers", "1", "1", "--t5-layers", "1", "--folder", str(tmp_path)]
+    assert main(["start", *few, "--device", "meta", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["files"] > 2e9
+    assert figures["peak"] - figures["before"] < 0.5 * figures["files"]
+    assert figures["stages"]["loading the transformer"] > 0
+    assert "host's memory, peak" in capsys.readouterr().out
+
+
 def test_an_unknown_bench_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["warp"]) == 2
     assert main([]) == 0

@@ -65,7 +65,7 @@ def test_the_total_memory_chooses(total: float, name: str) -> None:
     assert placement.name == name
     said = str(placement)
     assert said.startswith(f"{name}: ")
-    assert f"about {placement.needed / GIB:.0f} GiB of the card" in said
+    assert f"about {placement.needed / GIB:.0f} GiB of its memory" in said
     assert ("GiB of the host's memory" in said) == ("a new prompt waits" in said) == (name != "resident")
     assert ("other pictures" in said) == ("float8" in name) == bool(placement.notes)
     assert place(CHECKPOINTS["flux/sketch"], "bfloat16", card(total)).name == "resident"
