@@ -39,7 +39,7 @@ BODY = {
 
 
 @contextmanager
-def server() -> Iterator[str]:
+def server(model: str = "tiny") -> Iterator[str]:
     """A real `srpo serve` on a free port; yields its URL once it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ def server() -> Iterator[str]:
             "--data-dir",
             folder,
             "--model",
-            "tiny",
+            model,
         ]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"SRPO_QUEUE_SIZE": "1000"})
         try:

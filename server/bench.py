@@ -8,6 +8,7 @@ BENCHES: Mapping[str, str] = {
     "engine": "the engine beside FluxPipeline, at every size and preset, and under mixed load",
     "quality": "what the presets do to the pictures of a model, with a contact sheet",
     "safety": "which of your harmless pictures a safety checker flags, and its milliseconds",
+    "page": "seconds from opening the playground to a first image, in Chromium",
     "previews": "what previews add to a request",
     "start": "seconds and peak memory of loading a model, beside the size of its files",
     "readers": "100 streams of which 60 hang or are left: the others' latency, and memory",
