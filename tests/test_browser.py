@@ -1,8 +1,11 @@
 """The playground and /docs in a real Chromium, on a real server (make browser)."""
 
 import base64
+import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,6 +256,34 @@ def test_a_new_parameter_of_the_server_appears_and_is_sent(live: LiveServer, vis
     assert sent.value.post_data_json["graininess"] == 7
 
 
+def test_what_a_stand_in_knows_is_proposed(live: LiveServer, visit: Callable[..., Visit]) -> None:
+    models = httpx.get(f"{live.url}/v1/models").json()
+    things = ["apple", *(f"thing {number}" for number in range(1, 60))]
+    for card in models["data"]:
+        card["info"]["knows"] = things
+    tab = visit(live)
+    tab.page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    tab.page.reload()
+    ideas = tab.page.locator("#ideas button")
+    expect(ideas.nth(1)).to_have_text("a thing 10")
+    expect(ideas).to_have_count(6)
+    tab.page.get_by_text("What the stand-in can draw").click()
+    known = tab.page.locator("#known-things button")
+    expect(known).to_have_text(things)
+    known.first.click()
+    expect(tab.page.get_by_label("Prompt", exact=True)).to_have_value("an apple")
+    assert faults(tab.page) == []
+
+
+def test_the_newest_image_stands_large_above_the_others(live: LiveServer, visit: Callable[..., Visit]) -> None:
+    tab = visit(live, viewport={"width": 1280, "height": 900})
+    for prompt in ("a red apple", "a green apple"):
+        tab.ask(prompt)
+        expect(tab.page.get_by_role("img", name=prompt)).to_be_visible()
+    newest, older = (picture.bounding_box()["width"] for picture in tab.images().all())
+    assert newest > 1.5 * older
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["desktop", "phone"])
 def test_every_state_is_accessible_and_fits_the_width(
@@ -277,6 +308,16 @@ def test_the_docs_show_the_api_without_the_internet(live: LiveServer, visit: Cal
     expect(tab.page.get_by_text("T-Rex").first).to_be_visible()
     assert tab.complaints == []
     assert [url for url in tab.requests if not url.startswith((live.url, "data:"))] == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_the_bench_measures_a_first_visit(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "server", "bench", "page", "--model", "tiny", "--rounds", "1"]
+    subprocess.run([*command, "--json", str(file)], check=True, capture_output=True)
+    figures = json.loads(file.read_text())
+    assert 0 < figures["form_s"] < figures["preview_s"] <= figures["image_s"] == figures["first_image_s"]
+    assert figures["server_cpu_s"] > 0
 
 
 # --- image to image --------------------------------------------------------------------------------------------------

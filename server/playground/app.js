@@ -9,6 +9,7 @@ import { ServerState } from './state.js';
 
 const IDEAS = ['A red apple on a wooden table, morning light', 'A lighthouse in a storm, oil on canvas',
   'A fox asleep in autumn leaves, 35 mm photograph', 'An isometric paper model of a small harbour town'];
+const PROPOSED = 6; // of the things that a stand-in knows
 const STAGES = { queued: 'Waiting', text: 'Reading the prompt', denoise: 'Drawing', decode: 'Developing the pixels',
   safety: 'Checking the image', encode: 'Writing the file' };
 const KEY = 'srpo-key';
@@ -17,6 +18,8 @@ const at = (id) => document.getElementById(id);
 let schemas = [];
 let form;
 let drawing = null; // the AbortController of the request on its way
+const loading = loadSchemas(); // on its way while the history is opened
+loading.catch(() => {}); // told where it is awaited
 const history = await new History().open();
 const gallery = new Gallery(at('gallery'), at('large'), { again, vary, begin, remove, say, key });
 const source = new Source({ input: at('source'), chosen: at('source-chosen'), image: at('source-image'), name: at('source-name'),
@@ -141,7 +144,7 @@ async function generate(body) {
     const images = await draw(body, key(), { progress, preview }, drawing.signal);
     const { num_images: _, seed: __, ...one } = body;
     for (const { b64, ...image } of images) {
-      await keep({ body: one, ...image, blob: image.flagged ? null : blobOf({ b64, type: image.type }), created: Date.now() });
+      await keep({ body: one, ...image, alone: images.length === 1, blob: image.flagged ? null : blobOf({ b64, type: image.type }), created: Date.now() });
     }
     const flagged = images.filter((image) => image.flagged).length;
     say(flagged ? `${flagged} of ${images.length} images were withheld by the safety checker.` : `${images.length === 1 ? 'The image is' : `${images.length} images are`} ready.`);
@@ -189,6 +192,31 @@ async function apply(body) {
   form.fill(chosen);
   const { seed } = chosen; // for this once: the next Generate draws another seed
   generate({ model, prompt, ...chosen }).then(() => { if (seed !== undefined) form.fill({ ...chosen, seed }); });
+}
+
+// ---- Ideas
+
+function chips(place, ideas, label = (idea) => idea) {
+  place.replaceChildren(...ideas.map((idea) => {
+    const chip = element('button', { type: 'button', className: 'plain' }, label(idea));
+    chip.addEventListener('click', () => { at('prompt').value = idea; at('prompt').focus(); });
+    return chip;
+  }));
+}
+
+function showIdeas(ideas) {
+  at('prompt').placeholder = ideas[0];
+  chips(at('ideas'), ideas);
+}
+
+/** A stand-in knows only these things: what is proposed is among them, and all of them can be looked up. */
+function learn(things) {
+  if (!at('known').hidden) return;
+  const named = (thing) => `${/^[aeiou]/.test(thing) ? 'an' : 'a'} ${thing}`;
+  const spread = Math.max(1, Math.floor(things.length / PROPOSED));
+  showIdeas(things.filter((_, index) => index % spread === 0).slice(0, PROPOSED).map(named));
+  chips(at('known-things'), things.map(named), (idea) => idea.replace(/^an? /, ''));
+  at('known').hidden = false;
 }
 
 // ---- History
@@ -243,19 +271,15 @@ at('theme').addEventListener('click', () => {
   store(THEME, next, true);
   showTheme(next);
 });
-for (const idea of IDEAS) {
-  const chip = element('button', { type: 'button', className: 'plain' }, idea);
-  chip.addEventListener('click', () => { at('prompt').value = idea; at('prompt').focus(); });
-  at('ideas').append(chip);
-}
+showIdeas(IDEAS);
 showTheme(stored(THEME));
 at('parameters').open = matchMedia('(min-width: 821px)').matches; // on a phone the images come first
-const state = new ServerState(at('served'), at('notice'));
+const state = new ServerState(at('served'), at('notice'), learn);
 state.look();
 for (const record of await history.all()) gallery.add(record);
 showEmpty();
 try {
-  schemas = await loadSchemas();
+  schemas = await loading;
   showForm();
 } catch (error) {
   problem(`The form cannot be drawn: ${error.message}`);

@@ -14,7 +14,7 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
-const WORDS = { num_inference_steps: 'Steps', num_images: 'Images', enable_safety_checker: 'Safety checker', output_format: 'Format' };
+const WORDS = { num_inference_steps: 'Steps', num_images: 'Images', enable_safety_checker: 'Safety checker', output_format: 'Format', jpeg: 'JPEG', png: 'PNG', webp: 'WebP' };
 
 export function words(name) {
   const plain = WORDS[name] ?? name.replace(/_scale$/, '').replace(/(\d)_(\d)/g, '$1:$2').replaceAll('_', ' ');

@@ -51,6 +51,7 @@ export class Gallery {
     const card = element('article', { className: 'card', 'aria-label': `${record.error ? 'Failed' : 'Image'}: ${record.body.prompt}` });
     card.append(this.#picture(record), element('div', { className: 'body' },
       element('p', { className: 'prompt', title: record.body.prompt }, record.body.prompt), facts(record), this.#actions(record)));
+    if (record.alone && !record.flagged) card.classList.add('alone');
     this.#cards.set(record.id, card);
     this.place.prepend(card);
   }
@@ -79,6 +80,7 @@ export class Gallery {
     this.#addresses.set(record.id, source);
     const open = element('button', { type: 'button', className: 'open', 'aria-label': `Enlarge: ${record.body.prompt}` },
       element('img', { src: source, alt: record.body.prompt, width: record.width, height: record.height }));
+    open.style.setProperty('--ratio', record.width / record.height);
     open.addEventListener('click', () => {
       Object.assign(this.large.querySelector('img'), { src: source, alt: record.body.prompt });
       this.large.showModal();

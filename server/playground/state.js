@@ -6,9 +6,11 @@ const AWAY = 5000; // ms until a server that did not answer is asked again
 export class ServerState {
   #timer = 0;
 
-  constructor(line, notice) {
+  /** `learn(things)` is called with what a stand-in can draw, where that is little. */
+  constructor(line, notice, learn) {
     this.line = line;
     this.notice = notice;
+    this.learn = learn;
   }
 
   async look() {
@@ -16,8 +18,10 @@ export class ServerState {
     try {
       const health = await (await fetch('/health')).json();
       const ready = health.state === 'ready';
-      this.#say(ready ? 'ready' : '', ready ? `${health.served_model} on ${health.device}` : loading(health));
-      this.#warn(await warnings(health));
+      this.#say(ready ? 'ready' : '', ready ? `${health.served_model} on ${health.device.replace(/\b1 threads/, '1 thread')}` : loading(health));
+      const { sentences, knows } = await warnings(health);
+      this.#warn(sentences);
+      if (knows) this.learn(knows);
       if (!ready) this.#timer = setTimeout(() => this.look(), AGAIN);
     } catch {
       this.#say('down', 'The server does not answer');
@@ -44,13 +48,14 @@ function loading(health) {
 
 async function warnings(health) {
   const sentences = [];
+  let knows;
   if (health.embedded) {
     const models = await (await fetch('/v1/models')).json();
     const card = models.data.find((model) => model.info?.served_by === health.served_model);
     sentences.push(`A stand-in is drawing: ${health.served_model}${card ? ` (${card.info.description})` : ''}, not FLUX with SRPO.`);
-    if (card?.info.knows) sentences.push(`It knows ${card.info.knows.join(', ')}.`);
     sentences.push('For real pictures give the server the real weights: its README says how.');
+    knows = card?.info.knows;
   }
   if (health.safety?.checker === 'none') sentences.push('No safety checker looks at the images.');
-  return sentences;
+  return { sentences, knows };
 }
