@@ -14,6 +14,7 @@ import httpx
 import pytest
 from conftest import LiveServer
 from PIL import Image
+from test_stream import Gate, Scripted
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed: make browser")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")
@@ -121,6 +122,24 @@ def test_steps_and_a_preview_are_shown_while_it_draws(live: LiveServer, visit: C
     expect(tab.page.get_by_text(re.compile(r"Drawing: step \d+ of 50"))).to_be_visible()
     expect(tab.page.get_by_role("img", name="Preview of the image being drawn")).to_be_visible()
     tab.page.get_by_role("button", name="Cancel").click()
+    assert tab.complaints == []
+
+
+def test_the_place_in_the_line_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visit: Callable[..., Visit]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    gate = Gate(tmp_path / "gate")
+    with Scripted(tmp_path, safety_checker="none") as server:
+        for _ in range(2):  # one is being drawn, one waits
+            body = {"model": "flux/srpo", "prompt": gate.prompt, "image_size": "square", "num_inference_steps": 1}
+            reply = httpx.post(f"{server.url}/v1/images/generations", json=body, headers={"prefer": "respond-async"})
+            assert reply.status_code == 202
+        tab = visit(server)
+        tab.ask("a red apple")
+        expect(tab.page.locator("#step")).to_contain_text("1 ahead in the line")
+        gate.allow(100)
+        expect(tab.images()).to_be_visible()
     assert tab.complaints == []
 
 
