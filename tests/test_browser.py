@@ -157,7 +157,7 @@ def test_same_seed_again_is_the_same_image_and_vary_is_another(live: LiveServer,
     assert varied != again == first
 
 
-def test_a_request_is_copied_as_code_that_names_its_seed(live: LiveServer, visit: Callable[..., Visit]) -> None:
+def test_a_request_is_copied_as_code_that_draws_it_again(live: LiveServer, visit: Callable[..., Visit]) -> None:
     tab = visit(live, permissions=["clipboard-read", "clipboard-write"])
     tab.ask("it's a 'quoted' \"apple\"")
     copied = {}
@@ -169,7 +169,23 @@ def test_a_request_is_copied_as_code_that_names_its_seed(live: LiveServer, visit
         copied[language] = tab.page.evaluate("navigator.clipboard.readText()")
     seed = tab.page.locator(".facts dd").first.text_content()
     assert all(f'"seed": {seed}' in code and f"{live.url}/v1/images/generations" in code for code in copied.values())
-    compile(copied["Python"], "copied", "exec")
+    programs = {
+        "curl": ("bash", "-c"),
+        "Python": (sys.executable, "-c"),
+        "JavaScript": ("node", "--input-type=module", "-e"),
+    }
+    drawn = []
+    for language, program in programs.items():
+        if shutil.which(program[0]):
+            ended = subprocess.run(
+                [*program, copied[language]], capture_output=True, text=True, timeout=PATIENCE / 1000
+            )
+            assert ended.returncode == 0, ended.stderr
+            [url] = set(re.findall(r"http://[\w.:]+/files/[\w.-]+", ended.stdout))
+            drawn.append(httpx.get(url).content)
+    with tab.page.expect_download() as saved:
+        tab.page.get_by_role("link", name="Save").click()
+    assert set(drawn) == {saved.value.path().read_bytes()}
 
 
 def test_cancelling_stops_the_work_and_leaves_no_image(live: LiveServer, visit: Callable[..., Visit]) -> None:
