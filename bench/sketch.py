@@ -180,7 +180,7 @@ def ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int) -> dic
     """The reader on the generator's own pictures through the VAE, and the VAE's PSNR on them."""
     from weights.sketch.recipe.atlas import Atlas, fetch
 
-    atlas, vae = Atlas(fetch(recipe)), engine._pipeline.vae
+    atlas, vae = Atlas(fetch(recipe)), engine.pipeline.vae
     rng, right, signal = np.random.default_rng(SEED + 1), [], []
     for _ in range(count):
         scene = make_scene(rng, train=False)

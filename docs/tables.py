@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from pipelines.acceleration import PRESETS
+from pipelines.levers import LEVERS
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.errors import TABLE
 from server.settings import UNITS, Settings
@@ -99,12 +100,24 @@ def acceleration() -> str:
     )
 
 
+def levers() -> str:
+    """What makes the engine fast, from `LEVERS`."""
+    return table(
+        ("lever", "what", "accuracy", "by default on"),
+        (
+            (f"`{name}`", lever.says, lever.accuracy, ", ".join(lever.devices) or "none")
+            for name, lever in LEVERS.items()
+        ),
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "parameters": parameters,
     "image_to_image": image_to_image,
     "settings": settings,
     "errors": errors,
     "acceleration": acceleration,
+    "levers": levers,
 }
 
 

@@ -24,6 +24,7 @@ class EngineConfig:
     Images of more than `tile_above` megapixels are decoded in tiles; None: never.
     `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
     `placement` is `auto` or a row of `placement.PLACEMENTS`.
+    `levers` are names of `LEVERS`, `default` or `none`; `compile_cache` is the folder that keeps compiled kernels.
     """
 
     model: str = "tiny"
@@ -36,6 +37,8 @@ class EngineConfig:
     transformer: str | None = None
     loras: tuple[str, ...] = ()
     placement: str = "auto"
+    levers: tuple[str, ...] = ("default",)
+    compile_cache: str | None = None
     factory: str = "pipelines.load:load_engine"
 
     def to_json(self) -> dict[str, Any]:
@@ -56,6 +59,11 @@ class EngineInfo:
     dtype: str
     fingerprint: str
     placement: str = ""
+    levers: str = "none"  # in words
+
+
+class StartAgain(Exception):
+    """Loading has broken the device, but what did it is kept: a new process goes on without."""
 
 
 class Pixels(NamedTuple):

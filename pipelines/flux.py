@@ -5,8 +5,7 @@ engine takes the same components through the same arithmetic one step at a time,
 schedule, denoise, decode. With `acceleration: none` its pixels equal `FluxPipeline.__call__`'s bit for bit.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,7 +21,9 @@ from pipelines.fitting import Fitted, Range, fit, framed, inside
 from pipelines.image_to_image import noised
 from pipelines.kinds import Size
 from pipelines.previews import draw_preview
+from pipelines.recent import Recent
 from pipelines.request import ImageRequest
+from pipelines.resident import Resident
 from pipelines.residual import forward
 from pipelines.sample import Sample, Text, rows
 from pipelines.tiles import tiles
@@ -30,11 +31,12 @@ from weights.previews import PreviewMap
 
 UNGUIDED = "guidance_scale: this model has no guidance; ignored"
 TILED = "decode: in overlapping tiles, which is not exact (SRPO_TILE_ABOVE)"
-TEXTS_KEPT = 64  # prompts whose embeddings are remembered: 4 MiB each at FLUX.1's size
+Rotary = tuple[torch.Tensor, torch.Tensor]
+Once = Callable[[str, Callable[[], str]], str]
 
 
 class FluxEngine:
-    """An `Engine` on a diffusers FLUX pipeline. One thread at a time."""
+    """An `Engine` on a diffusers FLUX pipeline. One thread at a time. `LEVERS` (`levers.py`) make it fast."""
 
     def __init__(
         self,
@@ -49,19 +51,26 @@ class FluxEngine:
         self._guidance = guidance
         self._canvas = canvas
         self._preview = preview
-        self._pipeline = pipeline
+        self.pipeline = pipeline
         self._transformer = pipeline.transformer
         self._text_tokens = text_tokens
-        self._device = pipeline._execution_device  # a part that is streamed to it says where it waits
-        self._texts: OrderedDict[str, Text] = OrderedDict()
+        self.device = pipeline._execution_device  # a part that is streamed to it says where it waits
+        self.residents = dict.fromkeys(PRESETS, Resident(pipeline.transformer, info.dtype))  # what draws each preset
+        self.texts: Recent[str, Text] = Recent()
+        self.rotaries: Recent[tuple[Size, int], Rotary] = Recent()
+        self.compiler: Any = "inductor"
+        self.once: Once = lambda _, find: find()  # how a choice is made that must stay: found anew, or kept
         self.tile_above: float | None = None  # megapixels
         self.remarks: tuple[str, ...] = ()  # what every reply must say
         self.batches: dict[Size, tuple[int, ...]] = {}  # how many samples of a size may share a step, but for one
 
     @torch.inference_mode()
     def prepare(self, request: ImageRequest) -> list[Sample]:
-        fitted, text = self.fit(request), self.encode(request.prompt)
-        return [self.sample(fitted, text, seed) for seed in request.seeds]
+        fitted = self.fit(request)
+        text = self.texts.get(request.prompt, lambda: self.encode(request.prompt))
+        samples = [self.sample(fitted, text, seed) for seed in request.seeds]
+        self.look_up(samples)
+        return samples
 
     @torch.inference_mode()
     def step(self, samples: list[Sample]) -> None:
@@ -69,6 +78,9 @@ class FluxEngine:
             company = self.company(samples)
             self.denoise(company)
             samples = [sample for sample in samples if sample not in company]
+
+    def distinct_residents(self) -> list[Resident]:
+        return list({id(resident): resident for resident in self.residents.values()}.values())
 
     def batch_limit(self, request: ImageRequest) -> int:
         return max(self.batches.get(self.fit(request).drawn, ()), default=1)
@@ -113,31 +125,25 @@ class FluxEngine:
             latents, image_ids = self.noise(request.width, request.height, seed, text.states.dtype)
         else:
             latents, image_ids = noised(
-                self._pipeline, request, request.source, scheduler, timesteps[0], seed, text.states.dtype
+                self.pipeline, request, request.source, scheduler, timesteps[0], seed, text.states.dtype
             )
         guidance = None
         if self._transformer.config.guidance_embeds:
-            guidance = torch.full([1], request.guidance_scale, device=self._device, dtype=torch.float32)
+            guidance = torch.full([1], request.guidance_scale, device=self.device, dtype=torch.float32)
         times = tuple(timesteps.tolist())
-        computed = PRESETS[request.acceleration](len(times))
-        return Sample(fitted, text, latents, image_ids, guidance, scheduler, timesteps, times, computed)
+        computed, resident = PRESETS[request.acceleration](len(times)), self.residents[request.acceleration]
+        return Sample(fitted, text, latents, image_ids, guidance, scheduler, timesteps, times, computed, resident)
 
     def encode(self, prompt: str) -> Text:
-        """Both encoders' view of the prompt; the last few prompts are remembered."""
-        if prompt in self._texts:
-            self._texts.move_to_end(prompt)
-            return self._texts[prompt]
-        states, pooled, ids = self._pipeline.encode_prompt(
-            prompt=prompt, prompt_2=None, device=self._device, max_sequence_length=self._text_tokens
+        """Both encoders' view of the prompt."""
+        states, pooled, ids = self.pipeline.encode_prompt(
+            prompt=prompt, prompt_2=None, device=self.device, max_sequence_length=self._text_tokens
         )
-        self._texts[prompt] = text = Text(states, pooled, ids, self._notes(prompt))
-        if len(self._texts) > TEXTS_KEPT:
-            self._texts.popitem(last=False)
-        return text
+        return Text(states, pooled, ids, self._notes(prompt))
 
     def _notes(self, prompt: str) -> tuple[str, ...]:
         """Say when the prompt is longer than what the model reads; diffusers would cut it with only a log line."""
-        tokens = len(self._pipeline.tokenizer_2(prompt, verbose=False).input_ids)
+        tokens = len(self.pipeline.tokenizer_2(prompt, verbose=False).input_ids)
         if tokens <= self._text_tokens:
             return ()
         return (f"prompt: the model read the first {self._text_tokens} of {tokens} tokens",)
@@ -148,15 +154,15 @@ class FluxEngine:
         channels = self._transformer.config.in_channels // 4
         latents: torch.Tensor
         image_ids: torch.Tensor
-        latents, image_ids = self._pipeline.prepare_latents(1, channels, height, width, dtype, self._device, generator)
+        latents, image_ids = self.pipeline.prepare_latents(1, channels, height, width, dtype, self.device, generator)
         return latents, image_ids
 
     def schedule(self, request: ImageRequest) -> tuple[FlowMatchEulerDiscreteScheduler, torch.Tensor]:
         """This sample's own copy of the model's scheduler, and the timesteps to carry out `(request.steps,)`."""
-        steps, side = request.num_inference_steps, 2 * self._pipeline.vae_scale_factor  # pixels of a token's side
+        steps, side = request.num_inference_steps, 2 * self.pipeline.vae_scale_factor  # pixels of a token's side
         tokens = (request.height // side) * (request.width // side)
-        config = self._pipeline.scheduler.config
-        scheduler = type(self._pipeline.scheduler).from_config(config)
+        config = self.pipeline.scheduler.config
+        scheduler = type(self.pipeline.scheduler).from_config(config)
         mu = calculate_shift(
             tokens,
             config.get("base_image_seq_len", 256),
@@ -165,16 +171,31 @@ class FluxEngine:
             config.get("max_shift", 1.15),
         )
         sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-        timesteps, _ = retrieve_timesteps(scheduler, steps, self._device, sigmas=sigmas, mu=mu)
+        timesteps, _ = retrieve_timesteps(scheduler, steps, self.device, sigmas=sigmas, mu=mu)
         first = len(timesteps) - request.steps
         scheduler.set_begin_index(first)
         return scheduler, timesteps[first:]
+
+    def look_up(self, samples: list[Sample]) -> None:
+        """Give the samples of one request what is worked out once, where levers say so, instead of in every step."""
+        first = samples[0]
+        if self.rotaries.limit:
+            ids = torch.cat((first.text.ids, first.image_ids), dim=0)
+            key = (first.size, len(first.text.ids))
+            first.rotary = self.rotaries.get(key, lambda: first.resident.transformer.pos_embed(ids))
+        if first.resident.modulation:
+            times = first.timesteps.to(first.latents.dtype) / 1000
+            first.modulation = first.resident.modulation.table(times, first.guidance, first.text.pooled)
+        for sample in samples:
+            sample.rotary, sample.modulation = first.rotary, first.modulation
 
     def denoise(self, samples: Sequence[Sample]) -> None:
         """One step of samples of one kind, in one forward pass. A sample that could not take it is as it was."""
         now = rows([sample.timesteps[sample.step : sample.step + 1] for sample in samples])
         guidances = [sample.guidance for sample in samples if sample.guidance is not None]
+        tables = [sample.modulation[sample.step, None] for sample in samples if sample.modulation is not None]
         first = samples[0]
+        resident = first.resident
         inputs: dict[str, Any] = {
             "hidden_states": rows([sample.latents for sample in samples]),
             "timestep": now.to(first.latents.dtype) / 1000,  # cast first: bf16 rounds differently otherwise
@@ -186,11 +207,13 @@ class FluxEngine:
         }
         whole, compute = all(first.computed), first.computed[first.step]
         try:
-            if whole:
-                velocities = self._transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
+            if whole and not tables and first.rotary is None:
+                velocities = resident.transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
             else:
                 expected = None if compute else rows([sample.residuals.at(sample.time) for sample in samples])
-                velocities, residuals = forward(self._transformer, expected, **inputs)
+                vectors = resident.modulation.split(rows(tables)) if resident.modulation else None
+                known: dict[str, Any] = {"rotary": first.rotary, "modulation": vectors}
+                velocities, residuals = forward(resident.transformer, expected, **known, **inputs)
         except torch.OutOfMemoryError:  # what did not fit once is not tried again
             self.batches[first.size] = tuple(n for n in self.batches.get(first.size, ()) if n < len(samples))
             raise
@@ -199,7 +222,7 @@ class FluxEngine:
 
     def decode(self, sample: Sample) -> bytes:
         """8-bit RGB, `height * width * 3` bytes. Raises `NonFinitePixels`."""
-        pipeline, request = self._pipeline, sample.request
+        pipeline, request = self.pipeline, sample.request
         latents = pipeline._unpack_latents(sample.latents, request.height, request.width, pipeline.vae_scale_factor)
         latents = latents / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
         with tiles(pipeline.vae, pipeline.vae_scale_factor) if self._in_tiles(request) else nullcontext():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "engine.json"
+LEVERS = "levers"  # the section of those that failed
 
 
 class Kept:

@@ -10,13 +10,16 @@ import transformers
 from diffusers import FluxPipeline
 
 from pipelines.batches import exact_batches
+from pipelines.compiling import COMPILED, freeze, keep_in
 from pipelines.engine import EngineConfig, EngineInfo, Report
 from pipelines.fingerprint import fingerprint, with_choices
 from pipelines.flux import FluxEngine
 from pipelines.kept import Kept
 from pipelines.kinds import Size
+from pipelines.levers import chosen, described, moving_bits
 from pipelines.offload import stream
 from pipelines.placement import Card, Placement, holders, place, placement_of
+from pipelines.pulling import Pulled, pull
 from pipelines.selfcheck import check_itself
 from weights.checkpoints import CHECKPOINTS, Checkpoint, locate
 from weights.load import load_pipeline
@@ -24,7 +27,7 @@ from weights.load import load_pipeline
 
 def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong, `SelfCheckFailed`,
-    `DoesNotFit` where the card has too little memory."""
+    `DoesNotFit` where the card has too little memory, `LeverFailed`."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()  # their warnings quote the prompt
         library.disable_progress_bar()
@@ -45,13 +48,37 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     stream(pipeline, waiting, device)
     engine = FluxEngine(pipeline, row.text_tokens, info, row.preview, row.guidance, row.canvas)
     engine.tile_above, engine.remarks = config.tile_above, placement.notes
-    if config.kept is not None:
-        settle(engine, Kept(Path(config.kept)), config, report)
+    kept = Kept(Path(config.kept)) if config.kept is not None else None
+    # A transformer whose layers come and go can be neither compiled nor rearranged: as on a CPU, only what is exact.
+    pulled = make_fast(engine, "cpu" if "transformer" in waiting else device.type, config, kept, report)
+    if kept is not None:
+        settle(engine, kept, config, report)
+    if not pulled.choices.keys().isdisjoint(COMPILED):
+        freeze()
+    if kept is not None:
+        report("checking itself", 0.98)
+        check_itself(engine, kept)
     return engine
 
 
+def make_fast(engine: FluxEngine, kind: str, config: EngineConfig, kept: Kept | None, report: Report) -> Pulled:
+    """Pull the levers, by default those of a `kind` of device; what they find out is found out once."""
+    report("making it fast", 0.95)
+    base = engine.info.fingerprint
+    if config.compile_cache is not None:
+        keep_in(Path(config.compile_cache))
+    if kept is not None:
+        engine.once = lambda section, find: str(kept.once(section, base, find))
+    wanted = chosen(config.levers, kind)
+    pulled = pull(engine, wanted, set(wanted) - set(config.levers), kept, report)
+    moving = moving_bits(pulled.choices)
+    moved = with_choices(base, {"levers": moving}) if moving else base
+    engine.info = replace(engine.info, fingerprint=moved, levers=described(pulled.choices, pulled.failed))
+    return pulled
+
+
 def settle(engine: FluxEngine, kept: Kept, config: EngineConfig, report: Report) -> None:
-    """Make the choices that this device, software and weights leave open, or take those made before; then check."""
+    """Make the other choices that this device, software and weights leave open, or take those made before."""
     report("trying which sizes can be batched", 0.96)
     base = engine.info.fingerprint
     batches = {
@@ -61,8 +88,6 @@ def settle(engine: FluxEngine, kept: Kept, config: EngineConfig, report: Report)
     engine.batches = batches
     choices = {"batches": sorted(batches.items()), "tile_above": config.tile_above}
     engine.info = replace(engine.info, fingerprint=with_choices(base, choices))
-    report("checking itself", 0.98)
-    check_itself(engine, kept)
 
 
 def choose_device(name: str) -> str:

@@ -7,6 +7,7 @@ the residual of a first-block cache). The memory belongs to one sample: neighbou
 and a step that fails leaves it as it was.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ def forward(
     model: Any,
     expected: torch.Tensor | None,
     *,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+    modulation: Sequence[torch.Tensor] | None = None,
     hidden_states: torch.Tensor,
     timestep: torch.Tensor,
     guidance: torch.Tensor | None,
@@ -47,26 +50,27 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Velocity `(rows, tokens, channels)` and residual `(rows, tokens, width)`; inputs as for the model's `forward`.
 
-    `expected` is the residual of a skipped step; None computes it.
+    `expected` is the residual of a skipped step; None computes it. `rotary` and `modulation`, one entry a block and one
+    for the output, are what was looked up; None computes them.
     """
     image = model.x_embedder(hidden_states)
-    now = timestep.to(image.dtype) * 1000
-    strength = () if guidance is None else (guidance.to(image.dtype) * 1000,)
-    shared = {
-        "temb": model.time_text_embed(now, *strength, pooled_projections),
-        "image_rotary_emb": model.pos_embed(torch.cat((txt_ids, img_ids), dim=0)),
-        "joint_attention_kwargs": {},
-    }
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    if modulation is None:
+        now = timestep.to(image.dtype) * 1000
+        strength = () if guidance is None else (guidance.to(image.dtype) * 1000,)
+        modulation = [model.time_text_embed(now, *strength, pooled_projections)] * (len(blocks) + 1)
+    if rotary is None:
+        rotary = model.pos_embed(torch.cat((txt_ids, img_ids), dim=0))
     text = model.context_embedder(encoder_hidden_states)
-    first, *rest = list(model.transformer_blocks) + list(model.single_transformer_blocks)
-    text, image = first(hidden_states=image, encoder_hidden_states=text, **shared)
+    shared: dict[str, Any] = {"image_rotary_emb": rotary, "joint_attention_kwargs": {}}
+    text, image = blocks[0](hidden_states=image, encoder_hidden_states=text, temb=modulation[0], **shared)
     residual = expected
     if residual is None:
         start = image
-        for block in rest:
-            text, image = block(hidden_states=image, encoder_hidden_states=text, **shared)
+        for block, vector in zip(blocks[1:], modulation[1:-1], strict=True):
+            text, image = block(hidden_states=image, encoder_hidden_states=text, temb=vector, **shared)
         residual = image - start
     else:
         image = image + residual
-    velocity: torch.Tensor = model.proj_out(model.norm_out(image, shared["temb"]))
+    velocity: torch.Tensor = model.proj_out(model.norm_out(image, modulation[-1]))
     return velocity, residual

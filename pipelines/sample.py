@@ -10,6 +10,7 @@ from pipelines.acceleration import Mask
 from pipelines.fitting import Fitted
 from pipelines.kinds import Size
 from pipelines.request import ImageRequest
+from pipelines.resident import Resident
 from pipelines.residual import Residuals
 
 
@@ -36,6 +37,9 @@ class Sample:
     timesteps: torch.Tensor
     times: tuple[float, ...]  # the timesteps again, for arithmetic that must not wait for the device
     computed: Mask
+    resident: Resident
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None  # where the engine keeps them
+    modulation: torch.Tensor | None = None  # of all steps, `(steps, ...)`, where they are made in one pass
     residuals: Residuals = field(default_factory=Residuals)
     step: int = 0
     velocity: torch.Tensor | None = None  # of the last step
@@ -43,7 +47,7 @@ class Sample:
     @property
     def kind(self) -> Hashable:
         """Samples whose next steps are of one kind can be rows of one forward pass."""
-        return self.size, all(self.computed), self.computed[self.step]
+        return self.size, self.resident.precision, all(self.computed), self.computed[self.step]
 
     @property
     def size(self) -> Size:

@@ -16,9 +16,9 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.engine import Engine, EngineConfig
+from pipelines.engine import Engine, EngineConfig, StartAgain
 from pipelines.frames import PREFIX, Frame
-from pipelines.shift import Shift
+from pipelines.shift import DEVICE_LOST, Shift
 
 LOAD_FAILED = 78  # exit code EX_CONFIG of sysexits.h
 PR_SET_PDEATHSIG = 1
@@ -76,6 +76,9 @@ def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
     """Build the engine. What is wrong with the files or the device is told to the pool, and the process ends."""
     try:
         return config.build(lambda stage, progress: pipe.send("loading", stage=stage, progress=progress))
+    except StartAgain as error:
+        print(f"srpo: {error}", file=sys.stderr, flush=True)
+        os._exit(DEVICE_LOST)
     except Exception as error:  # noqa: BLE001 - the pool tells the person why
         traceback.print_exc()
         pipe.send("load_failed", message=f"{type(error).__name__}: {error}")

@@ -80,6 +80,7 @@ async def follow_loading(console: Console, server: Server, address: str) -> None
         f"[green]Ready[/] after {time.monotonic() - start:.1f} s: {info.model} on {info.device}, {info.dtype}, "
         f"fingerprint {info.fingerprint}\n"
         f"Placement {info.placement} (--placement chooses another)\n"
+        f"Levers {info.levers}\n"
         f"Try it:\n{curl(address, server.settings.needs_key)}",
         soft_wrap=True,
     )

@@ -9,7 +9,7 @@ from pydantic import Field
 from rich.console import Console
 
 from pipelines.engine import EngineConfig
-from pipelines.kept import NAME, Kept
+from pipelines.kept import LEVERS, NAME, Kept
 from pipelines.pool import WorkerPool
 from pipelines.selfcheck import SECTION
 from server.cli import parse
@@ -20,7 +20,7 @@ class SelfcheckSettings(EngineSettings):
     """Load the engine and compare its pictures with those kept in the data folder, or keep them for later."""
 
     data_dir: Path = Field(Path("data"), description="folder of the server's state, with engine.json")
-    renew: bool = Field(False, description="forget the pictures of earlier checks, and keep those of now")
+    renew: bool = Field(False, description="forget earlier pictures, and which levers failed; keep those of now")
 
     def engine(self) -> EngineConfig:
         return replace(super().engine(), kept=str((self.data_dir / NAME).absolute()))
@@ -30,8 +30,15 @@ def main(arguments: list[str]) -> int:
     settings = parse(SelfcheckSettings, "selfcheck", arguments)
     kept = Kept(settings.data_dir / NAME)
     if settings.renew:
-        kept.forget(SECTION)
+        renew(settings.data_dir)
     return asyncio.run(check(settings, kept))
+
+
+def renew(data_dir: Path) -> None:
+    """What comes next is the first again."""
+    kept = Kept(data_dir / NAME)
+    for section in (SECTION, LEVERS):
+        kept.forget(section)
 
 
 async def check(settings: SelfcheckSettings, kept: Kept) -> int:

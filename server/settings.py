@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pipelines import kept
 from pipelines.checkers import spelled
 from pipelines.engine import EngineConfig
+from pipelines.levers import LEVERS, known
 from pipelines.prompts import PromptGuard, make_prompt_guard
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety import Guard, make_guard
@@ -79,6 +80,14 @@ class EngineSettings(BaseSettings):
         None,
         gt=0,
         description="megapixels (2^20) above which images are decoded in tiles: less memory, not exact; none: never",
+    )
+    levers: Names = Field(
+        ("default",),
+        description=f"what makes the engine fast: default (by device), none, or some of {', '.join(LEVERS)}",
+    )
+    compile_cache: Path | None = Field(
+        None,
+        description="folder that keeps compiled kernels over restarts; none: compiled/ in the server's data folder",
     )
     step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
@@ -152,7 +161,12 @@ class EngineSettings(BaseSettings):
             raise ValueError("expected auto, cpu, cuda, or devices like cuda:0,cuda:1")
         return value
 
-    @field_validator("devices", "lora", "safety_labels", "batch_sizes", mode="before")
+    @field_validator("levers")
+    @classmethod
+    def _known_levers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return known(value)
+
+    @field_validator("devices", "lora", "safety_labels", "batch_sizes", "levers", mode="before")
     @classmethod
     def _split_labels(cls, value: Any) -> Any:
         return split(value)
@@ -170,6 +184,8 @@ class EngineSettings(BaseSettings):
             transformer=str(self.transformer.absolute()) if self.transformer else None,
             loras=self.lora,
             placement=self.placement,
+            levers=self.levers,
+            compile_cache=str(self.compile_cache.absolute()) if self.compile_cache else None,
         )
 
     def guard(self) -> Guard:
@@ -281,7 +297,9 @@ class Settings(EngineSettings):
         return self
 
     def engine(self) -> EngineConfig:
-        return replace(super().engine(), kept=str((self.data_dir / kept.NAME).absolute()))
+        config, data = super().engine(), self.data_dir.absolute()
+        cache = config.compile_cache or str(data / "compiled")
+        return replace(config, kept=str(data / kept.NAME), compile_cache=cache)
 
     @property
     def is_loopback(self) -> bool:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report, Thumbnail
+from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report, StartAgain, Thumbnail
 from pipelines.errors import OutOfMemory
 from pipelines.request import ImageRequest
 
@@ -88,6 +88,9 @@ class ScriptedEngine:
 def load(config: EngineConfig, report: Report) -> ScriptedEngine:
     if config.model == "broken":
         raise FileNotFoundError("weights.safetensors is missing")
+    if config.model == "breaking" and not (begun := Path(config.models_dir) / "begun").exists():
+        begun.touch()
+        raise StartAgain("a lever broke the device")
     if config.device == "broken":
         raise RuntimeError("no such device")
     report("reading", 0.5)

@@ -135,25 +135,3 @@ def test_interleaved_and_aborted_samples_leave_their_neighbours_bytes_alone() ->
         engine.step(pending if turn % 2 else pending[::-1])
         turn += 1
     assert [engine.finish(sample).data for sample in samples] == alone
-
-
-def test_compiled_blocks_need_the_same_graphs_for_every_size_and_preset() -> None:
-    """Counted with a backend that compiles nothing: two block classes, and no graph more once both are warm."""
-    engine = tiny_engine(torch.bfloat16)
-    graphs: list[torch.fx.GraphModule] = []
-
-    def count(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
-        graphs.append(graph)
-        return graph.forward
-
-    request = ask(512, 512, 9, seed=3, acceleration="high")
-    exact = draw(engine, request)[0]
-    engine._transformer.compile_repeated_blocks(backend=count, fullgraph=True, dynamic=True)
-    assert draw(engine, request)[0] == exact
-    warm = len(graphs)
-    assert warm <= 4
-    for number, preset in enumerate([*PRESETS, *PRESETS, *PRESETS]):
-        sample = engine.prepare(ask(544 + 96 * number, 1536 - 64 * number, 9, acceleration=preset))[0]
-        engine.step([sample])
-        engine.step([sample])
-    assert len(graphs) == warm

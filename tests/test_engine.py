@@ -58,7 +58,7 @@ def test_equals_flux_pipeline_bit_for_bit(engine: FluxEngine, width: int, height
         guidance_scale=float(rng.uniform(1, 20)),
         seed=int(rng.integers(1, 2**31)),
     )
-    pipeline = engine._pipeline
+    pipeline = engine.pipeline
     pipeline.set_progress_bar_config(disable=True)
     reference = pipeline(
         request.prompt,
@@ -165,7 +165,7 @@ def test_image_to_image_equals_diffusers_own_pipeline_bit_for_bit(
     guidance, seed = float(rng.uniform(1, 20)), int(rng.integers(1, 2**31))
     request = over(ask(width, height, steps, guidance_scale=guidance, seed=seed), strength, rng)
     assert request.source is not None
-    pipeline = FluxImg2ImgPipeline(**engine._pipeline.components)
+    pipeline = FluxImg2ImgPipeline(**engine.pipeline.components)
     pipeline.set_progress_bar_config(disable=True)
     reference = pipeline(
         request.prompt,

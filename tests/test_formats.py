@@ -219,7 +219,7 @@ def test_the_part_for_the_text_encoder_is_merged_too(tmp_path: Path) -> None:
     )
     before = dict(tiny.build().text_encoder.named_modules())
     for name in ("diffusers", "kohya"):
-        after = dict(engine_with(None, str(tmp_path / name))._pipeline.text_encoder.named_modules())
+        after = dict(engine_with(None, str(tmp_path / name)).pipeline.text_encoder.named_modules())
         changed = next(key for key in after if key.endswith("layers.0.self_attn.q_proj"))
         torch.testing.assert_close(after[changed].weight, before[changed].weight + up @ down)
 

@@ -65,7 +65,7 @@ def test_tiles_are_for_images_above_the_bound_and_are_said(engine: FluxEngine, m
     assert finished(engine).notes == ()
     engine.tile_above = 0.5
     decoded: list[torch.Size] = []
-    decoder = engine._pipeline.vae.decoder
+    decoder = engine.pipeline.vae.decoder
     own = decoder.forward
     monkeypatch.setattr(decoder, "forward", lambda latents: decoded.append(latents.shape) or own(latents))
     assert draw(engine, SMALL) == whole[SMALL]

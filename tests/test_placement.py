@@ -131,7 +131,7 @@ def sizes_of(pipeline: Any) -> Sizes:
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_the_table_says_the_bytes_that_an_engine_has(name: str) -> None:
     way, sizes = PLACEMENTS[name], sizes_of(tiny.build())
-    pipeline = engine_at(name)._pipeline
+    pipeline = engine_at(name).pipeline
     held = {"card": 0, "host": 0, "scales": 0}
     for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
         where = "host" if part in way.streamed else "card"

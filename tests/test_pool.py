@@ -37,8 +37,10 @@ def _scripted_engine_for_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def pool_of(wait: bool = True, model: str = "scripted", **options: Any) -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(EngineConfig(model=model, factory="scripted_engine:load"), **options)
+async def pool_of(
+    wait: bool = True, model: str = "scripted", models_dir: str = "models", **options: Any
+) -> AsyncIterator[WorkerPool]:
+    pool = WorkerPool(EngineConfig(model, models_dir, factory="scripted_engine:load"), **options)
     await pool.start()
     try:
         if wait:
@@ -170,6 +172,12 @@ async def test_a_hanging_step_is_noticed_and_its_worker_replaced() -> None:
         with pytest.raises(WorkerCrashed):
             await result_of(job)
         await result_of(pool.submit(ask()))
+
+
+async def test_a_start_that_breaks_the_device_is_followed_by_another(tmp_path: Path) -> None:
+    async with pool_of(model="breaking", models_dir=str(tmp_path)) as pool:
+        assert pool.status().state == "ready"
+        assert pool.status().restarts == 1
 
 
 async def test_an_engine_that_cannot_load_says_why_and_is_not_tried_for_ever() -> None:

@@ -1,0 +1,180 @@
+"""The fast path, one lever a row: what it does, whether it is exact, where it is pulled by default. No torch here.
+
+With every lever off the engine is `FluxPipeline` bit for bit. Levers are pulled once, before anything is drawn, in the
+table's order (`pulling.py`); each can be pulled alone. What moves bits is part of the engine's fingerprint, and can be
+undone: not every machine can do it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.flux import FluxEngine
+
+REMEMBERED = 64  # prompts (4 MiB each at FLUX.1's size) and sizes (4 MiB at 1024x1024)
+ROUNDINGS = 16
+FLOAT8 = 0.25
+ACCURACIES: Mapping[str, str] = {
+    "exact": "exact: the same bits",
+    "rounding": f"rounding: a step's velocity differs by at most {ROUNDINGS} roundings of its largest value",
+    "float8": f"float8: a step's velocity differs by at most {FLOAT8:.0%} of its largest value; `none` stays exact",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    """`pull` changes an engine, and names the choice it made where it had one; `undo` changes it back, for those that
+    are not exact. `devices`: where it is on by default."""
+
+    says: str
+    accuracy: str  # a key of ACCURACIES
+    devices: tuple[str, ...]
+    pull: Callable[["FluxEngine"], str]
+    undo: Callable[["FluxEngine"], None] | None = None
+
+
+def remember_texts(engine: "FluxEngine") -> str:
+    engine.texts.limit = REMEMBERED
+    return ""
+
+
+def remember_rotaries(engine: "FluxEngine") -> str:
+    engine.rotaries.limit = REMEMBERED
+    return ""
+
+
+def take_float8(engine: "FluxEngine") -> str:
+    from pipelines.float8 import second_resident
+
+    return second_resident(engine)
+
+
+def leave_float8(engine: "FluxEngine") -> None:
+    engine.residents = dict.fromkeys(engine.residents, engine.residents["none"])
+
+
+def modulate_at_once(engine: "FluxEngine") -> str:
+    from pipelines.resident import Modulation
+
+    for resident in engine.distinct_residents():
+        resident.modulation = Modulation(resident.transformer)
+    return ""
+
+
+def modulate_by_step(engine: "FluxEngine") -> None:
+    for resident in engine.distinct_residents():
+        if resident.modulation is not None:
+            resident.modulation.give_back()
+            resident.modulation = None
+
+
+def choose_attention(engine: "FluxEngine") -> str:
+    from pipelines.attention import fastest
+
+    name = engine.once("attention", lambda: fastest(engine.pipeline.transformer))
+    attend(engine, name)
+    return name
+
+
+def attend(engine: "FluxEngine", name: str = "native") -> None:
+    for resident in engine.distinct_residents():
+        resident.transformer.set_attention_backend(name)
+
+
+def lay_out_vae(engine: "FluxEngine") -> str:
+    import torch
+
+    engine.pipeline.vae.to(memory_format=torch.channels_last)
+    return ""
+
+
+def lay_out_vae_plainly(engine: "FluxEngine") -> None:
+    import torch
+
+    engine.pipeline.vae.to(memory_format=torch.contiguous_format)
+
+
+def compile_blocks(engine: "FluxEngine") -> str:
+    from pipelines.compiling import compile_transformers
+
+    return compile_transformers(engine)
+
+
+def run_blocks(engine: "FluxEngine") -> None:
+    from pipelines.compiling import leave_transformers
+
+    leave_transformers(engine)
+
+
+def compile_vae(engine: "FluxEngine") -> str:
+    from pipelines.compiling import compile_decoder
+
+    return compile_decoder(engine)
+
+
+def run_vae(engine: "FluxEngine") -> None:
+    from pipelines.compiling import leave_decoder
+
+    leave_decoder(engine)
+
+
+LEVERS: Mapping[str, Lever] = {
+    "texts": Lever("the last 64 prompts' embeddings are remembered", "exact", ("cpu", "cuda"), remember_texts),
+    "rotary": Lever("position tables are kept for each size", "exact", ("cpu", "cuda"), remember_rotaries),
+    "fp8": Lever(
+        "regular and high multiply in float8, scaled by row, in the blocks' linear layers (needs the extra `fp8`)",
+        "float8",
+        (),
+        take_float8,
+        leave_float8,
+    ),
+    "modulation": Lever(
+        "the modulation of all steps is one product", "rounding", ("cuda",), modulate_at_once, modulate_by_step
+    ),
+    "attention": Lever(
+        "the attention kernel that was the fastest here when first measured",
+        "rounding",
+        ("cuda",),
+        choose_attention,
+        attend,
+    ),
+    "vae_layout": Lever(
+        "the VAE's convolutions in channels-last order", "rounding", ("cuda",), lay_out_vae, lay_out_vae_plainly
+    ),
+    "compile": Lever(
+        "the transformer's blocks are compiled, once for all sizes", "rounding", ("cuda",), compile_blocks, run_blocks
+    ),
+    "compile_vae": Lever(
+        "the VAE's decoder is compiled, once for all sizes", "rounding", ("cuda",), compile_vae, run_vae
+    ),
+}
+
+
+def chosen(names: Iterable[str], device: str) -> list[str]:
+    """The levers that `names` (`default`, `none` or rows of the table) ask for on a kind of device, in table order."""
+    asked = set(names)
+    if "default" in asked:
+        asked |= {name for name, lever in LEVERS.items() if device in lever.devices}
+    return [name for name in LEVERS if name in asked]
+
+
+def known(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names as they are. Raises `ValueError` for one that is not a lever, and for `none` beside others."""
+    for name in names:
+        if name not in (*LEVERS, "default", "none"):
+            raise ValueError(f"{name!r} is no lever: expected default, none, or some of {', '.join(LEVERS)}")
+    if "none" in names and len(names) > 1:
+        raise ValueError("none and other levers exclude each other")
+    return names
+
+
+def moving_bits(pulled: Mapping[str, str]) -> dict[str, str]:
+    """Those of the pulled levers that are not exact: the fingerprint must tell them apart."""
+    return {name: choice for name, choice in pulled.items() if LEVERS[name].accuracy != "exact"}
+
+
+def described(pulled: Mapping[str, str], failed: Mapping[str, str]) -> str:
+    """For people: `texts, rotary, attention (_native_cudnn); without compile, which fails here: ...`."""
+    have = ", ".join(f"{name} ({choice})" if choice else name for name, choice in pulled.items()) or "none"
+    return "; ".join([have, *(f"without {name}, which fails here: {reason}" for name, reason in failed.items())])

@@ -1,0 +1,105 @@
+"""Pulling levers: each is tried before the next one, and the server comes up without what does not work here.
+
+A lever that nobody named may fail: a machine without a C compiler, a kernel that its driver does not know. It is
+undone, said, kept in `engine.json` (so that the next start makes the same pictures) and not tried again until `srpo
+selfcheck --renew`. One that the operator named is an error. So is neither: a fault that takes the device with it is
+kept, and a new process goes on without.
+"""
+
+import gc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pipelines.compiling import COMPILED, warm_up
+from pipelines.engine import Report, StartAgain
+from pipelines.flux import FluxEngine
+from pipelines.kept import LEVERS as SECTION
+from pipelines.kept import Kept
+from pipelines.levers import LEVERS
+from pipelines.request import ImageRequest
+
+WRONG = 0.25  # of the largest value: more than rounding ever moves a result, float8's included
+TRIAL = ImageRequest("", "a red apple", 512, 512, 28, 4.5, (1,), False, "regular")
+
+
+class LeverFailed(Exception):
+    """A lever that was asked for by name does not work on this machine."""
+
+    def __init__(self, name: str, reason: str, wanted: Iterable[str]) -> None:
+        others = ",".join(other for other in wanted if other != name) or "none"
+        super().__init__(f"{name} does not work here: {reason}. Without: SRPO_LEVERS={others}")
+
+
+@dataclass(slots=True)
+class Pulled:
+    """The levers that work, with the choice each made (if it had one), and those that do not, with the reason."""
+
+    choices: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def pull(
+    engine: FluxEngine,
+    wanted: Sequence[str],
+    optional: Iterable[str] = (),
+    kept: Kept | None = None,
+    report: Report = lambda *_: None,
+) -> Pulled:
+    """Pull levers in order. Raises `LeverFailed` for one that is not `optional`, `StartAgain`."""
+    pulled, optional, base = Pulled(), set(optional), engine.info.fingerprint
+    known = kept.section(SECTION) if kept else {}
+    for name in wanted:
+        key = f"{base} {name}"
+        reason = known.get(key) if name in optional else None
+        if reason is None:
+            reason, lost = tried(engine, name, pulled, report)
+            if reason is not None and name not in optional:
+                raise LeverFailed(name, reason, wanted)
+            if reason is not None and kept:
+                reason = str(kept.once(SECTION, key, lambda reason=reason: reason))  # type: ignore[misc]
+            if lost:
+                raise StartAgain(f"{name} broke the device: {reason}")
+        if reason is not None:
+            pulled.failed[name] = reason
+    return pulled
+
+
+def tried(engine: FluxEngine, name: str, pulled: Pulled, report: Report) -> tuple[str | None, bool]:
+    """Pull one, and see that it works. Returns why it does not, if so, and whether that has taken the device along."""
+    lever = LEVERS[name]
+    try:
+        before = outcome(engine) if lever.undo else []
+        choice = lever.pull(engine)
+        if name in COMPILED:
+            warm_up(engine, name, report)
+        for was, now in zip(before, outcome(engine) if lever.undo else [], strict=True):
+            if not (now - was).abs().max() <= WRONG * was.abs().max():  # a NaN is not
+                raise ArithmeticError("its results are wrong")
+    except Exception as error:  # noqa: BLE001 - compilers and drivers raise anything; the engine works without
+        reason, lost = said(error), engine.failure(error) is None
+        if lever.undo and not lost:
+            lever.undo(engine)
+    else:
+        pulled.choices[name] = choice
+        return None, False
+    gc.collect()  # what the failure's traceback still held
+    return reason, lost
+
+
+@torch.inference_mode()
+def outcome(engine: FluxEngine) -> list[torch.Tensor]:
+    """A velocity and a picture of values from -1 to 1, of one step."""
+    sample = engine.prepare(TRIAL)[0]
+    engine.step([sample])
+    assert sample.velocity is not None
+    picture = torch.frombuffer(bytearray(engine.finish(sample).data), dtype=torch.uint8)
+    return [sample.velocity.float(), picture.float() / 127.5 - 1]
+
+
+def said(error: BaseException) -> str:
+    """What went wrong, in one line; of a compiler's error, what was behind it."""
+    error = getattr(error, "inner_exception", error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

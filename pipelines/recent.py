@@ -1,0 +1,27 @@
+"""The last few of what was made, by key."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Recent(Generic[K, V]):
+    """Remembers up to `limit` values; 0 remembers nothing, and everything is made anew."""
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self._values: OrderedDict[K, V] = OrderedDict()
+
+    def get(self, key: K, make: Callable[[], V]) -> V:
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = make()
+        if self.limit:
+            self._values[key] = value
+            if len(self._values) > self.limit:
+                self._values.popitem(last=False)
+        return value

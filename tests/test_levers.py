@@ -1,0 +1,361 @@
+"""Every lever against the slow path: the same bits, or within the bound it states; and nothing waits or compiles."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_engine import DTYPES, ask, draw, tiny_engine
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipelines import compiling
+from pipelines.acceleration import PRESETS
+from pipelines.compiling import COMPILED
+from pipelines.engine import EngineConfig, StartAgain
+from pipelines.flux import FluxEngine
+from pipelines.kept import Kept
+from pipelines.kinds import Size
+from pipelines.levers import ACCURACIES, FLOAT8, LEVERS, ROUNDINGS, chosen, known
+from pipelines.load import make_fast
+from pipelines.pulling import LeverFailed, pull
+from pipelines.sample import Sample
+from server.selfcheck import renew
+from server.settings import Settings
+
+EXACT = [name for name, lever in LEVERS.items() if lever.accuracy == "exact"]
+ROUNDED = [name for name, lever in LEVERS.items() if lever.accuracy == "rounding"]
+
+
+class Counting:
+    """A compiler that compiles nothing, and keeps the graphs it was given."""
+
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        self.graphs.append(graph)
+        return graph.forward
+
+
+class Refusing:
+    """A compiler that is not there."""
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        raise RuntimeError("Failed to find C compiler")
+
+
+class Wrong(Counting):
+    """A compiler that gets it wrong."""
+
+    def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+        return lambda *args: [torch.randn_like(value) * value.abs().max() for value in graph(*args)]
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Attention backends, limits and stances are the process's. Warm-ups are short."""
+    import torch.fx.experimental._config as shapes
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    monkeypatch.setattr(compiling, "SIZES", (Size(512, 512),))
+    torch._dynamo.reset()
+    duck = shapes.use_duck_shape
+    limits = (torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit)
+    backend, _ = Registry.get_active_backend()
+    yield
+    Registry.set_active_backend(backend)
+    torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = limits
+    shapes.use_duck_shape = duck
+    torch.compiler.set_stance("default")
+    torch._dynamo.reset()
+
+
+def fast_engine(dtype: torch.dtype, *names: str) -> FluxEngine:
+    engine = tiny_engine(dtype)
+    engine.compiler = Counting()
+    pull(engine, [name for name in LEVERS if name in names])
+    return engine
+
+
+def velocity(engine: FluxEngine, preset: str, steps: int = 1) -> torch.Tensor:
+    sample = engine.prepare(ask(544, 672, 28, seed=11, guidance_scale=3.7, acceleration=preset))[0]
+    for _ in range(steps):
+        engine.step([sample])
+    assert sample.velocity is not None
+    return sample.velocity.float()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_lever_changes_no_bit(name: str, dtype: torch.dtype) -> None:
+    slow, fast = tiny_engine(dtype), fast_engine(dtype, name)
+    for request in (
+        ask(512, 512, 10, seed=5, num_images=2, acceleration="high"),
+        ask(544, 672, 3, seed=6),
+        ask(512, 512, 2, prompt="another", seed=7),
+        ask(512, 512, 2, seed=8),  # what is remembered by now
+    ):
+        assert draw(fast, request) == draw(slow, request)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for name in ROUNDED for dtype in DTYPES if name not in COMPILED or dtype == torch.bfloat16],
+)
+def test_a_rounding_lever_stays_within_its_bound(name: str, dtype: torch.dtype) -> None:
+    """And can be undone: then no bit differs."""
+    slow, fast = tiny_engine(dtype), fast_engine(dtype, name)
+    for preset in ("none", "high"):
+        reference = velocity(slow, preset)
+        error = (velocity(fast, preset) - reference).abs().max()
+        assert error <= ROUNDINGS * torch.finfo(dtype).eps * reference.abs().max()
+    request = ask(512, 512, 2, seed=3)
+    exact = draw(slow, request)[0]
+    pictures = [torch.frombuffer(bytearray(data), dtype=torch.uint8).int() for data in (exact, draw(fast, request)[0])]
+    assert (pictures[0] - pictures[1]).abs().max() <= 255 * ROUNDINGS * torch.finfo(dtype).eps + 1
+    undo = LEVERS[name].undo
+    assert undo is not None
+    undo(fast)
+    assert draw(fast, request)[0] == exact
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_modulations_vectors_are_the_models_own_but_for_the_rounding_of_one_product(dtype: torch.dtype) -> None:
+    """Made step by step they are exact: what differs with all at once is the product of many rows alone."""
+    slow, fast = tiny_engine(dtype), fast_engine(dtype, "modulation")
+    resident = fast.residents["high"]
+    assert resident.modulation is not None
+    whole = resident.modulation.table
+    rows = lambda times, *rest: torch.cat([whole(times[i : i + 1], *rest) for i in range(len(times))])  # noqa: E731
+    resident.modulation.table = rows  # type: ignore[method-assign]
+    request = ask(512, 512, 10, seed=5, num_images=2, acceleration="high")
+    assert draw(fast, request) == draw(slow, request)
+
+
+def test_float8_draws_regular_and_high_alone_and_within_its_bound() -> None:
+    pytest.importorskip("torchao", reason="the extra fp8 is not installed")
+    slow, fast = tiny_engine(torch.bfloat16), fast_engine(torch.bfloat16, "fp8")
+    exact = ask(512, 512, 3, seed=9)
+    assert draw(fast, exact) == draw(slow, exact)
+    for preset in ("regular", "high"):
+        reference = velocity(slow, preset)
+        error = (velocity(fast, preset) - reference).abs().max() / reference.abs().max()
+        assert 0 < error <= FLOAT8
+    quantized, plain = fast.residents["high"].transformer, fast.residents["none"].transformer
+    shared = {name for name, tensor in plain.named_parameters() if tensor is quantized.get_parameter(name)}
+    assert all(
+        "norm" in name or "embed" in name or name.startswith("proj_out") or name.endswith("bias") for name in shared
+    )
+    assert {"x_embedder.weight", "transformer_blocks.0.norm1.linear.weight", "proj_out.weight"} <= shared
+
+
+def test_float8_says_what_it_needs() -> None:
+    with pytest.raises(LeverFailed, match=r"needs bfloat16: SRPO_DTYPE=bfloat16.*SRPO_LEVERS=texts"):
+        fast_engine(torch.float32, "texts", "fp8")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_samples_in_one_pass_get_the_rows_of_their_own_steps(dtype: torch.dtype) -> None:
+    """Unlike samples at unlike steps share a pass; only the rounding of wider products may differ."""
+    fast = fast_engine(dtype, "texts", "rotary", "modulation")
+    requests = [ask(512, 512, 20, seed=1), ask(512, 512, 12, seed=2, guidance_scale=9, prompt="x")]
+    alone, together = ([fast.prepare(request)[0] for request in requests] for _ in range(2))
+    for samples in (alone, together):
+        fast.step([samples[0]])  # one step ahead
+    for sample in alone:
+        fast.step([sample])
+    with torch.inference_mode():
+        fast.denoise(together)
+    for one, other in zip(alone, together, strict=True):
+        assert one.velocity is not None
+        torch.testing.assert_close(
+            one.velocity, other.velocity, rtol=0, atol=float(16 * torch.finfo(dtype).eps * one.velocity.abs().max())
+        )
+
+
+def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two precisions, batches of 1, 2 and 4, forty sizes, every preset: no graph more, and nothing falls back."""
+    pytest.importorskip("torchao", reason="the extra fp8 is not installed")
+    monkeypatch.setattr(compiling, "SIZES", (Size(512, 512), Size(544, 672)))
+    engine = tiny_engine(torch.bfloat16)
+    engine.compiler = counting = Counting()
+    said: list[tuple[str, float]] = []
+    pull(engine, list(LEVERS), report=lambda stage, done: said.append((stage, done)))
+    warm = len(counting.graphs)
+    assert 0 < warm <= 2 * 2 * 2 + 1  # block classes x precisions x one row or more, and the decoder
+    assert said[0][0] == "warming up compile: 0 of 8"
+    assert said == sorted(said, key=lambda one: (one[0].split(":")[0], one[1]))
+    compiling.freeze()
+    torch._dynamo.utils.counters.clear()
+    for number in range(40):
+        size = (512 + 32 * (number % 33), 512 + 32 * (number * 5 % 9)) if number < 39 else (1536, 1536)
+        samples = [
+            engine.prepare(ask(*size, 28, acceleration=list(PRESETS)[number % 3]))[0]
+            for _ in range((1, 2, 4)[number // 3 % 3])
+        ]
+        with torch.inference_mode():
+            engine.denoise(samples)
+            if number % 13 == 0:
+                engine.decode(samples[0])
+    assert len(counting.graphs) == warm
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a value is read back or a tensor changes its device: there the host waits for the device."""
+
+    READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket._qualified_op_name.partition("::")[2]
+        assert name not in self.READS, f"{name} waits for the device"
+        out = function(*args, **(kwargs or {}))
+        moved = [
+            tensor
+            for tensor in args
+            if isinstance(tensor, torch.Tensor) and tensor.dim() and isinstance(out, torch.Tensor)
+        ]
+        assert all(tensor.device == out.device for tensor in moved), f"{name} moves a tensor between devices"
+        return out
+
+
+@pytest.mark.parametrize("names", [(), ("texts", "rotary", "modulation")], ids=["slow", "fast"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_step_waits_for_the_device(preset: str, names: tuple[str, ...]) -> None:
+    """On the meta device, which has no values to wait for: what reads one back raises. (On CUDA: the bench.)"""
+    engine = fast_engine(torch.bfloat16, *names)
+    sample = engine.prepare(ask(512, 512, 12, acceleration=preset))[0]
+    for resident in engine.distinct_residents():
+        resident.transformer.to("meta")
+    to_meta(sample)
+    with NoWaiting():
+        while engine.steps_left(sample):
+            engine.step([sample])
+    assert sample.latents.device.type == "meta"
+
+
+def to_meta(sample: Sample) -> None:
+    text = sample.text
+    object.__setattr__(
+        sample, "text", type(text)(*(part.to("meta") for part in (text.states, text.pooled, text.ids)), ())
+    )
+    for name in ("latents", "image_ids", "guidance", "timesteps", "modulation"):
+        if (tensor := getattr(sample, name)) is not None:
+            setattr(sample, name, tensor.to("meta"))
+    if sample.rotary is not None:
+        sample.rotary = (sample.rotary[0].to("meta"), sample.rotary[1].to("meta"))
+    scheduler = sample.scheduler
+    scheduler.timesteps = scheduler.timesteps.to("meta")
+    if scheduler.sigmas.device == sample.timesteps.device:
+        scheduler.sigmas = scheduler.sigmas.to("meta")
+
+
+def made_fast(
+    tmp_path: Path,
+    *names: str,
+    default: Sequence[str] = (),
+    compiler: object = None,
+    dtype: torch.dtype = torch.float32,
+) -> FluxEngine:
+    """As loading does it on a device where `default` is that, with what is kept over starts."""
+    engine = tiny_engine(torch.float32)
+    engine.compiler = compiler or Counting()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.load.chosen", lambda names, _: [name for name in LEVERS if name in (*names, *default)])
+        make_fast(engine, "cpu", EngineConfig(levers=names), Kept(tmp_path / "engine.json"), lambda *_: None)
+    return engine
+
+
+def test_the_fingerprint_tells_inexact_levers_apart_and_exact_ones_not(tmp_path: Path) -> None:
+    def of(*names: str, chose: str = "native") -> str:
+        kept = Kept(tmp_path / chose / "engine.json")
+        kept.once("attention", tiny_engine(torch.float32).info.fingerprint, lambda: chose)
+        return made_fast(kept.path.parent, *names).info.fingerprint
+
+    assert of() == of(*EXACT)
+    assert len({of(), of("modulation"), of("vae_layout"), of("modulation", "vae_layout")}) == 4
+    assert of("attention") != of("attention", chose="_native_math")
+
+
+def test_the_attention_that_was_chosen_stays_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer in ("_native_math", "native"):
+        monkeypatch.setattr("pipelines.attention.fastest", lambda _, answer=answer: answer)
+        assert made_fast(tmp_path, "attention").info.levers == "attention (_native_math)"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "default", "works"),
+    [
+        (Refusing(), chosen(["default"], "cuda"), "texts, rotary, modulation, attention (native), vae_layout"),
+        (Wrong(), ["texts", "compile_vae"], "texts"),
+    ],
+    ids=["missing", "wrong"],
+)
+def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: object, default: list[str], works: str
+) -> None:
+    """As on a GPU machine without a C compiler: the first start, and the next, which does not try again."""
+    monkeypatch.setattr("pipelines.attention.fastest", lambda _: "native")
+    request = ask(512, 512, 2, seed=4)
+    first = made_fast(tmp_path, "default", default=default, compiler=compiler)
+    assert first.info.levers.startswith(f"{works}; without compile")
+    for reason in first.info.levers.split("; without ")[1:]:
+        assert "which fails here: RuntimeError: Failed to find C compiler" in reason or "results are wrong" in reason
+    failed = {key.split()[1] for key in Kept(tmp_path / "engine.json").section("levers")}
+    assert failed == set(default) & set(COMPILED)
+    second = made_fast(tmp_path, "default", default=default)
+    assert second.info == first.info
+    assert not second.compiler.graphs
+    assert draw(first, request) == draw(second, request)
+    other = Kept(tmp_path / "other" / "engine.json")
+    assert (
+        first.info.fingerprint
+        == made_fast(other.path.parent, *works.replace(" (native)", "").split(", ")).info.fingerprint
+    )
+    renew(tmp_path)
+    assert not Kept(tmp_path / "engine.json").section("levers")
+
+
+def test_a_lever_that_was_named_must_work(tmp_path: Path) -> None:
+    with pytest.raises(LeverFailed, match=r"^compile does .*: Failed to find C compiler. Without: SRPO_LEVERS=rotary$"):
+        made_fast(tmp_path, "default", "compile", default=["rotary"], compiler=Refusing())
+    assert not Kept(tmp_path / "engine.json").section("levers")
+
+
+def test_a_lever_that_breaks_the_device_is_kept_and_a_new_process_goes_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CUDA error is sticky: nothing more can be done in that process, not even to undo."""
+
+    def broken(_: object) -> str:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("pipelines.attention.fastest", broken)
+    with pytest.raises(StartAgain, match="attention broke the device: AcceleratorError: CUDA error"):
+        made_fast(tmp_path, "default", default=["texts", "attention"])
+    engine = made_fast(tmp_path, "default", default=["texts", "attention"])
+    assert engine.info.levers.startswith("texts; without attention, which fails here: AcceleratorError: CUDA error")
+
+
+def test_what_is_pulled_by_default_and_what_is_refused() -> None:
+    assert chosen(("default",), "cpu") == EXACT
+    assert set(chosen(("default",), "cuda")) == set(LEVERS) - {"fp8"}
+    assert chosen(("none",), "cuda") == []
+    assert chosen(("default", "fp8"), "cpu") == ["texts", "rotary", "fp8"]
+    assert chosen(("compile", "texts"), "cuda") == ["texts", "compile"]
+    assert {lever.accuracy for lever in LEVERS.values()} == set(ACCURACIES)
+    for wrong in (("warp",), ("none", "texts")):
+        with pytest.raises(ValueError):
+            known(wrong)
+
+
+def test_the_settings_tell_the_engine(tmp_path: Path) -> None:
+    def engine(**fields: Any) -> EngineConfig:
+        return Settings(data_dir=tmp_path, **fields).engine()
+
+    assert engine().levers == ("default",)
+    assert engine().compile_cache == str(tmp_path / "compiled")
+    assert engine(levers="rotary, texts", compile_cache="/var/cache/srpo").levers == ("rotary", "texts")
+    with pytest.raises(ValueError, match=r"warp.*no lever"):
+        engine(levers="warp")
