@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help faults serve test test-offline browser lint docs bench image-test clean
+.PHONY: help faults serve test test-offline browser lint docs bench bench-gpu image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -38,6 +38,11 @@ docs: $(VENV)/.serve  ## write the README's generated tables anew
 
 bench: $(VENV)/.test  ## our own part of a request's time, beside the bare pipeline's
 	$(BIN)/python -m bench.load
+
+bench-gpu: $(VENV)/.test  ## all that is to be measured on a GPU (hours; stopped, it goes on where it was): bench-gpu/
+	mkdir -p bench-gpu
+	test -f bench-gpu/engine.json || $(BIN)/srpo bench engine --compiled --json bench-gpu/engine.json $(ARGS)
+	$(BIN)/srpo bench levers --json bench-gpu/levers.json $(ARGS)
 
 image-test:  ## execute the Dockerfile without a container engine, then check the server in it (root, Debian)
 	$(PYTHON) -m deploy.rootfs $(or $(TARGET),/var/tmp/srpo-image) $(ARGS)

@@ -3,6 +3,7 @@
 Seconds depend on shapes and not on weights, as long as nothing is skipped by the data; our presets' masks are fixed.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from pipelines.resident import twin
 from weights import tiny
 
 TRANSFORMER = {"guidance_embeds": True}  # the class's defaults are FLUX.1 [dev]'s, but for this
@@ -57,6 +59,13 @@ def flux(dtype: torch.dtype, device: torch.device) -> Model:
 def small(dtype: torch.dtype, device: torch.device) -> Model:
     """The embedded `tiny`, to try the bench itself."""
     return Model(tiny.build(dtype).to(device), tiny.TEXT_TOKENS)
+
+
+def own_copy(pipeline: FluxPipeline) -> FluxPipeline:
+    """A pipeline whose levers can be pulled without the other's knowing. Shares all weights but the VAE's."""
+    parts = {"transformer": twin(pipeline.transformer), "vae": copy.deepcopy(pipeline.vae)}
+    parts["transformer"].set_attention_backend("native")  # the choice is the process's: the last pipeline's holds
+    return FluxPipeline(**{name: part for name, part in (pipeline.components | parts).items() if part is not None})
 
 
 MODELS: Mapping[str, Callable[[torch.dtype, torch.device], Model]] = {"flux": flux, "tiny": small}

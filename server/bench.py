@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 BENCHES: Mapping[str, str] = {
     "engine": "the engine beside FluxPipeline, at every size and preset, and under mixed load",
+    "levers": "each lever of the engine alone and all together, at every size; goes on where it was stopped",
     "quality": "what the presets do to the pictures of a model, with a contact sheet",
     "safety": "which of your harmless pictures a safety checker flags, and its milliseconds",
     "page": "seconds from opening the playground to a first image, in Chromium",

@@ -8,8 +8,11 @@ import torch
 from PIL import Image
 
 from bench.geometry import MODELS, step_flops
+from bench.levers import contenders
 from bench.quality import psnr, ssim
 from pipelines.acceleration import PRESETS
+from pipelines.kinds import Size
+from pipelines.levers import LEVERS
 from pipelines.opennsfw import canaries
 from server.bench import main
 
@@ -37,6 +40,47 @@ def test_bench_engine_measures_every_preset_beside_the_stock_pipeline(
     assert all(row["s_per_image"] > 0 and 0 < row["peak_gib"] < 64 for row in figures["batches"].values())
     printed = capsys.readouterr().out
     assert all(name in printed for name in [*rows, "skipped_step", "poisson_scheduler"])
+
+
+FEW = [contenders()[0], *contenders()[2:4], *(row for row in contenders() if row.name in ("modulation", "all, high"))]
+
+
+@pytest.mark.filterwarnings("ignore:.*progress")
+def test_bench_levers_measures_each_alone_and_goes_on_where_it_was_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    file = tmp_path / "levers.json"
+    small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--sizes", "512x512", "--steps", "9"]
+    command = ["levers", *small, "--repeats", "1", "--compiler", "eager", "--json", str(file)]
+    monkeypatch.setattr("bench.levers.contenders", lambda: FEW)
+    monkeypatch.setattr("pipelines.compiling.SIZES", (Size(512, 512),))
+    assert main(command) == 0
+    figures = json.loads(file.read_text())
+    rows = {row["name"]: row for row in figures["rows"]}
+    assert list(rows) == [contender.name for contender in FEW]
+    assert rows["FluxPipeline eager"]["speed_up"] == 1
+    drawn = [row for row in rows.values() if "error" not in row]
+    assert all(row["p95_s"] >= row["median_s"] > 0 < row["of_ceiling"] for row in drawn)
+    assert rows["no lever"]["step_s"] > 0 < rows["no lever"]["rest_s"]
+    assert rows["all, high"].get("skipped_step_s", 1) > 0  # without torchao the row says why it is missing
+    capsys.readouterr()
+    figures["rows"] = [row for row in figures["rows"] if row["name"] != "texts"]
+    file.write_text(json.dumps(figures))
+    assert main(command) == 0
+    again = json.loads(file.read_text())
+    assert again["rows"][:-1] == figures["rows"]
+    assert again["rows"][-1]["name"] == "texts"
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in rows)
+    with pytest.raises(SystemExit):
+        main([*command, "--steps", "8"])
+    assert "give another file" in capsys.readouterr().err
+
+
+def test_every_lever_has_a_row_of_its_own() -> None:
+    alone = [row.levers for row in contenders() if row.levers is not None and len(row.levers) == 1]
+    assert alone == [(name,) for name in LEVERS]
 
 
 def test_the_full_geometry_is_flux_1_devs() -> None:
