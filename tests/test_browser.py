@@ -310,6 +310,16 @@ def test_what_a_stand_in_knows_is_proposed(live: LiveServer, visit: Callable[...
     assert faults(tab.page) == []
 
 
+def test_images_of_one_request_stand_in_their_order(live: LiveServer, visit: Callable[..., Visit]) -> None:
+    tab = visit(live)
+    tab.page.locator("#num_images").fill("3")
+    tab.page.get_by_label("Seed", exact=True).fill("7")
+    tab.ask("three apples")
+    expect(tab.images()).to_have_count(3)
+    seeds = tab.page.locator(".facts div:has(dt:text-is('Seed')) dd")
+    expect(seeds).to_have_text(["7", "8", "9"])
+
+
 def test_the_newest_image_stands_large_above_the_others(live: LiveServer, visit: Callable[..., Visit]) -> None:
     tab = visit(live, viewport={"width": 1280, "height": 900})
     for prompt in ("a red apple", "a green apple"):

@@ -143,7 +143,7 @@ async function generate(body) {
   try {
     const images = await draw(body, key(), { progress, preview }, drawing.signal);
     const { num_images: _, seed: __, ...one } = body;
-    for (const { b64, ...image } of images) {
+    for (const { b64, ...image } of [...images].reverse()) { // the last one comes to stand first
       await keep({ body: one, ...image, alone: images.length === 1, blob: image.flagged ? null : blobOf({ b64, type: image.type }), created: Date.now() });
     }
     const flagged = images.filter((image) => image.flagged).length;
