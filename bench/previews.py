@@ -18,7 +18,7 @@ from rich.table import Table
 from pipelines.engine import EngineConfig
 from pipelines.flux import FluxEngine
 from pipelines.job import PreviewPlan
-from pipelines.load import load_engine
+from pipelines.load import load_one
 from pipelines.request import GenerationParams, ImageRequest
 from server.encoding import encode
 from server.run import BLURRED, SHARP
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    engine = load_engine(EngineConfig(options.model, options.models_dir, options.device), lambda *_: None)
+    engine = load_one(EngineConfig(options.model, options.models_dir, options.device), lambda *_: None)
     width, _, height = options.size.partition("x")
     body = {"prompt": "a red apple", "num_inference_steps": options.steps, "acceleration": "high", "seed": 7}
     size = {"width": int(width), "height": int(height)}

@@ -22,7 +22,7 @@ from rich.table import Table
 from pipelines.acceleration import PRESETS
 from pipelines.engine import EngineConfig
 from pipelines.flux import FluxEngine
-from pipelines.load import load_engine
+from pipelines.load import load_one
 from pipelines.request import GenerationParams
 
 PROMPTS = (
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     width, _, height = options.size.partition("x")
     config = EngineConfig(options.model, options.models_dir, options.device, options.dtype)
-    engine = load_engine(config, lambda _stage, _progress: None)
+    engine = load_one(config, lambda _stage, _progress: None)
     rows, page = measure(engine, options.images, (int(width), int(height)), options.steps)
     names = list(next(iter(rows.values())))
     table = Table("against none", *names, title=f"{options.model}, {options.size}, {options.steps} steps")

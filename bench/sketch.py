@@ -29,7 +29,7 @@ from pipelines.engine import EngineConfig
 from pipelines.fitting import shrunk
 from pipelines.flux import FluxEngine
 from pipelines.kinds import Size
-from pipelines.load import load_engine
+from pipelines.load import load_one
 from pipelines.request import GenerationParams
 from weights.sketch.recipe.concepts import CONCEPTS
 from weights.sketch.recipe.data import Scene, Thing, make_scene, pairs, render
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    engine = load_engine(EngineConfig(options.model, device="cpu"), lambda _stage, _progress: None)
+    engine = load_one(EngineConfig(options.model, device="cpu"), lambda _stage, _progress: None)
     reader, console = Reader(), Console()
     results: dict[str, dict[str, Any]] = {}
     presets: dict[str, list[np.ndarray]] = {}

@@ -30,7 +30,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from bench.geometry import CLIP, CLIP_TOKENS, T5, TEXT_TOKENS, TRANSFORMER, VAE
 from pipelines.engine import EngineConfig, Report
-from pipelines.load import choose_dtype, load_engine
+from pipelines.load import choose_dtype, load_one
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, locate
 from weights.load import load_pipeline
@@ -94,7 +94,7 @@ def load(config: EngineConfig) -> dict[str, Any]:
         located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
         load_pipeline(located, choose_dtype(config.dtype, META), META, noted(stages))
     else:
-        placement = load_engine(config, noted(stages)).info.placement
+        placement = load_one(config, noted(stages)).info.placement
     end = time.perf_counter()
     seconds: dict[str, float] = {}
     for (stage, begun), (_, ended) in zip(stages, [*stages[1:], ("", end)], strict=True):

@@ -60,6 +60,8 @@ def settings() -> str:
     def default(value: Any) -> str:
         if value is None or value == ():
             return "none"
+        if isinstance(value, tuple):
+            return f"`{','.join(value)}`"
         for unit, size in reversed(UNITS.items()):
             if isinstance(value, int) and value >= size > 2**10 and value % size == 0:
                 return f"`{value // size}{unit}`"

@@ -176,11 +176,12 @@ class Keeper:
 
 
 def see_only(config: EngineConfig, environment: Mapping[str, str]) -> tuple[EngineConfig, dict[str, str]]:
-    """A numbered CUDA device is all that its worker sees: a fault of another one, or a library that takes the first
+    """Numbered CUDA devices are all that their worker sees: a fault of another one, or a library that takes the first
     it finds, cannot reach it. Returns what the worker is told, and its environment."""
-    kind, _, number = config.device.partition(":")
-    if kind != "cuda" or not number.isdecimal():
+    numbers = [device.removeprefix("cuda:") for device in config.device.split("+")]
+    if not all(number.isdecimal() for number in numbers):
         return config, dict(environment)
     listed = [name for name in environment.get(VISIBLE, "").split(",") if name]
-    name = listed[int(number)] if int(number) < len(listed) else "none" if listed else number
-    return replace(config, device="cuda"), {**environment, VISIBLE: name}
+    names = [listed[int(each)] if int(each) < len(listed) else "none" if listed else each for each in numbers]
+    device = "+".join(f"cuda:{index}" for index in range(len(names))) if len(names) > 1 else "cuda"
+    return replace(config, device=device), {**environment, VISIBLE: ",".join(names)}

@@ -11,23 +11,30 @@ from diffusers import FluxPipeline
 
 from pipelines.batches import exact_batches
 from pipelines.compiling import COMPILED, freeze, keep_in
-from pipelines.engine import EngineConfig, EngineInfo, Report
+from pipelines.engine import Engine, EngineConfig, EngineInfo, Report
 from pipelines.fingerprint import fingerprint, with_choices
 from pipelines.flux import FluxEngine
 from pipelines.kept import Kept
 from pipelines.kinds import Size
 from pipelines.levers import chosen, described, moving_bits
 from pipelines.offload import stream
+from pipelines.parallel import Meet, load_group, world
 from pipelines.placement import Card, Placement, holders, place, placement_of
 from pipelines.pulling import Pulled, pull
+from pipelines.sample import Sample
 from pipelines.selfcheck import check_itself
 from weights.checkpoints import CHECKPOINTS, Checkpoint, locate
 from weights.load import load_pipeline
 
 
-def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
+def load_engine(config: EngineConfig, report: Report) -> Engine[Sample]:
     """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong, `SelfCheckFailed`,
-    `DoesNotFit` where the card has too little memory, `LeverFailed`."""
+    `DoesNotFit` where the card has too little memory, `LeverFailed`, `NotTogether`."""
+    return load_group(config, report, load_one) if "+" in config.device else load_one(config, report)
+
+
+def load_one(config: EngineConfig, report: Report, meet: Meet | None = None) -> FluxEngine:
+    """The engine of one process, on one device; it may `meet` others to draw together."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()  # their warnings quote the prompt
         library.disable_progress_bar()
@@ -41,6 +48,8 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     transformer = Path(config.transformer) if config.transformer else None
     narrow, waiting = placement.way.float8, placement.way.streamed
     pipeline = load_pipeline(located, dtype, device, report, transformer, config.loras, narrow, waiting)
+    if meet is not None:
+        meet(pipeline.transformer, row.text_tokens, placement)
     # The fingerprint knows how the weights are stored; where they wait moves no bit.
     report("reading all weights for the fingerprint", 0.955)
     info = describe(row.id, pipeline, device, dtype)
@@ -49,8 +58,9 @@ def load_engine(config: EngineConfig, report: Report) -> FluxEngine:
     engine = FluxEngine(pipeline, row.text_tokens, info, row.preview, row.guidance, row.canvas)
     engine.tile_above, engine.remarks = config.tile_above, placement.notes
     kept = Kept(Path(config.kept)) if config.kept is not None else None
-    # A transformer whose layers come and go can be neither compiled nor rearranged: as on a CPU, only what is exact.
-    pulled = make_fast(engine, "cpu" if "transformer" in waiting else device.type, config, kept, report)
+    # A transformer whose layers come and go, or that others compute too, cannot be compiled: only what is exact.
+    kind = "cpu" if "transformer" in waiting or world() > 1 else device.type
+    pulled = make_fast(engine, kind, config, kept, report)
     if kept is not None:
         settle(engine, kept, config, report)
     if not pulled.choices.keys().isdisjoint(COMPILED):
@@ -114,6 +124,7 @@ def placed(row: Checkpoint, device: torch.device, dtype: torch.dtype, wanted: st
 
 def describe(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    name += f", {world()} together" if world() > 1 else ""
     precision = str(dtype).removeprefix("torch.")
     parts: dict[str, Any] = {
         key: getattr(pipeline, key) for key in ("transformer", "vae", "text_encoder", "text_encoder_2")

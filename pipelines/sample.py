@@ -24,7 +24,7 @@ class Text:
     notes: tuple[str, ...]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Sample:
     """One image on its way. `latents` are packed, `(1, tokens, channels * 4)`; `step` counts the finished steps."""
 

@@ -61,7 +61,7 @@ class EngineSettings(BaseSettings):
     devices: Names = Field(
         ("auto",),
         description="auto (CUDA when there is one), cpu, cuda, cuda:1, ...; several, separated by commas, get a worker "
-        "each",
+        "each; joined like cuda:0+cuda:1 they draw each image together",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU"
@@ -157,8 +157,9 @@ class EngineSettings(BaseSettings):
     @field_validator("devices")
     @classmethod
     def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or not all(re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) for device in value):
-            raise ValueError("expected auto, cpu, cuda, or devices like cuda:0,cuda:1")
+        known = re.compile(r"auto|cuda|cuda:\d+(\+cuda:\d+)*|cpu(\+cpu)*")
+        if not value or not all(known.fullmatch(device) for device in value):
+            raise ValueError("expected auto, cpu, cuda, or devices like cuda:0,cuda:1 or cuda:0+cuda:1")
         return value
 
     @field_validator("levers")

@@ -325,6 +325,7 @@ async def test_a_suspect_runs_alone_on_one_device_while_the_other_works() -> Non
         ("cuda:1", "4,6", "cuda", "6"),
         ("cuda:2", "4,6", "cuda", "none"),
         ("cuda", "4,6", "cuda", "4,6"),
+        ("cuda:1+cuda:0", "4,6", "cuda:0+cuda:1", "6,4"),
         ("cpu", None, "cpu", None),
         ("auto", "3", "auto", "3"),
     ],

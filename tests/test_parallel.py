@@ -1,0 +1,106 @@
+"""One image on two devices: two processes on the CPU (gloo) against one, on the tiny model."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import torch
+from test_engine import ask, draw, tiny_engine
+
+from pipelines.engine import EngineConfig, Report
+from pipelines.parallel import Meet, NotTogether, check, load_group
+from pipelines.placement import placement_of
+from pipelines.pool import WorkerPool
+from server.settings import EngineSettings
+from weights import tiny
+from weights.checkpoints import CHECKPOINTS
+
+REQUESTS = [
+    ask(512, 512, 4, seed=3),
+    ask(544, 672, 10, seed=4, acceleration="high", guidance_scale=2.0),
+    ask(512, 512, 9, seed=5, acceleration="regular", num_images=2),
+]
+
+
+@pytest.fixture
+async def pool(tmp_path: Path) -> AsyncIterator[WorkerPool]:
+    config = EngineConfig("tiny", dtype="float32", kept=str(tmp_path / "engine.json"))
+    pool = WorkerPool(config, devices=("cpu+cpu",))
+    await pool.start()
+    yield pool
+    await pool.stop()
+
+
+def pictures(data: tuple[bytes, ...]) -> torch.Tensor:
+    return torch.frombuffer(bytearray(b"".join(data)), dtype=torch.uint8).int()
+
+
+def processes(leader: int) -> list[int]:
+    """The processes that Python's multiprocessing has started for the worker."""
+    children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+async def test_two_devices_draw_what_one_draws(pool: WorkerPool) -> None:
+    """Within rounding, for every preset, interleaved, after a neighbour was dropped, and again after a death."""
+    async with asyncio.timeout(300):
+        while pool.status().state != "ready":
+            assert not pool.failed.is_set(), pool.status().failure
+            await asyncio.sleep(0.05)
+    info = pool.status().info
+    assert info is not None
+    assert info.device.endswith("2 together")
+    dropped = pool.submit(ask(512, 544, 50, seed=9, acceleration="high"))
+    jobs = [pool.submit(request) for request in REQUESTS]
+    pool.cancel(dropped)
+    drawn = [await finished(job) for job in jobs]
+    engine = tiny_engine(torch.float32)
+    for request, data in zip(REQUESTS, drawn, strict=True):
+        difference = (pictures(data) - pictures(tuple(draw(engine, request)))).abs()
+        assert difference.max() <= 1
+        assert difference.float().mean() < 0.001
+    (follower,) = processes(pool.status().worker_pids[0])
+    jobs = [pool.submit(request) for request in REQUESTS]
+    os.kill(follower, signal.SIGKILL)
+    assert [await finished(job) for job in jobs] == drawn
+    assert pool.status().restarts == 1
+
+
+async def finished(job: object) -> tuple[bytes, ...]:
+    async with asyncio.timeout(300):
+        return (await job.result()).pixels  # type: ignore[attr-defined, no-any-return]
+
+
+def load_but_on_the_second(config: EngineConfig, report: Report, meet: Meet) -> None:
+    if config.device != "cpu":
+        raise RuntimeError("no such device")
+    meet(tiny.build().transformer, tiny.TEXT_TOKENS, placement_of(CHECKPOINTS["tiny"], "float32", "auto"))
+
+
+def test_what_fails_on_another_device_is_told() -> None:
+    with pytest.raises(NotTogether, match=r"^other: RuntimeError: no such device$"):
+        load_group(EngineConfig("tiny", device="cpu+other"), lambda *_: None, load_but_on_the_second)
+
+
+def test_what_cannot_be_shared_is_refused() -> None:
+    transformer, whole = tiny.build().transformer, placement_of(CHECKPOINTS["tiny"], "float32", "auto")
+    check(transformer, 64, whole, 2)
+    for count in (3, 4):
+        with pytest.raises(NotTogether, match=r"take 2 or 4 \(it has 2 heads\)"):
+            check(transformer, 64, whole, count)
+    with pytest.raises(NotTogether, match="the whole model on each"):
+        check(transformer, 64, placement_of(CHECKPOINTS["tiny"], "float32", "offload"), 2)
+
+
+@pytest.mark.parametrize("devices", ["cuda:0+cuda:1", "cuda:0+cuda:1,cuda:2+cuda:3", "cpu+cpu", "auto"])
+def test_devices_are_joined_by_a_plus(devices: str) -> None:
+    assert EngineSettings(devices=devices).devices == tuple(devices.split(","))
+
+
+@pytest.mark.parametrize("devices", ["", "cuda:0+cpu", "cuda+cuda", "gpu", "cuda:0+", "auto+auto"])
+def test_what_is_no_device_is_refused(devices: str) -> None:
+    with pytest.raises(ValueError, match="devices like"):
+        EngineSettings(devices=devices)
