@@ -40,7 +40,11 @@ class PullSettings(Folder):
     """Bring a model's files to the models folder, each checked before it is put in place. Goes on where it stopped."""
 
     names: CliPositionalArg[list[str]] = Field([], description=f"what to pull: {', '.join(downloads())}")
-    revision: str | None = Field(None, description="a commit, tag or branch in the place of the pinned one")
+    revision: list[str] = Field(
+        [],
+        description="a commit, tag or branch in the place of the row's own; REPOSITORY=REVISION where a name needs "
+        "several repositories (can be repeated)",
+    )
     accept_license: bool = Field(False, description="you have read the licences and accept them")
     source: Path | None = Field(
         None,
@@ -83,14 +87,14 @@ def pull_files(arguments: list[str]) -> int:
     if not settings.names or not set(settings.names) <= set(known):
         return usage_error("pull", f"expected one or more of {', '.join(known)}")
     repositories = list(dict.fromkeys(part for name in settings.names for part in known[name]))
-    if settings.revision is not None and len(repositories) > 1:
-        for part in repositories:
-            print(f"  {part.name} is pinned at {part.revision}", file=sys.stderr)
-        return usage_error("pull", "--revision fits one repository, and these names need several")
+    try:
+        revisions = dict(pinned(text, repositories) for text in settings.revision)
+    except ValueError as error:
+        return usage_error("pull", str(error))
     if not licences_accepted(repositories, settings.accept_license):
         return 2
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    plan = Plan(settings.models_dir, settings.revision, settings.source, settings.offline, settings.fast)
+    plan = Plan(settings.models_dir, revisions, settings.source, settings.offline, settings.fast)
     console = Console(stderr=True)
     try:
         for part in repositories:
@@ -109,6 +113,16 @@ def pull_files(arguments: list[str]) -> int:
         return INTERRUPTED
     print(next_steps(settings.names))
     return 0
+
+
+def pinned(text: str, repositories: list[Repository]) -> tuple[str, str]:
+    """The repository's name and the revision of `REVISION` or `REPOSITORY=REVISION`. Raises `ValueError`."""
+    name, _, revision = text.rpartition("=")
+    names = [part.name for part in repositories]
+    if name in names or (not name and len(names) == 1):
+        return name or names[0], revision
+    known = ", ".join(f"{part.name}={part.revision}" for part in repositories)
+    raise ValueError(f"--revision {text}: say of which repository. Without it: {known}")
 
 
 def licences_accepted(repositories: list[Repository], accepted: bool) -> bool:

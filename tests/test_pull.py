@@ -343,6 +343,31 @@ def test_a_hub_that_is_not_there_and_a_revision_that_is_not_there(pull: Pull, hu
     assert "the hub cannot be reached" in said
 
 
+def test_each_repository_can_be_pinned(pull: Pull, hub: Hub, models: Path, tmp_path: Path) -> None:
+    """tencent/SRPO follows `main`: whoever wants the same files again names the commit that the manifest keeps."""
+    pin = f"{SRPO.name}={COMMIT}"
+    assert pull("flux/srpo", "--accept-license", "--revision", pin)[0] == 0
+    asked = [path.removeprefix("/api/models/") for _, path, _ in hub.requests if path.startswith("/api/")]
+    assert asked == [f"{DEV.name}/revision/{DEV.revision}", f"{SRPO.name}/revision/{COMMIT}"]
+    assert manifest.read(models / "SRPO")["revision"] == COMMIT
+    other = f"{SRPO.name}={'6' * 40}"
+    code, said = pull("flux/srpo", "--accept-license", "--revision", other)
+    assert (code, f"{SRPO.name}: not found" in said) == (1, True)
+    models.rename(tmp_path / "mirror")
+    offline = ["--offline", "--from", str(tmp_path / "mirror"), "--accept-license"]
+    assert pull("flux/srpo", *offline, "--revision", pin)[0] == 0
+    code, said = pull("flux/srpo", *offline, "--revision", other)
+    assert (code, f"has it at {COMMIT}, not at {'6' * 40}" in said) == (1, True)
+
+
+@pytest.mark.parametrize("revision", [COMMIT, f"some/other={COMMIT}"])
+def test_a_pin_says_of_which_repository_it_is(pull: Pull, hub: Hub, revision: str) -> None:
+    code, said = pull("flux/srpo", "--accept-license", "--revision", revision)
+    assert code == 2
+    assert f"say of which repository. Without it: {DEV.name}={DEV.revision}, {SRPO.name}=main" in said
+    assert hub.requests == []
+
+
 def test_verify_names_what_has_changed_since(pull: Pull, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pull("safety")[0] == 0
     arguments = ["--models-dir", str(models)]

@@ -7,9 +7,9 @@ digest the hub publishes. Only when all files of a repository are there and righ
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -37,10 +37,10 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where to and where from. `revision` takes the place of the repository's own."""
+    """Where to and where from. `revisions`, by repository's name, take the place of the repositories' own."""
 
     models_dir: Path
-    revision: str | None = None
+    revisions: Mapping[str, str] = field(default_factory=dict)
     source: Path | None = None
     offline: bool = False
     fast: bool = False
@@ -69,10 +69,16 @@ def pull(repository: Repository, plan: Plan, watch: Watch) -> Listing:
 
 def listed(repository: Repository, plan: Plan) -> Listing:
     """The files, and what each must hash to."""
-    revision = plan.revision or repository.revision
+    wanted = plan.revisions.get(repository.name)
+    revision = wanted or repository.revision
     if not plan.offline:
         return from_hub(repository, revision)
-    return from_folder(repository, plan.source) if plan.source else from_cache(repository, revision)
+    if plan.source is None:
+        return from_cache(repository, revision)
+    listing = from_folder(repository, plan.source)
+    if wanted not in (None, listing.commit):
+        raise CannotPull(f"{repository.name}: {plan.source} has it at {listing.commit}, not at {wanted}")
+    return listing
 
 
 def in_place(file: Path, wanted: Wanted, known: dict[str, dict[str, str | int]]) -> bool:
