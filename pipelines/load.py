@@ -41,13 +41,13 @@ def load_one(config: EngineConfig, report: Report, meet: Meet | None = None) -> 
     report("reading the weights", 0.05)
     device = torch.device(choose_device(config.device))
     dtype = choose_dtype(config.dtype, device)
-    located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
+    given = Path(config.transformer) if config.transformer else None
+    located = locate(CHECKPOINTS[config.model], Path(config.models_dir), given)
     row = located.checkpoint
     placement = placed(row, device, dtype, config.placement)
     report(f"placing ({placement})", 0.06)
-    transformer = Path(config.transformer) if config.transformer else None
     narrow, waiting = placement.way.float8, placement.way.streamed
-    pipeline = load_pipeline(located, dtype, device, report, transformer, config.loras, narrow, waiting)
+    pipeline = load_pipeline(located, dtype, device, report, config.loras, narrow, waiting)
     if meet is not None:
         meet(pipeline.transformer, row.text_tokens, placement)
     # The fingerprint knows how the weights are stored; where they wait moves no bit.

@@ -21,8 +21,11 @@ from server.cli import parse
 from server.serve import listen
 from server.settings import Settings
 from weights import manifest
-from weights.checkpoints import CHECKPOINTS, SERVED_AS, choose, locate
+from weights.architecture import Geometry
+from weights.checkpoints import SERVED_AS, choose, locate
 from weights.errors import WeightsError
+from weights.formats import check, match
+from weights.headers import read_header
 from weights.listing import MANIFEST
 
 LOW_DISK = 2 * 2**30  # bytes
@@ -45,7 +48,7 @@ class Finding(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     settings = parse(DoctorSettings, "doctor", arguments)
-    found = {name: finding for name, check in CHECKS.items() for finding in [check(settings)]}
+    found = {name: examine(settings) for name, examine in CHECKS.items()}
     code = 1 if any(finding.state == "failed" for finding in found.values()) else 0
     if settings.json_:
         print(json.dumps({"ok": code == 0, "checks": {name: finding._asdict() for name, finding in found.items()}}))
@@ -109,8 +112,12 @@ def weights(settings: DoctorSettings) -> Finding:
     if row.embedded:
         return Finding("warning", f"{row.id} stands in for {SERVED_AS}: `srpo weights pull {SERVED_AS}` brings it")
     try:
-        locate(row, settings.models_dir)
-        folders = [settings.models_dir / part.folder for part in CHECKPOINTS[row.id].repositories]
+        located = locate(row, settings.models_dir, settings.transformer)
+        folders = [settings.models_dir / part.folder for part in row.repositories]
+        if settings.transformer and located.folder:
+            folders = [folder for folder in folders if folder.is_dir()]
+            config = json.loads((located.folder / "transformer" / "config.json").read_text())
+            check(settings.transformer, match(read_header(settings.transformer), Geometry.from_config(config)))
         unlisted = [folder for folder in folders if not (folder / MANIFEST).exists()]
         if unlisted:
             return Finding("warning", f"{row.id} is there; {unlisted[0]} has no manifest to verify it against")

@@ -203,12 +203,15 @@ def choose(model: str, models_dir: Path) -> Checkpoint:
     return row if any((models_dir / part).exists() for part in (row.folder, row.transformer) if part) else EMBEDDED
 
 
-def locate(row: Checkpoint, models_dir: Path) -> Located:
-    """Find every file of a row. Raises `MissingFiles`, which names what is missing and where it belongs."""
+def locate(row: Checkpoint, models_dir: Path, given: Path | None = None) -> Located:
+    """Find every file of a row. Raises `MissingFiles`, which names what is missing and where it belongs.
+
+    `given` is a transformer in the place of the row's own, which then need not be there.
+    """
     if row.folder is None:
-        return Located(row, None, None)
+        return Located(row, None, given)
     folder = models_dir / row.folder
-    transformer = models_dir / row.transformer if row.transformer else None
+    transformer = given or (models_dir / row.transformer if row.transformer else None)
     wanted = [folder / "model_index.json", folder / "transformer" / "config.json"]
     wanted += [folder / name for name in COMPONENTS]
     wanted += [transformer] if transformer else []

@@ -28,27 +28,25 @@ def load_pipeline(
     dtype: torch.dtype,
     device: torch.device,
     report: Report,
-    transformer: Path | None = None,
     loras: Sequence[str] = (),
     narrow: bool = False,
     waiting: Collection[str] = (),
 ) -> FluxPipeline:
     """The whole pipeline in `dtype` on `device`. Reads local files only; raises `WeightsError`.
 
-    `transformer` is a file or folder in any of `FORMATS` that takes the place of the row's own; `loras` are added to
-    it, each `FILE` or `FILE:SCALE`. `narrow` keeps its blocks' weights in float8. The `waiting` parts stay in the
-    host's memory.
+    The transformer is in any of `FORMATS`; `loras` are added to it, each `FILE` or `FILE:SCALE`. `narrow` keeps its
+    blocks' weights in float8. The `waiting` parts stay in the host's memory.
     """
     parts: dict[str, Any] = {}
     if located.folder is None:
         report("building the model", 0.5)
         pipeline = tiny.build(dtype)
         config = dict(pipeline.transformer.config)
-        file = transformer
+        file = located.transformer
     else:
         check_snapshot(located.folder)
         config = json.loads((located.folder / "transformer" / "config.json").read_text())
-        file = transformer or located.transformer or located.folder / "transformer"
+        file = located.transformer or located.folder / "transformer"
     geometry = Geometry.from_config(config)
     added = [lora.read(*lora.parse(text), shapes(geometry)) for text in loras]
     home = HOST if "transformer" in waiting else device
