@@ -8,7 +8,7 @@ import csv
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from weights.checkpoints import Checkpoint, Sizes
@@ -86,12 +86,14 @@ PLACEMENTS: Mapping[str, Way] = {
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What was decided. `needed` are the card's bytes, `host` those of the streamed parts in the host's memory."""
+    """What was decided. `needed` are the card's bytes, `host` those of the streamed parts in the host's memory; `room`
+    is there where the card also holds the second copy of the blocks that the lever `fp8` makes."""
 
     name: str
     precision: str
     needed: int = 0
     host: int = 0
+    room: bool = False
 
     @property
     def way(self) -> Way:
@@ -112,7 +114,8 @@ class Placement:
         held = f", {self.host / GIB:.0f} GiB of the host's memory" if self.host else ""
         slower = f"; {self.way.slower}" if self.way.slower else ""
         other = "; other pictures than bfloat16's" if self.way.float8 else ""
-        return f"{self.name}: {self.way.says}, in {self.precision}; {sizes}{held}{slower}{other}"
+        room = "; room for a second copy of the blocks in float8 (SRPO_LEVERS=default,fp8)" if self.room else ""
+        return f"{self.name}: {self.way.says}, in {self.precision}; {sizes}{held}{slower}{other}{room}"
 
 
 def place(
@@ -137,7 +140,8 @@ def place(
             f"of {card.name}'s {card.total / GIB:.0f} only {card.free / GIB:.1f} are free. Held by: "
             f"{named or 'processes that cannot be seen from here'}. Free it, or choose another card with --devices"
         )
-    return placement
+    room = not placement.way.float8 and not placement.way.streamed and any(row.sizes)
+    return replace(placement, room=room and placement.needed + row.sizes.blocks <= card.total)
 
 
 def placement_of(row: Checkpoint, precision: str, name: str) -> Placement:

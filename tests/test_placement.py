@@ -18,6 +18,7 @@ from test_formats import weights_of
 from test_process import LIMIT, within
 
 import pipelines.load
+import pipelines.offload
 from bench.geometry import MODELS
 from bench.quality import psnr
 from pipelines.engine import EngineConfig
@@ -68,6 +69,7 @@ def test_the_total_memory_chooses(total: float, name: str) -> None:
     assert f"about {placement.needed / GIB:.0f} GiB of its memory" in said
     assert ("GiB of the host's memory" in said) == ("a new prompt waits" in said) == (name != "resident")
     assert ("other pictures" in said) == ("float8" in name) == bool(placement.notes)
+    assert ("room for a second copy" in said) == (total > 45)
     assert place(CHECKPOINTS["flux/sketch"], "bfloat16", card(total)).name == "resident"
 
 
@@ -154,7 +156,7 @@ class LateStream:
 
     def __init__(self) -> None:
         self.queue: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.copied = 0
+        self.copied = self.ahead = 0
 
     def synchronize(self) -> None:
         for target, source in self.queue:
@@ -183,16 +185,16 @@ def late(monkeypatch: pytest.MonkeyPatch) -> LateStream:
     def transfer(self: Any, tensor: torch.Tensor, source: torch.Tensor, _: Any) -> None:
         tensor.data = torch.full_like(source.float(), float("nan")).to(source.dtype)
         stream.queue.append((tensor.data, source))
+        stream.ahead += self.non_blocking
         if not self.non_blocking:
             stream.synchronize()
 
-    def streamed(pipeline: Any, parts: Any, device: torch.device) -> None:
-        kind = hooks.GroupOffloadingType.LEAF_LEVEL
-        for name in parts:  # "cpu:0": another name for where layers wait, so that what came counts as come
-            how = hooks.GroupOffloadingConfig(device, torch.device("cpu:0"), kind, False, False, False, stream=stream)  # type: ignore[arg-type]
-            hooks._apply_group_offloading(getattr(pipeline, name), how)
+    def offload(part: Any, device: torch.device, **_: Any) -> None:
+        kind = hooks.GroupOffloadingType.LEAF_LEVEL  # "cpu:0": another name for where layers wait: what came is told
+        how = hooks.GroupOffloadingConfig(device, torch.device("cpu:0"), kind, False, False, False, stream=stream)  # type: ignore[arg-type]
+        hooks._apply_group_offloading(part, how)
 
-    monkeypatch.setattr(pipelines.load, "stream", streamed)
+    monkeypatch.setattr(pipelines.offload, "apply_group_offloading", offload)
     monkeypatch.setattr(hooks, "TorchDeviceBackend", LateDevice)
     monkeypatch.setattr(hooks.ModuleGroup, "_transfer_tensor_to_device", transfer)
     monkeypatch.setattr(hooks.ModuleGroup, "_to_cpu", staticmethod(lambda tensor, _: tensor.data.clone()))
@@ -205,8 +207,11 @@ def test_copying_ahead_is_waited_for_whatever_the_order_of_layers(name: str, lik
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipelines.load, "stream", lambda *_: None)
         expected = pictures(engine_at(like))
-    assert pictures(engine_at(name)) == expected
+    streamed = engine_at(name)
+    late.copied = late.ahead = 0
+    assert pictures(streamed) == expected
     assert late.copied > 1000
+    assert late.ahead > 0.9 * late.copied
 
 
 def test_float8_keeps_a_scale_a_row_and_stays_close(tmp_path: Path) -> None:
