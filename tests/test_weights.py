@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_inspection import Trap
 
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, choose, locate
@@ -96,6 +97,16 @@ def test_missing_surplus_and_misshapen_tensors_are_named(copy: Path) -> None:
     save_file(tensors | {name: torch.ones(3, 5)}, file)
     with pytest.raises(WrongWeights, match=r"x_embedder.weight has shape \[3, 5\], expected"):
         load(copy)
+
+
+def test_a_booby_trapped_pickle_beside_good_files_never_runs(copy: Path) -> None:
+    mark = copy / "sprung"
+    parts = [part for part in (copy / "FLUX.1-dev").iterdir() if part.is_dir()]
+    for folder in (*parts, copy / "SRPO"):
+        for name in ("pytorch_model.bin", "diffusion_pytorch_model.bin", "model.ckpt", "training_args.bin"):
+            torch.save(Trap(mark), folder / name)
+    load(copy)
+    assert not mark.exists()
 
 
 def test_tiny_is_the_same_on_every_build_and_has_every_component() -> None:
