@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from server.cli import parse
 from weights import manifest
-from weights.checkpoints import APACHE, CHECKPOINTS, Repository, downloads
+from weights.checkpoints import APACHE, Repository, downloads
 from weights.errors import WeightsError
 from weights.listing import MANIFEST
 from weights.pull import Advance, Plan, pull
@@ -111,7 +111,7 @@ def pull_files(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("srpo weights pull: stopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    print(next_steps(settings.names))
+    print(next_steps(settings.names, settings.models_dir))
     return 0
 
 
@@ -136,10 +136,13 @@ def licences_accepted(repositories: list[Repository], accepted: bool) -> bool:
     return False
 
 
-def next_steps(names: list[str]) -> str:
-    if names == ["safety"]:
-        return "Serve with it: SRPO_SAFETY_CHECKER=folder:models/safety SRPO_SAFETY_THRESHOLD=0.85"
-    return f"Serve it: srpo serve --model {next(name for name in names if name in CHECKPOINTS)}"
+def next_steps(names: list[str], models_dir: Path) -> str:
+    """How each of what was pulled is served."""
+    checkers = {
+        "safety": f"SRPO_SAFETY_CHECKER=folder:{models_dir / 'safety'} SRPO_SAFETY_THRESHOLD=0.85",
+        "safety-compvis": f"SRPO_SAFETY_CHECKER=compvis:{models_dir / 'safety-compvis'}",
+    }
+    return "\n".join(f"Serve it: {checkers.get(name, f'srpo serve --model {name}')}" for name in dict.fromkeys(names))
 
 
 def verify(arguments: list[str]) -> int:

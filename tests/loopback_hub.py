@@ -73,8 +73,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         match path.strip("/").split("/"):
-            case ["api", "models", owner, name, "revision", revision]:
-                self.describe(f"{owner}/{name}", revision)
+            case ["api", "models", owner, name, "revision", *revision]:
+                self.describe(f"{owner}/{name}", "/".join(revision))
             case [owner, name, "resolve", revision, *rest]:
                 self.resolve(f"{owner}/{name}", revision, "/".join(rest))
             case ["store", digest]:
@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         files = self.hub.repositories.get(name)
         if files is None:
             return self.refuse(401, "RepoNotFound", "Repository not found")
-        if revision not in (self.hub.commit(name), "main"):
+        if revision not in (self.hub.commit(name), "main", "refs/pr/41"):
             return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         siblings = [sibling(path, data) for path, data in files.items()]
         gated = "auto" if name in self.hub.gated else False

@@ -114,9 +114,9 @@ def test_flux_dev_needs_a_transformer_of_its_own(tmp_path: Path) -> None:
 
 
 def test_every_published_model_says_where_it_comes_from_and_what_its_licence_asks() -> None:
-    assert set(downloads()) == {"flux/srpo", "flux/dev", "flux/schnell", "safety"}
+    assert set(downloads()) == {"flux/srpo", "flux/dev", "flux/schnell", "safety", "safety-compvis"}
     for repositories in downloads().values():
         for part in repositories:
             assert part.licence.asks
             assert part.licence.url.startswith("https://")
-            assert part.revision == "main" or len(part.revision) == 40
+            assert part.revision == "main" or len(part.revision) == 40 or part.sha256

@@ -32,7 +32,8 @@ class Repository:
 
     `files` are shell patterns on the repository's paths; each must match something (the licence's own text comes along
     where there is one). `folder` is where the files go, under the models folder. `revision` is a commit, or `main`
-    where none could be pinned; what was fetched is in the manifest either way.
+    where none could be pinned; what was fetched is in the manifest either way. `sha256` of a file, where it is known
+    from elsewhere, holds whatever the hub says.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Repository:
     files: tuple[str, ...]
     licence: Licence
     gated: bool = False
+    sha256: tuple[tuple[str, str], ...] = ()  # file, digest
 
 
 class Sizes(NamedTuple):
@@ -134,6 +136,18 @@ SAFETY = Repository(
     ("config.json", "preprocessor_config.json", "model.safetensors"),
     APACHE,
 )
+COMPVIS = Repository(
+    "CompVis/stable-diffusion-safety-checker",
+    "refs/pr/41",  # the one with safetensors: `main` may have pickle only
+    "safety-compvis",
+    ("config.json", "preprocessor_config.json", "model.safetensors"),
+    Licence(
+        "CreativeML Open RAIL-M, as Stable Diffusion",
+        "https://huggingface.co/CompVis/stable-diffusion-safety-checker",
+        "Commercial use is allowed; the licence lists uses that are not. It came with Stable Diffusion: see its page.",
+    ),
+    sha256=(("model.safetensors", "08902f19b1cfebd7c989f152fc0507bef6898c706a91d666509383122324b511"),),
+)
 
 CHECKPOINTS: Mapping[str, Checkpoint] = {
     row.id: row
@@ -224,5 +238,6 @@ def locate(row: Checkpoint, models_dir: Path, given: Path | None = None) -> Loca
 
 
 def downloads() -> Mapping[str, tuple[Repository, ...]]:
-    """What can be pulled, by name: the published models, and `safety`, a fuller safety checker."""
-    return {row.id: row.repositories for row in CHECKPOINTS.values() if row.repositories} | {"safety": (SAFETY,)}
+    """What can be pulled, by name: the published models, and two fuller safety checkers."""
+    models = {row.id: row.repositories for row in CHECKPOINTS.values() if row.repositories}
+    return models | {"safety": (SAFETY,), "safety-compvis": (COMPVIS,)}

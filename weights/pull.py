@@ -50,6 +50,9 @@ def pull(repository: Repository, plan: Plan, watch: Watch) -> Listing:
     """Bring one repository's files. Raises `CannotPull`; what was fetched so far is used by the next attempt."""
     with download.explained(repository):
         listing = listed(repository, plan)
+    for wanted in listing.files:
+        if (known := dict(repository.sha256).get(wanted.path, wanted.digest)) != wanted.digest:
+            raise WrongFile(f"{repository.name}: {wanted.path}", "sha256", known, wanted.digest)
     folder, incoming = plan.models_dir / repository.folder, plan.models_dir / INCOMING / repository.folder
     with room_explained(str(plan.models_dir)):
         incoming.mkdir(parents=True, exist_ok=True)
