@@ -19,7 +19,7 @@ from pipelines.kinds import Size
 from pipelines.levers import chosen, described, moving_bits
 from pipelines.offload import stream
 from pipelines.parallel import Meet, load_group, world
-from pipelines.placement import Card, Placement, holders, place, placement_of
+from pipelines.placement import Card, Placement, holders, host_memory, place, placement_of
 from pipelines.pulling import Pulled, pull
 from pipelines.sample import Sample
 from pipelines.selfcheck import check_itself
@@ -119,7 +119,8 @@ def placed(row: Checkpoint, device: torch.device, dtype: torch.dtype, wanted: st
     if device.type != "cuda":
         return placement_of(row, precision, wanted)
     free, total = torch.cuda.mem_get_info(device)
-    return place(row, precision, Card(torch.cuda.get_device_name(device), total, free), holders(), wanted)
+    card = Card(torch.cuda.get_device_name(device), total, free)
+    return place(row, precision, card, holders(), wanted, host_memory())
 
 
 def describe(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:

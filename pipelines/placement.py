@@ -5,10 +5,12 @@ that says who holds it, and never another row: that could be other pictures. No 
 """
 
 import csv
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 from weights.checkpoints import Checkpoint, Sizes
@@ -17,6 +19,7 @@ WORKING = 4 * 2**30  # bytes beside the weights: activations at 1536x1536, decod
 STREAMED = 2**29  # bytes that streaming takes on the card: the layer at work and the next; T5's embedding has 0.24 GiB
 BYTES = {"bfloat16": 2, "float32": 4}
 GIB = 2**30
+LIMIT = Path("/sys/fs/cgroup/memory.max")
 TEXTS = ("text_encoder", "text_encoder_2")
 FLOAT8 = "the blocks' weights in float8"
 
@@ -119,9 +122,15 @@ class Placement:
 
 
 def place(
-    row: Checkpoint, precision: str, card: Card, holders: Sequence[Holder] = (), wanted: str = "auto"
+    row: Checkpoint,
+    precision: str,
+    card: Card,
+    holders: Sequence[Holder] = (),
+    wanted: str = "auto",
+    host: int | None = None,
 ) -> Placement:
-    """Where the parts of a model go on this card: as `wanted`, or the first row that fits. Raises `DoesNotFit`."""
+    """Where the parts of a model go on this card: as `wanted`, or the first row that fits. Raises `DoesNotFit`, also
+    where the `host`'s memory in bytes does not hold what waits there."""
     placed = {name: placement_of(row, precision, name) for name in PLACEMENTS}
     fitting = [name for name, placement in placed.items() if placement.needed <= card.total]
     chosen = [name for name in fitting if PLACEMENTS[name].chosen] if wanted == "auto" else [wanted]
@@ -140,6 +149,11 @@ def place(
             f"of {card.name}'s {card.total / GIB:.0f} only {card.free / GIB:.1f} are free. Held by: "
             f"{named or 'processes that cannot be seen from here'}. Free it, or choose another card with --devices"
         )
+    if host is not None and placement.host > host:
+        raise DoesNotFit(
+            f"{row.id} with --placement {placement.name} keeps {placement.host / GIB:.0f} GiB in the host's memory, "
+            f"which has {host / GIB:.0f}. Give it more, or choose another --placement or a larger card"
+        )
     room = not placement.way.float8 and not placement.way.streamed and any(row.sizes)
     return replace(placement, room=room and placement.needed + row.sizes.blocks <= card.total)
 
@@ -151,6 +165,15 @@ def placement_of(row: Checkpoint, precision: str, name: str) -> Placement:
         return Placement(name, precision)
     way = PLACEMENTS[name]
     return Placement(name, precision, way.on_card(row.sizes, precision) + WORKING, way.waiting(row.sizes, precision))
+
+
+def host_memory() -> int:
+    """The host's memory in bytes, or what a container may take of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(LIMIT.read_text()))
+    except (OSError, ValueError):  # no such control group, or "max"
+        return total
 
 
 def cards() -> list[Card]:

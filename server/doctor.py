@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
-from pipelines.placement import DoesNotFit, cards, holders, place, placement_of
+from pipelines.placement import DoesNotFit, cards, holders, host_memory, place, placement_of
 from server.auth import KeyRing
 from server.cli import parse
 from server.serve import listen
@@ -89,7 +89,8 @@ def placement(settings: DoctorSettings) -> Finding:
     if not found:
         return Finding("ok", f"on the CPU. {placement_of(row, precision, settings.placement)}")
     try:
-        placed = [f"{card.name}: {place(row, precision, card, holders(), settings.placement)}" for card in found]
+        how = holders(), settings.placement, host_memory()
+        placed = [f"{card.name}: {place(row, precision, card, *how)}" for card in found]
     except DoesNotFit as error:
         return Finding("failed", str(error))
     return Finding("ok", f"{'; '.join(placed)} (--placement chooses another)")

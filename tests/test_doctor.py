@@ -18,7 +18,7 @@ GIB = 2**30
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """A program in the place of nvidia-smi."""
+    """A program in the place of nvidia-smi, and a host with room."""
 
     def install(gpus: str, processes: str) -> None:
         program = tmp_path / "bin" / "nvidia-smi"
@@ -26,6 +26,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
         program.write_text(f"#!/bin/sh\ncase $1 in *gpu=*) echo '{gpus}';; *) echo '{processes}';; esac\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+        monkeypatch.setattr(doctor, "host_memory", lambda: 64 * GIB)
 
     return install
 

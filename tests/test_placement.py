@@ -21,10 +21,23 @@ import pipelines.load
 import pipelines.offload
 from bench.geometry import MODELS
 from bench.quality import psnr
+from pipelines import placement
 from pipelines.engine import EngineConfig
 from pipelines.flux import FluxEngine
 from pipelines.load import load_engine
-from pipelines.placement import BYTES, GIB, PLACEMENTS, STREAMED, WORKING, Card, DoesNotFit, Holder, Placement, place
+from pipelines.placement import (
+    BYTES,
+    GIB,
+    PLACEMENTS,
+    STREAMED,
+    WORKING,
+    Card,
+    DoesNotFit,
+    Holder,
+    Placement,
+    host_memory,
+    place,
+)
 from server.convert_cli import main as convert
 from server.settings import EngineSettings
 from weights import tiny
@@ -62,13 +75,13 @@ def pictures(engine: FluxEngine) -> list[bytes]:
     ],
 )  # as the driver counts cards of 141, 80, 48, 40, 32, 24, 20, 16 and 12 GB
 def test_the_total_memory_chooses(total: float, name: str) -> None:
-    placement = place(SRPO, "bfloat16", card(total))
-    assert placement.name == name
-    said = str(placement)
+    chosen = place(SRPO, "bfloat16", card(total))
+    assert chosen.name == name
+    said = str(chosen)
     assert said.startswith(f"{name}: ")
-    assert f"about {placement.needed / GIB:.0f} GiB of its memory" in said
+    assert f"about {chosen.needed / GIB:.0f} GiB of its memory" in said
     assert ("GiB of the host's memory" in said) == ("a new prompt waits" in said) == (name != "resident")
-    assert ("other pictures" in said) == ("float8" in name) == bool(placement.notes)
+    assert ("other pictures" in said) == ("float8" in name) == bool(chosen.notes)
     assert ("room for a second copy" in said) == (total > 45)
     assert place(CHECKPOINTS["flux/sketch"], "bfloat16", card(total)).name == "resident"
 
@@ -86,17 +99,17 @@ def test_more_memory_never_gives_less_and_nothing_exceeds_it(
     row, rank = CHECKPOINTS[model], []
     for total in sorted(totals):
         try:
-            placement = place(row, precision, Card("a card", total, total))
+            chosen = place(row, precision, Card("a card", total, total))
         except DoesNotFit:
             rank.append(len(AUTO))
             continue
-        assert placement.needed <= total
-        rank.append(AUTO.index(placement.name))
+        assert chosen.needed <= total
+        rank.append(AUTO.index(chosen.name))
         partly = Card("a card", total, int(total * free))  # the same choice, or an error
-        if placement.needed <= partly.free:
-            assert place(row, precision, partly) == placement
+        if chosen.needed <= partly.free:
+            assert place(row, precision, partly) == chosen
         else:
-            with pytest.raises(DoesNotFit, match=f"--placement {placement.name} .* are free"):
+            with pytest.raises(DoesNotFit, match=f"--placement {chosen.name} .* are free"):
                 place(row, precision, partly)
     assert rank == sorted(rank, reverse=True)
 
@@ -113,6 +126,19 @@ def test_a_wish_is_obeyed_or_refused_with_what_would_fit() -> None:
 def test_too_little_free_memory_names_who_holds_it() -> None:
     with pytest.raises(DoesNotFit, match=r"only 9\.0 are free\. Held by: python3 \(pid 41\) 14\.5 GiB\."):
         place(SRPO, "bfloat16", card(23.5, 9), [Holder("41", "python3", int(14.5 * GIB))])
+
+
+def test_the_host_must_hold_what_waits_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert place(SRPO, "bfloat16", card(79), host=GIB).name == "resident"
+    assert place(SRPO, "bfloat16", card(11.6), host=24 * GIB).name == "float8-offload"
+    with pytest.raises(DoesNotFit, match="float8-offload keeps 23 GiB in the host's memory, which has 16"):
+        place(SRPO, "bfloat16", card(11.6), host=16 * GIB)
+    monkeypatch.setattr(placement, "LIMIT", tmp_path / "memory.max")
+    whole = host_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_memory() == whole > GIB
+    (tmp_path / "memory.max").write_text(f"{GIB}\n")
+    assert host_memory() == GIB
 
 
 def test_the_rows_sizes_are_those_of_flux_1_devs_classes() -> None:
