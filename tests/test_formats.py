@@ -19,6 +19,7 @@ from server.settings import EngineSettings
 from weights import lora, tiny
 from weights.architecture import Geometry, shapes
 from weights.errors import WrongWeights
+from weights.formats import FORMATS
 
 DEV = Geometry()
 
@@ -50,6 +51,10 @@ def plain(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> FluxEng
     engine = engine_with()
     engine._transformer.load_state_dict(tensors)
     return engine
+
+
+def test_every_row_is_written_here_but_loras_which_are_further_down() -> None:
+    assert {row for row, _, _ in WRITTEN.values()} == FORMATS.keys() - {"lora"}
 
 
 @pytest.mark.parametrize("case", WRITTEN)

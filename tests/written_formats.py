@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from weights.architecture import ARCHITECTURES, SWAPPED, Geometry, Shape, stacks
+from weights.layouts import LAYOUTS
 
 TINY = next(known.geometry for known in ARCHITECTURES if known.title == "tiny")
 Tensors = dict[str, torch.Tensor]
@@ -58,6 +59,12 @@ def fp8_scaled(tensors: Tensors, path: Path) -> None:
     save_file(found, path)
 
 
+def fp8_rows(tensors: Tensors, path: Path) -> None:
+    """As `srpo weights convert --to fp8` writes them."""
+    row = LAYOUTS["fp8"]
+    row.save(path, row.plan(TINY), row.make(TINY, tensors.__getitem__), {})
+
+
 def gguf_of(kind: gguf.GGMLQuantizationType) -> Callable[[Tensors, Path], None]:
     """In the original keys, as the community's GGUF files are: vectors stay float32."""
 
@@ -100,6 +107,7 @@ WRITTEN: Mapping[str, tuple[str, Callable[[Tensors, Path], None], float]] = {
     "comfyui": ("comfyui", comfyui, 0),
     "fp8": ("fp8", fp8, 2**-4),
     "fp8 scaled": ("fp8-scaled", fp8_scaled, 2**-4),
+    "fp8 rows": ("fp8-rows", fp8_rows, 2**-4),
     "gguf F16": ("gguf", gguf_of(gguf.GGMLQuantizationType.F16), 2**-11),
     "gguf BF16": ("gguf", gguf_of(gguf.GGMLQuantizationType.BF16), 2**-8),
     "gguf Q8_0": ("gguf", gguf_of(gguf.GGMLQuantizationType.Q8_0), 2**-7),
