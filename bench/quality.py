@@ -1,10 +1,10 @@
 """What the presets do to the pictures of a model: drift against `none` on the same seeds, and a sheet to look at.
 
-    srpo bench quality [--model tiny|flux/srpo] [--images 8] [--steps 28] [--sheet FILE.png] [--json FILE]
+    srpo bench quality [--model flux/sketch|flux/srpo] [--images 8] [--steps 28,50] [--sheet FILE.png] [--json FILE]
 
 PSNR in dB and SSIM (Wang et al. 2004: luma, Gaussian window of 11, sigma 1.5), mean and worst over the images, and the
-seconds of denoising beside those of `none`. `other seed` is the distance between two unlike pictures: what no drift at
-all may come near to.
+seconds of denoising, alone and beside those of `none`. `other seed` is the distance between two unlike pictures: what
+no drift at all may come near to.
 """
 
 import argparse
@@ -107,6 +107,7 @@ def sheet(columns: dict[str, list[torch.Tensor]]) -> Image.Image:
 
 
 def measure(engine: FluxEngine, images: int, size: tuple[int, int], steps: int) -> tuple[dict[str, Any], Image.Image]:
+    """A row a preset, and the sheet."""
     drawn = {preset: [draw(engine, preset, number, size, steps) for number in range(images)] for preset in PRESETS}
     columns = {preset: [picture for picture, _ in results] for preset, results in drawn.items()}
     seconds = {preset: statistics.median(took for _, took in results) for preset, results in drawn.items()}
@@ -114,13 +115,15 @@ def measure(engine: FluxEngine, images: int, size: tuple[int, int], steps: int) 
     rows: dict[str, Any] = {
         preset: {
             "computed_steps": sum(mask(steps)),
+            "denoise_s": seconds[preset],
             "denoise_speed_up": seconds["none"] / seconds[preset],
             **compare(columns[preset], exact),
         }
         for preset, mask in PRESETS.items()
         if preset != "none"
     }
-    rows["other seed"] = {"computed_steps": steps, "denoise_speed_up": 1.0, **compare([*exact[1:], exact[0]], exact)}
+    alone = {"computed_steps": steps, "denoise_s": seconds["none"], "denoise_speed_up": 1.0}
+    rows["other seed"] = alone | compare([*exact[1:], exact[0]], exact)
     return rows, sheet(columns)
 
 
@@ -133,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--images", type=int, default=len(PROMPTS))
-    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--steps", default="28", help="one number or several: 4,8,12,28,40,50")
     parser.add_argument("--size", default="1024x768")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--json", type=Path)
@@ -141,16 +144,19 @@ def main(arguments: list[str] | None = None) -> int:
     width, _, height = options.size.partition("x")
     config = EngineConfig(options.model, options.models_dir, options.device, options.dtype)
     engine = load_one(config, lambda _stage, _progress: None)
-    rows, page = measure(engine, options.images, (int(width), int(height)), options.steps)
-    names = list(next(iter(rows.values())))
-    table = Table("against none", *names, title=f"{options.model}, {options.size}, {options.steps} steps")
-    for preset, row in rows.items():
-        table.add_row(preset, *(f"{row[name]:.3g}" for name in names))
-    Console().print(table)
-    if options.sheet:
+    figures: dict[str, Any] = {}
+    for steps in options.steps.split(","):
+        rows, page = measure(engine, options.images, (int(width), int(height)), int(steps))
+        figures[steps] = rows
+        names = list(next(iter(rows.values())))
+        table = Table("against none", *names, title=f"{options.model}, {options.size}, {steps} steps")
+        for preset, row in rows.items():
+            table.add_row(preset, *(f"{row[name]:.3g}" for name in names))
+        Console().print(table)
+    if options.sheet:  # of the last number of steps
         page.save(options.sheet)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
     return 0
 
 

@@ -152,10 +152,12 @@ def test_an_unknown_bench_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bench_quality_says_how_far_each_preset_drifts(tmp_path: Path) -> None:
     figures, sheet = tmp_path / "drift.json", tmp_path / "sheet.png"
-    small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--size", "512x512", "--steps", "12"]
+    small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--size", "512x512", "--steps", "2,12"]
     assert main(["quality", *small, "--images", "2", "--sheet", str(sheet), "--json", str(figures)]) == 0
-    rows = json.loads(figures.read_text())
+    few, rows = (json.loads(figures.read_text())[steps] for steps in ("2", "12"))
+    assert few["regular"]["psnr_worst"] == few["high"]["psnr_worst"] == float("inf")  # where nothing is skipped
     assert set(rows) == {"regular", "high", "other seed"}
+    assert [rows[preset]["computed_steps"] for preset in rows] == [9, 8, 12]
     for preset in ("regular", "high"):
         assert rows["other seed"]["psnr_mean"] < rows[preset]["psnr_worst"] < 100
         assert rows["other seed"]["ssim_mean"] < rows[preset]["ssim_worst"] < 1
