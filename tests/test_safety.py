@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from canaries import SLOTS, decode, pictures_below, post
 from PIL import Image
+from rich.console import Console
 
 from pipelines import opennsfw
 from pipelines.checkers import SafetyChecker
@@ -22,6 +23,7 @@ from pipelines.opennsfw import OpenNsfw, Weights, canaries, canary, embedded
 from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
 from pipelines.safety import Guard, InspectedResult, make_guard
 from server.app import create_app
+from server.banner import show_start
 from server.settings import Settings
 
 
@@ -249,3 +251,17 @@ def test_what_was_not_checked_is_not_called_checked() -> None:
     assert inspected.result is result
     assert inspected.verdict.checked is False
     assert inspected.flagged == (False,)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({}, False), ({"safety_policy": "never"}, True), ({"safety_checker": "none"}, True)]
+)
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_that_nothing_is_checked_is_said_at_the_start(
+    tmp_path: Path, host: str, options: dict[str, Any], said: bool
+) -> None:
+    app = create_app(Settings(data_dir=tmp_path, host=host, api_keys=("long-enough",), **options))
+    screen = io.StringIO()
+    show_start(Console(file=screen, width=200), app.state.server, "http://example.com")
+    assert ("No image is checked before it is shown." in screen.getvalue()) is said
+    assert ("content filters, or a review of every output, a condition of use" in screen.getvalue()) is said
