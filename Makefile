@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# A file of tests is one process's, a core each, up to four: more would only wait for memory.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help faults serve test test-offline browser lint docs bench bench-gpu image-test clean
 help:  ## list the targets
@@ -12,7 +14,7 @@ serve: $(VENV)/.serve  ## set up, then serve on 127.0.0.1:8000 (options: make se
 	@exec $(BIN)/srpo serve $(ARGS)
 
 test: $(VENV)/.test  ## set up, then run the suite (style and types are tests too)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 faults: $(VENV)/.test  ## accept 50 jobs, kill the server ten times, see that each finishes once
 	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed -rP
