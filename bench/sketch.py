@@ -1,17 +1,18 @@
 """What `flux/sketch` draws, read back: the tables of its model card, from the files as they are served.
 
-    python -m bench.sketch [--rows things,steps] [--images 40] [--recipe DIR] [--sheet FILE.png] [--json FILE]
+    python -m bench.sketch [--rows things,steps] [--images 40] [--recipe DIR] [--sheet FILE.png] [--card]
 
 Every picture is drawn by the engine and read by `weights.sketch.recipe.reader`, which is not told the prompt. Prompts
 and seeds are fixed; none is chosen by hand but the free ones. Shares are of pictures; `right` means everything the
 prompt asks for. Beside them stand the reader's ceiling (the generator's own pictures, through the VAE; needs the icons:
 `--recipe DIR` fetches them with npm) and its floor (the same pictures, read against another picture's prompt).
+`--card` writes the tables into the model card.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -23,8 +24,9 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
+from bench import card
 from bench.quality import psnr, ssim
-from pipelines.acceleration import PRESETS
+from bench.sketch_asks import FREE, SEED, UNKNOWN, Ask, asked, is_right, names_ground, one_of_each, tables
 from pipelines.engine import EngineConfig
 from pipelines.fitting import shrunk
 from pipelines.flux import FluxEngine
@@ -32,31 +34,11 @@ from pipelines.kinds import Size
 from pipelines.load import load_one
 from pipelines.request import GenerationParams
 from weights.sketch.recipe.concepts import CONCEPTS
-from weights.sketch.recipe.data import Scene, Thing, make_scene, pairs, render
-from weights.sketch.recipe.reader import Reader, Reading
+from weights.sketch.recipe.data import Scene, Thing, make_scene, render
+from weights.sketch.recipe.reader import Reader
 
-SEED = 2026
 CANVAS = (512, 512)
-FREE = (
-    "cat",
-    "A red apple!",
-    "a photo of a puppy on a green background",
-    "two rockets",
-    "a cat and a dog",
-    "a banana at the top, black background",
-    "a green apple above a blue book",
-    "an old fisherman, soft light",
-)
 TILE = 128  # pixels of a picture on the sheet
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A scene to ask for, and how."""
-
-    scene: Scene
-    seed: int
-    fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,31 +54,6 @@ class Score:
     def row(self) -> dict[str, float]:
         parts = {name: getattr(self, name) for name in ("right", "thing", "ground", "floor", "seconds")}
         return {"pictures": len(self.right)} | {name: mean(part) for name, part in parts.items() if part}
-
-
-def layout_of(scene: Scene) -> tuple[str, ...]:
-    """The layouts that answer a scene's caption."""
-    if scene.place:
-        return (scene.place,)
-    if len(scene.things) == 1:
-        return ("one",)
-    if scene.kind == "two":
-        return ("above",) if " above " in scene.caption else ("beside",)
-    return ("beside",) if len(scene.things) == 2 else ("three",)
-
-
-def names_ground(scene: Scene) -> bool:
-    said = f"{scene.background} grey" if scene.background == "gray" else scene.background
-    return any(f"on {word}" in scene.caption or f"{word} background" in scene.caption for word in said.split())
-
-
-def is_right(scene: Scene, reading: Reading) -> bool:
-    return (
-        reading.things == tuple(thing.concept.name for thing in scene.things)
-        and reading.layout in layout_of(scene)
-        and (scene.kind != "coloured" or reading.colour == scene.things[0].colour)
-        and (not names_ground(scene) or reading.background == scene.background)
-    )
 
 
 def draw(engine: FluxEngine, ask: Ask) -> tuple[np.ndarray, float]:
@@ -128,56 +85,10 @@ def score(engine: FluxEngine, reader: Reader, asks: list[Ask]) -> tuple[Score, l
     return total, pictures
 
 
-def scenes(kind: str, count: int, held_out: bool = False) -> list[Scene]:
-    """`count` random scenes of a kind; of held-out ones, those whose held-out pair is of that kind."""
-    rng, found = np.random.default_rng(SEED), list[Scene]()
-    while len(found) < count:
-        scene = make_scene(rng, train=not held_out)
-        wanted = {"one": "ground", "coloured": "colour", "place": "place", "two": "two"}.get(kind)
-        if scene.kind == kind and (not held_out or any(pair[0] == wanted for pair in pairs(scene))):
-            found.append(scene)
-    return found
-
-
-def asked(found: list[Scene], **fields: Any) -> list[Ask]:
-    return [Ask(scene, SEED + number, fields) for number, scene in enumerate(found)]
-
-
-def one_of_each(words: Callable[[Any], str]) -> list[Scene]:
-    return [
-        Scene(8, 8, (Thing(concept, None, 1, 1, 6),), "white", f"a {words(concept)} on a white background", "one")
-        for concept in CONCEPTS
-        if words(concept)
-    ]
-
-
-def tables(count: int) -> Iterator[tuple[str, str, list[Ask]]]:
-    """Table, row, and what to draw for it."""
-    yield "things", "every thing once", asked(one_of_each(lambda concept: concept.name))
-    yield "things", "a synonym of each", asked(one_of_each(lambda concept: concept.other[-1] if concept.other else ""))
-    for kind, words in {
-        "one": "one thing",
-        "coloured": "one thing in a colour",
-        "place": "one thing at a place",
-        "two": "two things",
-        "count": "two or three of a thing",
-    }.items():
-        yield "kinds", words, asked(scenes(kind, count))
-        if kind != "count":
-            yield "kinds", f"{words}, combination held out", asked(scenes(kind, count, held_out=True))
-    for width, height in ((512, 512), (1024, 768), (1440, 512), (1536, 1536)):
-        fields = {"image_size": {"width": width, "height": height}}
-        yield "sizes", f"{width}x{height}", asked(scenes("one", count), **fields)
-    for steps in (4, 8, 16, 28):
-        yield "steps", str(steps), asked(scenes("one", count), num_inference_steps=steps)
-    for scale in (1, 2, 3, 4.5, 6):
-        yield "guidance", f"{scale:g}", asked(scenes("one", count), guidance_scale=scale)
-    for preset in PRESETS:
-        yield "presets", preset, asked(scenes("one", count), acceleration=preset)
-
-
 def ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int) -> dict[str, Any]:
-    """The reader on the generator's own pictures through the VAE, and the VAE's PSNR on them."""
+    """The reader on the generator's own held-out pictures through the VAE, the VAE's PSNR on them, and how near what
+    the model draws comes to the training picture that is nearest to it: that of the same thing on the same background.
+    """
     from weights.sketch.recipe.atlas import Atlas, fetch
 
     atlas, vae = Atlas(fetch(recipe)), engine.pipeline.vae
@@ -187,10 +98,22 @@ def ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int) -> dic
         picture = torch.from_numpy(render(scene, atlas)).permute(2, 0, 1)[None] * 2 - 1
         with torch.inference_mode():
             again = vae.decode(vae.encode(picture).latent_dist.mode()).sample
-        levels = [((image[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0) for image in (again, picture)]
-        right.append(is_right(scene, reader.read(levels[0].numpy().astype(np.uint8))))
+        levels = [eight_bit(image[0].permute(1, 2, 0)) for image in (again, picture)]
+        right.append(is_right(scene, reader.read(levels[0].numpy())))
         signal.append(psnr(*levels))
-    return {"held-out scenes": {"reader_right": mean(right), "vae_psnr": mean(signal), "vae_psnr_worst": min(signal)}}
+    near = []
+    for ask in asked(one_of_each(lambda concept: concept.name)[:count]):
+        training = eight_bit(torch.from_numpy(render(ask.scene, atlas)) * 2 - 1)
+        near.append(psnr(torch.from_numpy(draw(engine, ask)[0].copy()), training))
+    return {
+        "held-out scenes": {"reader_right": mean(right), "vae_psnr": mean(signal), "vae_psnr_worst": min(signal)},
+        "nearest training picture": {"psnr": mean(near), "psnr_farthest": min(near), "psnr_nearest": max(near)},
+    }
+
+
+def eight_bit(image: torch.Tensor) -> torch.Tensor:
+    """Levels 0 to 255 of an image in -1..1."""
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def drift(pictures: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
@@ -220,7 +143,7 @@ def diversity(engine: FluxEngine, reader: Reader) -> dict[str, float]:
 def sheet(engine: FluxEngine) -> Image.Image:
     """Every thing once, then the free prompts: to look at."""
     asks = asked(one_of_each(lambda concept: concept.name)) + [
-        Ask(Scene(8, 8, (), "white", prompt, "free"), SEED) for prompt in FREE
+        Ask(Scene(8, 8, (), "white", prompt, "free"), SEED) for prompt in (*(scene.caption for scene in FREE), *UNKNOWN)
     ]
     columns = 10
     page = Image.new("RGB", (columns * (TILE + 4), -(-len(asks) // columns) * (TILE + 18)), "white")
@@ -236,12 +159,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.sketch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", default="things,kinds,sizes,steps,guidance,presets", help="tables, or none")
+    parser.add_argument("--rows", default="things,kinds,free,sizes,steps,guidance,presets", help="tables, or none")
     parser.add_argument("--images", type=int, default=40, help="pictures a row")
     parser.add_argument("--model", default="flux/sketch")
     parser.add_argument("--recipe", type=Path, help="folder for the icon package; gives the reader's ceiling")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--card", action="store_true", help="write the tables into the model card")
     options = parser.parse_args(arguments)
     engine = load_one(EngineConfig(options.model, device="cpu"), lambda _stage, _progress: None)
     reader, console = Reader(), Console()
@@ -261,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         results["ceiling"] = ceiling(options.recipe, engine, reader, options.images)
     results["seeds"] = {"eight seeds of 'an apple'": diversity(engine, reader)}
     for name, rows in results.items():
-        columns = list(next(iter(rows.values())))
+        columns = list(dict.fromkeys(column for values in rows.values() for column in values))
         shown = Table(name, *columns)
         for row, values in rows.items():
             shown.add_row(row, *(f"{values[column]:.3g}" if column in values else "" for column in columns))
@@ -270,6 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         sheet(engine).save(options.sheet)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
+    if options.card:
+        card.write(results)
     return 0
 
 

@@ -1,7 +1,9 @@
 """`flux/sketch` as a fresh machine serves it: what the prompts say is what a reader sees, through HTTP."""
 
 import io
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ import torch
 from conftest import LiveServer, running
 from PIL import Image
 
+from bench import card, sketch
 from bench.quality import psnr
 from pipelines.engine import EngineConfig
 from pipelines.fitting import Fitted, fit, framed, shrunk
@@ -183,3 +186,18 @@ def test_a_preview_of_the_last_step_is_the_picture_in_small() -> None:
     small = np.frombuffer(preview.data, np.uint8).reshape(16, 16, 3).astype(float)
     blocks = np.frombuffer(engine.finish(sample).data, np.uint8).reshape(16, 32, 16, 32, 3).mean((1, 3))
     assert np.abs(small - blocks).mean() < 8
+
+
+def test_the_card_is_written_from_what_the_bench_read(tmp_path: Path) -> None:
+    found, page = tmp_path / "found.json", tmp_path / "card.md"
+    assert sketch.main(["--rows", "free", "--json", str(found)]) == 0
+    results = json.loads(found.read_text())
+    (row,) = results["free"].values()
+    assert row["right"] >= row["floor"] + 0.4
+    page.write_text(f"# Card\n\n{card.BEGIN}of last time\n{card.END}\n\nThe rest.\n")
+    card.write(results, page)
+    text = page.read_text()
+    assert f"| as people write | 12 | {row['right']:.0%} |" in text
+    assert "of last time" not in text
+    assert text.startswith("# Card")
+    assert text.endswith("The rest.\n")
