@@ -186,7 +186,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         ),
         Checkpoint(
             id="flux/sketch",
-            title="a small FLUX of our own: it draws simple pictures of some sixty things",
+            title="a small FLUX of our own: it draws simple pictures of a hundred things",
             licence="Apache-2.0",
             text_tokens=sketch.MANIFEST["text_tokens"],
             folder=str(sketch.FOLDER),
