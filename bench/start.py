@@ -10,7 +10,6 @@ out what a disk takes. The peak counts pages of mapped files too; the memory tha
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -105,7 +104,7 @@ def load(config: EngineConfig) -> dict[str, Any]:
         "cpu_seconds": time.process_time() - used,
         "stages": seconds,
         "before": before,
-        "peak": max(resident("VmHWM"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+        "peak": resident("VmHWM"),  # not ru_maxrss, which begins with what the parent had
         "kept": resident("RssAnon"),
         "card": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
     }
