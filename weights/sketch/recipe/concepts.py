@@ -24,7 +24,7 @@ class Concept(NamedTuple):
         return self.name + ("es" if self.name.endswith(("s", "x", "ch", "sh", "o")) else "s")
 
 
-UNCOUNTED = {"fish": "fish", "leaf": "leaves"}
+UNCOUNTED = {"fish": "fish", "mouse": "mice", "leaf": "leaves"}
 
 
 def rows(text: str) -> list[Concept]:
@@ -43,63 +43,106 @@ def rows(text: str) -> list[Concept]:
 CONCEPTS = rows("""
 *apple = red-apple | fruit apple
 banana
+lemon
 orange = tangerine | tangerine, mandarin
 strawberry | berry
 watermelon | melon slice
 grapes | bunch of grapes
 pineapple | ananas
 cherry = cherries | cherries
+*pear
+peach
+avocado
 carrot
+tomato
+corn = ear-of-corn | maize
 *mushroom | toadstool
 pizza | slice of pizza
 hamburger | burger
+hot dog | hotdog
+egg = egg
+cheese = cheese-wedge
 doughnut | donut
+*cupcake | muffin
 cake = birthday-cake | birthday cake
 ice cream = soft-ice-cream | ice cream cone
 cat = cat-face | kitten, kitty
 dog = dog-face | puppy, pup
+mouse = mouse-face
 rabbit = rabbit-face | bunny
 fox
+bear | brown bear
 panda | panda bear
+tiger = tiger-face
 lion
 pig = pig-face | hog
 frog
 penguin
+owl
+*bird
 duck
 turtle | tortoise
 *fish = tropical-fish
 whale = spouting-whale
 octopus
+crab
+snail
 *butterfly
 bee = honeybee | honeybee
+ladybug = lady-beetle | ladybird
 elephant
+giraffe
+horse = horse-face | pony
+unicorn
 dinosaur = t-rex | t-rex
 tree = deciduous-tree
+pine tree = evergreen-tree | fir tree
+palm tree
 cactus
 *tulip
+rose
+sunflower
 *leaf = leaf-fluttering-in-wind | leaves in the wind
+four leaf clover = four-leaf-clover | clover
 sun
 moon = crescent-moon | crescent moon
 *star
 rainbow
 cloud
 snowman
+snowflake
 fire | flame
+*droplet | drop, water drop
 *heart = red-heart | love
 *balloon
 *gift = wrapped-gift | present
 *book = closed-book
+pencil
 key
 *umbrella | parasol
+*hat = top-hat
+*shirt = t-shirt | t-shirt
+*shoe = running-shoe | sneaker
 crown
+gem = gem-stone | diamond
 clock = alarm-clock | alarm clock
+light bulb = light-bulb | bulb
+guitar
+basketball
 house | home
+castle
 *car = automobile | automobile
 *bus
+*truck = delivery-truck | lorry
+train = locomotive
+*bicycle | bike
+airplane | plane, aeroplane
 rocket | spaceship
 *boat = sailboat | sailing boat
 ghost
 robot
+teddy bear
+camera
 """)
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (222, 44, 48),

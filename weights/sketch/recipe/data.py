@@ -21,8 +21,8 @@ T = TypeVar("T")
 TOKEN = 64  # pixels of a token's side
 PLACES = ("left", "right", "top", "bottom")
 NUMBERS = {2: "two", 3: "three"}
-KINDS = {"one": 0.60, "coloured": 0.24, "place": 0.06, "two": 0.05, "count": 0.05}
-COLOURFUL, NAMED = 0.65, 0.55  # shares of scenes on a random background, and of captions that name theirs
+KINDS = {"one": 0.20, "coloured": 0.18, "place": 0.14, "two": 0.36, "count": 0.12}
+COLOURFUL, NAMED = 0.80, 0.85  # shares of scenes on a random background, and of captions that name theirs
 COLOURABLE = [concept for concept in CONCEPTS if concept.colourable]
 ALONE, AMONG = 6, 4  # tokens of an object's side: the same in every picture, since each size is drawn anew
 

@@ -21,9 +21,10 @@ from weights.sketch.recipe.training import Seeded, Stage, trained
 from weights.sketch.recipe.training import train as run
 
 SHIFT = 1.6  # of the timesteps: small latents need more time at high noise than uniform gives them
+EARLY, EARLIEST = 0.35, 0.9  # share of samples drawn evenly from that t to 1
 EMA = 0.997
 DROP = 0.1  # captions dropped, for guidance
-SIZES = {(512, 512): 1.0}  # pixels: share. One so far: a second size is learned almost anew
+SIZES = {(512, 512): 1.0}  # pixels: share. One so far: a second size was learned almost anew
 TOKENS_A_BATCH = 64 * 32
 MODULATION = (".norm1.linear", ".norm1_context.linear", ".norm.linear", "norm_out.linear")  # start at zero
 GUIDANCE = (1.0, 6.0)  # the scales that the distilled model knows
@@ -116,8 +117,14 @@ def make_optimizers(painter: Painter, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def draw_times(count: int) -> torch.Tensor:
+    """Logit-normal and shifted, and a share of nearly pure noise.
+
+    Only there must the text say what the whole picture is: by t = 0.97 its background and layout shine through the
+    noise, and logit-normal draws come that near in one of three hundred.
+    """
     t = torch.sigmoid(torch.randn(count))
-    return SHIFT * t / (1 + (SHIFT - 1) * t)
+    t = SHIFT * t / (1 + (SHIFT - 1) * t)
+    return torch.where(torch.rand(count) < EARLY, 1 - (1 - EARLIEST) * torch.rand(count), t)
 
 
 def train(
@@ -163,7 +170,8 @@ def distil(
     """Guidance distillation (arXiv 2210.03142): one pass learns what classifier-free guidance needs two for.
 
     The student starts as the teacher and is told the scale w, log-uniform from 1 to 6. Its target is
-    `v(empty) + w (v(caption) - v(empty))`.
+    `v(empty) + w (v(caption) - v(empty))`, from `EARLIEST` on that of the caption alone: guided there, whole pictures
+    turn out too bright or too dark (arXiv 2404.07724).
     """
     teacher = Painter(seed, vocabulary(out, seed)).to(device)
     teacher.load_state_dict(trained(out / "flow.ckpt"))
@@ -182,7 +190,8 @@ def distil(
             free = teacher(*inputs[:3], *nothing, image_ids).float()
             bound = teacher(*inputs, image_ids).float()
             velocity = student(*inputs[:2], scale.to(device), *inputs[3:], image_ids)
-        target = free + scale.to(device)[:, None, None] * (bound - free)
+        weight = torch.where(t < EARLIEST, scale, 1.0).to(device)
+        target = free + weight[:, None, None] * (bound - free)
         return torch.nn.functional.mse_loss(velocity.float(), target)
 
     optimizers = make_optimizers(student, lr)
