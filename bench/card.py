@@ -47,7 +47,7 @@ def sentences(results: Results) -> list[str]:
             f"The autoencoder on them: {held['vae_psnr']:.1f} dB PSNR, {held['vae_psnr_worst']:.1f} at worst.",
             (
                 f"Against the nearest training picture (the same thing, the same background): {near['psnr']:.1f} dB, "
-                f"from {near['psnr_farthest']:.1f} to {near['psnr_nearest']:.1f}. It draws what it has seen."
+                f"from {near['psnr_farthest']:.1f} to {near['psnr_nearest']:.1f}."
             ),
         ]
     for prompt, row in results.get("seeds", {}).items():
