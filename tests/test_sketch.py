@@ -24,7 +24,7 @@ from weights.sketch.recipe.reader import Reader, Reading
 
 CANVAS = Size(512, 512)
 DRAWN = {  # prompt: what a reader must see
-    "a red apple on a white background": Reading(("apple",), "red", "white", "one"),
+    "A red apple on a white background!": Reading(("apple",), "red", "white", "one"),
     "a green apple on a blue background": Reading(("apple",), "green", "blue", "one"),
     "a blue heart on a white background": Reading(("heart",), "blue", "white", "one"),
     "a yellow balloon on a black background": Reading(("balloon",), "yellow", "black", "one"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from weights.sketch.recipe.concepts import CONCEPTS
@@ -17,6 +17,10 @@ from weights.sketch.recipe.data import make_scene
 TOKENS = 32  # what the model reads of a prompt
 VOCABULARY = 1200
 WIDTH = 128
+# Marks that no caption has would be words that mean nothing: "a red apple!" was drawn as no apple.
+NORMALIZER = normalizers.Sequence(
+    [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"[^\w\s,'-]|_"), ""), normalizers.Strip()]
+)
 START, END, PAD, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"
 
 
@@ -34,7 +38,7 @@ def vocabulary(folder: Path, seed: int) -> Path:
     file = folder / "vocabulary.json"
     if not file.exists():
         tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        tokenizer.normalizer = NORMALIZER
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
