@@ -1,6 +1,7 @@
 """POST /v1/images/edits as OpenAI's real SDKs send `images.edit`: the same as image-to-image, of an uploaded file."""
 
 import base64
+import contextlib
 import io
 import random
 import socket
@@ -183,8 +184,11 @@ def test_uploads_wait_on_the_disk_and_leave_nothing_there(live: LiveServer) -> N
 
 def spooled(pid: int) -> int:
     """The bytes of nameless files that a process has open."""
-    files = [file for file in Path(f"/proc/{pid}/fd").iterdir() if "(deleted)" in str(file.readlink())]
-    return sum(file.stat().st_size for file in files)
+    total = 0
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            total += file.stat().st_size if "(deleted)" in str(file.readlink()) else 0
+    return total
 
 
 def test_an_edit_may_be_a_job_and_is_replayed_under_its_key(server: Scripted) -> None:
