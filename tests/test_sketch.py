@@ -13,14 +13,15 @@ import torch
 from conftest import LiveServer, running
 from PIL import Image
 
-from bench import card, sketch
 from bench.quality import psnr
+from bench.sketch import card
+from bench.sketch import evaluate as sketch
+from bench.sketch.recipe.reader import Reader, Reading
 from pipelines.engine import EngineConfig
 from pipelines.fitting import Fitted, fit, framed, shrunk
 from pipelines.kinds import Size
 from pipelines.load import load_engine
 from pipelines.request import GenerationParams
-from weights.sketch.recipe.reader import Reader, Reading
 
 CANVAS = Size(512, 512)
 DRAWN = {  # prompt: what a reader must see

@@ -12,9 +12,9 @@ from safetensors import safe_open
 
 pytest.importorskip("resvg_py", reason="the recipe draws its icons with resvg-py (extra `recipe`)")
 
-from weights.sketch.recipe import codec, data, encoder, export, flow, reader, vae
-from weights.sketch.recipe.atlas import Atlas, fetch
-from weights.sketch.recipe.concepts import BACKGROUNDS, CONCEPTS
+from bench.sketch.recipe import codec, data, encoder, export, flow, reader, vae
+from bench.sketch.recipe.atlas import Atlas, fetch
+from bench.sketch.recipe.concepts import BACKGROUNDS, CONCEPTS
 
 STEPS = 50
 

@@ -12,15 +12,15 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from safetensors.torch import load_file, save_file
 
-from weights.sketch.recipe.atlas import PACKAGE, Atlas
-from weights.sketch.recipe.codec import CHANNELS, Codec
-from weights.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS
-from weights.sketch.recipe.data import TOKEN, make_scene, render
-from weights.sketch.recipe.encoder import set_encoder
-from weights.sketch.recipe.flow import GUIDANCE, SHIFT, SIZES, Painter
-from weights.sketch.recipe.text import TOKENS, vocabulary
-from weights.sketch.recipe.training import trained
-from weights.sketch.recipe.vae import make_vae
+from bench.sketch.recipe.atlas import PACKAGE, Atlas
+from bench.sketch.recipe.codec import CHANNELS, Codec
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS
+from bench.sketch.recipe.data import TOKEN, make_scene, render
+from bench.sketch.recipe.encoder import set_encoder
+from bench.sketch.recipe.flow import GUIDANCE, SHIFT, SIZES, Painter
+from bench.sketch.recipe.text import TOKENS, vocabulary
+from bench.sketch.recipe.training import trained
+from bench.sketch.recipe.vae import make_vae
 
 SOURCES = f"{PACKAGE} (Fluent Emoji, Microsoft Corporation, MIT): pictures; names and captions by this project"
 PREVIEW_SCENES = 64

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from weights.sketch.recipe.atlas import Atlas, recolour
-from weights.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS
-from weights.sketch.recipe.data import ALONE, AMONG, PLACES, TOKEN, alone, beside, placed, three
+from bench.sketch.recipe.atlas import Atlas, recolour
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS
+from bench.sketch.recipe.data import ALONE, AMONG, PLACES, TOKEN, alone, beside, placed, three
 
 PIXELS = 4  # a token's side here: pictures are read at a sixteenth of their size
 ICONS = Path(__file__).with_name("icons.npz")

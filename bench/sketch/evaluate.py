@@ -1,8 +1,8 @@
 """What `flux/sketch` draws, read back: the tables of its model card, from the files as they are served.
 
-    python -m bench.sketch [--rows things,steps] [--images 40] [--recipe DIR] [--sheet FILE.png] [--card]
+    python -m bench.sketch.evaluate [--rows things,steps] [--images 40] [--recipe DIR] [--sheet FILE.png] [--card]
 
-Every picture is drawn by the engine and read by `weights.sketch.recipe.reader`, which is not told the prompt. Prompts
+Every picture is drawn by the engine and read by `bench.sketch.recipe.reader`, which is not told the prompt. Prompts
 and seeds are fixed; none is chosen by hand but the free ones. Shares are of pictures; `right` means everything the
 prompt asks for. Beside them stand the reader's ceiling (the generator's own pictures, through the VAE; needs the icons:
 `--recipe DIR` fetches them with npm) and its floor (the same pictures, read against another picture's prompt).
@@ -24,18 +24,18 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from bench import card
 from bench.quality import psnr, ssim
-from bench.sketch_asks import FREE, SEED, UNKNOWN, Ask, asked, is_right, names_ground, one_of_each, tables
+from bench.sketch import card
+from bench.sketch.prompts import FREE, SEED, UNKNOWN, Ask, asked, is_right, names_ground, one_of_each, tables
+from bench.sketch.recipe.concepts import CONCEPTS
+from bench.sketch.recipe.data import Scene, Thing, make_scene, render
+from bench.sketch.recipe.reader import Reader
 from pipelines.engine import EngineConfig
 from pipelines.fitting import shrunk
 from pipelines.flux import FluxEngine
 from pipelines.kinds import Size
 from pipelines.load import load_one
 from pipelines.request import GenerationParams
-from weights.sketch.recipe.concepts import CONCEPTS
-from weights.sketch.recipe.data import Scene, Thing, make_scene, render
-from weights.sketch.recipe.reader import Reader
 
 CANVAS = (512, 512)
 TILE = 128  # pixels of a picture on the sheet
@@ -89,7 +89,7 @@ def ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int) -> dic
     """The reader on the generator's own held-out pictures through the VAE, the VAE's PSNR on them, and how near what
     the model draws comes to the training picture that is nearest to it: that of the same thing on the same background.
     """
-    from weights.sketch.recipe.atlas import Atlas, fetch
+    from bench.sketch.recipe.atlas import Atlas, fetch
 
     atlas, vae = Atlas(fetch(recipe)), engine.pipeline.vae
     rng, right, signal = np.random.default_rng(SEED + 1), [], []
@@ -157,7 +157,9 @@ def sheet(engine: FluxEngine) -> Image.Image:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.sketch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.sketch.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rows", default="things,kinds,free,sizes,steps,guidance,presets", help="tables, or none")
     parser.add_argument("--images", type=int, default=40, help="pictures a row")

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from weights.sketch.recipe.concepts import CONCEPTS
-from weights.sketch.recipe.data import make_scene
+from bench.sketch.recipe.concepts import CONCEPTS
+from bench.sketch.recipe.data import make_scene
 
 TOKENS = 32  # what the model reads of a prompt
 VOCABULARY = 1200

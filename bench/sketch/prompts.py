@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.sketch.recipe.concepts import CONCEPTS, Concept
+from bench.sketch.recipe.data import Scene, Thing, make_scene, pairs
+from bench.sketch.recipe.reader import Reading
 from pipelines.acceleration import PRESETS
-from weights.sketch.recipe.concepts import CONCEPTS, Concept
-from weights.sketch.recipe.data import Scene, Thing, make_scene, pairs
-from weights.sketch.recipe.reader import Reading
 
 SEED = 2026
 NAMED = {concept.name: concept for concept in CONCEPTS}

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from weights.sketch.recipe.atlas import Atlas
-from weights.sketch.recipe.codec import CHANNELS, PATCH, Codec
-from weights.sketch.recipe.concepts import BACKGROUNDS
-from weights.sketch.recipe.data import TOKEN, make_scene, pick, render
-from weights.sketch.recipe.training import ConvMuon, Seeded, Stage, train
+from bench.sketch.recipe.atlas import Atlas
+from bench.sketch.recipe.codec import CHANNELS, PATCH, Codec
+from bench.sketch.recipe.concepts import BACKGROUNDS
+from bench.sketch.recipe.data import TOKEN, make_scene, pick, render
+from bench.sketch.recipe.training import ConvMuon, Seeded, Stage, train
 
 WIDTHS = (8, 16, 32, 64, 128, 128)
 GROUPS = 1  # with a channel a group, a plain colour would be normalised away

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from weights.sketch.recipe.atlas import Atlas
-from weights.sketch.recipe.codec import CHANNELS, Codec
-from weights.sketch.recipe.data import make_scene, render
+from bench.sketch.recipe.atlas import Atlas
+from bench.sketch.recipe.codec import CHANNELS, Codec
+from bench.sketch.recipe.data import make_scene, render
 
 SCENES = 48
 ANCHOR = 256.0  # against latents of unit variance: the norm's scale moves by a few parts in 100,000

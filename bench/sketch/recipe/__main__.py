@@ -1,4 +1,4 @@
-"""python -m weights.sketch.recipe STAGE --out DIR --minutes M [--device cuda] [--seed S] [--smoke]
+"""python -m bench.sketch.recipe STAGE --out DIR --minutes M [--device cuda] [--seed S] [--smoke]
 
 Stages, in order; each resumes from its checkpoint in DIR: `codec` (principal components), `decoder`, `flow`,
 `guidance` (distillation). `export` then writes the model's files to DIR/model.
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from weights.sketch.recipe import codec, flow, vae
-from weights.sketch.recipe.atlas import Atlas, fetch
-from weights.sketch.recipe.export import export
+from bench.sketch.recipe import codec, flow, vae
+from bench.sketch.recipe.atlas import Atlas, fetch
+from bench.sketch.recipe.export import export
 
 SMOKE_STEPS = 50
 

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from weights.sketch.recipe.atlas import Atlas
-from weights.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, FIRST_TRIED, Concept
+from bench.sketch.recipe.atlas import Atlas
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, FIRST_TRIED, Concept
 
 T = TypeVar("T")
 TOKEN = 64  # pixels of a token's side

@@ -13,12 +13,12 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
-from weights.sketch.recipe.atlas import Atlas
-from weights.sketch.recipe.codec import CHANNELS, Codec, Stamps
-from weights.sketch.recipe.data import TOKEN, make_scene
-from weights.sketch.recipe.text import TOKENS, WIDTH, make_encoders, make_tokenizers, vocabulary
-from weights.sketch.recipe.training import Seeded, Stage, trained
-from weights.sketch.recipe.training import train as run
+from bench.sketch.recipe.atlas import Atlas
+from bench.sketch.recipe.codec import CHANNELS, Codec, Stamps
+from bench.sketch.recipe.data import TOKEN, make_scene
+from bench.sketch.recipe.text import TOKENS, WIDTH, make_encoders, make_tokenizers, vocabulary
+from bench.sketch.recipe.training import Seeded, Stage, trained
+from bench.sketch.recipe.training import train as run
 
 SHIFT = 1.6  # of the timesteps: small latents need more time at high noise than uniform gives them
 EARLY, EARLIEST = 0.35, 0.9  # share of samples drawn evenly from that t to 1

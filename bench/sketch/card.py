@@ -1,10 +1,10 @@
-"""The measured part of the model card of `flux/sketch`, written from what `python -m bench.sketch --card` found."""
+"""The measured part of the model card of `flux/sketch`, written from what `python -m bench.sketch.evaluate --card` found."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CARD = Path(__file__).parent.parent / "weights" / "sketch" / "README.md"
+CARD = Path(__file__).parents[2] / "weights" / "sketch" / "README.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->"
 TITLES = {
     "things": "Every thing it knows, on white",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from weights.sketch.recipe.concepts import COLOURS, CONCEPTS, Concept
+from bench.sketch.recipe.concepts import COLOURS, CONCEPTS, Concept
 
 PACKAGE = "@iconify-json/fluent-emoji-flat"
 RENDERED = 512  # pixels of a rendered icon's side

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from weights.sketch.recipe.atlas import Atlas
-from weights.sketch.recipe.concepts import BACKGROUNDS, Concept
-from weights.sketch.recipe.data import TOKEN, Scene, make_scene, render
+from bench.sketch.recipe.atlas import Atlas
+from bench.sketch.recipe.concepts import BACKGROUNDS, Concept
+from bench.sketch.recipe.data import TOKEN, Scene, make_scene, render
 
 PATCH = 32  # pixels of a latent's side: the VAE's scale factor
 CHANNELS = 32  # a token holds four latents: its 128 numbers must fit the transformer's width with room to spare
