@@ -16,7 +16,7 @@ from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
-from weights.architecture import Geometry, shapes
+from weights.formats.architecture import Geometry, shapes
 
 
 def source(folder: Path, geometry: Geometry) -> int:

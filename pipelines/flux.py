@@ -27,7 +27,7 @@ from pipelines.resident import Resident
 from pipelines.residual import forward
 from pipelines.sample import Sample, Text, rows
 from pipelines.tiles import tiles
-from weights.previews import PreviewMap
+from weights.latent_rgb import PreviewMap
 
 UNGUIDED = "guidance_scale: this model has no guidance; ignored"
 TILED = "decode: in overlapping tiles, which is not exact (SRPO_TILE_ABOVE)"

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from pipelines.engine import Thumbnail
 from pipelines.request import ImageRequest
-from weights.previews import PreviewMap
+from weights.latent_rgb import PreviewMap
 
 PATCH = 2  # latents a side in one packed token
 

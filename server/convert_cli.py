@@ -51,7 +51,7 @@ class Bars:
 
 def main(arguments: list[str]) -> int:
     settings = parse(ConvertSettings, "weights convert", arguments)
-    convert = importlib.import_module("weights.convert").convert  # torch: only here
+    convert = importlib.import_module("weights.formats.convert").convert  # torch: only here
     try:
         with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
             made = convert(settings.source, settings.to, settings.target, settings.revision, Bars(progress))

@@ -20,13 +20,13 @@ from server.auth import KeyRing
 from server.cli import parse
 from server.serve import listen
 from server.settings import Settings
-from weights import manifest
-from weights.architecture import Geometry
 from weights.checkpoints import SERVED_AS, choose, locate
 from weights.errors import WeightsError
-from weights.formats import check, match
-from weights.headers import read_header
-from weights.listing import MANIFEST
+from weights.formats.architecture import Geometry
+from weights.formats.detect import check, match
+from weights.formats.headers import read_header
+from weights.hub import manifest
+from weights.hub.listing import MANIFEST
 
 LOW_DISK = 2 * 2**30  # bytes
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}

@@ -14,7 +14,7 @@ from rich.text import Text
 from server.cli import parse
 from server.verify import printable
 from weights.errors import WeightsError
-from weights.inspection import Inspection, inspect
+from weights.formats.inspection import Inspection, inspect
 
 SHOWN = 5  # names of a long list
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from server.cli import parse
-from weights import manifest
 from weights.checkpoints import APACHE, Repository, downloads
 from weights.errors import WeightsError
-from weights.listing import MANIFEST
-from weights.pull import Advance, Plan, pull
+from weights.hub import manifest
+from weights.hub.listing import MANIFEST
+from weights.hub.pull import Advance, Plan, pull
 
 INTERRUPTED = 130
 COLUMNS = (

@@ -15,8 +15,8 @@ from test_formats import engine_with, weights_of
 from written_formats import TINY, WRITTEN, Tensors, sparse_file
 
 from server.convert_cli import main as convert
-from weights.architecture import LINEARS, Geometry, shapes
-from weights.inspection import inspect
+from weights.formats.architecture import LINEARS, Geometry, shapes
+from weights.formats.inspection import inspect
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_fp8_rows_each_have_their_scale(tensors: Tensors, tmp_path: Path) -> Non
 @pytest.fixture
 def half_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading fails in the middle."""
-    from weights.reading import Source
+    from weights.formats.read import Source
 
     read, count = Source.read, iter(range(10**6))
 

@@ -16,10 +16,11 @@ from pipelines.engine import EngineConfig
 from pipelines.flux import FluxEngine
 from pipelines.load import load_engine
 from server.settings import EngineSettings
-from weights import lora, tiny
-from weights.architecture import Geometry, shapes
+from weights import tiny
 from weights.errors import WrongWeights
-from weights.formats import FORMATS
+from weights.formats import lora
+from weights.formats.architecture import Geometry, shapes
+from weights.formats.detect import FORMATS
 
 DEV = Geometry()
 

@@ -17,10 +17,10 @@ from written_formats import TINY, WRITTEN, Tensors, sparse_file
 from server.__main__ import COMMANDS
 from server.inspect_cli import main
 from weights import tiny
-from weights.architecture import ARCHITECTURES, SWAPPED, Geometry, shapes, stacks
 from weights.errors import Refused, WrongWeights
-from weights.inspection import inspect
-from weights.snapshot import check_snapshot
+from weights.formats.architecture import ARCHITECTURES, SWAPPED, Geometry, shapes, stacks
+from weights.formats.inspection import inspect
+from weights.formats.snapshot import check_snapshot
 
 DEV = Geometry()
 ORIGINAL_SHAPES = {

@@ -41,8 +41,8 @@ from pipelines.placement import (
 from server.convert_cli import main as convert
 from server.settings import EngineSettings
 from weights import tiny
-from weights.architecture import LINEARS
 from weights.checkpoints import CHECKPOINTS, Sizes
+from weights.formats.architecture import LINEARS
 
 SRPO = CHECKPOINTS["flux/srpo"]
 AUTO = [name for name, way in PLACEMENTS.items() if way.chosen]

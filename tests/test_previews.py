@@ -10,7 +10,7 @@ from pipelines.flux import FluxEngine
 from pipelines.previews import draw_preview
 from pipelines.request import GenerationParams, ImageRequest
 from weights import tiny
-from weights.previews import FLUX, PreviewMap
+from weights.latent_rgb import FLUX, PreviewMap
 
 
 def ask(width: int, height: int, steps: int = 3) -> ImageRequest:

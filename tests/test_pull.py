@@ -18,11 +18,12 @@ from huggingface_hub import constants
 from loopback_hub import COMMIT, TOKEN, Hub, git_id, serving, sha256
 from test_offline import NAMESPACE, permitted
 
-import weights.pull
+import weights.hub.pull
 from server import pull_cli, weights_cli
-from weights import manifest, tiny
+from weights import tiny
 from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate
-from weights.listing import MANIFEST
+from weights.hub import manifest
+from weights.hub.listing import MANIFEST
 
 DEV = CHECKPOINTS["flux/srpo"].repositories[0]
 SRPO_FILE = "diffusion_pytorch_model.safetensors"
@@ -260,7 +261,7 @@ def test_a_full_tmpfs_is_an_error_that_names_the_file(hub: Hub, models: Path, tm
     """A mirror folder on the disk, a models folder on a tmpfs that is smaller by the time it is written."""
     models.mkdir()
     full = (
-        "import sys; import weights.pull as p; p.check_room = lambda *_: None; "
+        "import sys; import weights.hub.pull as p; p.check_room = lambda *_: None; "
         "from server.weights_cli import main; sys.exit(main(sys.argv[1:]))"
     )
     pull_all(hub, tmp_path / "mirror")

@@ -12,7 +12,7 @@ from written_formats import TINY, WRITTEN, Tensors
 
 from server import doctor
 from weights import tiny
-from weights.architecture import shapes
+from weights.formats.architecture import shapes
 
 
 @pytest.fixture(scope="module")

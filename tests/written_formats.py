@@ -8,8 +8,8 @@ import gguf
 import torch
 from safetensors.torch import save_file
 
-from weights.architecture import ARCHITECTURES, SWAPPED, Geometry, Shape, stacks
-from weights.layouts import LAYOUTS
+from weights.formats.architecture import ARCHITECTURES, SWAPPED, Geometry, Shape, stacks
+from weights.formats.write import LAYOUTS
 
 TINY = next(known.geometry for known in ARCHITECTURES if known.title == "tiny")
 Tensors = dict[str, torch.Tensor]

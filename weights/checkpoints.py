@@ -2,7 +2,7 @@
 
 A row knows where its files lie under the models folder, from which repositories they come, what the model was made
 for (text tokens, bounds, defaults), and under which licences it comes. Locating reads names only; `weights.load`
-reads the files, `weights.pull` fetches them.
+reads the files, `weights.hub.pull` fetches them.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from weights import sketch
 from weights.errors import MissingFiles
-from weights.previews import FLUX, PreviewMap
+from weights.latent_rgb import FLUX, PreviewMap
 
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 

@@ -9,14 +9,16 @@ import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors import SafetensorError
 
-from weights import float8, lora, tiny
-from weights.architecture import Geometry, shapes
+from weights import tiny
 from weights.checkpoints import Located
 from weights.errors import WrongWeights
-from weights.formats import check, match
-from weights.headers import read_header
-from weights.reading import Source
-from weights.snapshot import check_snapshot
+from weights.formats import fp8_linear as float8
+from weights.formats import lora
+from weights.formats.architecture import Geometry, shapes
+from weights.formats.detect import check, match
+from weights.formats.headers import read_header
+from weights.formats.read import Source
+from weights.formats.snapshot import check_snapshot
 
 Report = Callable[[str, float], None]
 HOST = torch.device("cpu")

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from weights import download, manifest
 from weights.checkpoints import Repository
 from weights.errors import CannotPull, WrongFile
-from weights.listing import BLOCK, Listing, Wanted, cache_of, digest_of, from_cache, from_folder, from_hub
+from weights.hub import download, manifest
+from weights.hub.listing import BLOCK, Listing, Wanted, cache_of, digest_of, from_cache, from_folder, from_hub
 
 INCOMING = ".incoming"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

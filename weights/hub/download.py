@@ -16,8 +16,8 @@ from weights.checkpoints import Repository
 from weights.errors import CannotPull, WrongFile
 
 if TYPE_CHECKING:
-    from weights.listing import Wanted
-    from weights.pull import Advance
+    from weights.hub.listing import Wanted
+    from weights.hub.pull import Advance
 
 TOKENS = "https://huggingface.co/settings/tokens"
 

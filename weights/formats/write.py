@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from weights.architecture import LINEARS, SWAPPED, Geometry, Shape, shapes, stacks
-from weights.reading import bytes_of
+from weights.formats.architecture import LINEARS, SWAPPED, Geometry, Shape, shapes, stacks
+from weights.formats.read import bytes_of
 
 FP8 = torch.float8_e4m3fn
 ROWS = "srpo-fp8-rows"

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from weights.architecture import LINEARS
-from weights.layouts import FP8, quantized
+from weights.formats.architecture import LINEARS
+from weights.formats.write import FP8, quantized
 
 
 class Float8Linear(torch.nn.Linear):

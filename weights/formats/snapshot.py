@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from weights.errors import Refused, WrongWeights
-from weights.headers import read_header, refuse_foreign
+from weights.formats.headers import read_header, refuse_foreign
 
 PIPELINE = "FluxPipeline"
 LIBRARIES = ("diffusers", "transformers")

@@ -6,7 +6,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.gguf_reader import ReaderField
 
 from weights.errors import WrongWeights
-from weights.headers import Header, Tensor
+from weights.formats.headers import Header, Tensor
 
 
 class _Reader(GGUFReader):  # type: ignore[misc]

@@ -54,7 +54,7 @@ def read_header(path: Path) -> Header:
     refuse_foreign(path)
     with path.open("rb") as file:
         if file.read(4) == b"GGUF":
-            from weights.gguf_header import read_gguf  # its library imports numpy
+            from weights.formats.gguf_header import read_gguf  # its library imports numpy
 
             return read_gguf(path)
     return _safetensors(path)

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import torch
 
-from weights.architecture import Geometry
 from weights.errors import CannotConvert
-from weights.formats import Match, check, match, nearest
-from weights.headers import read_header
-from weights.layouts import LAYOUTS, Layout, Stored
-from weights.reading import Source
+from weights.formats.architecture import Geometry
+from weights.formats.detect import Match, check, match, nearest
+from weights.formats.headers import read_header
+from weights.formats.read import Source
+from weights.formats.write import LAYOUTS, Layout, Stored
 
 BLOCK = 2**22
 MANIFEST = ".manifest.json"  # behind the file's whole name

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from weights.formats import FORMATS, LORA, format_of, match, nearest, parameters
-from weights.headers import Header, read_header
-from weights.snapshot import check_snapshot
+from weights.formats.detect import FORMATS, LORA, format_of, match, nearest, parameters
+from weights.formats.headers import Header, read_header
+from weights.formats.snapshot import check_snapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from weights.checkpoints import Repository
 from weights.errors import CannotPull
-from weights.listing import MANIFEST, digest_of
+from weights.hub.listing import MANIFEST, digest_of
 
 SHA256 = "0" * 64  # the kind of digest that manifests keep
 

@@ -10,9 +10,9 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from weights.architecture import ARCHITECTURES, SWAPPED, Architecture, Geometry, shapes, stacks
 from weights.errors import WrongWeights
-from weights.headers import Header, Tensor
+from weights.formats.architecture import ARCHITECTURES, SWAPPED, Architecture, Geometry, shapes, stacks
+from weights.formats.headers import Header, Tensor
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 SCALES = ("scale_weight", "weight_scale")  # beside a tensor X.weight: X.scale_weight, to multiply it with
@@ -27,7 +27,7 @@ class Format(NamedTuple):
 
     title: str
     detect: Callable[[Header], bool]
-    reader: str | None = "weights.reading:plain"
+    reader: str | None = "weights.formats.read:plain"
 
 
 def _has(header: Header, *marks: str) -> bool:
@@ -48,9 +48,9 @@ def _is_ours(header: Header) -> bool:
 
 FORMATS: Mapping[str, Format] = {  # the first that detects a header is its format
     "lora": Format("a LoRA, to be added to a transformer", lambda header: _has(header, *LORA), None),
-    "gguf": Format("GGUF", lambda header: header.container == "gguf", "weights.reading:gguf"),
-    "fp8-rows": Format("fp8 of this server, a scale a row", _is_ours, "weights.reading:scaled"),
-    "fp8-scaled": Format("fp8 with scales", _is_scaled, "weights.reading:scaled"),
+    "gguf": Format("GGUF", lambda header: header.container == "gguf", "weights.formats.read:gguf"),
+    "fp8-rows": Format("fp8 of this server, a scale a row", _is_ours, "weights.formats.read:scaled"),
+    "fp8-scaled": Format("fp8 with scales", _is_scaled, "weights.formats.read:scaled"),
     "fp8": Format("fp8 without scales", _is_fp8),
     "folder": Format("a diffusers folder", lambda header: header.folder),
     "comfyui": Format("original FLUX keys with a prefix (ComfyUI)", lambda header: _has(header, *PREFIXES)),

@@ -15,8 +15,8 @@ from typing import Any, Self
 import torch
 
 from weights.errors import WrongWeights
-from weights.formats import FORMATS, Match
-from weights.headers import Tensor
+from weights.formats.detect import FORMATS, Match
+from weights.formats.headers import Tensor
 
 DTYPES = {
     "F32": torch.float32,
