@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipelines.batches import COUNTS
+from pipelines.optimize.batching import COUNTS
 
 if TYPE_CHECKING:
     from bench.engine import Bench

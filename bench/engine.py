@@ -25,15 +25,15 @@ from rich.table import Table
 from bench.batches import REPEATS, measure_batches
 from bench.geometry import MODELS, Model, own_copy, step_flops
 from pipelines.acceleration import PRESETS
-from pipelines.engine import EngineInfo
-from pipelines.flux import FluxEngine
-from pipelines.levers import chosen
-from pipelines.load import choose_device, choose_dtype
-from pipelines.pace import Pace
-from pipelines.pulling import pull
+from pipelines.engine.base import EngineInfo
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.sample import Sample
+from pipelines.loading.build import choose_device, choose_dtype
+from pipelines.optimize.apply import pull
+from pipelines.optimize.optimizations import chosen
 from pipelines.request import GenerationParams, ImageRequest
-from pipelines.sample import Sample
-from pipelines.scheduler import Turns
+from pipelines.workers.cost_model import Pace
+from pipelines.workers.run_queue import Turns
 
 SIZES = "512x512,1440x512,1024x768,1024x1024,1536x1536"
 PROMPT = "a red apple on a wooden table, morning light"

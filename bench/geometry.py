@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from pipelines.resident import twin
+from pipelines.engine.modulation import twin
 from weights import tiny
 
 TRANSFORMER = {"guidance_embeds": True}  # the class's defaults are FLUX.1 [dev]'s, but for this

@@ -23,11 +23,11 @@ from rich.table import Table
 from bench.engine import SIZES, Bench, Figures, ask
 from bench.geometry import MODELS, Model, own_copy, step_flops
 from pipelines.acceleration import PRESETS
-from pipelines.engine import EngineInfo
-from pipelines.flux import FluxEngine
-from pipelines.levers import LEVERS
-from pipelines.load import choose_device, choose_dtype
-from pipelines.pulling import LeverFailed, pull
+from pipelines.engine.base import EngineInfo
+from pipelines.engine.flux import FluxEngine
+from pipelines.loading.build import choose_device, choose_dtype
+from pipelines.optimize.apply import LeverFailed, pull
+from pipelines.optimize.optimizations import LEVERS
 from pipelines.request import ImageRequest
 
 STOCK, COMPILED = "FluxPipeline eager", "FluxPipeline compiled"

@@ -15,10 +15,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.engine import EngineConfig
-from pipelines.flux import FluxEngine
+from pipelines.engine.base import EngineConfig
+from pipelines.engine.flux import FluxEngine
 from pipelines.job import PreviewPlan
-from pipelines.load import load_one
+from pipelines.loading.build import load_one
 from pipelines.request import GenerationParams, ImageRequest
 from server.encoding import encode
 from server.run import BLURRED, SHARP

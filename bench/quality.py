@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.acceleration import PRESETS
-from pipelines.engine import EngineConfig
-from pipelines.flux import FluxEngine
-from pipelines.load import load_one
+from pipelines.engine.base import EngineConfig
+from pipelines.engine.flux import FluxEngine
+from pipelines.loading.build import load_one
 from pipelines.request import GenerationParams
 
 PROMPTS = (

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.checkers import load
+from pipelines.safety.checkers import load
 
 SHOWN = 10  # of the highest scores
 THRESHOLDS = (0.1, 0.2, 0.5, 0.8, 0.85)

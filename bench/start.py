@@ -28,8 +28,8 @@ from rich.table import Table
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from bench.geometry import CLIP, CLIP_TOKENS, T5, TEXT_TOKENS, TRANSFORMER, VAE
-from pipelines.engine import EngineConfig, Report
-from pipelines.load import choose_dtype, load_one
+from pipelines.engine.base import EngineConfig, Report
+from pipelines.loading.build import choose_dtype, load_one
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, locate
 from weights.load import load_pipeline

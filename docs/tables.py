@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from pipelines.acceleration import PRESETS
-from pipelines.levers import LEVERS
+from pipelines.optimize.optimizations import LEVERS
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.errors import TABLE
 from server.settings import UNITS, Settings

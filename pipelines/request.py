@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from pipelines.acceleration import PRESETS
-from pipelines.kinds import Choice, Flag, ImageSize, Kind, Link, Number, Size, Text, Whole
+from pipelines.fields import Choice, Flag, ImageSize, Kind, Link, Number, Size, Text, Whole
 from weights.checkpoints import CHECKPOINTS
 
 MAX_SEED = 2**63 - 1

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Match
 
-from pipelines.pool import WorkerPool
-from pipelines.safety import Guard
+from pipelines.safety.guard import Guard
+from pipelines.workers.pool import WorkerPool
 from server import job_routes
 from server.auth import KeyRing
 from server.edge import Edge

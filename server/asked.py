@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
-from pipelines.kinds import Size
+from pipelines.fields import Size
 from pipelines.request import ImageRequest
 from server.body import wrong
 from server.inputs import UnusableImage

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
-from pipelines.placement import DoesNotFit, cards, holders, host_memory, place, placement_of
+from pipelines.loading.placement import DoesNotFit, cards, holders, host_memory, place, placement_of
 from server.auth import KeyRing
 from server.cli import parse
 from server.serve import listen

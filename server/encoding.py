@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.safety import InspectedResult
+from pipelines.safety.guard import InspectedResult
 from server.provenance import WITHHELD, mark, parameters_of
 from server.settings import EngineSettings
 

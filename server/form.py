@@ -12,7 +12,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from pipelines.kinds import Flag, Issue, Number, Whole
+from pipelines.fields import Flag, Issue, Number, Whole
 from server.asked import KEPT_APART
 from server.body import chunks_of, receiving, wrong
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull

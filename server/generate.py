@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pipelines.errors import PipelineError, SafetyUnavailable
 from pipelines.job import Job, Preview, PreviewPlan
-from pipelines.pool import WorkerPool
 from pipelines.request import ImageResult
-from pipelines.safety import InspectedResult
+from pipelines.safety.guard import InspectedResult
+from pipelines.workers.pool import WorkerPool
 from server.banner import stand_in
 from server.cli import parse, told
 from server.inputs import Sources, UnusableImage

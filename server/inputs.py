@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipelines.kinds import Size
+from pipelines.fields import Size
 from pipelines.request import IMAGE_SIZE
 from server.fetch import Unfetchable, fetch
 

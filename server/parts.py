@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from pipelines.pool import WorkerPool
-from pipelines.prompts import PromptGuard
-from pipelines.safety import Guard
+from pipelines.safety.guard import Guard
+from pipelines.safety.prompts import PromptGuard
+from pipelines.workers.pool import WorkerPool
 from server.auth import KeyRing
 from server.inputs import Sources
 from server.origin import Origins

@@ -10,7 +10,7 @@ import structlog
 from pipelines.errors import PromptRefused, SafetyUnavailable
 from pipelines.job import Event, EventChannel, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
-from pipelines.safety import InspectedResult
+from pipelines.safety.guard import InspectedResult
 from server.asked import Asked
 from server.encoding import EncodedImage, encode_one
 from server.parts import Server

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from pipelines.kinds import Issue
+from pipelines.fields import Issue
 from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams, narrowed
-from pipelines.safety import InspectedResult
+from pipelines.safety.guard import InspectedResult
 from server.errors import InvalidRequest
 from server.settings import Settings
 from server.spellings import IMAGE_TO_IMAGE, kind_of, params_of

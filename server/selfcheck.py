@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import Field
 from rich.console import Console
 
-from pipelines.engine import EngineConfig
-from pipelines.kept import LEVERS, NAME, Kept
-from pipelines.pool import WorkerPool
-from pipelines.selfcheck import SECTION
+from pipelines.engine.base import EngineConfig
+from pipelines.loading.golden import SECTION
+from pipelines.optimize.tuning_cache import LEVERS, NAME, Kept
+from pipelines.workers.pool import WorkerPool
 from server.cli import parse
 from server.settings import EngineSettings
 

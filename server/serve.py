@@ -13,7 +13,7 @@ import uvicorn
 from rich.console import Console
 
 from pipelines.errors import SafetyUnavailable
-from pipelines.pool import WorkerPool
+from pipelines.workers.pool import WorkerPool
 from server import banner, logs
 from server.app import create_app
 from server.auth import new_key

@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from pipelines import kept
-from pipelines.checkers import spelled
-from pipelines.engine import EngineConfig
-from pipelines.levers import LEVERS, known
-from pipelines.prompts import PromptGuard, make_prompt_guard
+from pipelines.engine.base import EngineConfig
+from pipelines.optimize import tuning_cache as kept
+from pipelines.optimize.optimizations import LEVERS, known
 from pipelines.request import IMAGE_SIZE
-from pipelines.safety import Guard, make_guard
+from pipelines.safety.checkers import spelled
+from pipelines.safety.guard import Guard, make_guard
+from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 from server.signing import FileSigner, signer_of
 from weights.checkpoints import CHECKPOINTS, choose
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.kinds import Invalid, Kind
+from pipelines.fields import Invalid, Kind
 from pipelines.request import Drawing, GenerationParams, ImageToImageParams, narrowed
 from weights.checkpoints import SERVED_AS
 

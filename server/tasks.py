@@ -14,7 +14,7 @@ from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import CliPositionalArg
 
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams, narrowed
-from pipelines.safety import InspectedResult
+from pipelines.safety.guard import InspectedResult
 from server.encoding import encode_one
 from server.inputs import Sources, UnusableImage
 from server.schema import issues_of

@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from pipelines.engine import EngineConfig, EngineInfo
+from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job, Preview, PreviewPlan
-from pipelines.opennsfw import canaries
-from pipelines.pool import PoolStatus, WorkerPool
 from pipelines.request import ImageRequest, ImageResult, Timings
-from pipelines.safety import Guard
+from pipelines.safety.guard import Guard
+from pipelines.safety.open_nsfw import canaries
+from pipelines.workers.pool import PoolStatus, WorkerPool
 from server.app import create_app
 from server.encoding import encode
 from server.settings import Settings

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.engine import EngineConfig, EngineInfo, Pixels, Report, StartAgain, Thumbnail
+from pipelines.engine.base import EngineConfig, EngineInfo, Pixels, Report, StartAgain, Thumbnail
 from pipelines.errors import OutOfMemory
 from pipelines.request import ImageRequest
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from test_engine import DTYPES, ask, draw, tiny_engine
 
 from pipelines.acceleration import PRESETS
-from pipelines.flux import FluxEngine
-from pipelines.residual import Residuals, forward
-from pipelines.sample import Sample
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.forward import Residuals, forward
+from pipelines.engine.sample import Sample
 
 STEPS = st.integers(1, 200)
 SPARSE = [name for name in PRESETS if name != "none"]

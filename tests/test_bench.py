@@ -11,9 +11,9 @@ from bench.geometry import MODELS, step_flops
 from bench.levers import contenders
 from bench.quality import psnr, ssim
 from pipelines.acceleration import PRESETS
-from pipelines.kinds import Size
-from pipelines.levers import LEVERS
-from pipelines.opennsfw import canaries
+from pipelines.fields import Size
+from pipelines.optimize.optimizations import LEVERS
+from pipelines.safety.open_nsfw import canaries
 from server.bench import main
 
 
@@ -54,7 +54,7 @@ def test_bench_levers_measures_each_alone_and_goes_on_where_it_was_stopped(
     small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--sizes", "512x512", "--steps", "9"]
     command = ["levers", *small, "--repeats", "1", "--compiler", "eager", "--json", str(file)]
     monkeypatch.setattr("bench.levers.contenders", lambda: FEW)
-    monkeypatch.setattr("pipelines.compiling.SIZES", (Size(512, 512),))
+    monkeypatch.setattr("pipelines.optimize.compile.SIZES", (Size(512, 512),))
     assert main(command) == 0
     figures = json.loads(file.read_text())
     rows = {row["name"]: row for row in figures["rows"]}

@@ -25,11 +25,11 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from pipelines import classifiers
-from pipelines.classifiers import Classifier, CompVis
 from pipelines.errors import SafetyUnavailable
-from pipelines.opennsfw import canaries
-from pipelines.safety import make_guard
+from pipelines.safety import classifiers
+from pipelines.safety.classifiers import Classifier, CompVis
+from pipelines.safety.guard import make_guard
+from pipelines.safety.open_nsfw import canaries
 from server.settings import Settings
 
 SIDE = 32

@@ -8,8 +8,8 @@ import pytest
 import torch
 from httpx import ASGITransport, AsyncClient
 
-from pipelines.flux import FluxEngine
-from pipelines.load import describe
+from pipelines.engine.flux import FluxEngine
+from pipelines.loading.build import describe
 from pipelines.request import GenerationParams, narrowed
 from server.app import create_app
 from server.errors import InvalidRequest

@@ -31,10 +31,10 @@ from starlette.types import Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from pipelines import errors
-from pipelines.engine import EngineInfo
+from pipelines.engine.base import EngineInfo
 from pipelines.job import Job
-from pipelines.pool import WorkerPool
 from pipelines.request import ImageRequest
+from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.settings import Settings
 

@@ -25,11 +25,11 @@ from conftest import LiveServer, running
 from PIL import Image
 from structlog.testing import capture_logs
 
-from pipelines.engine import EngineInfo
+from pipelines.engine.base import EngineInfo
 from pipelines.errors import QueueFull
 from pipelines.job import Job
-from pipelines.pool import WorkerPool
 from pipelines.request import ImageRequest
+from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.settings import Settings
 

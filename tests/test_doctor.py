@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import placement
-from pipelines.placement import Card, Holder
+from pipelines.loading import placement
+from pipelines.loading.placement import Card, Holder
 from server import doctor
 from weights import tiny
 

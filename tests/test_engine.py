@@ -10,10 +10,10 @@ from diffusers import FluxImg2ImgPipeline
 from PIL import Image
 
 from pipelines.acceleration import PRESETS
+from pipelines.engine.flux import FluxEngine
 from pipelines.errors import NonFinitePixels
-from pipelines.fingerprint import digest, fingerprint
-from pipelines.flux import FluxEngine
-from pipelines.load import describe
+from pipelines.loading.build import describe
+from pipelines.loading.fingerprint import digest, fingerprint
 from pipelines.request import GenerationParams, ImageRequest, Source
 from weights import tiny
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from test_engine import ask, draw
 from written_formats import TINY, WRITTEN, Tensors, original
 
-from pipelines.engine import EngineConfig
-from pipelines.flux import FluxEngine
-from pipelines.load import load_engine
+from pipelines.engine.base import EngineConfig
+from pipelines.engine.flux import FluxEngine
+from pipelines.loading.build import load_engine
 from server.settings import EngineSettings
 from weights import tiny
 from weights.errors import WrongWeights

@@ -29,10 +29,10 @@ from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinish
 from schemathesis.specs.openapi.checks import AcceptedNegativeData, RejectedPositiveData
 from structlog.testing import capture_logs
 
-from pipelines.engine import EngineInfo
+from pipelines.engine.base import EngineInfo
 from pipelines.job import Job
-from pipelines.pool import WorkerPool
 from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
+from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.errors import TABLE
 from server.schema import ErrorReply

@@ -9,17 +9,17 @@ import torch
 from test_engine import DTYPES, ask, draw, tiny_engine
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines import compiling
 from pipelines.acceleration import PRESETS
-from pipelines.compiling import COMPILED
-from pipelines.engine import EngineConfig, StartAgain
-from pipelines.flux import FluxEngine
-from pipelines.kept import Kept
-from pipelines.kinds import Size
-from pipelines.levers import ACCURACIES, FLOAT8, LEVERS, ROUNDINGS, chosen, known
-from pipelines.load import make_fast
-from pipelines.pulling import LeverFailed, pull
-from pipelines.sample import Sample
+from pipelines.engine.base import EngineConfig, StartAgain
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.sample import Sample
+from pipelines.fields import Size
+from pipelines.loading.build import make_fast
+from pipelines.optimize import compile as compiling
+from pipelines.optimize.apply import LeverFailed, pull
+from pipelines.optimize.compile import COMPILED
+from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, LEVERS, ROUNDINGS, chosen, known
+from pipelines.optimize.tuning_cache import Kept
 from server.selfcheck import renew
 from server.settings import Settings
 
@@ -264,7 +264,9 @@ def made_fast(
     engine = tiny_engine(torch.float32)
     engine.compiler = compiler or Counting()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.load.chosen", lambda names, _: [name for name in LEVERS if name in (*names, *default)])
+        patch.setattr(
+            "pipelines.loading.build.chosen", lambda names, _: [name for name in LEVERS if name in (*names, *default)]
+        )
         make_fast(engine, "cpu", EngineConfig(levers=names), Kept(tmp_path / "engine.json"), lambda *_: None)
     return engine
 
@@ -282,7 +284,7 @@ def test_the_fingerprint_tells_inexact_levers_apart_and_exact_ones_not(tmp_path:
 
 def test_the_attention_that_was_chosen_stays_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for answer in ("_native_math", "native"):
-        monkeypatch.setattr("pipelines.attention.fastest", lambda _, answer=answer: answer)
+        monkeypatch.setattr("pipelines.optimize.attention.fastest", lambda _, answer=answer: answer)
         assert made_fast(tmp_path, "attention").info.levers == "attention (_native_math)"
 
 
@@ -298,7 +300,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: object, default: list[str], works: str
 ) -> None:
     """As on a GPU machine without a C compiler: the first start, and the next, which does not try again."""
-    monkeypatch.setattr("pipelines.attention.fastest", lambda _: "native")
+    monkeypatch.setattr("pipelines.optimize.attention.fastest", lambda _: "native")
     request = ask(512, 512, 2, seed=4)
     first = made_fast(tmp_path, "default", default=default, compiler=compiler)
     assert first.info.levers.startswith(f"{works}; without compile")
@@ -333,7 +335,7 @@ def test_a_lever_that_breaks_the_device_is_kept_and_a_new_process_goes_on_withou
     def broken(_: object) -> str:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("pipelines.attention.fastest", broken)
+    monkeypatch.setattr("pipelines.optimize.attention.fastest", broken)
     with pytest.raises(StartAgain, match="attention broke the device: AcceleratorError: CUDA error"):
         made_fast(tmp_path, "default", default=["texts", "attention"])
     engine = made_fast(tmp_path, "default", default=["texts", "attention"])

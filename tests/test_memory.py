@@ -10,12 +10,12 @@ from test_engine import ask, tiny_engine
 from test_same_bytes import Work, draw
 
 from bench.quality import psnr
-from pipelines.batches import COUNTS
-from pipelines.engine import EngineConfig
-from pipelines.flux import TILED, FluxEngine
-from pipelines.kinds import Size
-from pipelines.load import load_engine
-from pipelines.tiles import SIDE
+from pipelines.engine.base import EngineConfig
+from pipelines.engine.flux import TILED, FluxEngine
+from pipelines.engine.vae_tiling import SIDE
+from pipelines.fields import Size
+from pipelines.loading.build import load_engine
+from pipelines.optimize.batching import COUNTS
 
 SMALL, LARGE = ask(512, 1024, 2, seed=3), ask(544, 1024, 2, seed=3)  # just below and above half a megapixel
 

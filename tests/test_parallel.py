@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_engine import ask, draw, tiny_engine
 
-from pipelines.engine import EngineConfig, Report
-from pipelines.parallel import Meet, NotTogether, check, load_group
-from pipelines.placement import placement_of
-from pipelines.pool import WorkerPool
+from pipelines.engine.base import EngineConfig, Report
+from pipelines.loading.context_parallel import Meet, NotTogether, check, load_group
+from pipelines.loading.placement import placement_of
+from pipelines.workers.pool import WorkerPool
 from server.settings import EngineSettings
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS

@@ -17,15 +17,15 @@ from test_engine import ask, draw
 from test_formats import weights_of
 from test_process import LIMIT, within
 
-import pipelines.load
-import pipelines.offload
+import pipelines.loading.build
+import pipelines.loading.offload
 from bench.geometry import MODELS
 from bench.quality import psnr
-from pipelines import placement
-from pipelines.engine import EngineConfig
-from pipelines.flux import FluxEngine
-from pipelines.load import load_engine
-from pipelines.placement import (
+from pipelines.engine.base import EngineConfig
+from pipelines.engine.flux import FluxEngine
+from pipelines.loading import placement
+from pipelines.loading.build import load_engine
+from pipelines.loading.placement import (
     BYTES,
     GIB,
     PLACEMENTS,

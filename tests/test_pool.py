@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.engine import EngineConfig
+from pipelines.engine.base import EngineConfig
 from pipelines.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -23,9 +23,9 @@ from pipelines.errors import (
     WorkerCrashed,
 )
 from pipelines.job import EVENTS_KEPT, Job, Preview, PreviewPlan, Progress
-from pipelines.keeper import see_only
-from pipelines.pool import WorkerPool
 from pipelines.request import GenerationParams, ImageRequest
+from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import see_only
 
 LIMIT = 30.0  # seconds; nothing here takes one on an idle machine
 SLOW = 10_000  # steps that nobody waits for: 50 ms each

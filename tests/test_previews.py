@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
-from pipelines.engine import EngineInfo, Thumbnail
-from pipelines.flux import FluxEngine
-from pipelines.previews import draw_preview
+from pipelines.engine.base import EngineInfo, Thumbnail
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.preview import draw_preview
 from pipelines.request import GenerationParams, ImageRequest
 from weights import tiny
 from weights.latent_rgb import FLUX, PreviewMap

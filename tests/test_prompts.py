@@ -7,11 +7,11 @@ import pytest
 from canaries import Canaries, post
 from conftest import LiveServer
 
-from pipelines import prompts
 from pipelines.errors import PromptRefused, SafetyUnavailable
 from pipelines.job import Job
-from pipelines.prompts import PromptGuard, make_prompt_guard
 from pipelines.request import ImageRequest
+from pipelines.safety import prompts
+from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 
 LIST = """\
 # the operator's words

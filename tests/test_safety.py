@@ -16,12 +16,12 @@ from canaries import SLOTS, decode, pictures_below, post
 from PIL import Image
 from rich.console import Console
 
-from pipelines import opennsfw
-from pipelines.checkers import SafetyChecker
 from pipelines.errors import SafetyUnavailable
-from pipelines.opennsfw import OpenNsfw, Weights, canaries, canary, embedded
 from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
-from pipelines.safety import Guard, InspectedResult, make_guard
+from pipelines.safety import open_nsfw as opennsfw
+from pipelines.safety.checkers import SafetyChecker
+from pipelines.safety.guard import Guard, InspectedResult, make_guard
+from pipelines.safety.open_nsfw import OpenNsfw, Weights, canaries, canary, embedded
 from server.app import create_app
 from server.banner import show_start
 from server.settings import Settings

@@ -14,12 +14,12 @@ from test_engine import ask, tiny_engine
 from test_shift import Told
 
 from pipelines.acceleration import PRESETS
-from pipelines.batches import COUNTS
-from pipelines.flux import FluxEngine
-from pipelines.kinds import Size
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.sample import Sample
+from pipelines.fields import Size
+from pipelines.optimize.batching import COUNTS
 from pipelines.request import ImageRequest
-from pipelines.sample import Sample
-from pipelines.shift import Shift
+from pipelines.workers.step_loop import Shift
 
 WATCHED = ask(steps=9, seed=77, acceleration="high", prompt="a lighthouse", guidance_scale=3.5)
 SIZES = [(512, 512), (512, 512), (512, 544), (576, 512)]

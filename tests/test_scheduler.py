@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.pace import Pace
 from pipelines.request import ImageRequest
-from pipelines.scheduler import AGEING, Turns
+from pipelines.workers.cost_model import Pace
+from pipelines.workers.run_queue import AGEING, Turns
 
 COSTS = st.lists(st.integers(1, 200), min_size=1, max_size=16)
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from test_engine import DTYPES, ask, tiny_engine
 
-from pipelines.batches import COUNTS, exact_batches
-from pipelines.engine import EngineConfig
+from pipelines.engine.base import EngineConfig
+from pipelines.engine.flux import FluxEngine
 from pipelines.errors import OutOfMemory
-from pipelines.flux import FluxEngine
-from pipelines.kept import Kept
-from pipelines.kinds import Size
-from pipelines.load import load_engine
-from pipelines.selfcheck import SelfCheckFailed, check_itself
+from pipelines.fields import Size
+from pipelines.loading.build import load_engine
+from pipelines.loading.golden import SelfCheckFailed, check_itself
+from pipelines.optimize.batching import COUNTS, exact_batches
+from pipelines.optimize.tuning_cache import Kept
 from server.selfcheck import main
 
 SQUARE = Size(512, 512)
@@ -56,7 +56,7 @@ def test_another_attention_backend_is_found_out(tmp_path: Path) -> None:
 def test_a_fault_in_skipped_steps_alone_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept(tmp_path / "engine.json")
     check_itself(tiny_engine(torch.float32), kept)
-    monkeypatch.setattr("pipelines.residual.Residuals.at", lambda self, time: self.tensors()[-1])
+    monkeypatch.setattr("pipelines.engine.forward.Residuals.at", lambda self, time: self.tensors()[-1])
     with pytest.raises(SelfCheckFailed, match="the self-check's accelerated pictures differ"):
         check_itself(tiny_engine(torch.float32), kept)
 
@@ -70,7 +70,7 @@ def test_loading_checks_and_names_what_it_chose(tmp_path: Path, monkeypatch: pyt
 
     first = load()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.load.exact_batches", lambda engine, size: pytest.fail("tried again"))
+        patch.setattr("pipelines.loading.build.exact_batches", lambda engine, size: pytest.fail("tried again"))
         assert load().info == first.info
         assert load().batches == first.batches
     others = {load(sizes=()).info.fingerprint, load("float32").info.fingerprint}

@@ -9,7 +9,7 @@ from scripted_engine import ScriptedEngine
 
 from pipelines.job import PreviewPlan
 from pipelines.request import ImageRequest
-from pipelines.shift import DEVICE_LOST, Shift
+from pipelines.workers.step_loop import DEVICE_LOST, Shift
 
 SIZES = [(512, 512), (544, 512)]
 

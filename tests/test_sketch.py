@@ -17,10 +17,10 @@ from bench.quality import psnr
 from bench.sketch import card
 from bench.sketch import evaluate as sketch
 from bench.sketch.recipe.reader import Reader, Reading
-from pipelines.engine import EngineConfig
-from pipelines.fitting import Fitted, fit, framed, shrunk
-from pipelines.kinds import Size
-from pipelines.load import load_engine
+from pipelines.engine.base import EngineConfig
+from pipelines.engine.canvas import Fitted, fit, framed, shrunk
+from pipelines.fields import Size
+from pipelines.loading.build import load_engine
 from pipelines.request import GenerationParams
 
 CANVAS = Size(512, 512)

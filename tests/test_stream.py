@@ -20,8 +20,8 @@ from conftest import PROMPT, START_LIMIT, LiveServer, free_port
 from test_clients import open_image
 from test_clients_node import ask, clients, node
 
-from pipelines.engine import EngineConfig
-from pipelines.pool import WorkerPool
+from pipelines.engine.base import EngineConfig
+from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.run import Run
 from server.settings import Settings

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from canaries import decode, found_in, kept_in, talking, traces_of
 
-from pipelines.checkers import SafetyChecker
-from pipelines.opennsfw import canaries, embedded
-from pipelines.safety import ACTIONS, POLICIES, Guard, blur
+from pipelines.safety.checkers import SafetyChecker
+from pipelines.safety.guard import ACTIONS, POLICIES, Guard, blur
+from pipelines.safety.open_nsfw import canaries, embedded
 
 SLOTS = (False, True)
 PATH = "/v1/images/generations"

@@ -30,11 +30,11 @@ from bench.sketch.prompts import FREE, SEED, UNKNOWN, Ask, asked, is_right, name
 from bench.sketch.recipe.concepts import CONCEPTS
 from bench.sketch.recipe.data import Scene, Thing, make_scene, render
 from bench.sketch.recipe.reader import Reader
-from pipelines.engine import EngineConfig
-from pipelines.fitting import shrunk
-from pipelines.flux import FluxEngine
-from pipelines.kinds import Size
-from pipelines.load import load_one
+from pipelines.engine.base import EngineConfig
+from pipelines.engine.canvas import shrunk
+from pipelines.engine.flux import FluxEngine
+from pipelines.fields import Size
+from pipelines.loading.build import load_one
 from pipelines.request import GenerationParams
 
 CANVAS = (512, 512)

@@ -7,11 +7,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from pipelines.acceleration import Mask
-from pipelines.fitting import Fitted
-from pipelines.kinds import Size
+from pipelines.engine.canvas import Fitted
+from pipelines.engine.forward import Residuals
+from pipelines.engine.modulation import Resident
+from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from pipelines.resident import Resident
-from pipelines.residual import Residuals
 
 
 @dataclass(frozen=True, slots=True)

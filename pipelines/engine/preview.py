@@ -6,7 +6,7 @@ Imports torch: only an engine calls it.
 import torch
 from torch.nn.functional import interpolate
 
-from pipelines.engine import Thumbnail
+from pipelines.engine.base import Thumbnail
 from pipelines.request import ImageRequest
 from weights.latent_rgb import PreviewMap
 

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from pipelines.errors import SafetyUnavailable
-from pipelines.opennsfw import canaries
+from pipelines.safety.open_nsfw import canaries
 
 UNSAFE = frozenset({"nsfw", "unsafe", "porn", "hentai", "explicit", "sexual", "nude", "lewd"})  # labels, in lower case
 LOCAL = {"local_files_only": True, "trust_remote_code": False}

@@ -1,7 +1,7 @@
 """Whether a finished image may be shown. Fails closed: what could not be checked is not shown.
 
 A checker gives one score, from 0 to 1, for one picture; the guard holds the operator's policy and action around it.
-The checkers are in `pipelines.checkers`.
+The checkers are in `pipelines.safety.checkers`.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image, ImageFilter
 
-from pipelines.checkers import SafetyChecker, load
 from pipelines.errors import ContentWithheld, SafetyUnavailable
 from pipelines.request import ImageResult
+from pipelines.safety.checkers import SafetyChecker, load
 
 POLICIES = ("client", "always", "never")
 BLUR = 12  # the shorter side over this is the radius: no outline survives

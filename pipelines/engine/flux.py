@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.engine.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from pipelines.acceleration import PRESETS
-from pipelines.engine import EngineInfo, Pixels, Thumbnail
+from pipelines.engine.base import EngineInfo, Pixels, Thumbnail
+from pipelines.engine.canvas import Fitted, Range, fit, framed, inside
+from pipelines.engine.forward import forward
+from pipelines.engine.img2img import noised
+from pipelines.engine.lru import Recent
+from pipelines.engine.modulation import Resident
+from pipelines.engine.preview import draw_preview
+from pipelines.engine.sample import Sample, Text, rows
+from pipelines.engine.vae_tiling import tiles
 from pipelines.errors import NonFinitePixels
-from pipelines.fitting import Fitted, Range, fit, framed, inside
-from pipelines.image_to_image import noised
-from pipelines.kinds import Size
-from pipelines.previews import draw_preview
-from pipelines.recent import Recent
+from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from pipelines.resident import Resident
-from pipelines.residual import forward
-from pipelines.sample import Sample, Text, rows
-from pipelines.tiles import tiles
 from weights.latent_rgb import PreviewMap
 
 UNGUIDED = "guidance_scale: this model has no guidance; ignored"

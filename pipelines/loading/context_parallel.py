@@ -25,11 +25,11 @@ import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 
-from pipelines.engine import Engine, EngineConfig, Pixels, Report, Thumbnail
-from pipelines.placement import Placement
+from pipelines.engine.base import Engine, EngineConfig, Pixels, Report, Thumbnail
+from pipelines.loading.placement import Placement
 from pipelines.request import ImageRequest
-from pipelines.shift import DEVICE_LOST
-from pipelines.worker import die_with_parent
+from pipelines.workers.step_loop import DEVICE_LOST
+from pipelines.workers.worker import die_with_parent
 
 Meet = Callable[[Any, int, Placement], None]  # called with the loaded transformer, its text tokens and the placement
 Loader = Callable[[EngineConfig, Report, Meet], Engine[Any]]

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
-from pipelines.child import Child
-from pipelines.engine import EngineConfig, EngineInfo
-from pipelines.frames import Frame
+from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job
-from pipelines.pace import Pace
+from pipelines.workers.cost_model import Pace
+from pipelines.workers.process import Child
+from pipelines.workers.protocol import Frame
 
 MAX_BACKOFF = 30.0  # seconds between restarts of a worker that will not come up
 VISIBLE = "CUDA_VISIBLE_DEVICES"

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
-from pipelines.engine import Engine
+from pipelines.engine.base import Engine
 from pipelines.errors import GenerationFailed
 from pipelines.job import PreviewPlan
-from pipelines.pace import Pace
 from pipelines.request import ImageRequest
-from pipelines.scheduler import Turns
+from pipelines.workers.cost_model import Pace
+from pipelines.workers.run_queue import Turns
 
 DEVICE_LOST = 70  # exit code EX_SOFTWARE of sysexits.h
 

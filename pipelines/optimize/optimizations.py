@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipelines.flux import FluxEngine
+    from pipelines.engine.flux import FluxEngine
 
 REMEMBERED = 64  # prompts (4 MiB each at FLUX.1's size) and sizes (4 MiB at 1024x1024)
 ROUNDINGS = 16
@@ -45,7 +45,7 @@ def remember_rotaries(engine: "FluxEngine") -> str:
 
 
 def take_float8(engine: "FluxEngine") -> str:
-    from pipelines.float8 import second_resident
+    from pipelines.optimize.fp8 import second_resident
 
     return second_resident(engine)
 
@@ -55,7 +55,7 @@ def leave_float8(engine: "FluxEngine") -> None:
 
 
 def modulate_at_once(engine: "FluxEngine") -> str:
-    from pipelines.resident import Modulation
+    from pipelines.engine.modulation import Modulation
 
     for resident in engine.distinct_residents():
         resident.modulation = Modulation(resident.transformer)
@@ -70,7 +70,7 @@ def modulate_by_step(engine: "FluxEngine") -> None:
 
 
 def choose_attention(engine: "FluxEngine") -> str:
-    from pipelines.attention import fastest
+    from pipelines.optimize.attention import fastest
 
     name = engine.once("attention", lambda: fastest(engine.pipeline.transformer))
     attend(engine, name)
@@ -96,25 +96,25 @@ def lay_out_vae_plainly(engine: "FluxEngine") -> None:
 
 
 def compile_blocks(engine: "FluxEngine") -> str:
-    from pipelines.compiling import compile_transformers
+    from pipelines.optimize.compile import compile_transformers
 
     return compile_transformers(engine)
 
 
 def run_blocks(engine: "FluxEngine") -> None:
-    from pipelines.compiling import leave_transformers
+    from pipelines.optimize.compile import leave_transformers
 
     leave_transformers(engine)
 
 
 def compile_vae(engine: "FluxEngine") -> str:
-    from pipelines.compiling import compile_decoder
+    from pipelines.optimize.compile import compile_decoder
 
     return compile_decoder(engine)
 
 
 def run_vae(engine: "FluxEngine") -> None:
-    from pipelines.compiling import leave_decoder
+    from pipelines.optimize.compile import leave_decoder
 
     leave_decoder(engine)
 

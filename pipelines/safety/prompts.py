@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import regex
 
 from pipelines.errors import PromptRefused, SafetyUnavailable
-from pipelines.hook import PromptHook
+from pipelines.safety.moderation import PromptHook
 
 REGEX_SECONDS = 1.0  # a runaway expression must not hold a request longer
 INVISIBLE = {*"\u034f\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0", *map(chr, range(0xFE00, 0xFE10))}  # not all are Cf

@@ -16,9 +16,9 @@ import traceback
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.engine import Engine, EngineConfig, StartAgain
-from pipelines.frames import PREFIX, Frame
-from pipelines.shift import DEVICE_LOST, Shift
+from pipelines.engine.base import Engine, EngineConfig, StartAgain
+from pipelines.workers.protocol import PREFIX, Frame
+from pipelines.workers.step_loop import DEVICE_LOST, Shift
 
 LOAD_FAILED = 78  # exit code EX_CONFIG of sysexits.h
 PR_SET_PDEATHSIG = 1

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.engine import EngineConfig, EngineInfo
+from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.errors import (
     FAILURES,
     Cancelled,
@@ -26,11 +26,11 @@ from pipelines.errors import (
     QueueFull,
     WorkerCrashed,
 )
-from pipelines.frames import Frame
 from pipelines.job import Job, Preview, PreviewPlan, Progress
-from pipelines.keeper import Keeper, WorkerStatus
-from pipelines.pace import Pace
 from pipelines.request import ImageRequest, ImageResult, Timings
+from pipelines.workers.cost_model import Pace
+from pipelines.workers.protocol import Frame
+from pipelines.workers.supervisor import Keeper, WorkerStatus
 
 MAX_CRASHES = 2
 

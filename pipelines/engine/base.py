@@ -39,7 +39,7 @@ class EngineConfig:
     placement: str = "auto"
     levers: tuple[str, ...] = ("default",)
     compile_cache: str | None = None
-    factory: str = "pipelines.load:load_engine"
+    factory: str = "pipelines.loading.build:load_engine"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
-from pipelines.kinds import Size
+from pipelines.fields import Size
 from pipelines.request import ImageRequest
 
 Range = tuple[float, float]

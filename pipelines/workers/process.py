@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipelines.engine import EngineConfig, EngineInfo
-from pipelines.frames import PREFIX, Frame
+from pipelines.engine.base import EngineConfig, EngineInfo
+from pipelines.workers.protocol import PREFIX, Frame
 
 PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the event loop, not in hundreds
 
@@ -45,7 +45,7 @@ class Child:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork and exec of milliseconds, at start only
-                [sys.executable, "-m", "pipelines.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "pipelines.workers.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 process_group=0,

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipelines.compiling import COMPILED, warm_up
-from pipelines.engine import Report, StartAgain
-from pipelines.flux import FluxEngine
-from pipelines.kept import LEVERS as SECTION
-from pipelines.kept import Kept
-from pipelines.levers import LEVERS
+from pipelines.engine.base import Report, StartAgain
+from pipelines.engine.flux import FluxEngine
+from pipelines.optimize.compile import COMPILED, warm_up
+from pipelines.optimize.optimizations import LEVERS
+from pipelines.optimize.tuning_cache import LEVERS as SECTION
+from pipelines.optimize.tuning_cache import Kept
 from pipelines.request import ImageRequest
 
 WRONG = 0.25  # of the largest value: more than rounding ever moves a result, float8's included

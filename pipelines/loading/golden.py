@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.engine import Engine
-from pipelines.kept import Kept
+from pipelines.engine.base import Engine
+from pipelines.optimize.tuning_cache import Kept
 from pipelines.request import ImageRequest
 
 SECTION = "golden"

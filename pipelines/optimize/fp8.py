@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines.acceleration import PRESETS
-from pipelines.resident import Resident, twin
+from pipelines.engine.modulation import Resident, twin
 
 if TYPE_CHECKING:
-    from pipelines.flux import FluxEngine
+    from pipelines.engine.flux import FluxEngine
 
 PRECISION = "float8_e4m3fn"
 LEAST_CAPABILITY = (8, 9)  # of a CUDA device

@@ -9,20 +9,20 @@ import torch
 import transformers
 from diffusers import FluxPipeline
 
-from pipelines.batches import exact_batches
-from pipelines.compiling import COMPILED, freeze, keep_in
-from pipelines.engine import Engine, EngineConfig, EngineInfo, Report
-from pipelines.fingerprint import fingerprint, with_choices
-from pipelines.flux import FluxEngine
-from pipelines.kept import Kept
-from pipelines.kinds import Size
-from pipelines.levers import chosen, described, moving_bits
-from pipelines.offload import stream
-from pipelines.parallel import Meet, load_group, world
-from pipelines.placement import Card, Placement, holders, host_memory, place, placement_of
-from pipelines.pulling import Pulled, pull
-from pipelines.sample import Sample
-from pipelines.selfcheck import check_itself
+from pipelines.engine.base import Engine, EngineConfig, EngineInfo, Report
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.sample import Sample
+from pipelines.fields import Size
+from pipelines.loading.context_parallel import Meet, load_group, world
+from pipelines.loading.fingerprint import fingerprint, with_choices
+from pipelines.loading.golden import check_itself
+from pipelines.loading.offload import stream
+from pipelines.loading.placement import Card, Placement, holders, host_memory, place, placement_of
+from pipelines.optimize.apply import Pulled, pull
+from pipelines.optimize.batching import exact_batches
+from pipelines.optimize.compile import COMPILED, freeze, keep_in
+from pipelines.optimize.optimizations import chosen, described, moving_bits
+from pipelines.optimize.tuning_cache import Kept
 from weights.checkpoints import CHECKPOINTS, Checkpoint, locate
 from weights.load import load_pipeline
 

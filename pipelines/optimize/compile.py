@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipelines.batches import COUNTS
-from pipelines.engine import Report
-from pipelines.kinds import Size
+from pipelines.engine.base import Report
+from pipelines.fields import Size
+from pipelines.optimize.batching import COUNTS
 from pipelines.request import ImageRequest
 
 if TYPE_CHECKING:
-    from pipelines.flux import FluxEngine
+    from pipelines.engine.flux import FluxEngine
 
 GRAPHS = 64  # that one block class may have; torch gives up after 8, and two precisions with three batches need 12
 SIZES = (Size(512, 512), Size(1024, 768), Size(1440, 512), Size(1024, 1024))

@@ -10,8 +10,9 @@ from typing import NamedTuple, Protocol
 
 from PIL import Image
 
-from pipelines import classifiers, opennsfw
-from pipelines.hook import ImageHook
+from pipelines.safety import classifiers
+from pipelines.safety import open_nsfw as opennsfw
+from pipelines.safety.moderation import ImageHook
 
 
 class SafetyChecker(Protocol):

@@ -9,10 +9,10 @@ be exact is not batched. It only pays for small images (about 0.5 megapixels), s
 import torch
 
 from pipelines.acceleration import PRESETS
-from pipelines.flux import FluxEngine
-from pipelines.kinds import Size
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.sample import Sample
+from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from pipelines.sample import Sample
 
 COUNTS = (2, 4)
 STEPS = 28  # enough for the presets to differ
