@@ -20,9 +20,9 @@ from pipelines.engine.flux import FluxEngine
 from pipelines.job import PreviewPlan
 from pipelines.loading.build import load_one
 from pipelines.request import GenerationParams, ImageRequest
-from server.encoding import encode
-from server.run import BLURRED, SHARP
-from server.stream import PREVIEW_QUALITY
+from server.api.sse import PREVIEW_QUALITY
+from server.images.encoding import encode
+from server.jobs.generation import BLURRED, SHARP
 
 PREVIEWS = 3
 SIDES = {"blurred": BLURRED, "sharp": SHARP}

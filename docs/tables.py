@@ -11,9 +11,9 @@ from pydantic_core import PydanticUndefined
 from pipelines.acceleration import PRESETS
 from pipelines.optimize.optimizations import LEVERS
 from pipelines.request import GenerationParams, ImageToImageParams
+from server.aliases import kind_of
 from server.errors import TABLE
 from server.settings import UNITS, Settings
-from server.spellings import kind_of
 
 README = Path(__file__).parent.parent / "README.md"
 PARAMETERS = ("field", "expects", "default", "meaning")

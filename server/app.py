@@ -15,20 +15,20 @@ from starlette.routing import Match
 
 from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
-from server import job_routes
-from server.auth import KeyRing
-from server.edge import Edge
+from server.api import jobs as job_routes
+from server.api.images import router
+from server.api.middleware import Edge
+from server.api.openapi import SECURITY, bodies, form
 from server.errors import MethodNotAllowed, NotFound
-from server.inputs import Sources
-from server.jobs import Jobs
-from server.ledger import Ledger
-from server.openapi import SECURITY, bodies, form
-from server.origin import Origins
-from server.pages import router as pages
-from server.parts import Server
-from server.routes import router
+from server.images.source import Sources
+from server.images.store import LocalStore
+from server.jobs.service import Jobs
+from server.jobs.store import Ledger
+from server.playground.routes import router as pages
+from server.security.keys import KeyRing
+from server.security.origins import Origins
 from server.settings import Settings
-from server.store import LocalStore
+from server.state import Server
 from weights.checkpoints import SERVED_AS
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")

@@ -2,7 +2,7 @@
 
 `GenerationBody` is `GenerationParams` plus `model`, `ImageToImageBody` is `ImageToImageParams` plus `model`; they add
 no parameter of their own. OpenAI's and other spellings are
-translated before (`server.spellings`), so that native fields can be strict.
+translated before (`server.aliases`), so that native fields can be strict.
 """
 
 import time
@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pipelines.fields import Issue
 from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams, narrowed
 from pipelines.safety.guard import InspectedResult
+from server.aliases import IMAGE_TO_IMAGE, kind_of, params_of
 from server.errors import InvalidRequest
 from server.settings import Settings
-from server.spellings import IMAGE_TO_IMAGE, kind_of, params_of
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
 
 MAX_RECEIVED = 80

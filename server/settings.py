@@ -20,7 +20,7 @@ from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import spelled
 from pipelines.safety.guard import Guard, make_guard
 from pipelines.safety.prompts import PromptGuard, make_prompt_guard
-from server.signing import FileSigner, signer_of
+from server.images.signing import FileSigner, signer_of
 from weights.checkpoints import CHECKPOINTS, choose
 
 Names = Annotated[tuple[str, ...], NoDecode]

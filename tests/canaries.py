@@ -22,7 +22,7 @@ from pipelines.safety.guard import Guard
 from pipelines.safety.open_nsfw import canaries
 from pipelines.workers.pool import PoolStatus, WorkerPool
 from server.app import create_app
-from server.encoding import encode
+from server.images.encoding import encode
 from server.settings import Settings
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"

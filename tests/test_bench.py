@@ -14,7 +14,7 @@ from pipelines.acceleration import PRESETS
 from pipelines.fields import Size
 from pipelines.optimize.optimizations import LEVERS
 from pipelines.safety.open_nsfw import canaries
-from server.bench import main
+from server.cli.bench import main
 
 
 @pytest.mark.filterwarnings("ignore:.*progress")

@@ -11,11 +11,11 @@ from httpx import ASGITransport, AsyncClient
 from pipelines.engine.flux import FluxEngine
 from pipelines.loading.build import describe
 from pipelines.request import GenerationParams, narrowed
+from server.aliases import translate
 from server.app import create_app
 from server.errors import InvalidRequest
 from server.schema import read_body
 from server.settings import Settings
-from server.spellings import translate
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, choose, downloads, locate
 from weights.errors import MissingFiles

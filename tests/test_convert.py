@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_formats import engine_with, weights_of
 from written_formats import TINY, WRITTEN, Tensors, sparse_file
 
-from server.convert_cli import main as convert
+from server.cli.convert import main as convert
 from weights.formats.architecture import LINEARS, Geometry, shapes
 from weights.formats.inspection import inspect
 
@@ -112,7 +112,7 @@ def test_memory_is_bounded_by_the_largest_tensor_not_by_the_file(tmp_path: Path)
     geometry = Geometry(num_layers=1, num_single_layers=1)
     (source / "config.json").write_text(json.dumps(asdict(geometry)))
     sparse_file(source / "diffusion_pytorch_model.safetensors", shapes(geometry), "F32", 4)
-    command = f"import sys, server.convert_cli as c; sys.exit(c.main(['{source}', '{tmp_path / 'bf16'}']))"
+    command = f"import sys, server.cli.convert as c; sys.exit(c.main(['{source}', '{tmp_path / 'bf16'}']))"
     usage = (
         "import resource, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)"

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.loading import placement
 from pipelines.loading.placement import Card, Holder
-from server import doctor
+from server.cli import doctor
 from weights import tiny
 
 GIB = 2**30

@@ -21,7 +21,7 @@ from test_inputs import file_of
 from test_jobs import PREFER, ended
 from test_stream import Scripted
 
-from server.provenance import read_marks
+from server.images.metadata import read_marks
 
 __all__ = ["clients", "node"]  # fixtures
 

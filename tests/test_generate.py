@@ -12,7 +12,7 @@ import pytest
 from conftest import LiveServer
 from PIL import Image
 
-from server.terminal import shower
+from server.cli.terminal import shower
 
 SURROUNDINGS = {
     "PATH": "/usr/bin:/bin",

@@ -9,7 +9,7 @@ import pytest
 
 from docs.tables import README, render
 from pipelines.request import GenerationParams, ImageToImageParams
-from server.openapi import GENERATION
+from server.api.openapi import GENERATION
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("server", "pipelines", "weights")

@@ -23,8 +23,8 @@ from test_inputs import INWARD, Peer, canary, file_of, public
 from test_jobs import PREFER, ended, events_of
 from test_stream import Scripted
 
-from server import fetch
-from server.provenance import read_marks
+from server.images import fetch
+from server.images.metadata import read_marks
 from weights import tiny
 
 __all__ = ["canary", "public"]  # fixtures

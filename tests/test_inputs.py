@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from server import fetch, inputs
-from server.fetch import Unfetchable
-from server.inputs import UnusableImage
+from server.images import fetch
+from server.images import source as inputs
+from server.images.fetch import Unfetchable
+from server.images.source import UnusableImage
 
 INWARD = [
     "127.1", "0", "2130706433", "0x7f000001", "017700000001", "127.0.0.1", "localhost", "[::1]", "[::]", "0.0.0.0",
@@ -250,7 +251,7 @@ MEMORY = """
 import asyncio, io
 from pathlib import Path
 from PIL import Image
-from server.inputs import Sources
+from server.images.source import Sources
 import base64
 file = io.BytesIO()
 Image.new("RGBA", (5792, 5792), (9, 8, 7, 100)).save(file, "PNG", compress_level=1)

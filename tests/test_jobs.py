@@ -23,7 +23,7 @@ from conftest import PROMPT, START_LIMIT, LiveServer, running
 from PIL import Image
 from test_stream import Gate, Scripted
 
-from server.ledger import SUCCEEDED, Entry, Ledger
+from server.jobs.store import SUCCEEDED, Entry, Ledger
 from server.schema import JobPage, JobReply
 
 PATH = "/v1/images/generations"

@@ -20,7 +20,7 @@ from pipelines.optimize.apply import LeverFailed, pull
 from pipelines.optimize.compile import COMPILED
 from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, LEVERS, ROUNDINGS, chosen, known
 from pipelines.optimize.tuning_cache import Kept
-from server.selfcheck import renew
+from server.cli.selfcheck import renew
 from server.settings import Settings
 
 EXACT = [name for name, lever in LEVERS.items() if lever.accuracy == "exact"]

@@ -7,9 +7,9 @@ import pytest
 from conftest import LiveServer
 
 import server
-from server.openapi import EXAMPLES, REPLY
+from server.aliases import translate
+from server.api.openapi import EXAMPLES, REPLY
 from server.schema import GenerationReply, read_body
-from server.spellings import translate
 
 FOLDER = Path(server.__file__).parent / "playground"
 

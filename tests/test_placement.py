@@ -38,7 +38,7 @@ from pipelines.loading.placement import (
     host_memory,
     place,
 )
-from server.convert_cli import main as convert
+from server.cli.convert import main as convert
 from server.settings import EngineSettings
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, Sizes

@@ -14,7 +14,7 @@ from canaries import SLOTS, post
 from PIL import Image
 
 from server.__main__ import main as srpo
-from server.provenance import SOURCE_TYPE
+from server.images.metadata import SOURCE_TYPE
 
 FORMATS = ("jpeg", "png", "webp")
 PROMPT = 'a café, 猫: "two"\nlines \U0001f600'

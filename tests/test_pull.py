@@ -19,7 +19,8 @@ from loopback_hub import COMMIT, TOKEN, Hub, git_id, serving, sha256
 from test_offline import NAMESPACE, permitted
 
 import weights.hub.pull
-from server import pull_cli, weights_cli
+from server.cli import pull as pull_cli
+from server.cli import weights as weights_cli
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate
 from weights.hub import manifest
@@ -91,7 +92,7 @@ def pull(hub: Hub, models: Path, capsys: pytest.CaptureFixture[str]) -> Pull:
 IN_SMALL_CHUNKS = """
 import sys
 import huggingface_hub.constants
-from server.weights_cli import main
+from server.cli.weights import main
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1024  # it is 10 MiB, more than any file here
 sys.exit(main(sys.argv[1:]))
 """
@@ -262,7 +263,7 @@ def test_a_full_tmpfs_is_an_error_that_names_the_file(hub: Hub, models: Path, tm
     models.mkdir()
     full = (
         "import sys; import weights.hub.pull as p; p.check_room = lambda *_: None; "
-        "from server.weights_cli import main; sys.exit(main(sys.argv[1:]))"
+        "from server.cli.weights import main; sys.exit(main(sys.argv[1:]))"
     )
     pull_all(hub, tmp_path / "mirror")
     inside = [sys.executable, "-c", full, "pull", "flux/srpo", "--accept-license", "--offline"]

@@ -23,7 +23,7 @@ from pipelines.safety.checkers import SafetyChecker
 from pipelines.safety.guard import Guard, InspectedResult, make_guard
 from pipelines.safety.open_nsfw import OpenNsfw, Weights, canaries, canary, embedded
 from server.app import create_app
-from server.banner import show_start
+from server.cli.banner import show_start
 from server.settings import Settings
 
 

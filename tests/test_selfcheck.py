@@ -15,7 +15,7 @@ from pipelines.loading.build import load_engine
 from pipelines.loading.golden import SelfCheckFailed, check_itself
 from pipelines.optimize.batching import COUNTS, exact_batches
 from pipelines.optimize.tuning_cache import Kept
-from server.selfcheck import main
+from server.cli.selfcheck import main
 
 SQUARE = Size(512, 512)
 

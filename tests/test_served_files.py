@@ -10,7 +10,7 @@ import torch
 from conftest import START_LIMIT, LiveServer
 from written_formats import TINY, WRITTEN, Tensors
 
-from server import doctor
+from server.cli import doctor
 from weights import tiny
 from weights.formats.architecture import shapes
 

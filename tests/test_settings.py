@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.auth import KeyRing, new_key
 from server.errors import Unauthorized
+from server.security.keys import KeyRing, new_key
 from server.settings import Settings
 
 

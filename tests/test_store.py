@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from server.encoding import EncodedImage
 from server.errors import Gone, NotFound, StorageFull
-from server.store import LocalStore
+from server.images.encoding import EncodedImage
+from server.images.store import LocalStore
 
 BASE = "http://127.0.0.1:8000"
 

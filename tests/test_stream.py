@@ -23,7 +23,7 @@ from test_clients_node import ask, clients, node
 from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
-from server.run import Run
+from server.jobs.generation import Run
 from server.settings import Settings
 
 __all__ = ["clients", "node"]  # fixtures

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.fields import Size
 from pipelines.request import IMAGE_SIZE
-from server.fetch import Unfetchable, fetch
+from server.images.fetch import Unfetchable, fetch
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_DATA_URI = 10 * 2**20  # characters

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from server.cli import told
-from server.provenance import Marks, read_marks
-from server.signing import Signature, read_signature
+from server.cli.parsing import told
+from server.images.metadata import Marks, read_marks
+from server.images.signing import Signature, read_signature
 
 
 def main(arguments: list[str]) -> int:

@@ -5,11 +5,11 @@ from typing import Any, BinaryIO
 
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from server.body import wrong
-from server.inputs import UnusableImage
-from server.parts import Server
+from server.aliases import Spoken, kind_of
+from server.api.json_body import wrong
+from server.images.source import UnusableImage
 from server.schema import Body, GenerationBody, read_body
-from server.spellings import Spoken, kind_of
+from server.state import Server
 
 KEPT_APART = "data:,"  # as `image_url`: the picture lies beside the request
 

@@ -11,18 +11,18 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from server.asked import Asked
-from server.body import read_object
+from server.aliases import Spoken, translate
+from server.api.files import file_response
+from server.api.jobs import durable, wants_job
+from server.api.json_body import read_object
+from server.api.multipart import read_form, sha256_of
+from server.api.openapi import EDITS, GENERATION, MODELS
+from server.api.sse import EventStream, accepts_events, client_gone, narrate, unless_gone
 from server.errors import NotFound
-from server.files import file_response
-from server.form import read_form, sha256_of
-from server.job_routes import durable, wants_job
-from server.openapi import EDITS, GENERATION, MODELS
-from server.parts import Server, server_of
-from server.run import Run, admit, reply_headers, run_headers
+from server.jobs.asked import Asked
+from server.jobs.generation import Run, admit, reply_headers, run_headers
 from server.schema import GenerationReply, model_ids, read_body
-from server.spellings import Spoken, translate
-from server.stream import EventStream, accepts_events, client_gone, narrate, unless_gone
+from server.state import Server, server_of
 from weights.checkpoints import CHECKPOINTS
 
 log = structlog.get_logger("srpo")

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.loading.placement import DoesNotFit, cards, holders, host_memory, place, placement_of
-from server.auth import KeyRing
-from server.cli import parse
-from server.serve import listen
+from server.cli.parsing import parse
+from server.cli.serve import listen
+from server.security.keys import KeyRing
 from server.settings import Settings
 from weights.checkpoints import SERVED_AS, choose, locate
 from weights.errors import WeightsError

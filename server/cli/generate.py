@@ -15,12 +15,12 @@ from pipelines.job import Job, Preview, PreviewPlan
 from pipelines.request import ImageResult
 from pipelines.safety.guard import InspectedResult
 from pipelines.workers.pool import WorkerPool
-from server.banner import stand_in
-from server.cli import parse, told
-from server.inputs import Sources, UnusableImage
-from server.run import BLURRED, SHARP
-from server.tasks import GenerateSettings, Refused, Task, plan, with_parameters
-from server.terminal import Show, shower
+from server.cli.banner import stand_in
+from server.cli.batch import GenerateSettings, Refused, Task, plan, with_parameters
+from server.cli.parsing import parse, told
+from server.cli.terminal import Show, shower
+from server.images.source import Sources, UnusableImage
+from server.jobs.generation import BLURRED, SHARP
 from weights.checkpoints import CHECKPOINTS
 
 PREVIEWS = 3  # of each image, where they are wanted

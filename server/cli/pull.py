@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from server.cli import parse
+from server.cli.parsing import parse
 from weights.checkpoints import APACHE, Repository, downloads
 from weights.errors import WeightsError
 from weights.hub import manifest

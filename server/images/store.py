@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.encoding import CONTENT_TYPES, EncodedImage
 from server.errors import Gone, NotFound, StorageFull
+from server.images.encoding import CONTENT_TYPES, EncodedImage
 
 RANDOM_BYTES, SIGNATURE_BYTES = 16, 8
 NAME = re.compile(r"([A-Za-z0-9_-]{32})\.(jpeg|png|webp)")

@@ -14,13 +14,14 @@ from rich.console import Console
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
-from server import banner, logs
+from server import logs
+from server.api.malformed import EnvelopeProtocol
 from server.app import create_app
-from server.auth import new_key
-from server.cli import parse, told
-from server.malformed import EnvelopeProtocol
-from server.parts import Server
+from server.cli import banner
+from server.cli.parsing import parse, told
+from server.security.keys import new_key
 from server.settings import Settings
+from server.state import Server
 
 KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
 UNREAD = 60  # seconds a reply may lie unread before its connection is given up

@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from pipelines.errors import Cancelled, PipelineError
 from pipelines.job import Event, Preview, Progress
-from server.asked import Asked
-from server.encoding import encode
 from server.errors import ServerError, envelope
-from server.run import Run
+from server.images.encoding import encode
+from server.jobs.asked import Asked
+from server.jobs.generation import Run
 from server.schema import Body, GenerationReply
 
 SILENCE = 15.0  # seconds after which a comment shows that the connection lives; proxies give up after 30 or 60

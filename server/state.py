@@ -7,11 +7,11 @@ from starlette.requests import Request
 from pipelines.safety.guard import Guard
 from pipelines.safety.prompts import PromptGuard
 from pipelines.workers.pool import WorkerPool
-from server.auth import KeyRing
-from server.inputs import Sources
-from server.origin import Origins
+from server.images.source import Sources
+from server.images.store import LocalStore
+from server.security.keys import KeyRing
+from server.security.origins import Origins
 from server.settings import Settings
-from server.store import LocalStore
 
 
 @dataclass(frozen=True, slots=True)

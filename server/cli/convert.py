@@ -10,8 +10,8 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from server.cli import parse
-from server.verify import printable
+from server.cli.parsing import parse
+from server.cli.verify import printable
 from weights.errors import WeightsError
 
 COLUMNS = (

@@ -15,11 +15,11 @@ from pydantic_settings import CliPositionalArg
 
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams, narrowed
 from pipelines.safety.guard import InspectedResult
-from server.encoding import encode_one
-from server.inputs import Sources, UnusableImage
+from server.aliases import IMAGE_TO_IMAGE, kind_of, translate
+from server.images.encoding import encode_one
+from server.images.source import Sources, UnusableImage
 from server.schema import issues_of
 from server.settings import EngineSettings
-from server.spellings import IMAGE_TO_IMAGE, kind_of, translate
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 RECORD = "requests.jsonl"

@@ -5,7 +5,7 @@ import secrets
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.edge import error_response
+from server.api.middleware import error_response
 from server.errors import MalformedRequest
 
 

@@ -13,11 +13,11 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from pipelines.fields import Flag, Issue, Number, Whole
-from server.asked import KEPT_APART
-from server.body import chunks_of, receiving, wrong
+from server.aliases import ALIASES, IMAGE_TO_IMAGE, KINDS
+from server.api.json_body import chunks_of, receiving, wrong
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull
+from server.jobs.asked import KEPT_APART
 from server.schema import issue_of
-from server.spellings import ALIASES, IMAGE_TO_IMAGE, KINDS
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`
 NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.errors import Draining
 from server.errors import UNEXPECTED, envelope, headers_of, row_of
-from server.origin import Origins
+from server.security.origins import Origins
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 PROBES = ("/health", "/ready")  # asked every few seconds for ever

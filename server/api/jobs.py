@@ -12,16 +12,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from pipelines.errors import PipelineError
-from server.asked import Asked
-from server.body import wrong
+from server.api.json_body import wrong
+from server.api.openapi import JOB, JOB_EVENTS, JOB_PAGE, MAX_PAGE
+from server.api.sse import EventStream, accepts_events, completed, event, progress, running, unless_gone
 from server.errors import ServerError, envelope
-from server.jobs import Jobs, LiveJob
-from server.ledger import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry
-from server.openapi import JOB, JOB_EVENTS, JOB_PAGE, MAX_PAGE
-from server.parts import server_of
-from server.run import run_headers
-from server.store import LocalStore
-from server.stream import EventStream, accepts_events, completed, event, progress, running, unless_gone
+from server.images.store import LocalStore
+from server.jobs.asked import Asked
+from server.jobs.generation import run_headers
+from server.jobs.service import Jobs, LiveJob
+from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry
+from server.state import server_of
 
 LAST = 2_000_000  # number of the first event after a run's own
 STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}

@@ -7,9 +7,9 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from server.parts import Server
 from server.schema import EXAMPLE
 from server.settings import EngineSettings, Settings
+from server.state import Server
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
 
 

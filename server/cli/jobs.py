@@ -12,9 +12,9 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from pipelines.errors import Cancelled
-from server.cli import parse
+from server.cli.parsing import parse
 from server.errors import StorageFull, envelope, row_of
-from server.ledger import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry, Ledger
+from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry, Ledger
 from server.settings import EngineSettings
 
 FILE = "jobs.sqlite3"

@@ -12,7 +12,7 @@ from pipelines.engine.base import EngineConfig
 from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import LEVERS, NAME, Kept
 from pipelines.workers.pool import WorkerPool
-from server.cli import parse
+from server.cli.parsing import parse
 from server.settings import EngineSettings
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from pipelines.safety.guard import InspectedResult
-from server.provenance import WITHHELD, mark, parameters_of
+from server.images.metadata import WITHHELD, mark, parameters_of
 from server.settings import EngineSettings
 
 CONTENT_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}

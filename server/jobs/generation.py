@@ -11,12 +11,12 @@ from pipelines.errors import PromptRefused, SafetyUnavailable
 from pipelines.job import Event, EventChannel, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
-from server.asked import Asked
-from server.encoding import EncodedImage, encode_one
-from server.parts import Server
+from server.aliases import Spoken, header_of
+from server.images.encoding import EncodedImage, encode_one
+from server.jobs.asked import Asked
 from server.schema import Body, GenerationReply, ImageItem
 from server.settings import Settings
-from server.spellings import Spoken, header_of
+from server.state import Server
 
 AFTER_THE_POOL = 1_000_000  # number of the first event after the pool's: more than a job can have there
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image

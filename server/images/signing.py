@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from server.provenance import SOURCE_TYPE
+from server.images.metadata import SOURCE_TYPE
 
 INSTALL = "C2PA needs its extra: pip install 'srpo-server[c2pa]'"
 SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}  # a thumbnail would add 400 kB to each file

@@ -15,12 +15,12 @@ import structlog
 
 from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull
 from pipelines.request import ImageRequest
-from server.asked import Asked
 from server.errors import Gone, KeyReused, NotFound, ServerError, StorageFull, envelope, headers_of, row_of
-from server.ledger import ACCEPTED, CANCELLED, EXPIRED, FAILED, SUCCEEDED, Entry, Ledger
-from server.parts import Server
-from server.run import Run, reply_headers
+from server.jobs.asked import Asked
+from server.jobs.generation import Run, reply_headers
+from server.jobs.store import ACCEPTED, CANCELLED, EXPIRED, FAILED, SUCCEEDED, Entry, Ledger
 from server.schema import GenerationReply
+from server.state import Server
 
 RETRY = 0.05  # seconds between two tries to put a job of the last run back into the line
 LOOK = 1.0  # seconds between looks for cancellations from the command line, while there is something to cancel

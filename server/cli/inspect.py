@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.cli import parse
-from server.verify import printable
+from server.cli.parsing import parse
+from server.cli.verify import printable
 from weights.errors import WeightsError
 from weights.formats.inspection import Inspection, inspect
 
