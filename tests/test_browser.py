@@ -14,7 +14,7 @@ import httpx
 import pytest
 from conftest import LiveServer
 from PIL import Image
-from test_stream import Gate, Scripted
+from test_sse import Gate, Scripted
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed: make browser")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")

@@ -17,9 +17,9 @@ from conftest import START_LIMIT, LiveServer
 from PIL import Image
 from test_clients_node import ask, clients, node
 from test_image_to_image import FILE, PIXELS, peak, picture, post, uri
-from test_inputs import file_of
 from test_jobs import PREFER, ended
-from test_stream import Scripted
+from test_source import file_of
+from test_sse import Scripted
 
 from server.images.metadata import read_marks
 

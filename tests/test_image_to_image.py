@@ -19,9 +19,9 @@ import torch
 from conftest import PROMPT, START_LIMIT, LiveServer
 from diffusers import FluxImg2ImgPipeline
 from PIL import Image
-from test_inputs import INWARD, Peer, canary, file_of, public
 from test_jobs import PREFER, ended, events_of
-from test_stream import Scripted
+from test_source import INWARD, Peer, canary, file_of, public
+from test_sse import Scripted
 
 from server.images import fetch
 from server.images.metadata import read_marks

@@ -21,7 +21,7 @@ import openai
 import pytest
 from conftest import PROMPT, START_LIMIT, LiveServer, running
 from PIL import Image
-from test_stream import Gate, Scripted
+from test_sse import Gate, Scripted
 
 from server.jobs.store import SUCCEEDED, Entry, Ledger
 from server.schema import JobPage, JobReply

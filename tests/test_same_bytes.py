@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 from test_engine import ask, tiny_engine
-from test_shift import Told
+from test_step_loop import Told
 
 from pipelines.acceleration import PRESETS
 from pipelines.engine.flux import FluxEngine

@@ -1,4 +1,4 @@
-"""The measured part of the model card of `flux/sketch`, written from what `python -m bench.sketch.evaluate --card` found."""
+"""The measured part of the model card of `flux/sketch`, as `python -m bench.sketch.evaluate --card` writes it."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,7 +5,7 @@ The arithmetic is `FluxImg2ImgPipeline`'s, with one generator for the posterior'
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-from diffusers.pipelines.engine.flux.pipeline_flux_img2img import retrieve_latents
+from diffusers.pipelines.flux.pipeline_flux_img2img import retrieve_latents
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 

@@ -27,9 +27,9 @@ MODULES = ("app", "client", "docs", "form", "gallery", "history", "snippets", "s
 OURS = (*(f"{name}.js" for name in MODULES), "icon.svg", "style.css")
 SWAGGERS = ("swagger-ui-bundle.js", "swagger-ui.css")
 ADDRESSES: dict[str, tuple[str, str, str]] = {  # path -> package, folder, file
-    "/": ("server", "playground", "index.html"),
-    "/docs": ("server", "playground", "docs.html"),
-    **{f"/playground/{name}": ("server", "playground", name) for name in OURS},
+    "/": ("server.playground", "static", "index.html"),
+    "/docs": ("server.playground", "static", "docs.html"),
+    **{f"/playground/{name}": ("server.playground", "static", name) for name in OURS},
     **{f"/docs/{name}": ("fastapi_offline", "static", name) for name in SWAGGERS},
 }
 router = APIRouter(include_in_schema=False)

@@ -11,7 +11,7 @@ from server.aliases import translate
 from server.api.openapi import EXAMPLES, REPLY
 from server.schema import GenerationReply, read_body
 
-FOLDER = Path(server.__file__).parent / "playground"
+FOLDER = Path(server.__file__).parent / "playground" / "static"
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

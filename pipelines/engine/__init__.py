@@ -1,0 +1,1 @@
+"""The FLUX step engine: diffusers' pipeline as prepare, step, preview and finish."""

@@ -1,0 +1,1 @@
+"""Worker processes, one a device: the pool that feeds them, the step loop inside them."""

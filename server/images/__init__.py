@@ -1,0 +1,1 @@
+"""Finished pictures encoded, marked, signed and stored; source pictures fetched and decoded."""

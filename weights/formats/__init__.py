@@ -1,0 +1,1 @@
+"""What a weights file is: its headers recognized, its tensors read, written and converted."""

@@ -1,0 +1,1 @@
+"""Getting model files: pulling, verifying and listing what a published model is made of."""
