@@ -21,8 +21,8 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "module",
-    [f"server.{name}" for name in ("app", "serve", "generate", "doctor", "weights_cli")]
-    + [f"pipelines.{name}" for name in ("worker", "pool")],
+    ["server.app", *(f"server.cli.{name}" for name in ("serve", "generate", "doctor", "weights"))]
+    + [f"pipelines.workers.{name}" for name in ("worker", "pool")],
 )
 def test_importing_the_http_room_or_the_worker_never_imports_torch(module: str) -> None:
     heavy = "{'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
