@@ -25,8 +25,8 @@ MAX_RECEIVED = 80
 CREDITS_PER_USD = 2_000_000
 MEGAPIXEL = 2**20
 EXAMPLE: dict[str, Any] = {
-    "model": "flux/srpo",
-    "prompt": "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses.",
+    "model": SERVED_AS,
+    "prompt": CHECKPOINTS[SERVED_AS].sample_prompt,
 }
 SOURCED_EXAMPLE: dict[str, Any] = {
     "model": SERVED_AS + IMAGE_TO_IMAGE,

@@ -65,8 +65,9 @@ class Checkpoint:
     takes the place of the folder's own transformer. Both are relative to the models folder, but for an embedded row's
     folder, which comes with this package. A row without a folder is built in code. `bounds` (lowest and highest) and
     `defaults` are the model's own, by the names of `pipelines.request.GenerationParams`, where they differ from
-    flux/srpo's; `remarks` are added to their help. `guidance` is the range of scales and `canvas` the one size (width,
-    height) that the model has learned, None where it takes all that the API allows.
+    flux/srpo's; `remarks` are added to their help. `sample_prompt` is one that the model draws well. `guidance` is the
+    range of scales and `canvas` the one size (width, height) that the model has learned, None where it takes all that
+    the API allows.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Checkpoint:
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False
+    sample_prompt: str = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
     guidance: tuple[float, float] | None = None
     canvas: tuple[int, int] | None = None
     knows: tuple[str, ...] = ()  # the things it can draw, where they are that few
@@ -191,6 +193,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             text_tokens=sketch.MANIFEST["text_tokens"],
             folder=str(sketch.FOLDER),
             embedded=True,
+            sample_prompt="a green apple on a blue background",
             guidance=tuple(sketch.MANIFEST["guidance"]),
             canvas=tuple(sketch.MANIFEST["canvas"]),
             knows=tuple(sketch.MANIFEST["knows"]["things"]),

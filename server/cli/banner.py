@@ -7,7 +7,6 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from server.schema import EXAMPLE
 from server.settings import EngineSettings, Settings
 from server.state import Server
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
@@ -81,7 +80,7 @@ async def follow_loading(console: Console, server: Server, address: str) -> None
         f"fingerprint {info.fingerprint}\n"
         f"Placement {info.placement} (--placement chooses another)\n"
         f"Levers {info.levers}\n"
-        f"Try it:\n{curl(address, server.settings.needs_key)}",
+        f"Try it:\n{curl(address, CHECKPOINTS[server.served].sample_prompt, server.settings.needs_key)}",
         soft_wrap=True,
     )
 
@@ -94,8 +93,8 @@ def show_stopping(console: Console, server: Server) -> None:
         console.print(f"Stopping: {requests} in flight may take {server.settings.shutdown_grace} s more ...")
 
 
-def curl(address: str, needs_key: bool) -> str:
-    """The published example against this server."""
+def curl(address: str, prompt: str, needs_key: bool) -> str:
+    """A first request to paste into a shell."""
     key = "  -H 'Authorization: Bearer YOUR_KEY' \\\n" if needs_key else ""
-    body = json.dumps(EXAMPLE, indent=None)
+    body = json.dumps({"model": SERVED_AS, "prompt": prompt})
     return f"curl {address}/v1/images/generations \\\n{key}  -H 'Content-Type: application/json' \\\n  -d '{body}'"
