@@ -33,7 +33,7 @@ from pipelines.optimize.apply import pull
 from pipelines.optimize.optimizations import chosen
 from pipelines.request import GenerationParams, ImageRequest
 from pipelines.workers.cost_model import Pace
-from pipelines.workers.run_queue import Turns
+from pipelines.workers.run_queue import RunQueue
 
 SIZES = "512x512,1440x512,1024x768,1024x1024,1536x1536"
 PROMPT = "a red apple on a wooden table, morning light"
@@ -167,26 +167,26 @@ def mixed_load(bench: Bench, requests: int, sizes: list[tuple[int, int]], most_s
 
 def replay(bench: Bench, work: list[ImageRequest], arrivals: list[float], pace: Pace, in_order: bool) -> Figures:
     """Draw `work` in real time as it arrives."""
-    turns: Turns[tuple[int, Sample]] = Turns()
+    queue: RunQueue[tuple[int, Sample]] = RunQueue()
     latencies: list[float] = []
     coming = list(enumerate(zip(arrivals, work, strict=True)))
     start = time.perf_counter()
-    while coming or turns:
+    while coming or queue:
         now = time.perf_counter() - start
-        if not turns and coming and coming[0][1][0] > now:
+        if not queue and coming and coming[0][1][0] > now:
             time.sleep(coming[0][1][0] - now)
             continue
-        while coming and coming[0][1][0] <= now and not (in_order and turns):
+        while coming and coming[0][1][0] <= now and not (in_order and queue):
             number, (_, request) = coming.pop(0)
-            turns.add(str(number), (number, bench.engine.prepare(request)[0]), pace.seconds(request))
-        number, sample = turns.next()
+            queue.add(str(number), (number, bench.engine.prepare(request)[0]), pace.seconds(request))
+        number, sample = queue.next()
         if left := bench.engine.steps_left(sample):
             bench.engine.step([sample])
             bench.synchronize()
-            turns.advance(str(number), 1 - (left - 1) / len(sample.times))
+            queue.advance(str(number), 1 - (left - 1) / len(sample.times))
         else:
             bench.engine.finish(sample)
-            turns.drop(str(number))
+            queue.drop(str(number))
             latencies.append(time.perf_counter() - start - arrivals[number])
     took = time.perf_counter() - start
     latencies.sort()

@@ -67,7 +67,7 @@ class ScriptedEngine:
     def batch_limit(self, request: ImageRequest) -> int:
         return self.limit
 
-    def company(self, samples: list[Sample]) -> list[Sample]:
+    def select_batch(self, samples: list[Sample]) -> list[Sample]:
         return samples[: self.limit]
 
     def steps_left(self, sample: Sample) -> int:

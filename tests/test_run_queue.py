@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.request import ImageRequest
 from pipelines.workers.cost_model import Pace
-from pipelines.workers.run_queue import AGEING, Turns
+from pipelines.workers.run_queue import AGEING, RunQueue
 
 COSTS = st.lists(st.integers(1, 200), min_size=1, max_size=16)
 
@@ -31,26 +31,26 @@ class Work:
         return self.ended - self.arrives
 
 
-def step(turns: Turns[Work]) -> Work:
-    job = turns.next()
+def step(queue: RunQueue[Work]) -> Work:
+    job = queue.next()
     job.done += 1
-    turns.advance(job.name, job.done / job.cost)
+    queue.advance(job.name, job.done / job.cost)
     if job.done == job.cost:
-        turns.drop(job.name)
+        queue.drop(job.name)
     return job
 
 
 def simulate(jobs: list[Work], in_order: bool = False) -> list[Work]:
-    """Run jobs as they arrive, with `Turns` or first come first served."""
-    turns: Turns[Work] = Turns()
+    """Run jobs as they arrive, with `RunQueue` or first come first served."""
+    queue: RunQueue[Work] = RunQueue()
     now, waiting = 0.0, sorted(jobs, key=lambda job: job.arrives)
-    while waiting or turns:
-        if not turns:
+    while waiting or queue:
+        if not queue:
             now = max(now, waiting[0].arrives)
-        while waiting and waiting[0].arrives <= now and not (in_order and turns):
+        while waiting and waiting[0].arrives <= now and not (in_order and queue):
             job = waiting.pop(0)
-            turns.add(job.name, job, job.cost)
-        job, now = step(turns), now + 1
+            queue.add(job.name, job, job.cost)
+        job, now = step(queue), now + 1
         if job.done == job.cost:
             job.ended = now
     return jobs
@@ -64,16 +64,16 @@ def test_of_jobs_that_came_together_the_shortest_ends_first(costs: list[int]) ->
 
 @given(COSTS, st.integers(0, 199))
 def test_a_job_that_began_goes_on_unless_a_shorter_one_comes(costs: list[int], steps: int) -> None:
-    turns: Turns[Work] = Turns()
+    queue: RunQueue[Work] = RunQueue()
     for index, cost in enumerate(costs):
-        turns.add(str(index), Work(str(index), cost), cost)
-    first = turns.next()
+        queue.add(str(index), Work(str(index), cost), cost)
+    first = queue.next()
     for _ in range(min(steps, first.cost - 1)):
-        assert step(turns) is first
+        assert step(queue) is first
     shorter = Work("late", 1)
     left = first.cost - first.done
-    turns.add("late", shorter, 1)
-    assert turns.next() is (shorter if left > 1 else first)
+    queue.add("late", shorter, 1)
+    assert queue.next() is (shorter if left > 1 else first)
 
 
 @given(st.integers(1, 60), st.integers(1, 8), st.randoms(use_true_random=False))
@@ -81,33 +81,33 @@ def test_a_large_job_is_not_starved_by_small_ones_without_end(
     cost: int, neighbours: int, chance: random.Random
 ) -> None:
     """Small jobs keep coming, `neighbours` of them always waiting: the large one still ends in bounded work."""
-    turns: Turns[Work] = Turns()
+    queue: RunQueue[Work] = RunQueue()
     large = Work("large", cost)
-    turns.add("large", large, cost)
+    queue.add("large", large, cost)
     bound = cost + cost / AGEING + neighbours * cost  # its own work, what may overtake it, and what is there then
     worked, number = 0, 0
     while large.done < large.cost:
-        while len(turns) <= neighbours:
+        while len(queue) <= neighbours:
             number += 1
             small = Work(str(number), chance.randint(1, cost))
-            turns.add(small.name, small, small.cost)
-        step(turns)
+            queue.add(small.name, small, small.cost)
+        step(queue)
         worked += 1
         assert worked <= bound
 
 
 @given(COSTS, st.data())
 def test_a_dropped_job_takes_no_further_step_and_changes_nothing_else(costs: list[int], data: st.DataObject) -> None:
-    turns: Turns[Work] = Turns()
+    queue: RunQueue[Work] = RunQueue()
     for index, cost in enumerate(costs):
-        turns.add(str(index), Work(str(index), cost), cost)
+        queue.add(str(index), Work(str(index), cost), cost)
     gone = data.draw(st.integers(0, len(costs) - 1))
     for _ in range(data.draw(st.integers(0, costs[gone] - 1))):
-        step(turns)
-    turns.drop(str(gone))
-    turns.drop(str(gone))  # again: it may have finished a moment ago
-    while turns:
-        assert step(turns).name != str(gone)
+        step(queue)
+    queue.drop(str(gone))
+    queue.drop(str(gone))  # again: it may have finished a moment ago
+    while queue:
+        assert step(queue).name != str(gone)
 
 
 def test_a_small_job_beside_a_large_one_takes_at_most_one_step_longer_than_alone() -> None:

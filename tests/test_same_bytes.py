@@ -1,6 +1,6 @@
 """Same seed, same bytes: whoever else is drawn, in whatever company, and whatever happens to them.
 
-A worker's own turns (`Shift`) around the tiny model, in bfloat16 with batches allowed.
+A worker's own turns (`StepLoop`) around the tiny model, in bfloat16 with batches allowed.
 """
 
 import random
@@ -19,7 +19,7 @@ from pipelines.engine.sample import Sample
 from pipelines.fields import Size
 from pipelines.optimize.batching import COUNTS
 from pipelines.request import ImageRequest
-from pipelines.workers.step_loop import Shift
+from pipelines.workers.step_loop import StepLoop
 
 WATCHED = ask(steps=9, seed=77, acceleration="high", prompt="a lighthouse", guidance_scale=3.5)
 SIZES = [(512, 512), (512, 512), (512, 544), (576, 512)]
@@ -60,20 +60,22 @@ class Work:
 
     def __init__(self, engine: FluxEngine, neighbours: list[ImageRequest]) -> None:
         self.told = Told()
-        self.shift = Shift(engine, self.told)
+        self.step_loop = StepLoop(engine, self.told)
         for number, request in enumerate(neighbours):
             self.admit(str(number), request)
 
     def admit(self, name: str, request: ImageRequest) -> None:
-        self.shift.take({"op": "run", "job": name, "request": request.to_json(), "previews": {"count": 0, "side": 0}})
+        self.step_loop.take(
+            {"op": "run", "job": name, "request": request.to_json(), "previews": {"count": 0, "side": 0}}
+        )
 
     def cancel(self, name: str) -> None:
-        self.shift.take({"op": "cancel", "job": name})
+        self.step_loop.take({"op": "cancel", "job": name})
 
     def picture(self) -> bytes:
         """Of the watched request, as soon as it is done."""
         while "watched" not in self.told.ends:
-            self.shift.turn()
+            self.step_loop.run_once()
         assert self.told.ends["watched"] == "done"
         return self.told.pictures["watched", 0]
 
@@ -104,7 +106,7 @@ def test_among_sixteen_random_neighbours(engine: FluxEngine, alone: bytes, seed:
     work = Work(engine, [anybody(chance) for _ in range(8)])
     work.admit("watched", WATCHED)
     for number in range(8, 16):
-        work.shift.turn()
+        work.step_loop.run_once()
         work.admit(str(number), anybody(chance))
     assert work.picture() == alone
 
@@ -125,7 +127,7 @@ def test_after_a_neighbour_was_cancelled_at_every_step(engine: Watched, alone: b
         work = Work(engine, [mate])
         work.admit("watched", WATCHED)
         for _ in range(step):
-            work.shift.turn()
+            work.step_loop.run_once()
         work.cancel("0")
         if step % 2:
             work.admit("1", replace(mate, num_inference_steps=12))
@@ -138,7 +140,7 @@ def test_after_neighbours_of_other_sizes_were_given_up_at_every_step(engine: Flu
     for step in range(10):
         work = Work(engine, [replace(WATCHED, width=544, height=512 + 32 * step), replace(WATCHED, seeds=(step + 1,))])
         for _ in range(step):
-            work.shift.turn()
+            work.step_loop.run_once()
         work.cancel("0")
         work.cancel("1")
     assert draw(engine, WATCHED) == alone
@@ -162,6 +164,6 @@ def test_beside_a_neighbour_that_fails_in_company(
         work = Work(engine, [replace(WATCHED, seeds=(2,)), bad, replace(WATCHED, seeds=(3,))])
         work.admit("watched", WATCHED)
         assert work.picture() == alone
-        while not work.shift.idle:
-            work.shift.turn()
+        while not work.step_loop.idle:
+            work.step_loop.run_once()
         assert work.told.ends == {"0": "done", "1": "GenerationFailed", "2": "done", "watched": "done"}

@@ -9,7 +9,7 @@ from scripted_engine import ScriptedEngine
 
 from pipelines.job import PreviewPlan
 from pipelines.request import ImageRequest
-from pipelines.workers.step_loop import DEVICE_LOST, Shift
+from pipelines.workers.step_loop import DEVICE_LOST, StepLoop
 
 SIZES = [(512, 512), (544, 512)]
 
@@ -52,17 +52,17 @@ class Work:
     def __init__(self, limit: int, *requests: ImageRequest) -> None:
         self.engine, self.told = ScriptedEngine(limit), Told()
         self.exits: list[int] = []
-        self.shift = Shift(self.engine, self.told, self.exits.append)
+        self.step_loop = StepLoop(self.engine, self.told, self.exits.append)
         for number, request in enumerate(requests):
             self.admit(str(number), request)
 
     def admit(self, name: str, request: ImageRequest, previews: PreviewPlan = PreviewPlan()) -> None:  # noqa: B008
         plan = {"count": previews.count, "side": previews.side}
-        self.shift.take({"op": "run", "job": name, "request": request.to_json(), "previews": plan})
+        self.step_loop.take({"op": "run", "job": name, "request": request.to_json(), "previews": plan})
 
     def finish(self) -> None:
-        while not self.shift.idle:
-            self.shift.turn()
+        while not self.step_loop.idle:
+            self.step_loop.run_once()
 
 
 REQUESTS = st.builds(
@@ -112,13 +112,13 @@ def test_a_cancelled_job_takes_no_further_step(images: list[int], limit: int, da
     work = Work(limit, *(ask(seed=10 * number + 1, images=count) for number, count in enumerate(images)))
     gone = data.draw(st.integers(0, len(images) - 1))
     for _ in range(data.draw(st.integers(0, 12))):
-        if not work.shift.idle:
-            work.shift.turn()
-    work.shift.take({"op": "cancel", "job": str(gone)})
+        if not work.step_loop.idle:
+            work.step_loop.run_once()
+    work.step_loop.take({"op": "cancel", "job": str(gone)})
     before = len(work.engine.passes)
     work.finish()
     seeds = range(10 * gone + 1, 10 * gone + 5)
-    assert not any(seed in seeds for company in work.engine.passes[before:] for seed in company)
+    assert not any(seed in seeds for batch in work.engine.passes[before:] for seed in batch)
     assert all(work.told.ends[str(number)] == "done" for number in range(len(images)) if number != gone)
 
 
@@ -147,7 +147,7 @@ def test_a_lost_device_ends_the_process_whoever_finds_it_out(monkeypatch: pytest
     for requests in ([ask("raise")], [ask("raise"), ask()]):
         work = Work(4, *requests)
         monkeypatch.setattr(work.engine, "failure", lambda error: None)
-        work.shift.turn()
+        work.step_loop.run_once()
         assert work.exits[0] == DEVICE_LOST
 
 

@@ -98,7 +98,7 @@ class Engine(Protocol[S]):
         """How many samples of this request's size may share a forward pass without changing a bit of any."""
         ...
 
-    def company(self, samples: list[S]) -> list[S]:
+    def select_batch(self, samples: list[S]) -> list[S]:
         """The first of `samples`, and those of the others that may take the next step in one forward pass with it."""
         ...
 

@@ -75,9 +75,9 @@ class FluxEngine:
     @torch.inference_mode()
     def step(self, samples: list[Sample]) -> None:
         while samples:
-            company = self.company(samples)
-            self.denoise(company)
-            samples = [sample for sample in samples if sample not in company]
+            select_batch = self.select_batch(samples)
+            self.denoise(select_batch)
+            samples = [sample for sample in samples if sample not in select_batch]
 
     def distinct_residents(self) -> list[Resident]:
         return list({id(resident): resident for resident in self.residents.values()}.values())
@@ -85,7 +85,7 @@ class FluxEngine:
     def batch_limit(self, request: ImageRequest) -> int:
         return max(self.batches.get(self.fit(request).drawn, ()), default=1)
 
-    def company(self, samples: Sequence[Sample]) -> list[Sample]:
+    def select_batch(self, samples: Sequence[Sample]) -> list[Sample]:
         first = samples[0]
         alike = [sample for sample in samples if sample.kind == first.kind]
         allowed = (count for count in self.batches.get(first.size, ()) if count <= len(alike))

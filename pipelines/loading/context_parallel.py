@@ -53,7 +53,7 @@ class ParallelEngine:
         self.info = engine.info
         self.steps_left = engine.steps_left
         self.batch_limit = engine.batch_limit
-        self.company = engine.company
+        self.select_batch = engine.select_batch
         self._engine = engine
         self._others = others
         self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # of the samples that somebody still wants

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Entry(Generic[T]):
+class QueueEntry(Generic[T]):
     """A running job: when it came, what it was predicted to cost, and how much of that is done."""
 
     job: T
@@ -30,11 +30,11 @@ class Entry(Generic[T]):
         return self.cost - self.done + AGEING * (self.arrived + self.done)
 
 
-class Turns(Generic[T]):
+class RunQueue(Generic[T]):
     """The running jobs by id."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, Entry[T]] = {}
+        self._entries: dict[str, QueueEntry[T]] = {}
         self._now = 0.0  # seconds of work done since the start
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Turns(Generic[T]):
 
     def add(self, name: str, job: T, cost: float) -> None:
         """Take in a job of `cost` predicted device seconds."""
-        self._entries[name] = Entry(job, self._now, cost)
+        self._entries[name] = QueueEntry(job, self._now, cost)
 
     def drop(self, name: str) -> None:
         """Forget a job; unknown names are fine (it may have finished a moment ago)."""

@@ -19,18 +19,18 @@ from pipelines.errors import GenerationFailed
 from pipelines.job import PreviewPlan
 from pipelines.request import ImageRequest
 from pipelines.workers.cost_model import Pace
-from pipelines.workers.run_queue import Turns
+from pipelines.workers.run_queue import RunQueue
 
 DEVICE_LOST = 70  # exit code EX_SOFTWARE of sysexits.h
 
 
-class Outlet(Protocol):
+class EventSink(Protocol):
     """Where a worker's events go."""
 
     def send(self, event: str, payload: bytes = b"", **header: Any) -> None: ...
 
 
-class RunningJob:
+class WorkerJob:
     """One admitted request. `samples` are the images that are not finished, in order; `images` counts the others."""
 
     def __init__(self, job_id: str, request: ImageRequest, previews: PreviewPlan) -> None:
@@ -63,146 +63,146 @@ class RunningJob:
         return steps / (self.request.steps * len(self.request.seeds))
 
 
-class Place(NamedTuple):
+class JobSample(NamedTuple):
     """A sample, and the job it belongs to."""
 
-    job: RunningJob
+    job: WorkerJob
     sample: Any
 
 
-class Shift:
+class StepLoop:
     """The running jobs of one worker, and the engine that draws them."""
 
-    def __init__(self, engine: Engine[Any], outlet: Outlet, exit_process: Callable[[int], Any] = os._exit) -> None:
+    def __init__(self, engine: Engine[Any], events: EventSink, exit_process: Callable[[int], Any] = os._exit) -> None:
         self._engine = engine
-        self._outlet = outlet
+        self._events = events
         self._exit = exit_process
-        self._turns: Turns[RunningJob] = Turns()
+        self._queue: RunQueue[WorkerJob] = RunQueue()
         self._pace = Pace()
 
     @property
     def idle(self) -> bool:
-        return not self._turns
+        return not self._queue
 
     def take(self, header: dict[str, Any], payload: bytes = b"") -> None:
         """What the pool says: a new job (with its source's pixels), or that one is no longer wanted."""
         match header["op"]:
             case "run":
                 request = ImageRequest.from_json(header["request"], payload)
-                job = RunningJob(header["job"], request, PreviewPlan(**header["previews"]))
-                self._turns.add(job.id, job, self._pace.seconds(request))
+                job = WorkerJob(header["job"], request, PreviewPlan(**header["previews"]))
+                self._queue.add(job.id, job, self._pace.seconds(request))
             case "cancel":
-                self._turns.drop(header["job"])
+                self._queue.drop(header["job"])
 
-    def turn(self) -> None:
+    def run_once(self) -> None:
         """Do the next piece of work."""
-        lead = self._turns.next()
-        with self._on_account_of(lead):
+        lead = self._queue.next()
+        with self._fail_alone(lead):
             self._prepare(lead)
             assert lead.samples
             if self._engine.steps_left(lead.samples[0]):
-                self._step(self._company(lead))
+                self._step(self._select_batch(lead))
             else:
                 self._finish(lead)
 
-    def _prepare(self, job: RunningJob) -> None:
+    def _prepare(self, job: WorkerJob) -> None:
         if job.samples is None:
             job.started = time.monotonic()
-            self._tell(job, "text")
+            self._send_progress(job, "text")
             with job.timed("text"):
                 job.samples = self._engine.prepare(job.request)
 
-    def _company(self, lead: RunningJob) -> list[Place]:
+    def _select_batch(self, lead: WorkerJob) -> list[JobSample]:
         """The lead's first sample, and what may go along; jobs that have not begun begin for it."""
         limit = self._engine.batch_limit(lead.request)
-        places: list[Place] = []
-        for job in (lead, *(job for job in self._turns.ranked() if job is not lead)):
-            if len(places) >= limit:
+        items: list[JobSample] = []
+        for job in (lead, *(job for job in self._queue.ranked() if job is not lead)):
+            if len(items) >= limit:
                 break
             if (job.request.width, job.request.height) == (lead.request.width, lead.request.height):
-                with self._on_account_of(job):
+                with self._fail_alone(job):
                     self._prepare(job)
                     assert job.samples
-                    places += [Place(job, sample) for sample in job.samples if self._engine.steps_left(sample)]
-        chosen = self._engine.company([place.sample for place in places])
-        return [place for place in places if any(place.sample is sample for sample in chosen)]
+                    items += [JobSample(job, sample) for sample in job.samples if self._engine.steps_left(sample)]
+        chosen = self._engine.select_batch([item.sample for item in items])
+        return [item for item in items if any(item.sample is sample for sample in chosen)]
 
-    def _step(self, company: list[Place]) -> None:
+    def _step(self, batch: list[JobSample]) -> None:
         """One step of all; if they cannot take it together, of each alone."""
-        before = [self._engine.steps_left(place.sample) for place in company]
+        before = [self._engine.steps_left(item.sample) for item in batch]
         start = time.monotonic()
-        together = self._tried(company)
-        for place, steps in zip(company, before, strict=True):
-            if not together and place.job.id in self._turns and self._engine.steps_left(place.sample) == steps:
-                with self._on_account_of(place.job):
-                    self._engine.step([place.sample])
-        share = (time.monotonic() - start) / len(company)
-        for place in company:
-            if place.job.id in self._turns:
-                with self._on_account_of(place.job):
-                    self._stepped(place, share)
+        together = self._try_together(batch)
+        for item, steps in zip(batch, before, strict=True):
+            if not together and item.job.id in self._queue and self._engine.steps_left(item.sample) == steps:
+                with self._fail_alone(item.job):
+                    self._engine.step([item.sample])
+        share = (time.monotonic() - start) / len(batch)
+        for item in batch:
+            if item.job.id in self._queue:
+                with self._fail_alone(item.job):
+                    self._record_step(item, share)
 
-    def _tried(self, company: list[Place]) -> bool:
+    def _try_together(self, batch: list[JobSample]) -> bool:
         """Step all at once; False if that failed (its traceback, and what it holds in memory, is gone by then)."""
         try:
-            self._engine.step([place.sample for place in company])
+            self._engine.step([item.sample for item in batch])
             return True
         except Exception as error:
-            if len(company) == 1:
+            if len(batch) == 1:
                 raise
-            self._log(error, *(place.job for place in company))
+            self._log(error, *(item.job for item in batch))
             if self._engine.failure(error) is None:
                 self._exit(DEVICE_LOST)
             return False
 
-    def _stepped(self, place: Place, seconds: float) -> None:
+    def _record_step(self, item: JobSample, seconds: float) -> None:
         """Account for a step, and tell who watches."""
-        job, sample = place
+        job, sample = item
         assert job.samples is not None
         job.seconds["denoise"] += seconds
         left = job.left(self._engine)
-        self._turns.advance(job.id, 1 - left)
+        self._queue.advance(job.id, 1 - left)
         image = job.images + next(index for index, other in enumerate(job.samples) if other is sample)
         step = job.request.steps - self._engine.steps_left(sample)
-        self._tell(job, "denoise", image, step, left)
+        self._send_progress(job, "denoise", image, step, left)
         if step in job.preview_steps and (thumbnail := self._engine.preview(sample, job.preview_side)):
             where = {"image": image, "index": job.preview_steps.index(step)}
             size = {"width": thumbnail.width, "height": thumbnail.height}
-            self._outlet.send("preview", thumbnail.data, job=job.id, **size, **where)
+            self._events.send("preview", thumbnail.data, job=job.id, **size, **where)
 
-    def _finish(self, job: RunningJob) -> None:
+    def _finish(self, job: WorkerJob) -> None:
         """Decode the first image, which has no steps left; with the last one the job is done."""
         assert job.samples
-        self._tell(job, "decode", job.images, job.request.steps, job.left(self._engine))
+        self._send_progress(job, "decode", job.images, job.request.steps, job.left(self._engine))
         with job.timed("decode"):
             picture = self._engine.finish(job.samples[0])
-        self._outlet.send("image", picture.data, job=job.id, image=job.images)
+        self._events.send("image", picture.data, job=job.id, image=job.images)
         job.notes.update(dict.fromkeys(picture.notes))
         job.images += 1
         del job.samples[0]
         if not job.samples:
-            self._turns.drop(job.id)
+            self._queue.drop(job.id)
             self._pace.drawn(job.request, job.seconds)
-            self._outlet.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
+            self._events.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
 
-    def _tell(self, job: RunningJob, stage: str, image: int = 0, step: int = 0, left: float = 1.0) -> None:
-        self._outlet.send("step", job=job.id, stage=stage, image=image, step=step, left=left)
+    def _send_progress(self, job: WorkerJob, stage: str, image: int = 0, step: int = 0, left: float = 1.0) -> None:
+        self._events.send("step", job=job.id, stage=stage, image=image, step=step, left=left)
 
     @contextmanager
-    def _on_account_of(self, job: RunningJob) -> Iterator[None]:
+    def _fail_alone(self, job: WorkerJob) -> Iterator[None]:
         """What is raised inside ends this job, and no other."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever a job raises must not end its neighbours
-            self._turns.drop(job.id)
+            self._queue.drop(job.id)
             name = type(error).__name__ if isinstance(error, GenerationFailed) else self._engine.failure(error)
             if not isinstance(error, GenerationFailed):
                 self._log(error, job)
             if name is None:
                 self._exit(DEVICE_LOST)
-            self._outlet.send("failed", job=job.id, error=name)
+            self._events.send("failed", job=job.id, error=name)
 
-    def _log(self, error: Exception, *jobs: RunningJob) -> None:
+    def _log(self, error: Exception, *jobs: WorkerJob) -> None:
         """The traceback, without anybody's prompt."""
         text = "".join(traceback.format_exception(error))
         for job in jobs:

@@ -1,4 +1,4 @@
-"""The child process that owns one device: it admits what the pool sends, and works it off in turns (`shift.py`).
+"""The child process that owns one device: it admits what the pool sends, and works it off in turns (`step_loop.py`).
 
 It alone imports torch. It takes jobs from the pool over a socket and sends back steps, pixels and failures. Between
 any two steps it looks at its inbox, so a cancelled job ends within one step. It dies with its parent, and ends itself
@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.engine.base import Engine, EngineConfig, StartAgain
 from pipelines.workers.protocol import PREFIX, Frame
-from pipelines.workers.step_loop import DEVICE_LOST, Shift
+from pipelines.workers.step_loop import DEVICE_LOST, StepLoop
 
 LOAD_FAILED = 78  # exit code EX_CONFIG of sysexits.h
 PR_SET_PDEATHSIG = 1
@@ -59,10 +59,10 @@ class Pipe:
             self.inbox.put(self.receive())
 
 
-def admit(pipe: Pipe, shift: Shift) -> None:
+def admit(pipe: Pipe, step_loop: StepLoop) -> None:
     """Take what the pool has sent; wait for it when there is nothing to do."""
-    while shift.idle or not pipe.inbox.empty():
-        shift.take(*pipe.inbox.get())
+    while step_loop.idle or not pipe.inbox.empty():
+        step_loop.take(*pipe.inbox.get())
 
 
 def die_with_parent() -> None:
@@ -93,10 +93,10 @@ def main(fd: int) -> None:
     pipe.start_reading()
     engine = load(config, pipe)
     pipe.send("ready", **asdict(engine.info))
-    shift = Shift(engine, pipe)
+    step_loop = StepLoop(engine, pipe)
     while True:
-        admit(pipe, shift)
-        shift.turn()
+        admit(pipe, step_loop)
+        step_loop.run_once()
 
 
 if __name__ == "__main__":
