@@ -75,9 +75,9 @@ class FluxEngine:
     @torch.inference_mode()
     def step(self, samples: list[Sample]) -> None:
         while samples:
-            select_batch = self.select_batch(samples)
-            self.denoise(select_batch)
-            samples = [sample for sample in samples if sample not in select_batch]
+            batch = self.select_batch(samples)
+            self.denoise(batch)
+            samples = [sample for sample in samples if sample not in batch]
 
     def distinct_residents(self) -> list[Resident]:
         return list({id(resident): resident for resident in self.residents.values()}.values())

@@ -29,8 +29,8 @@ from pipelines.errors import (
 from pipelines.job import Job, Preview, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.cost_model import Pace
-from pipelines.workers.protocol import Frame
-from pipelines.workers.supervisor import Keeper, WorkerStatus
+from pipelines.workers.protocol import Message
+from pipelines.workers.supervisor import WorkerStatus, WorkerSupervisor
 
 MAX_CRASHES = 2
 
@@ -67,8 +67,10 @@ class WorkerPool:
     ) -> None:
         self.pace = Pace()
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
-        self._keepers = [Keeper(replace(config, device=device), self) for device in devices or (config.device,)]
-        self._room = queue_size + max_running * len(self._keepers)
+        self._supervisors = [
+            WorkerSupervisor(replace(config, device=device), self) for device in devices or (config.device,)
+        ]
+        self._room = queue_size + max_running * len(self._supervisors)
         self._max_running = max_running
         self._request_timeout = request_timeout
         self._step_timeout = step_timeout
@@ -81,8 +83,8 @@ class WorkerPool:
     async def start(self) -> None:
         """Spawn the workers. Returns at once; `status()` follows the loading."""
         self._watchdog = asyncio.create_task(self._watch())
-        for keeper in self._keepers:
-            await keeper.start()
+        for supervisor in self._supervisors:
+            await supervisor.start()
 
     async def stop(self) -> None:
         """Stop the workers; what is unfinished ends as `Draining`."""
@@ -91,7 +93,7 @@ class WorkerPool:
         for job in (*self._running(), *self._line):
             job.finish(Draining())
         self._line.clear()
-        await asyncio.gather(*(keeper.stop() for keeper in self._keepers))
+        await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
 
     def drain(self) -> None:
         """Take no new work; what was accepted goes on."""
@@ -120,8 +122,8 @@ class WorkerPool:
         if job.finished:
             return
         job.finish(reason or Cancelled())
-        for keeper in self._keepers:
-            keeper.cancel(job)
+        for supervisor in self._supervisors:
+            supervisor.cancel(job)
         if job in self._line:
             self._line.remove(job)
         self._dispatch()
@@ -131,7 +133,7 @@ class WorkerPool:
         return self._seconds([*self._running(), *self._line]) / self._workers()
 
     def status(self) -> PoolStatus:
-        workers = tuple(keeper.status() for keeper in self._keepers)
+        workers = tuple(supervisor.status() for supervisor in self._supervisors)
         state = self._state()
         best = max(workers, key=lambda worker: (worker.state == "ready", worker.state != "failed", worker.progress))
         failures = [worker for worker in workers if worker.failure]
@@ -154,17 +156,17 @@ class WorkerPool:
             return "draining"
         if self.failed.is_set():
             return "failed"
-        if any(keeper.ready for keeper in self._keepers):
+        if any(supervisor.ready for supervisor in self._supervisors):
             return "ready"
         return "loading" if self._info is None else "restarting"
 
-    # --- for the keepers ----------------------------------------------------------------------------------------
+    # --- for the supervisors ------------------------------------------------------------------------------------
 
-    def on_ready(self, keeper: Keeper, info: EngineInfo) -> None:
+    def on_ready(self, supervisor: WorkerSupervisor, info: EngineInfo) -> None:
         """Its worker takes jobs, unless it would draw other bytes than the workers beside it."""
-        others = any(other.ready for other in self._keepers if other is not keeper)
+        others = any(other.ready for other in self._supervisors if other is not supervisor)
         if others and self._info is not None and info.fingerprint != self._info.fingerprint:
-            keeper.give_up(
+            supervisor.give_up(
                 f"{info.device} (fingerprint {info.fingerprint}) draws other bytes than {self._info.device} "
                 f"({self._info.fingerprint}): serve unlike devices with a server each"
             )
@@ -172,11 +174,11 @@ class WorkerPool:
         self._info = info
         self._dispatch()
 
-    def on_given_up(self, keeper: Keeper) -> None:
-        if all(other.given_up for other in self._keepers):
+    def on_given_up(self, supervisor: WorkerSupervisor) -> None:
+        if all(other.given_up for other in self._supervisors):
             self.failed.set()
         else:
-            print(f"srpo: {keeper.device} does not serve: {keeper.failure}", file=sys.stderr, flush=True)
+            print(f"srpo: {supervisor.device} does not serve: {supervisor.failure}", file=sys.stderr, flush=True)
 
     def on_orphans(self, jobs: list[Job]) -> None:
         """Back to the head of the line. Suspects run alone (see `_free_for`)."""
@@ -190,22 +192,22 @@ class WorkerPool:
                 job.finish(WorkerCrashed())
         self._dispatch()
 
-    def on_job_event(self, keeper: Keeper, job: Job, event: str, frame: Frame) -> None:
-        header: dict[str, Any] = frame.header
+    def on_job_event(self, supervisor: WorkerSupervisor, job: Job, event: str, message: Message) -> None:
+        header: dict[str, Any] = message.header
         match event:
             case "step":
                 job.left = header["left"]
-                job.publish(self._progress(keeper, job, header["stage"], header["image"], header["step"]))
+                job.publish(self._progress(supervisor, job, header["stage"], header["image"], header["step"]))
             case "preview":
                 size = (header["width"], header["height"])
-                job.publish(Preview(header["image"], header["index"], *size, frame.payload))
+                job.publish(Preview(header["image"], header["index"], *size, message.payload))
             case "image":
-                job.pixels[header["image"]] = frame.payload
+                job.pixels[header["image"]] = message.payload
             case "done":
-                self._end(keeper, job, self._collect(job, header["timings"], header["notes"]))
+                self._end(supervisor, job, self._collect(job, header["timings"], header["notes"]))
                 self.pace.drawn(job.request, header["timings"])
             case "failed":
-                self._end(keeper, job, FAILURES[header["error"]]())
+                self._end(supervisor, job, FAILURES[header["error"]]())
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
@@ -216,35 +218,35 @@ class WorkerPool:
             now = time.monotonic()
             for job in [job for job in (*self._running(), *self._line) if now > job.deadline]:
                 self.cancel(job, DeadlineExceeded(self._request_timeout))
-            for keeper in self._keepers:
-                keeper.kill_if_silent(self._step_timeout)
+            for supervisor in self._supervisors:
+                supervisor.kill_if_silent(self._step_timeout)
 
     def _running(self) -> list[Job]:
-        return [job for keeper in self._keepers for job in keeper.running.values()]
+        return [job for supervisor in self._supervisors for job in supervisor.running.values()]
 
     def _workers(self) -> int:
         """Those that share the line; at least 1."""
-        return max(1, sum(keeper.ready for keeper in self._keepers))
+        return max(1, sum(supervisor.ready for supervisor in self._supervisors))
 
     def _seconds(self, jobs: Sequence[Job]) -> float:
         return sum(self.pace.seconds(job.request, job.left) for job in jobs)
 
     def _dispatch(self) -> None:
         """Send what may run to the workers, and tell the others where they stand."""
-        while self._line and (keeper := self._free_for(self._line[0])) is not None:
-            keeper.run(self._line.popleft())
+        while self._line and (supervisor := self._free_for(self._line[0])) is not None:
+            supervisor.run(self._line.popleft())
         self._tell_positions()
 
-    def _free_for(self, job: Job) -> Keeper | None:
+    def _free_for(self, job: Job) -> WorkerSupervisor | None:
         """The worker with the least work, of those with a place. A job that has seen a worker die runs alone."""
         free = [
-            keeper
-            for keeper in self._keepers
-            if keeper.ready
-            and len(keeper.running) < (1 if job.crashes else self._max_running)
-            and not any(other.crashes for other in keeper.running.values())
+            supervisor
+            for supervisor in self._supervisors
+            if supervisor.ready
+            and len(supervisor.running) < (1 if job.crashes else self._max_running)
+            and not any(other.crashes for other in supervisor.running.values())
         ]
-        return min(free, key=lambda keeper: self._seconds([*keeper.running.values()]), default=None)
+        return min(free, key=lambda supervisor: self._seconds([*supervisor.running.values()]), default=None)
 
     def _tell_positions(self) -> None:
         """Tell every waiting job where it stands, if that is news."""
@@ -255,9 +257,9 @@ class WorkerPool:
             if told is None or told.stage != "queued" or told.position != position:
                 job.publish(Progress("queued", position=position, eta=ahead / self._workers()))
 
-    def _progress(self, keeper: Keeper, job: Job, stage: str, image: int, step: int) -> Progress:
+    def _progress(self, supervisor: WorkerSupervisor, job: Job, stage: str, image: int, step: int) -> Progress:
         """Of a worker's jobs the shortest goes first, so each has to wait for those that are not longer."""
-        left = [self._seconds([other]) for other in keeper.running.values()]
+        left = [self._seconds([other]) for other in supervisor.running.values()]
         own, steps = self._seconds([job]), job.request.steps
         return Progress(stage, image, step, steps, eta=sum(other for other in left if other <= own))
 
@@ -267,8 +269,8 @@ class WorkerPool:
         timings["queue"] += queued
         return ImageResult(job.request, pixels, Timings(**timings), tuple(notes))
 
-    def _end(self, keeper: Keeper, job: Job, outcome: ImageResult | PipelineError) -> None:
-        keeper.release(job)
+    def _end(self, supervisor: WorkerSupervisor, job: Job, outcome: ImageResult | PipelineError) -> None:
+        supervisor.release(job)
         job.finish(outcome)
         self._dispatch()
 

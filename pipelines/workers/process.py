@@ -16,16 +16,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.engine.base import EngineConfig, EngineInfo
-from pipelines.workers.protocol import PREFIX, Frame
+from pipelines.workers.protocol import PREFIX, Message
 
 PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the event loop, not in hundreds
 
 
-class Child:
+class WorkerProcess:
     """A worker process. `info` is None until it is ready; `last_heard` is on the monotonic clock."""
 
     def __init__(
-        self, config: EngineConfig, on_event: Callable[["Child", Frame], None], environment: Mapping[str, str]
+        self, config: EngineConfig, on_event: Callable[["WorkerProcess", Message], None], environment: Mapping[str, str]
     ) -> None:
         self._config = config
         self._environment = environment
@@ -39,7 +39,7 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
-    async def start(self, on_death: Callable[["Child"], None]) -> None:
+    async def start(self, on_death: Callable[["WorkerProcess"], None]) -> None:
         """Spawn the process and begin to listen. `on_death` is called once, from the event loop."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
@@ -61,7 +61,7 @@ class Child:
     def send(self, header: dict[str, Any], payload: bytes = b"") -> None:
         """Queue a frame; never blocks. What is sent to a dead process is lost, and its death is reported."""
         with contextlib.suppress(ConnectionError):
-            self._writer.write(Frame(header, payload).encode())
+            self._writer.write(Message(header, payload).encode())
             if payload:
                 self._writer.write(payload)
 
@@ -78,11 +78,11 @@ class Child:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 header, payload = PREFIX.unpack(await reader.readexactly(PREFIX.size))
-                frame = Frame.decode(await reader.readexactly(header), await reader.readexactly(payload))
+                message = Message.decode(await reader.readexactly(header), await reader.readexactly(payload))
                 self.last_heard = time.monotonic()
-                self._on_event(self, frame)
+                self._on_event(self, message)
 
-    def _reap(self, on_death: Callable[["Child"], None]) -> None:
+    def _reap(self, on_death: Callable[["WorkerProcess"], None]) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
@@ -90,7 +90,7 @@ class Child:
         self.kill()  # grandchildren, if any
         self._burial = loop.create_task(self._bury(on_death))
 
-    async def _bury(self, on_death: Callable[["Child"], None]) -> None:
+    async def _bury(self, on_death: Callable[["WorkerProcess"], None]) -> None:
         """Hear the last words (a finished image may still be in the pipe), then report the death."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._listening, timeout=2.0)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 PREFIX = struct.Struct("<IQ")
 
 
-class Frame(NamedTuple):
+class Message(NamedTuple):
     header: dict[str, Any]
     payload: bytes = b""
 
@@ -20,5 +20,5 @@ class Frame(NamedTuple):
         return PREFIX.pack(len(text), len(self.payload)) + text
 
     @classmethod
-    def decode(cls, header: bytes, payload: bytes) -> "Frame":
+    def decode(cls, header: bytes, payload: bytes) -> "Message":
         return cls(json.loads(header), payload)

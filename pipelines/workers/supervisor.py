@@ -15,8 +15,8 @@ from typing import Protocol
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job
 from pipelines.workers.cost_model import Pace
-from pipelines.workers.process import Child
-from pipelines.workers.protocol import Frame
+from pipelines.workers.process import WorkerProcess
+from pipelines.workers.protocol import Message
 
 MAX_BACKOFF = 30.0  # seconds between restarts of a worker that will not come up
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -37,33 +37,33 @@ class WorkerStatus:
     failure: str | None
 
 
-class Host(Protocol):
-    """Who a keeper works for."""
+class SupervisorCallbacks(Protocol):
+    """What a supervisor reports to."""
 
     pace: Pace
 
-    def on_ready(self, keeper: "Keeper", info: EngineInfo) -> None: ...
+    def on_ready(self, supervisor: "WorkerSupervisor", info: EngineInfo) -> None: ...
 
-    def on_given_up(self, keeper: "Keeper") -> None: ...
+    def on_given_up(self, supervisor: "WorkerSupervisor") -> None: ...
 
     def on_orphans(self, jobs: list[Job]) -> None:
         """The worker has died with these jobs on it, in the order in which they were given."""
         ...
 
-    def on_job_event(self, keeper: "Keeper", job: Job, event: str, frame: Frame) -> None: ...
+    def on_job_event(self, supervisor: "WorkerSupervisor", job: Job, event: str, message: Message) -> None: ...
 
 
-class Keeper:
+class WorkerSupervisor:
     """Keeps a worker alive on the device that `config` names. `running` holds its jobs by id."""
 
-    def __init__(self, config: EngineConfig, host: Host) -> None:
+    def __init__(self, config: EngineConfig, callbacks: SupervisorCallbacks) -> None:
         self.device = config.device
         self.running: dict[str, Job] = {}
         self.given_up = False
         self.failure: str | None = None
         self._config, self._environment = see_only(config, os.environ)
-        self._host = host
-        self._child: Child | None = None
+        self._callbacks = callbacks
+        self._process: WorkerProcess | None = None
         self._started = time.monotonic()
         self._came_up = False
         self._stopping = False
@@ -72,37 +72,37 @@ class Keeper:
 
     @property
     def ready(self) -> bool:
-        return self._child is not None and self._child.info is not None and not self.given_up
+        return self._process is not None and self._process.info is not None and not self.given_up
 
     async def start(self) -> None:
         """Spawn a worker. Returns at once; `status()` follows the loading."""
         if not self._stopping:
             self._started = time.monotonic()
-            self._child = Child(self._config, self._on_event, self._environment)
-            await self._child.start(self._on_death)
+            self._process = WorkerProcess(self._config, self._on_event, self._environment)
+            await self._process.start(self._on_death)
 
     async def stop(self) -> None:
         self._stopping = True
-        if self._child is not None:
-            await self._child.stop()
+        if self._process is not None:
+            await self._process.stop()
 
     def give_up(self, reason: str) -> None:
         """Start no other worker here."""
         self.given_up, self.failure = True, reason
-        if self._child is not None:
-            self._child.kill()
-        self._host.on_given_up(self)
+        if self._process is not None:
+            self._process.kill()
+        self._callbacks.on_given_up(self)
 
     def run(self, job: Job) -> None:
-        assert self._child is not None
+        assert self._process is not None
         job.dispatched = time.monotonic()
         self.running[job.id] = job
         run = {"op": "run", "job": job.id, "request": job.request.to_json(), "previews": asdict(job.previews)}
-        self._child.send(run, job.request.source.pixels if job.request.source else b"")
+        self._process.send(run, job.request.source.pixels if job.request.source else b"")
 
     def cancel(self, job: Job) -> None:
-        if self.running.pop(job.id, None) is not None and self._child is not None:
-            self._child.send({"op": "cancel", "job": job.id})
+        if self.running.pop(job.id, None) is not None and self._process is not None:
+            self._process.send({"op": "cancel", "job": job.id})
 
     def release(self, job: Job) -> None:
         """The job has ended: the worker works."""
@@ -111,24 +111,24 @@ class Keeper:
 
     def kill_if_silent(self, limit: float) -> None:
         """End a worker that has jobs and has not been heard of for `limit` seconds."""
-        if self.running and self._child is not None:
-            heard = max(self._child.last_heard, *(job.dispatched or 0.0 for job in self.running.values()))
+        if self.running and self._process is not None:
+            heard = max(self._process.last_heard, *(job.dispatched or 0.0 for job in self.running.values()))
             if time.monotonic() - heard > limit:
                 print(f"srpo: no step for {limit:.0f} s: killing the worker", file=sys.stderr, flush=True)
-                self._child.kill()
+                self._process.kill()
 
     def status(self) -> WorkerStatus:
-        child = self._child
-        loading = child is not None and child.info is None
+        process = self._process
+        loading = process is not None and process.info is None
         return WorkerStatus(
             device=self.device,
             state=self._state(),
-            stage=child.stage if child is not None else "starting",
-            progress=child.progress if loading and child else 1.0,
-            eta=self._host.pace.load_left(time.monotonic() - self._started, child.progress)
-            if loading and child
+            stage=process.stage if process is not None else "starting",
+            progress=process.progress if loading and process else 1.0,
+            eta=self._callbacks.pace.load_left(time.monotonic() - self._started, process.progress)
+            if loading and process
             else 0.0,
-            pid=child.pid if child is not None else None,
+            pid=process.pid if process is not None else None,
             running=len(self.running),
             restarts=self._restarts,
             failure=self.failure,
@@ -141,38 +141,38 @@ class Keeper:
             return "ready"
         return "restarting" if self._came_up else "loading"
 
-    def _on_event(self, child: Child, frame: Frame) -> None:
-        header = frame.header
+    def _on_event(self, process: WorkerProcess, message: Message) -> None:
+        header = message.header
         match header["event"]:
             case "loading":
-                child.stage, child.progress = header["stage"], header["progress"]
+                process.stage, process.progress = header["stage"], header["progress"]
             case "load_failed":
                 self.failure = header["message"]
                 if not self._came_up:  # it never worked; a reload that fails is tried again
                     self.give_up(header["message"])
             case "ready":
                 seconds, again = time.monotonic() - self._started, self._came_up
-                self._host.pace.loaded(seconds)
-                child.stage, child.progress = "ready", 1.0
-                child.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
+                self._callbacks.pace.loaded(seconds)
+                process.stage, process.progress = "ready", 1.0
+                process.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
                 self._came_up, self.failure = True, None
-                self._host.on_ready(self, child.info)
+                self._callbacks.on_ready(self, process.info)
                 if again and self.ready:
                     print(f"srpo: the worker is ready again after {seconds:.1f} s", file=sys.stderr, flush=True)
             case event if (job := self.running.get(header["job"])) is not None:
-                self._host.on_job_event(self, job, event, frame)
+                self._callbacks.on_job_event(self, job, event, message)
 
-    def _on_death(self, child: Child) -> None:
+    def _on_death(self, process: WorkerProcess) -> None:
         orphans = list(self.running.values())
         self.running.clear()
-        self._child = None
+        self._process = None
         if not (self._stopping or self.given_up):
             self._restarts += 1
-            print(f"srpo: the worker (pid {child.pid}) died and is started again", file=sys.stderr, flush=True)
+            print(f"srpo: the worker (pid {process.pid}) died and is started again", file=sys.stderr, flush=True)
             loop = asyncio.get_running_loop()
             loop.call_later(self._backoff, lambda: asyncio.ensure_future(self.start()))
             self._backoff = min(MAX_BACKOFF, self._backoff * 2 + 1)
-        self._host.on_orphans(orphans)
+        self._callbacks.on_orphans(orphans)
 
 
 def see_only(config: EngineConfig, environment: Mapping[str, str]) -> tuple[EngineConfig, dict[str, str]]:

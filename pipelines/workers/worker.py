@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipelines.engine.base import Engine, EngineConfig, StartAgain
-from pipelines.workers.protocol import PREFIX, Frame
+from pipelines.workers.protocol import PREFIX, Message
 from pipelines.workers.step_loop import DEVICE_LOST, StepLoop
 
 LOAD_FAILED = 78  # exit code EX_CONFIG of sysexits.h
@@ -37,20 +37,20 @@ class Pipe:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._file = sock.makefile("rb")
-        self.inbox: queue.Queue[Frame] = queue.Queue()
+        self.inbox: queue.Queue[Message] = queue.Queue()
 
     def start_reading(self) -> None:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
 
-    def receive(self) -> Frame:
+    def receive(self) -> Message:
         prefix = self._file.read(PREFIX.size)
         if len(prefix) < PREFIX.size:
             os._exit(0)  # the parent is gone: nobody is left to answer
         header, payload = PREFIX.unpack(prefix)
-        return Frame.decode(self._file.read(header), self._file.read(payload))
+        return Message.decode(self._file.read(header), self._file.read(payload))
 
     def send(self, event: str, payload: bytes = b"", **header: Any) -> None:
-        self._sock.sendall(Frame({"event": event, **header}, payload).encode())
+        self._sock.sendall(Message({"event": event, **header}, payload).encode())
         if payload:
             self._sock.sendall(payload)
 
