@@ -32,7 +32,7 @@ from pipelines.loading.build import choose_device, choose_dtype
 from pipelines.optimize.apply import pull
 from pipelines.optimize.optimizations import chosen
 from pipelines.request import GenerationParams, ImageRequest
-from pipelines.workers.cost_model import Pace
+from pipelines.workers.cost_model import CostModel
 from pipelines.workers.run_queue import RunQueue
 
 SIZES = "512x512,1440x512,1024x768,1024x1024,1536x1536"
@@ -150,22 +150,24 @@ def mixed_load(bench: Bench, requests: int, sizes: list[tuple[int, int]], most_s
         ask(*chance.choice(sizes), chance.choice(lengths), chance.choice(presets), seed)
         for seed in range(1, requests + 1)
     ]
-    pace = Pace()
+    cost_model = CostModel()
     for request in work[:8]:
         took = bench.seconds(lambda request=request: bench.ours(request))  # type: ignore[misc]
-        pace.drawn(request, {"text": 0.0, "denoise": took, "decode": 0.0})
-    gap = statistics.mean(pace.seconds(request) for request in work) / LOAD
+        cost_model.drawn(request, {"text": 0.0, "denoise": took, "decode": 0.0})
+    gap = statistics.mean(cost_model.seconds(request) for request in work) / LOAD
     stream = [0.0]
     while len(stream) < requests:
         stream.append(stream[-1] + chance.expovariate(1 / gap))
     figures: Figures = {}
     for shape, arrivals in (("burst", [0.0] * requests), ("poisson", stream)):
         for order in ("scheduler", "first_come"):
-            figures[f"{shape}_{order}"] = replay(bench, work, arrivals, pace, in_order=order == "first_come")
+            figures[f"{shape}_{order}"] = replay(bench, work, arrivals, cost_model, in_order=order == "first_come")
     return figures
 
 
-def replay(bench: Bench, work: list[ImageRequest], arrivals: list[float], pace: Pace, in_order: bool) -> Figures:
+def replay(
+    bench: Bench, work: list[ImageRequest], arrivals: list[float], cost_model: CostModel, in_order: bool
+) -> Figures:
     """Draw `work` in real time as it arrives."""
     queue: RunQueue[tuple[int, Sample]] = RunQueue()
     latencies: list[float] = []
@@ -178,7 +180,7 @@ def replay(bench: Bench, work: list[ImageRequest], arrivals: list[float], pace: 
             continue
         while coming and coming[0][1][0] <= now and not (in_order and queue):
             number, (_, request) = coming.pop(0)
-            queue.add(str(number), (number, bench.engine.prepare(request)[0]), pace.seconds(request))
+            queue.add(str(number), (number, bench.engine.prepare(request)[0]), cost_model.seconds(request))
         number, sample = queue.next()
         if left := bench.engine.steps_left(sample):
             bench.engine.step([sample])

@@ -192,7 +192,7 @@ class ImageRequest:
 
     @property
     def cost(self) -> float:
-        """Work in computed megapixel-steps; `Pace` turns it into seconds by what was measured."""
+        """Work in computed megapixel-steps; `CostModel` turns it into seconds by what was measured."""
         mask = PRESETS[self.acceleration](self.steps)
         steps = sum(1.0 if compute else SKIPPED_STEP for compute in mask)
         return self.pixels * steps * len(self.seeds) / 2**20

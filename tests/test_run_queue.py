@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.request import ImageRequest
-from pipelines.workers.cost_model import Pace
+from pipelines.workers.cost_model import CostModel
 from pipelines.workers.run_queue import AGEING, RunQueue
 
 COSTS = st.lists(st.integers(1, 200), min_size=1, max_size=16)
@@ -148,20 +148,20 @@ def test_cost_counts_pixels_images_and_computed_steps() -> None:
 
 
 def test_seconds_come_from_what_was_measured_at_the_nearest_size() -> None:
-    pace = Pace()
-    assert pace.seconds(ask()) > 0  # a guess
-    pace.drawn(ask(512, 512, steps=10), seconds(1.0))
-    pace.drawn(ask(1536, 1536, steps=10), seconds(20.0))
-    assert pace.seconds(ask(512, 512, steps=20)) == pytest.approx(2.0)
-    assert pace.seconds(ask(1536, 1536, steps=10, images=2)) == pytest.approx(40.0)
-    assert pace.seconds(ask(512, 544, steps=10)) == pytest.approx(1.0 * 544 / 512)
-    assert pace.seconds(ask(512, 512, steps=20), left=0.25) == pytest.approx(0.5)
+    cost_model = CostModel()
+    assert cost_model.seconds(ask()) > 0  # a guess
+    cost_model.drawn(ask(512, 512, steps=10), seconds(1.0))
+    cost_model.drawn(ask(1536, 1536, steps=10), seconds(20.0))
+    assert cost_model.seconds(ask(512, 512, steps=20)) == pytest.approx(2.0)
+    assert cost_model.seconds(ask(1536, 1536, steps=10, images=2)) == pytest.approx(40.0)
+    assert cost_model.seconds(ask(512, 544, steps=10)) == pytest.approx(1.0 * 544 / 512)
+    assert cost_model.seconds(ask(512, 512, steps=20), left=0.25) == pytest.approx(0.5)
 
 
 def test_the_pace_follows_a_device_that_slows_down() -> None:
-    pace = Pace()
+    cost_model = CostModel()
     for _ in range(40):
-        pace.drawn(ask(), seconds(1.0))
+        cost_model.drawn(ask(), seconds(1.0))
     for _ in range(40):
-        pace.drawn(ask(), seconds(3.0))
-    assert pace.seconds(ask()) == pytest.approx(3.0, rel=0.01)
+        cost_model.drawn(ask(), seconds(3.0))
+    assert cost_model.seconds(ask()) == pytest.approx(3.0, rel=0.01)

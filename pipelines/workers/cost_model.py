@@ -12,7 +12,7 @@ TELLING = 0.1  # of the loading
 WEIGHT = 0.2  # of the newest measurement
 
 
-class Pace:
+class CostModel:
     """Exponential averages of measured seconds."""
 
     def __init__(self) -> None:

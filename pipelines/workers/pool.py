@@ -28,7 +28,7 @@ from pipelines.errors import (
 )
 from pipelines.job import Job, Preview, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult, Timings
-from pipelines.workers.cost_model import Pace
+from pipelines.workers.cost_model import CostModel
 from pipelines.workers.protocol import Message
 from pipelines.workers.supervisor import WorkerStatus, WorkerSupervisor
 
@@ -65,7 +65,7 @@ class WorkerPool:
         request_timeout: float = 600.0,
         step_timeout: float = 120.0,
     ) -> None:
-        self.pace = Pace()
+        self.cost_model = CostModel()
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
         self._supervisors = [
             WorkerSupervisor(replace(config, device=device), self) for device in devices or (config.device,)
@@ -205,7 +205,7 @@ class WorkerPool:
                 job.pixels[header["image"]] = message.payload
             case "done":
                 self._end(supervisor, job, self._collect(job, header["timings"], header["notes"]))
-                self.pace.drawn(job.request, header["timings"])
+                self.cost_model.drawn(job.request, header["timings"])
             case "failed":
                 self._end(supervisor, job, FAILURES[header["error"]]())
 
@@ -229,7 +229,7 @@ class WorkerPool:
         return max(1, sum(supervisor.ready for supervisor in self._supervisors))
 
     def _seconds(self, jobs: Sequence[Job]) -> float:
-        return sum(self.pace.seconds(job.request, job.left) for job in jobs)
+        return sum(self.cost_model.seconds(job.request, job.left) for job in jobs)
 
     def _dispatch(self) -> None:
         """Send what may run to the workers, and tell the others where they stand."""
@@ -252,7 +252,7 @@ class WorkerPool:
         """Tell every waiting job where it stands, if that is news."""
         ahead = self._seconds(self._running())
         for position, job in enumerate(self._line):
-            ahead += self.pace.seconds(job.request)
+            ahead += self.cost_model.seconds(job.request)
             told = job.channel.latest()
             if told is None or told.stage != "queued" or told.position != position:
                 job.publish(Progress("queued", position=position, eta=ahead / self._workers()))

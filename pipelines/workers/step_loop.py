@@ -18,7 +18,7 @@ from pipelines.engine.base import Engine
 from pipelines.errors import GenerationFailed
 from pipelines.job import PreviewPlan
 from pipelines.request import ImageRequest
-from pipelines.workers.cost_model import Pace
+from pipelines.workers.cost_model import CostModel
 from pipelines.workers.run_queue import RunQueue
 
 DEVICE_LOST = 70  # exit code EX_SOFTWARE of sysexits.h
@@ -78,7 +78,7 @@ class StepLoop:
         self._events = events
         self._exit = exit_process
         self._queue: RunQueue[WorkerJob] = RunQueue()
-        self._pace = Pace()
+        self._cost_model = CostModel()
 
     @property
     def idle(self) -> bool:
@@ -90,7 +90,7 @@ class StepLoop:
             case "run":
                 request = ImageRequest.from_json(header["request"], payload)
                 job = WorkerJob(header["job"], request, PreviewPlan(**header["previews"]))
-                self._queue.add(job.id, job, self._pace.seconds(request))
+                self._queue.add(job.id, job, self._cost_model.seconds(request))
             case "cancel":
                 self._queue.drop(header["job"])
 
@@ -182,7 +182,7 @@ class StepLoop:
         del job.samples[0]
         if not job.samples:
             self._queue.drop(job.id)
-            self._pace.drawn(job.request, job.seconds)
+            self._cost_model.drawn(job.request, job.seconds)
             self._events.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
 
     def _send_progress(self, job: WorkerJob, stage: str, image: int = 0, step: int = 0, left: float = 1.0) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job
-from pipelines.workers.cost_model import Pace
+from pipelines.workers.cost_model import CostModel
 from pipelines.workers.process import WorkerProcess
 from pipelines.workers.protocol import Message
 
@@ -40,7 +40,7 @@ class WorkerStatus:
 class SupervisorCallbacks(Protocol):
     """What a supervisor reports to."""
 
-    pace: Pace
+    cost_model: CostModel
 
     def on_ready(self, supervisor: "WorkerSupervisor", info: EngineInfo) -> None: ...
 
@@ -125,7 +125,7 @@ class WorkerSupervisor:
             state=self._state(),
             stage=process.stage if process is not None else "starting",
             progress=process.progress if loading and process else 1.0,
-            eta=self._callbacks.pace.load_left(time.monotonic() - self._started, process.progress)
+            eta=self._callbacks.cost_model.load_left(time.monotonic() - self._started, process.progress)
             if loading and process
             else 0.0,
             pid=process.pid if process is not None else None,
@@ -152,7 +152,7 @@ class WorkerSupervisor:
                     self.give_up(header["message"])
             case "ready":
                 seconds, again = time.monotonic() - self._started, self._came_up
-                self._callbacks.pace.loaded(seconds)
+                self._callbacks.cost_model.loaded(seconds)
                 process.stage, process.progress = "ready", 1.0
                 process.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
                 self._came_up, self.failure = True, None
