@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from pipelines.engine.modulation import twin
+from pipelines.engine.modulation import share_weights_copy
 from weights import tiny
 
 TRANSFORMER = {"guidance_embeds": True}  # the class's defaults are FLUX.1 [dev]'s, but for this
@@ -63,7 +63,7 @@ def small(dtype: torch.dtype, device: torch.device) -> Model:
 
 def own_copy(pipeline: FluxPipeline) -> FluxPipeline:
     """A pipeline whose levers can be pulled without the other's knowing. Shares all weights but the VAE's."""
-    parts = {"transformer": twin(pipeline.transformer), "vae": copy.deepcopy(pipeline.vae)}
+    parts = {"transformer": share_weights_copy(pipeline.transformer), "vae": copy.deepcopy(pipeline.vae)}
     parts["transformer"].set_attention_backend("native")  # the choice is the process's: the last pipeline's holds
     return FluxPipeline(**{name: part for name, part in (pipeline.components | parts).items() if part is not None})
 

@@ -69,7 +69,7 @@ class Drawn:
             self.engine.compiler = compiler
             pull(self.engine, contender.levers)
             if contender.levers == ("fp8",):
-                self.engine.residents["none"] = self.engine.residents["high"]
+                self.engine.variants["none"] = self.engine.variants["high"]
 
     def ask(self, size: tuple[int, int], steps: int) -> ImageRequest:
         return ask(*size, steps, self._preset)

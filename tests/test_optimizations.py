@@ -125,11 +125,11 @@ def test_a_rounding_lever_stays_within_its_bound(name: str, dtype: torch.dtype) 
 def test_the_modulations_vectors_are_the_models_own_but_for_the_rounding_of_one_product(dtype: torch.dtype) -> None:
     """Made step by step they are exact: what differs with all at once is the product of many rows alone."""
     slow, fast = tiny_engine(dtype), fast_engine(dtype, "modulation")
-    resident = fast.residents["high"]
-    assert resident.modulation is not None
-    whole = resident.modulation.table
+    variant = fast.variants["high"]
+    assert variant.modulation is not None
+    whole = variant.modulation.table
     rows = lambda times, *rest: torch.cat([whole(times[i : i + 1], *rest) for i in range(len(times))])  # noqa: E731
-    resident.modulation.table = rows  # type: ignore[method-assign]
+    variant.modulation.table = rows  # type: ignore[method-assign]
     request = ask(512, 512, 10, seed=5, num_images=2, acceleration="high")
     assert draw(fast, request) == draw(slow, request)
 
@@ -143,7 +143,7 @@ def test_float8_draws_regular_and_high_alone_and_within_its_bound() -> None:
         reference = velocity(slow, preset)
         error = (velocity(fast, preset) - reference).abs().max() / reference.abs().max()
         assert 0 < error <= FLOAT8
-    quantized, plain = fast.residents["high"].transformer, fast.residents["none"].transformer
+    quantized, plain = fast.variants["high"].transformer, fast.variants["none"].transformer
     shared = {name for name, tensor in plain.named_parameters() if tensor is quantized.get_parameter(name)}
     assert all(
         "norm" in name or "embed" in name or name.startswith("proj_out") or name.endswith("bias") for name in shared
@@ -228,8 +228,8 @@ def test_no_step_waits_for_the_device(preset: str, names: tuple[str, ...]) -> No
     """On the meta device, which has no values to wait for: what reads one back raises. (On CUDA: the bench.)"""
     engine = fast_engine(torch.bfloat16, *names)
     sample = engine.prepare(ask(512, 512, 12, acceleration=preset))[0]
-    for resident in engine.distinct_residents():
-        resident.transformer.to("meta")
+    for variant in engine.distinct_variants():
+        variant.transformer.to("meta")
     to_meta(sample)
     with NoWaiting():
         while engine.steps_left(sample):

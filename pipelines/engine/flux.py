@@ -19,8 +19,8 @@ from pipelines.engine.base import EngineInfo, Pixels, Thumbnail
 from pipelines.engine.canvas import Fitted, Range, fit, framed, inside
 from pipelines.engine.forward import forward
 from pipelines.engine.img2img import noised
-from pipelines.engine.lru import Recent
-from pipelines.engine.modulation import Resident
+from pipelines.engine.lru import LRUCache
+from pipelines.engine.modulation import TransformerVariant
 from pipelines.engine.preview import draw_preview
 from pipelines.engine.sample import Sample, Text, rows
 from pipelines.engine.vae_tiling import tiles
@@ -55,9 +55,11 @@ class FluxEngine:
         self._transformer = pipeline.transformer
         self._text_tokens = text_tokens
         self.device = pipeline._execution_device  # a part that is streamed to it says where it waits
-        self.residents = dict.fromkeys(PRESETS, Resident(pipeline.transformer, info.dtype))  # what draws each preset
-        self.texts: Recent[str, Text] = Recent()
-        self.rotaries: Recent[tuple[Size, int], Rotary] = Recent()
+        self.variants = dict.fromkeys(
+            PRESETS, TransformerVariant(pipeline.transformer, info.dtype)
+        )  # what draws each preset
+        self.texts: LRUCache[str, Text] = LRUCache()
+        self.rotaries: LRUCache[tuple[Size, int], Rotary] = LRUCache()
         self.compiler: Any = "inductor"
         self.once: Once = lambda _, find: find()  # how a choice is made that must stay: found anew, or kept
         self.tile_above: float | None = None  # megapixels
@@ -79,8 +81,8 @@ class FluxEngine:
             self.denoise(batch)
             samples = [sample for sample in samples if sample not in batch]
 
-    def distinct_residents(self) -> list[Resident]:
-        return list({id(resident): resident for resident in self.residents.values()}.values())
+    def distinct_variants(self) -> list[TransformerVariant]:
+        return list({id(variant): variant for variant in self.variants.values()}.values())
 
     def batch_limit(self, request: ImageRequest) -> int:
         return max(self.batches.get(self.fit(request).drawn, ()), default=1)
@@ -131,8 +133,8 @@ class FluxEngine:
         if self._transformer.config.guidance_embeds:
             guidance = torch.full([1], request.guidance_scale, device=self.device, dtype=torch.float32)
         times = tuple(timesteps.tolist())
-        computed, resident = PRESETS[request.acceleration](len(times)), self.residents[request.acceleration]
-        return Sample(fitted, text, latents, image_ids, guidance, scheduler, timesteps, times, computed, resident)
+        computed, variant = PRESETS[request.acceleration](len(times)), self.variants[request.acceleration]
+        return Sample(fitted, text, latents, image_ids, guidance, scheduler, timesteps, times, computed, variant)
 
     def encode(self, prompt: str) -> Text:
         """Both encoders' view of the prompt."""
@@ -182,10 +184,10 @@ class FluxEngine:
         if self.rotaries.limit:
             ids = torch.cat((first.text.ids, first.image_ids), dim=0)
             key = (first.size, len(first.text.ids))
-            first.rotary = self.rotaries.get(key, lambda: first.resident.transformer.pos_embed(ids))
-        if first.resident.modulation:
+            first.rotary = self.rotaries.get(key, lambda: first.variant.transformer.pos_embed(ids))
+        if first.variant.modulation:
             times = first.timesteps.to(first.latents.dtype) / 1000
-            first.modulation = first.resident.modulation.table(times, first.guidance, first.text.pooled)
+            first.modulation = first.variant.modulation.table(times, first.guidance, first.text.pooled)
         for sample in samples:
             sample.rotary, sample.modulation = first.rotary, first.modulation
 
@@ -195,7 +197,7 @@ class FluxEngine:
         guidances = [sample.guidance for sample in samples if sample.guidance is not None]
         tables = [sample.modulation[sample.step, None] for sample in samples if sample.modulation is not None]
         first = samples[0]
-        resident = first.resident
+        variant = first.variant
         inputs: dict[str, Any] = {
             "hidden_states": rows([sample.latents for sample in samples]),
             "timestep": now.to(first.latents.dtype) / 1000,  # cast first: bf16 rounds differently otherwise
@@ -208,12 +210,12 @@ class FluxEngine:
         whole, compute = all(first.computed), first.computed[first.step]
         try:
             if whole and not tables and first.rotary is None:
-                velocities = resident.transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
+                velocities = variant.transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
             else:
                 expected = None if compute else rows([sample.residuals.at(sample.time) for sample in samples])
-                vectors = resident.modulation.split(rows(tables)) if resident.modulation else None
+                vectors = variant.modulation.split(rows(tables)) if variant.modulation else None
                 known: dict[str, Any] = {"rotary": first.rotary, "modulation": vectors}
-                velocities, residuals = forward(resident.transformer, expected, **known, **inputs)
+                velocities, residuals = forward(variant.transformer, expected, **known, **inputs)
         except torch.OutOfMemoryError:  # what did not fit once is not tried again
             self.batches[first.size] = tuple(n for n in self.batches.get(first.size, ()) if n < len(samples))
             raise

@@ -8,7 +8,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Recent(Generic[K, V]):
+class LRUCache(Generic[K, V]):
     """Remembers up to `limit` values; 0 remembers nothing, and everything is made anew."""
 
     def __init__(self, limit: int = 0) -> None:

@@ -63,7 +63,7 @@ class Modulation:
 
 
 @dataclass(slots=True)
-class Resident:
+class TransformerVariant:
     """A transformer as the engine runs it. `precision` is that of its blocks' linear layers."""
 
     transformer: Any
@@ -71,6 +71,6 @@ class Resident:
     modulation: Modulation | None = None
 
 
-def twin(module: Any) -> Any:
+def share_weights_copy(module: Any) -> Any:
     """A copy that can be changed by itself and shares every tensor with the original: no memory for weights."""
     return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from pipelines.acceleration import Mask
 from pipelines.engine.canvas import Fitted
 from pipelines.engine.forward import Residuals
-from pipelines.engine.modulation import Resident
+from pipelines.engine.modulation import TransformerVariant
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
 
@@ -37,7 +37,7 @@ class Sample:
     timesteps: torch.Tensor
     times: tuple[float, ...]  # the timesteps again, for arithmetic that must not wait for the device
     computed: Mask
-    resident: Resident
+    variant: TransformerVariant
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None  # where the engine keeps them
     modulation: torch.Tensor | None = None  # of all steps, `(steps, ...)`, where they are made in one pass
     residuals: Residuals = field(default_factory=Residuals)
@@ -47,7 +47,7 @@ class Sample:
     @property
     def kind(self) -> Hashable:
         """Samples whose next steps are of one kind can be rows of one forward pass."""
-        return self.size, self.resident.precision, all(self.computed), self.computed[self.step]
+        return self.size, self.variant.precision, all(self.computed), self.computed[self.step]
 
     @property
     def size(self) -> Size:

@@ -47,14 +47,14 @@ def prepare_compiler() -> None:
 
 def compile_transformers(engine: "FluxEngine") -> str:
     prepare_compiler()
-    for resident in engine.distinct_residents():
-        resident.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=engine.compiler)
+    for variant in engine.distinct_variants():
+        variant.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=engine.compiler)
     return ""
 
 
 def leave_transformers(engine: "FluxEngine") -> None:
-    for resident in engine.distinct_residents():
-        for block in (*resident.transformer.transformer_blocks, *resident.transformer.single_transformer_blocks):
+    for variant in engine.distinct_variants():
+        for block in (*variant.transformer.transformer_blocks, *variant.transformer.single_transformer_blocks):
             block._compiled_call_impl = None
 
 
@@ -72,7 +72,7 @@ def leave_decoder(engine: "FluxEngine") -> None:
 
 def warm_up(engine: "FluxEngine", lever: str, report: Report) -> None:
     """Whatever will run is compiled after this: every kind of step once in every number of rows, or a decoding."""
-    presets = {id(resident): preset for preset, resident in engine.residents.items()}.values()  # one a precision
+    presets = {id(variant): preset for preset, variant in engine.variants.items()}.values()  # one a precision
     if lever == "compile":
         kinds = [*product(presets, SIZES, [1]), *product(presets, SIZES[:1], COUNTS)]
     else:

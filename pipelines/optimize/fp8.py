@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipelines.acceleration import PRESETS
-from pipelines.engine.modulation import Resident, twin
+from pipelines.engine.modulation import TransformerVariant, share_weights_copy
 
 if TYPE_CHECKING:
     from pipelines.engine.flux import FluxEngine
@@ -24,22 +24,22 @@ class NoFloat8(RuntimeError):
     """This machine cannot multiply in float8, or lacks the package for it."""
 
 
-def second_resident(engine: "FluxEngine") -> str:
+def add_float8_variant(engine: "FluxEngine") -> str:
     """Let every preset but `none` use a float8 copy."""
-    transformer = engine.residents["none"].transformer
+    transformer = engine.variants["none"].transformer
     if transformer.device.type == "cuda" and torch.cuda.get_device_capability(transformer.device) < LEAST_CAPABILITY:
         raise NoFloat8("it needs a CUDA device of compute capability 8.9 or later")
     if transformer.dtype != torch.bfloat16:
         raise NoFloat8("it needs bfloat16: SRPO_DTYPE=bfloat16")
-    fast = twin(transformer)
+    fast = share_weights_copy(transformer)
     for block in (*fast.transformer_blocks, *fast.single_transformer_blocks):
         for name, layer in block.named_modules():
             if isinstance(layer, torch.nn.Linear) and "norm" not in name:
                 if layer.weight.dtype != transformer.dtype:
                     raise NoFloat8("the placement keeps them in float8 already, so there is no other copy")
                 layer.weight = torch.nn.Parameter(quantized(layer.weight), requires_grad=False)
-    resident = Resident(fast, PRECISION)
-    engine.residents = {preset: engine.residents["none"] if preset == "none" else resident for preset in PRESETS}
+    variant = TransformerVariant(fast, PRECISION)
+    engine.variants = {preset: engine.variants["none"] if preset == "none" else variant for preset in PRESETS}
     return ""
 
 

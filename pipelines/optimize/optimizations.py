@@ -45,28 +45,28 @@ def remember_rotaries(engine: "FluxEngine") -> str:
 
 
 def take_float8(engine: "FluxEngine") -> str:
-    from pipelines.optimize.fp8 import second_resident
+    from pipelines.optimize.fp8 import add_float8_variant
 
-    return second_resident(engine)
+    return add_float8_variant(engine)
 
 
 def leave_float8(engine: "FluxEngine") -> None:
-    engine.residents = dict.fromkeys(engine.residents, engine.residents["none"])
+    engine.variants = dict.fromkeys(engine.variants, engine.variants["none"])
 
 
 def modulate_at_once(engine: "FluxEngine") -> str:
     from pipelines.engine.modulation import Modulation
 
-    for resident in engine.distinct_residents():
-        resident.modulation = Modulation(resident.transformer)
+    for variant in engine.distinct_variants():
+        variant.modulation = Modulation(variant.transformer)
     return ""
 
 
 def modulate_by_step(engine: "FluxEngine") -> None:
-    for resident in engine.distinct_residents():
-        if resident.modulation is not None:
-            resident.modulation.give_back()
-            resident.modulation = None
+    for variant in engine.distinct_variants():
+        if variant.modulation is not None:
+            variant.modulation.give_back()
+            variant.modulation = None
 
 
 def choose_attention(engine: "FluxEngine") -> str:
@@ -78,8 +78,8 @@ def choose_attention(engine: "FluxEngine") -> str:
 
 
 def attend(engine: "FluxEngine", name: str = "native") -> None:
-    for resident in engine.distinct_residents():
-        resident.transformer.set_attention_backend(name)
+    for variant in engine.distinct_variants():
+        variant.transformer.set_attention_backend(name)
 
 
 def lay_out_vae(engine: "FluxEngine") -> str:
