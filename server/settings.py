@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipelines.engine.base import EngineConfig
-from pipelines.optimize import tuning_cache as kept
+from pipelines.optimize import tuning_cache
 from pipelines.optimize.optimizations import LEVERS, known
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import spelled
@@ -300,7 +300,7 @@ class Settings(EngineSettings):
     def engine(self) -> EngineConfig:
         config, data = super().engine(), self.data_dir.absolute()
         cache = config.compile_cache or str(data / "compiled")
-        return replace(config, kept=str(data / kept.NAME), compile_cache=cache)
+        return replace(config, tuning_cache=str(data / tuning_cache.NAME), compile_cache=cache)
 
     @property
     def is_loopback(self) -> bool:

@@ -27,7 +27,7 @@ REQUESTS = [
 
 @pytest.fixture
 async def pool(tmp_path: Path) -> AsyncIterator[WorkerPool]:
-    config = EngineConfig("tiny", dtype="float32", kept=str(tmp_path / "engine.json"))
+    config = EngineConfig("tiny", dtype="float32", tuning_cache=str(tmp_path / "engine.json"))
     pool = WorkerPool(config, devices=("cpu+cpu",))
     await pool.start()
     yield pool

@@ -82,7 +82,7 @@ def test_tiles_are_for_images_above_the_bound_and_are_said(engine: FluxEngine, m
 
 
 def test_tiles_are_another_fingerprint(tmp_path: Path) -> None:
-    config = EngineConfig(device="cpu", kept=str(tmp_path / "engine.json"))
+    config = EngineConfig(device="cpu", tuning_cache=str(tmp_path / "engine.json"))
 
     def of(config: EngineConfig) -> str:
         return load_engine(config, lambda stage, progress: None).info.fingerprint

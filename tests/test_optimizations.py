@@ -19,7 +19,7 @@ from pipelines.optimize import compile as compiling
 from pipelines.optimize.apply import LeverFailed, pull
 from pipelines.optimize.compile import COMPILED
 from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, LEVERS, ROUNDINGS, chosen, known
-from pipelines.optimize.tuning_cache import Kept
+from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.selfcheck import renew
 from server.settings import Settings
 
@@ -267,14 +267,14 @@ def made_fast(
         patch.setattr(
             "pipelines.loading.build.chosen", lambda names, _: [name for name in LEVERS if name in (*names, *default)]
         )
-        make_fast(engine, "cpu", EngineConfig(levers=names), Kept(tmp_path / "engine.json"), lambda *_: None)
+        make_fast(engine, "cpu", EngineConfig(levers=names), TuningCache(tmp_path / "engine.json"), lambda *_: None)
     return engine
 
 
 def test_the_fingerprint_tells_inexact_levers_apart_and_exact_ones_not(tmp_path: Path) -> None:
     def of(*names: str, chose: str = "native") -> str:
-        kept = Kept(tmp_path / chose / "engine.json")
-        kept.once("attention", tiny_engine(torch.float32).info.fingerprint, lambda: chose)
+        kept = TuningCache(tmp_path / chose / "engine.json")
+        kept.remember("attention", tiny_engine(torch.float32).info.fingerprint, lambda: chose)
         return made_fast(kept.path.parent, *names).info.fingerprint
 
     assert of() == of(*EXACT)
@@ -306,25 +306,25 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     assert first.info.levers.startswith(f"{works}; without compile")
     for reason in first.info.levers.split("; without ")[1:]:
         assert "which fails here: RuntimeError: Failed to find C compiler" in reason or "results are wrong" in reason
-    failed = {key.split()[1] for key in Kept(tmp_path / "engine.json").section("levers")}
+    failed = {key.split()[1] for key in TuningCache(tmp_path / "engine.json").section("levers")}
     assert failed == set(default) & set(COMPILED)
     second = made_fast(tmp_path, "default", default=default)
     assert second.info == first.info
     assert not second.compiler.graphs
     assert draw(first, request) == draw(second, request)
-    other = Kept(tmp_path / "other" / "engine.json")
+    other = TuningCache(tmp_path / "other" / "engine.json")
     assert (
         first.info.fingerprint
         == made_fast(other.path.parent, *works.replace(" (native)", "").split(", ")).info.fingerprint
     )
     renew(tmp_path)
-    assert not Kept(tmp_path / "engine.json").section("levers")
+    assert not TuningCache(tmp_path / "engine.json").section("levers")
 
 
 def test_a_lever_that_was_named_must_work(tmp_path: Path) -> None:
     with pytest.raises(LeverFailed, match=r"^compile does .*: Failed to find C compiler. Without: SRPO_LEVERS=rotary$"):
         made_fast(tmp_path, "default", "compile", default=["rotary"], compiler=Refusing())
-    assert not Kept(tmp_path / "engine.json").section("levers")
+    assert not TuningCache(tmp_path / "engine.json").section("levers")
 
 
 def test_a_lever_that_breaks_the_device_is_kept_and_a_new_process_goes_on_without(

@@ -14,7 +14,7 @@ from pipelines.fields import Size
 from pipelines.loading.build import load_engine
 from pipelines.loading.golden import SelfCheckFailed, check_itself
 from pipelines.optimize.batching import COUNTS, exact_batches
-from pipelines.optimize.tuning_cache import Kept
+from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.selfcheck import main
 
 SQUARE = Size(512, 512)
@@ -34,7 +34,7 @@ def attend_otherwise(engine: FluxEngine) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_engine_that_draws_as_before_passes_and_one_that_does_not_fails(dtype: torch.dtype, tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "engine.json")
+    kept = TuningCache(tmp_path / "engine.json")
     check_itself(tiny_engine(dtype), kept)
     check_itself(tiny_engine(dtype), kept)
     assert set(kept.section("golden")) == {tiny_engine(dtype).info.fingerprint}
@@ -45,7 +45,7 @@ def test_an_engine_that_draws_as_before_passes_and_one_that_does_not_fails(dtype
 
 
 def test_another_attention_backend_is_found_out(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "engine.json")
+    kept = TuningCache(tmp_path / "engine.json")
     check_itself(tiny_engine(torch.float32), kept)
     engine = tiny_engine(torch.float32)
     attend_otherwise(engine)
@@ -54,7 +54,7 @@ def test_another_attention_backend_is_found_out(tmp_path: Path) -> None:
 
 
 def test_a_fault_in_skipped_steps_alone_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Kept(tmp_path / "engine.json")
+    kept = TuningCache(tmp_path / "engine.json")
     check_itself(tiny_engine(torch.float32), kept)
     monkeypatch.setattr("pipelines.engine.forward.Residuals.at", lambda self, time: self.tensors()[-1])
     with pytest.raises(SelfCheckFailed, match="the self-check's accelerated pictures differ"):
@@ -65,7 +65,7 @@ def test_loading_checks_and_names_what_it_chose(tmp_path: Path, monkeypatch: pyt
     """Same choices, same fingerprint, taken from the file the second time; other precision or sizes, another one."""
 
     def load(dtype: str = "bfloat16", sizes: tuple[str, ...] = ("512x512",)) -> FluxEngine:
-        config = EngineConfig(device="cpu", dtype=dtype, kept=str(tmp_path / "engine.json"), batch_sizes=sizes)
+        config = EngineConfig(device="cpu", dtype=dtype, tuning_cache=str(tmp_path / "engine.json"), batch_sizes=sizes)
         return load_engine(config, lambda stage, progress: None)
 
     first = load()
@@ -86,14 +86,14 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     for text in ("{", "[]"):
         file.write_text(text)
         with pytest.raises(ValueError, match=r"engine\.json"):
-            Kept(file).once("golden", "key", dict)
+            TuningCache(file).remember("golden", "key", dict)
 
 
 def test_the_first_finding_stays(tmp_path: Path) -> None:
     """Whoever finds it: two workers that start together end with one value."""
-    one, other = Kept(tmp_path / "new" / "engine.json"), Kept(tmp_path / "new" / "engine.json")
-    assert one.once("a", "key", lambda: [other.once("a", "key", lambda: 1), 2]) == 1
-    assert one.once("a", "other", lambda: 3) == 3
+    one, other = TuningCache(tmp_path / "new" / "engine.json"), TuningCache(tmp_path / "new" / "engine.json")
+    assert one.remember("a", "key", lambda: [other.remember("a", "key", lambda: 1), 2]) == 1
+    assert one.remember("a", "other", lambda: 3) == 3
     assert json.loads(one.path.read_text()) == {"a": {"key": 1, "other": 3}}
     one.forget("a")
     assert other.section("a") == {}

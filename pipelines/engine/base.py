@@ -19,7 +19,7 @@ S = TypeVar("S")
 class EngineConfig:
     """What one worker serves. `device` and `dtype` are `auto` or torch's names (`cuda:0`, `bfloat16`).
 
-    `kept` is the file that remembers what was found out about the device (`kept.py`); without one nothing is tried
+    `tuning_cache` is the file that remembers what was measured on the device; without one nothing is tried
     that takes time, and nothing is compared. `batch_sizes` are the sizes (`512x512`) to batch if that is exact.
     Images of more than `tile_above` megapixels are decoded in tiles; None: never.
     `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
@@ -31,7 +31,7 @@ class EngineConfig:
     models_dir: str = "models"
     device: str = "auto"
     dtype: str = "auto"
-    kept: str | None = None
+    tuning_cache: str | None = None
     batch_sizes: tuple[str, ...] = ()
     tile_above: float | None = None
     transformer: str | None = None

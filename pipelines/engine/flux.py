@@ -61,7 +61,7 @@ class FluxEngine:
         self.texts: LRUCache[str, Text] = LRUCache()
         self.rotaries: LRUCache[tuple[Size, int], Rotary] = LRUCache()
         self.compiler: Any = "inductor"
-        self.once: Once = lambda _, find: find()  # how a choice is made that must stay: found anew, or kept
+        self.remember: Once = lambda _, find: find()  # how a choice is made that must stay: found anew, or kept
         self.tile_above: float | None = None  # megapixels
         self.remarks: tuple[str, ...] = ()  # what every reply must say
         self.batches: dict[Size, tuple[int, ...]] = {}  # how many samples of a size may share a step, but for one

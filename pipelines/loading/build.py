@@ -22,7 +22,7 @@ from pipelines.optimize.apply import Pulled, pull
 from pipelines.optimize.batching import exact_batches
 from pipelines.optimize.compile import COMPILED, freeze, keep_in
 from pipelines.optimize.optimizations import chosen, described, moving_bits
-from pipelines.optimize.tuning_cache import Kept
+from pipelines.optimize.tuning_cache import TuningCache
 from weights.checkpoints import CHECKPOINTS, Checkpoint, locate
 from weights.load import load_pipeline
 
@@ -57,42 +57,42 @@ def load_one(config: EngineConfig, report: Report, meet: Meet | None = None) -> 
     stream(pipeline, waiting, device)
     engine = FluxEngine(pipeline, row.text_tokens, info, row.preview, row.guidance, row.canvas)
     engine.tile_above, engine.remarks = config.tile_above, placement.notes
-    kept = Kept(Path(config.kept)) if config.kept is not None else None
+    cache = TuningCache(Path(config.tuning_cache)) if config.tuning_cache is not None else None
     # A transformer whose layers come and go, or that others compute too, cannot be compiled: only what is exact.
     kind = "cpu" if "transformer" in waiting or world() > 1 else device.type
-    pulled = make_fast(engine, kind, config, kept, report)
-    if kept is not None:
-        settle(engine, kept, config, report)
+    pulled = make_fast(engine, kind, config, cache, report)
+    if cache is not None:
+        settle(engine, cache, config, report)
     if not pulled.choices.keys().isdisjoint(COMPILED):
         freeze()
-    if kept is not None:
+    if cache is not None:
         report("checking itself", 0.98)
-        check_itself(engine, kept)
+        check_itself(engine, cache)
     return engine
 
 
-def make_fast(engine: FluxEngine, kind: str, config: EngineConfig, kept: Kept | None, report: Report) -> Pulled:
+def make_fast(engine: FluxEngine, kind: str, config: EngineConfig, cache: TuningCache | None, report: Report) -> Pulled:
     """Pull the levers, by default those of a `kind` of device; what they find out is found out once."""
     report("making it fast", 0.95)
     base = engine.info.fingerprint
     if config.compile_cache is not None:
         keep_in(Path(config.compile_cache))
-    if kept is not None:
-        engine.once = lambda section, find: str(kept.once(section, base, find))
+    if cache is not None:
+        engine.remember = lambda section, find: str(cache.remember(section, base, find))
     wanted = chosen(config.levers, kind)
-    pulled = pull(engine, wanted, set(wanted) - set(config.levers), kept, report)
+    pulled = pull(engine, wanted, set(wanted) - set(config.levers), cache, report)
     moving = moving_bits(pulled.choices)
     moved = with_choices(base, {"levers": moving}) if moving else base
     engine.info = replace(engine.info, fingerprint=moved, levers=described(pulled.choices, pulled.failed))
     return pulled
 
 
-def settle(engine: FluxEngine, kept: Kept, config: EngineConfig, report: Report) -> None:
+def settle(engine: FluxEngine, cache: TuningCache, config: EngineConfig, report: Report) -> None:
     """Make the other choices that this device, software and weights leave open, or take those made before."""
     report("trying which sizes can be batched", 0.96)
     base = engine.info.fingerprint
     batches = {
-        size: tuple(kept.once("batches", f"{base} {name}", lambda size=size: exact_batches(engine, size)))  # type: ignore[misc]
+        size: tuple(cache.remember("batches", f"{base} {name}", lambda size=size: exact_batches(engine, size)))  # type: ignore[misc]
         for name, size in ((name, Size(*map(int, name.split("x")))) for name in config.batch_sizes)
     }
     engine.batches = batches

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.engine.base import Engine
-from pipelines.optimize.tuning_cache import Kept
+from pipelines.optimize.tuning_cache import TuningCache
 from pipelines.request import ImageRequest
 
 SECTION = "golden"
@@ -24,20 +24,20 @@ GOLDEN: Mapping[str, ImageRequest] = {
 class SelfCheckFailed(Exception):
     """The engine draws other pictures than it did before under the same fingerprint."""
 
-    def __init__(self, fingerprint: str, kept: Kept, names: list[str]) -> None:
+    def __init__(self, fingerprint: str, cache: TuningCache, names: list[str]) -> None:
         super().__init__(
-            f"the self-check's {' and '.join(names)} pictures differ from those kept in {kept.path} under the same "
+            f"the self-check's {' and '.join(names)} pictures differ from those kept in {cache.path} under the same "
             f"fingerprint {fingerprint}: the device, its memory or the software on it is not what it was. "
             "If you know why and accept the new pictures: srpo selfcheck --renew"
         )
 
 
-def check_itself(engine: Engine[Any], kept: Kept) -> None:
+def check_itself(engine: Engine[Any], cache: TuningCache) -> None:
     """Raises `SelfCheckFailed`. Under a new fingerprint the pictures are kept, and there is nothing to compare."""
     drawn = {name: digest(engine, request) for name, request in GOLDEN.items()}
-    before = kept.once(SECTION, engine.info.fingerprint, lambda: drawn)
+    before = cache.remember(SECTION, engine.info.fingerprint, lambda: drawn)
     if differing := [name for name in GOLDEN if before.get(name) != drawn[name]]:
-        raise SelfCheckFailed(engine.info.fingerprint, kept, differing)
+        raise SelfCheckFailed(engine.info.fingerprint, cache, differing)
 
 
 def digest(engine: Engine[Any], request: ImageRequest) -> str:

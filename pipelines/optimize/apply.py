@@ -17,7 +17,7 @@ from pipelines.engine.flux import FluxEngine
 from pipelines.optimize.compile import COMPILED, warm_up
 from pipelines.optimize.optimizations import LEVERS
 from pipelines.optimize.tuning_cache import LEVERS as SECTION
-from pipelines.optimize.tuning_cache import Kept
+from pipelines.optimize.tuning_cache import TuningCache
 from pipelines.request import ImageRequest
 
 WRONG = 0.25  # of the largest value: more than rounding ever moves a result, float8's included
@@ -44,12 +44,12 @@ def pull(
     engine: FluxEngine,
     wanted: Sequence[str],
     optional: Iterable[str] = (),
-    kept: Kept | None = None,
+    cache: TuningCache | None = None,
     report: Report = lambda *_: None,
 ) -> Pulled:
     """Pull levers in order. Raises `LeverFailed` for one that is not `optional`, `StartAgain`."""
     pulled, optional, base = Pulled(), set(optional), engine.info.fingerprint
-    known = kept.section(SECTION) if kept else {}
+    known = cache.section(SECTION) if cache else {}
     for name in wanted:
         key = f"{base} {name}"
         reason = known.get(key) if name in optional else None
@@ -57,8 +57,8 @@ def pull(
             reason, lost = tried(engine, name, pulled, report)
             if reason is not None and name not in optional:
                 raise LeverFailed(name, reason, wanted)
-            if reason is not None and kept:
-                reason = str(kept.once(SECTION, key, lambda reason=reason: reason))  # type: ignore[misc]
+            if reason is not None and cache:
+                reason = str(cache.remember(SECTION, key, lambda reason=reason: reason))  # type: ignore[misc]
             if lost:
                 raise StartAgain(f"{name} broke the device: {reason}")
         if reason is not None:

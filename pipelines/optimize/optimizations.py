@@ -72,7 +72,7 @@ def modulate_by_step(engine: "FluxEngine") -> None:
 def choose_attention(engine: "FluxEngine") -> str:
     from pipelines.optimize.attention import fastest
 
-    name = engine.once("attention", lambda: fastest(engine.pipeline.transformer))
+    name = engine.remember("attention", lambda: fastest(engine.pipeline.transformer))
     attend(engine, name)
     return name
 

@@ -14,22 +14,22 @@ NAME = "engine.json"
 LEVERS = "levers"  # the section of those that failed
 
 
-class Kept:
+class TuningCache:
     """The file at `path`; it need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def once(self, section: str, key: str, find: Callable[[], Any]) -> Any:
+    def remember(self, section: str, key: str, find: Callable[[], Any]) -> Any:
         """The value that is kept under `key`; if there is none, what `find` finds is from now on. JSON values only."""
         values = self.section(section)
         if key in values:
             return values[key]
         found = find()
         with self._locked():
-            kept = self._read()
-            value = kept.setdefault(section, {}).setdefault(key, found)  # another worker may have been faster
-            self._write(kept)
+            cache = self._read()
+            value = cache.setdefault(section, {}).setdefault(key, found)  # another worker may have been faster
+            self._write(cache)
         return value
 
     def section(self, name: str) -> dict[str, Any]:
@@ -38,25 +38,25 @@ class Kept:
 
     def forget(self, section: str) -> None:
         with self._locked():
-            kept = self._read()
-            kept.pop(section, None)
-            self._write(kept)
+            cache = self._read()
+            cache.pop(section, None)
+            self._write(cache)
 
     def _read(self) -> dict[str, Any]:
         """Raises `ValueError` if the file is not what this class has written."""
         try:
-            kept = json.loads(self.path.read_text())
+            cache = json.loads(self.path.read_text())
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise ValueError(f"{self.path} is not readable: {error}. Remove it; it is made anew") from error
-        if not isinstance(kept, dict):
+        if not isinstance(cache, dict):
             raise ValueError(f"{self.path} does not hold what was found out about the engine. Remove it")
-        return kept
+        return cache
 
-    def _write(self, kept: dict[str, Any]) -> None:
+    def _write(self, cache: dict[str, Any]) -> None:
         new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n")
+        new.write_text(json.dumps(cache, indent=2, sort_keys=True) + "\n")
         new.replace(self.path)
 
     @contextmanager

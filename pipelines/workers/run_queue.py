@@ -1,8 +1,8 @@
 """Which running job takes the next step. Pure Python, no clock.
 
 Shortest remaining cost first, so that a small job does not wait for a large one, with ageing, so that a large one is
-not overtaken for ever. Costs are predicted device seconds (`cost_model.py`), and so is time here: it passes with the work
-that is done. A job that has waited for `w` seconds of others' work counts as `AGEING * w` shorter; hence a job of
+not overtaken for ever. Costs are predicted device seconds (`cost_model.py`), and so is time here: it passes with the
+work that is done. A job that has waited for `w` seconds of others' work counts as `AGEING * w` shorter; hence a job of
 cost `c` is overtaken only by jobs that arrive within the next `c / AGEING` seconds of work, and those are shorter.
 """
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines.engine.base import EngineConfig
 from pipelines.loading.golden import SECTION
-from pipelines.optimize.tuning_cache import LEVERS, NAME, Kept
+from pipelines.optimize.tuning_cache import LEVERS, NAME, TuningCache
 from pipelines.workers.pool import WorkerPool
 from server.cli.parsing import parse
 from server.settings import EngineSettings
@@ -23,26 +23,26 @@ class SelfcheckSettings(EngineSettings):
     renew: bool = Field(False, description="forget earlier pictures, and which levers failed; keep those of now")
 
     def engine(self) -> EngineConfig:
-        return replace(super().engine(), kept=str((self.data_dir / NAME).absolute()))
+        return replace(super().engine(), tuning_cache=str((self.data_dir / NAME).absolute()))
 
 
 def main(arguments: list[str]) -> int:
     settings = parse(SelfcheckSettings, "selfcheck", arguments)
-    kept = Kept(settings.data_dir / NAME)
+    cache = TuningCache(settings.data_dir / NAME)
     if settings.renew:
         renew(settings.data_dir)
-    return asyncio.run(check(settings, kept))
+    return asyncio.run(check(settings, cache))
 
 
 def renew(data_dir: Path) -> None:
     """What comes next is the first again."""
-    kept = Kept(data_dir / NAME)
+    cache = TuningCache(data_dir / NAME)
     for section in (SECTION, LEVERS):
-        kept.forget(section)
+        cache.forget(section)
 
 
-async def check(settings: SelfcheckSettings, kept: Kept) -> int:
-    known = kept.section(SECTION)
+async def check(settings: SelfcheckSettings, cache: TuningCache) -> int:
+    known = cache.section(SECTION)
     pool = WorkerPool(settings.engine(), devices=settings.devices)
     await pool.start()
     try:
@@ -59,5 +59,5 @@ async def check(settings: SelfcheckSettings, kept: Kept) -> int:
         return 1
     info = status.info
     found = "the same pictures as before" if info.fingerprint in known else "the first pictures; they are kept"
-    print(f"{info.model} on {info.device}, {info.dtype}, fingerprint {info.fingerprint}: {found} in {kept.path}")
+    print(f"{info.model} on {info.device}, {info.dtype}, fingerprint {info.fingerprint}: {found} in {cache.path}")
     return 0
