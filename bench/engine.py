@@ -29,7 +29,7 @@ from pipelines.engine.base import EngineInfo
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.sample import Sample
 from pipelines.loading.build import choose_device, choose_dtype
-from pipelines.optimize.apply import pull
+from pipelines.optimize.apply import apply_optimizations
 from pipelines.optimize.optimizations import chosen
 from pipelines.request import GenerationParams, ImageRequest
 from pipelines.workers.cost_model import CostModel
@@ -57,7 +57,7 @@ class Bench:
         self.text_tokens = model.text_tokens
         self.engine = FluxEngine(own_copy(model.pipeline), model.text_tokens, EngineInfo("bench", str(device), "", ""))
         levers = chosen(("default",), device.type)
-        pull(self.engine, levers, optional=levers)
+        apply_optimizations(self.engine, levers, optional=levers)
 
     def seconds(self, work: Callable[[], object]) -> float:
         self.synchronize()

@@ -26,12 +26,12 @@ from pipelines.acceleration import PRESETS
 from pipelines.engine.base import EngineInfo
 from pipelines.engine.flux import FluxEngine
 from pipelines.loading.build import choose_device, choose_dtype
-from pipelines.optimize.apply import LeverFailed, pull
-from pipelines.optimize.optimizations import LEVERS
+from pipelines.optimize.apply import OptimizationFailed, apply_optimizations
+from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import ImageRequest
 
 STOCK, COMPILED = "FluxPipeline eager", "FluxPipeline compiled"
-EXACT_ALL = [name for name, lever in LEVERS.items() if lever.accuracy != "float8"]
+EXACT_ALL = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy != "float8"]
 
 
 class Contender(NamedTuple):
@@ -43,9 +43,9 @@ class Contender(NamedTuple):
 
 
 def contenders() -> list[Contender]:
-    alone = [Contender(name, "none", (name,)) for name in LEVERS]
+    alone = [Contender(name, "none", (name,)) for name in OPTIMIZATIONS]
     together = [Contender(f"all but fp8, {preset}", preset, tuple(EXACT_ALL)) for preset in PRESETS]
-    quantized = [Contender(f"all, {preset}", preset, tuple(LEVERS)) for preset in PRESETS if preset != "none"]
+    quantized = [Contender(f"all, {preset}", preset, tuple(OPTIMIZATIONS)) for preset in PRESETS if preset != "none"]
     stock = [Contender(name, "none", None) for name in (STOCK, COMPILED)]
     return [*stock, Contender("no lever", "none", ()), *alone, *together, *quantized]
 
@@ -67,7 +67,7 @@ class Drawn:
             info = EngineInfo("bench", str(bench.device), precision, "")
             self.engine = FluxEngine(self.pipeline, bench.text_tokens, info)
             self.engine.compiler = compiler
-            pull(self.engine, contender.levers)
+            apply_optimizations(self.engine, contender.levers)
             if contender.levers == ("fp8",):
                 self.engine.variants["none"] = self.engine.variants["high"]
 
@@ -144,7 +144,7 @@ def measure_all(bench: Bench, options: argparse.Namespace, figures: Figures, sav
             try:
                 drawn = drawn or Drawn(bench, contender, options.compiler)
                 row |= measure(drawn, size, options.steps, options.repeats)
-            except (LeverFailed, RuntimeError) as error:
+            except (OptimizationFailed, RuntimeError) as error:
                 row["error"] = str(error).strip().partition("\n")[0]
             figures["rows"].append(row)
             save()

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from pipelines.acceleration import PRESETS
-from pipelines.optimize.optimizations import LEVERS
+from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.aliases import kind_of
 from server.errors import TABLE
@@ -103,12 +103,12 @@ def acceleration() -> str:
 
 
 def levers() -> str:
-    """What makes the engine fast, from `LEVERS`."""
+    """What makes the engine fast, from `OPTIMIZATIONS`."""
     return table(
         ("lever", "what", "accuracy", "by default on"),
         (
-            (f"`{name}`", lever.says, lever.accuracy, ", ".join(lever.devices) or "none")
-            for name, lever in LEVERS.items()
+            (f"`{name}`", optimization.says, optimization.accuracy, ", ".join(optimization.devices) or "none")
+            for name, optimization in OPTIMIZATIONS.items()
         ),
     )
 

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipelines.engine.base import EngineConfig
 from pipelines.optimize import tuning_cache
-from pipelines.optimize.optimizations import LEVERS, known
+from pipelines.optimize.optimizations import OPTIMIZATIONS, known
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import spelled
 from pipelines.safety.guard import Guard, make_guard
@@ -83,7 +83,7 @@ class EngineSettings(BaseSettings):
     )
     levers: Names = Field(
         ("default",),
-        description=f"what makes the engine fast: default (by device), none, or some of {', '.join(LEVERS)}",
+        description=f"what makes the engine fast: default (by device), none, or some of {', '.join(OPTIMIZATIONS)}",
     )
     compile_cache: Path | None = Field(
         None,

@@ -12,7 +12,7 @@ from bench.levers import contenders
 from bench.quality import psnr, ssim
 from pipelines.acceleration import PRESETS
 from pipelines.fields import Size
-from pipelines.optimize.optimizations import LEVERS
+from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.safety.open_nsfw import canaries
 from server.cli.bench import main
 
@@ -80,7 +80,7 @@ def test_bench_levers_measures_each_alone_and_goes_on_where_it_was_stopped(
 
 def test_every_lever_has_a_row_of_its_own() -> None:
     alone = [row.levers for row in contenders() if row.levers is not None and len(row.levers) == 1]
-    assert alone == [(name,) for name in LEVERS]
+    assert alone == [(name,) for name in OPTIMIZATIONS]
 
 
 def test_the_full_geometry_is_flux_1_devs() -> None:

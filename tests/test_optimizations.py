@@ -16,15 +16,15 @@ from pipelines.engine.sample import Sample
 from pipelines.fields import Size
 from pipelines.loading.build import make_fast
 from pipelines.optimize import compile as compiling
-from pipelines.optimize.apply import LeverFailed, pull
+from pipelines.optimize.apply import OptimizationFailed, apply_optimizations
 from pipelines.optimize.compile import COMPILED
-from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, LEVERS, ROUNDINGS, chosen, known
+from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, OPTIMIZATIONS, ROUNDINGS, chosen, known
 from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.selfcheck import renew
 from server.settings import Settings
 
-EXACT = [name for name, lever in LEVERS.items() if lever.accuracy == "exact"]
-ROUNDED = [name for name, lever in LEVERS.items() if lever.accuracy == "rounding"]
+EXACT = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "exact"]
+ROUNDED = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "rounding"]
 
 
 class Counting:
@@ -75,7 +75,7 @@ def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def fast_engine(dtype: torch.dtype, *names: str) -> FluxEngine:
     engine = tiny_engine(dtype)
     engine.compiler = Counting()
-    pull(engine, [name for name in LEVERS if name in names])
+    apply_optimizations(engine, [name for name in OPTIMIZATIONS if name in names])
     return engine
 
 
@@ -115,9 +115,9 @@ def test_a_rounding_lever_stays_within_its_bound(name: str, dtype: torch.dtype) 
     exact = draw(slow, request)[0]
     pictures = [torch.frombuffer(bytearray(data), dtype=torch.uint8).int() for data in (exact, draw(fast, request)[0])]
     assert (pictures[0] - pictures[1]).abs().max() <= 255 * ROUNDINGS * torch.finfo(dtype).eps + 1
-    undo = LEVERS[name].undo
-    assert undo is not None
-    undo(fast)
+    revert = OPTIMIZATIONS[name].revert
+    assert revert is not None
+    revert(fast)
     assert draw(fast, request)[0] == exact
 
 
@@ -152,7 +152,7 @@ def test_float8_draws_regular_and_high_alone_and_within_its_bound() -> None:
 
 
 def test_float8_says_what_it_needs() -> None:
-    with pytest.raises(LeverFailed, match=r"needs bfloat16: SRPO_DTYPE=bfloat16.*SRPO_LEVERS=texts"):
+    with pytest.raises(OptimizationFailed, match=r"needs bfloat16: SRPO_DTYPE=bfloat16.*SRPO_LEVERS=texts"):
         fast_engine(torch.float32, "texts", "fp8")
 
 
@@ -183,7 +183,7 @@ def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.Monk
     engine = tiny_engine(torch.bfloat16)
     engine.compiler = counting = Counting()
     said: list[tuple[str, float]] = []
-    pull(engine, list(LEVERS), report=lambda stage, done: said.append((stage, done)))
+    apply_optimizations(engine, list(OPTIMIZATIONS), report=lambda stage, done: said.append((stage, done)))
     warm = len(counting.graphs)
     assert 0 < warm <= 2 * 2 * 2 + 1  # block classes x precisions x one row or more, and the decoder
     assert said[0][0] == "warming up compile: 0 of 8"
@@ -265,7 +265,8 @@ def made_fast(
     engine.compiler = compiler or Counting()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "pipelines.loading.build.chosen", lambda names, _: [name for name in LEVERS if name in (*names, *default)]
+            "pipelines.loading.build.chosen",
+            lambda names, _: [name for name in OPTIMIZATIONS if name in (*names, *default)],
         )
         make_fast(engine, "cpu", EngineConfig(levers=names), TuningCache(tmp_path / "engine.json"), lambda *_: None)
     return engine
@@ -322,7 +323,9 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
 
 
 def test_a_lever_that_was_named_must_work(tmp_path: Path) -> None:
-    with pytest.raises(LeverFailed, match=r"^compile does .*: Failed to find C compiler. Without: SRPO_LEVERS=rotary$"):
+    with pytest.raises(
+        OptimizationFailed, match=r"^compile does .*: Failed to find C compiler. Without: SRPO_LEVERS=rotary$"
+    ):
         made_fast(tmp_path, "default", "compile", default=["rotary"], compiler=Refusing())
     assert not TuningCache(tmp_path / "engine.json").section("levers")
 
@@ -344,11 +347,11 @@ def test_a_lever_that_breaks_the_device_is_kept_and_a_new_process_goes_on_withou
 
 def test_what_is_pulled_by_default_and_what_is_refused() -> None:
     assert chosen(("default",), "cpu") == EXACT
-    assert set(chosen(("default",), "cuda")) == set(LEVERS) - {"fp8"}
+    assert set(chosen(("default",), "cuda")) == set(OPTIMIZATIONS) - {"fp8"}
     assert chosen(("none",), "cuda") == []
     assert chosen(("default", "fp8"), "cpu") == ["texts", "rotary", "fp8"]
     assert chosen(("compile", "texts"), "cuda") == ["texts", "compile"]
-    assert {lever.accuracy for lever in LEVERS.values()} == set(ACCURACIES)
+    assert {optimization.accuracy for optimization in OPTIMIZATIONS.values()} == set(ACCURACIES)
     for wrong in (("warp",), ("none", "texts")):
         with pytest.raises(ValueError):
             known(wrong)

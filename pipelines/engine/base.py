@@ -24,7 +24,7 @@ class EngineConfig:
     Images of more than `tile_above` megapixels are decoded in tiles; None: never.
     `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
     `placement` is `auto` or a row of `placement.PLACEMENTS`.
-    `levers` are names of `LEVERS`, `default` or `none`; `compile_cache` is the folder that keeps compiled kernels.
+    `levers` are names of `OPTIMIZATIONS`, `default` or `none`; `compile_cache` is the folder of compiled kernels.
     """
 
     model: str = "tiny"

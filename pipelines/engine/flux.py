@@ -36,7 +36,7 @@ Once = Callable[[str, Callable[[], str]], str]
 
 
 class FluxEngine:
-    """An `Engine` on a diffusers FLUX pipeline. One thread at a time. `LEVERS` (`levers.py`) make it fast."""
+    """An `Engine` on a diffusers FLUX pipeline. One thread at a time. `OPTIMIZATIONS` (`levers.py`) make it fast."""
 
     def __init__(
         self,

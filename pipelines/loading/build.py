@@ -18,7 +18,7 @@ from pipelines.loading.fingerprint import fingerprint, with_choices
 from pipelines.loading.golden import check_itself
 from pipelines.loading.offload import stream
 from pipelines.loading.placement import Card, Placement, holders, host_memory, place, placement_of
-from pipelines.optimize.apply import Pulled, pull
+from pipelines.optimize.apply import AppliedOptimizations, apply_optimizations
 from pipelines.optimize.batching import exact_batches
 from pipelines.optimize.compile import COMPILED, freeze, keep_in
 from pipelines.optimize.optimizations import chosen, described, moving_bits
@@ -29,7 +29,7 @@ from weights.load import load_pipeline
 
 def load_engine(config: EngineConfig, report: Report) -> Engine[Sample]:
     """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong, `SelfCheckFailed`,
-    `DoesNotFit` where the card has too little memory, `LeverFailed`, `NotTogether`."""
+    `DoesNotFit` where the card has too little memory, `OptimizationFailed`, `NotTogether`."""
     return load_group(config, report, load_one) if "+" in config.device else load_one(config, report)
 
 
@@ -60,10 +60,10 @@ def load_one(config: EngineConfig, report: Report, meet: Meet | None = None) -> 
     cache = TuningCache(Path(config.tuning_cache)) if config.tuning_cache is not None else None
     # A transformer whose layers come and go, or that others compute too, cannot be compiled: only what is exact.
     kind = "cpu" if "transformer" in waiting or world() > 1 else device.type
-    pulled = make_fast(engine, kind, config, cache, report)
+    applied = make_fast(engine, kind, config, cache, report)
     if cache is not None:
         settle(engine, cache, config, report)
-    if not pulled.choices.keys().isdisjoint(COMPILED):
+    if not applied.choices.keys().isdisjoint(COMPILED):
         freeze()
     if cache is not None:
         report("checking itself", 0.98)
@@ -71,7 +71,9 @@ def load_one(config: EngineConfig, report: Report, meet: Meet | None = None) -> 
     return engine
 
 
-def make_fast(engine: FluxEngine, kind: str, config: EngineConfig, cache: TuningCache | None, report: Report) -> Pulled:
+def make_fast(
+    engine: FluxEngine, kind: str, config: EngineConfig, cache: TuningCache | None, report: Report
+) -> AppliedOptimizations:
     """Pull the levers, by default those of a `kind` of device; what they find out is found out once."""
     report("making it fast", 0.95)
     base = engine.info.fingerprint
@@ -80,11 +82,11 @@ def make_fast(engine: FluxEngine, kind: str, config: EngineConfig, cache: Tuning
     if cache is not None:
         engine.remember = lambda section, find: str(cache.remember(section, base, find))
     wanted = chosen(config.levers, kind)
-    pulled = pull(engine, wanted, set(wanted) - set(config.levers), cache, report)
-    moving = moving_bits(pulled.choices)
+    applied = apply_optimizations(engine, wanted, set(wanted) - set(config.levers), cache, report)
+    moving = moving_bits(applied.choices)
     moved = with_choices(base, {"levers": moving}) if moving else base
-    engine.info = replace(engine.info, fingerprint=moved, levers=described(pulled.choices, pulled.failed))
-    return pulled
+    engine.info = replace(engine.info, fingerprint=moved, levers=described(applied.choices, applied.failed))
+    return applied
 
 
 def settle(engine: FluxEngine, cache: TuningCache, config: EngineConfig, report: Report) -> None:

@@ -15,8 +15,8 @@ import torch
 from pipelines.engine.base import Report, StartAgain
 from pipelines.engine.flux import FluxEngine
 from pipelines.optimize.compile import COMPILED, warm_up
-from pipelines.optimize.optimizations import LEVERS
-from pipelines.optimize.tuning_cache import LEVERS as SECTION
+from pipelines.optimize.optimizations import OPTIMIZATIONS
+from pipelines.optimize.tuning_cache import OPTIMIZATIONS as SECTION
 from pipelines.optimize.tuning_cache import TuningCache
 from pipelines.request import ImageRequest
 
@@ -24,7 +24,7 @@ WRONG = 0.25  # of the largest value: more than rounding ever moves a result, fl
 TRIAL = ImageRequest("", "a red apple", 512, 512, 28, 4.5, (1,), False, "regular")
 
 
-class LeverFailed(Exception):
+class OptimizationFailed(Exception):
     """A lever that was asked for by name does not work on this machine."""
 
     def __init__(self, name: str, reason: str, wanted: Iterable[str]) -> None:
@@ -33,63 +33,65 @@ class LeverFailed(Exception):
 
 
 @dataclass(slots=True)
-class Pulled:
+class AppliedOptimizations:
     """The levers that work, with the choice each made (if it had one), and those that do not, with the reason."""
 
     choices: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def pull(
+def apply_optimizations(
     engine: FluxEngine,
     wanted: Sequence[str],
     optional: Iterable[str] = (),
     cache: TuningCache | None = None,
     report: Report = lambda *_: None,
-) -> Pulled:
-    """Pull levers in order. Raises `LeverFailed` for one that is not `optional`, `StartAgain`."""
-    pulled, optional, base = Pulled(), set(optional), engine.info.fingerprint
+) -> AppliedOptimizations:
+    """Pull levers in order. Raises `OptimizationFailed` for one that is not `optional`, `StartAgain`."""
+    applied, optional, base = AppliedOptimizations(), set(optional), engine.info.fingerprint
     known = cache.section(SECTION) if cache else {}
     for name in wanted:
         key = f"{base} {name}"
         reason = known.get(key) if name in optional else None
         if reason is None:
-            reason, lost = tried(engine, name, pulled, report)
+            reason, lost = try_optimization(engine, name, applied, report)
             if reason is not None and name not in optional:
-                raise LeverFailed(name, reason, wanted)
+                raise OptimizationFailed(name, reason, wanted)
             if reason is not None and cache:
                 reason = str(cache.remember(SECTION, key, lambda reason=reason: reason))  # type: ignore[misc]
             if lost:
                 raise StartAgain(f"{name} broke the device: {reason}")
         if reason is not None:
-            pulled.failed[name] = reason
-    return pulled
+            applied.failed[name] = reason
+    return applied
 
 
-def tried(engine: FluxEngine, name: str, pulled: Pulled, report: Report) -> tuple[str | None, bool]:
+def try_optimization(
+    engine: FluxEngine, name: str, applied: AppliedOptimizations, report: Report
+) -> tuple[str | None, bool]:
     """Pull one, and see that it works. Returns why it does not, if so, and whether that has taken the device along."""
-    lever = LEVERS[name]
+    optimization = OPTIMIZATIONS[name]
     try:
-        before = outcome(engine) if lever.undo else []
-        choice = lever.pull(engine)
+        before = trial_outputs(engine) if optimization.revert else []
+        choice = optimization.apply(engine)
         if name in COMPILED:
             warm_up(engine, name, report)
-        for was, now in zip(before, outcome(engine) if lever.undo else [], strict=True):
+        for was, now in zip(before, trial_outputs(engine) if optimization.revert else [], strict=True):
             if not (now - was).abs().max() <= WRONG * was.abs().max():  # a NaN is not
                 raise ArithmeticError("its results are wrong")
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise anything; the engine works without
         reason, lost = said(error), engine.failure(error) is None
-        if lever.undo and not lost:
-            lever.undo(engine)
+        if optimization.revert and not lost:
+            optimization.revert(engine)
     else:
-        pulled.choices[name] = choice
+        applied.choices[name] = choice
         return None, False
     gc.collect()  # what the failure's traceback still held
     return reason, lost
 
 
 @torch.inference_mode()
-def outcome(engine: FluxEngine) -> list[torch.Tensor]:
+def trial_outputs(engine: FluxEngine) -> list[torch.Tensor]:
     """A velocity and a picture of values from -1 to 1, of one step."""
     sample = engine.prepare(TRIAL)[0]
     engine.step([sample])

@@ -70,15 +70,15 @@ def leave_decoder(engine: "FluxEngine") -> None:
     engine.pipeline.vae.decoder._compiled_call_impl = None
 
 
-def warm_up(engine: "FluxEngine", lever: str, report: Report) -> None:
+def warm_up(engine: "FluxEngine", optimization: str, report: Report) -> None:
     """Whatever will run is compiled after this: every kind of step once in every number of rows, or a decoding."""
     presets = {id(variant): preset for preset, variant in engine.variants.items()}.values()  # one a precision
-    if lever == "compile":
+    if optimization == "compile":
         kinds = [*product(presets, SIZES, [1]), *product(presets, SIZES[:1], COUNTS)]
     else:
         kinds = [("none", size, 0) for size in SIZES]
     for done, (preset, size, count) in enumerate(kinds):
-        report(f"warming up {lever}: {done} of {len(kinds)}", 0.95 + 0.01 * done / len(kinds))
+        report(f"warming up {optimization}: {done} of {len(kinds)}", 0.95 + 0.01 * done / len(kinds))
         request = ImageRequest("", "warm-up", size.width, size.height, STEPS, 4.5, (1,), False, preset)
         try:
             run(engine, request, count)

@@ -23,15 +23,15 @@ ACCURACIES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Lever:
-    """`pull` changes an engine, and names the choice it made where it had one; `undo` changes it back, for those that
+class Optimization:
+    """`apply` changes an engine, and names the choice it made where it had one; `revert` changes it back, for those that
     are not exact. `devices`: where it is on by default."""
 
     says: str
     accuracy: str  # a key of ACCURACIES
     devices: tuple[str, ...]
-    pull: Callable[["FluxEngine"], str]
-    undo: Callable[["FluxEngine"], None] | None = None
+    apply: Callable[["FluxEngine"], str]
+    revert: Callable[["FluxEngine"], None] | None = None
 
 
 def remember_texts(engine: "FluxEngine") -> str:
@@ -119,33 +119,33 @@ def run_vae(engine: "FluxEngine") -> None:
     leave_decoder(engine)
 
 
-LEVERS: Mapping[str, Lever] = {
-    "texts": Lever("the last 64 prompts' embeddings are remembered", "exact", ("cpu", "cuda"), remember_texts),
-    "rotary": Lever("position tables are kept for each size", "exact", ("cpu", "cuda"), remember_rotaries),
-    "fp8": Lever(
+OPTIMIZATIONS: Mapping[str, Optimization] = {
+    "texts": Optimization("the last 64 prompts' embeddings are remembered", "exact", ("cpu", "cuda"), remember_texts),
+    "rotary": Optimization("position tables are kept for each size", "exact", ("cpu", "cuda"), remember_rotaries),
+    "fp8": Optimization(
         "regular and high multiply in float8, scaled by row, in the blocks' linear layers (needs the extra `fp8`)",
         "float8",
         (),
         take_float8,
         leave_float8,
     ),
-    "modulation": Lever(
+    "modulation": Optimization(
         "the modulation of all steps is one product", "rounding", ("cuda",), modulate_at_once, modulate_by_step
     ),
-    "attention": Lever(
+    "attention": Optimization(
         "the attention kernel that was the fastest here when first measured",
         "rounding",
         ("cuda",),
         choose_attention,
         attend,
     ),
-    "vae_layout": Lever(
+    "vae_layout": Optimization(
         "the VAE's convolutions in channels-last order", "rounding", ("cuda",), lay_out_vae, lay_out_vae_plainly
     ),
-    "compile": Lever(
+    "compile": Optimization(
         "the transformer's blocks are compiled, once for all sizes", "rounding", ("cuda",), compile_blocks, run_blocks
     ),
-    "compile_vae": Lever(
+    "compile_vae": Optimization(
         "the VAE's decoder is compiled, once for all sizes", "rounding", ("cuda",), compile_vae, run_vae
     ),
 }
@@ -155,26 +155,26 @@ def chosen(names: Iterable[str], device: str) -> list[str]:
     """The levers that `names` (`default`, `none` or rows of the table) ask for on a kind of device, in table order."""
     asked = set(names)
     if "default" in asked:
-        asked |= {name for name, lever in LEVERS.items() if device in lever.devices}
-    return [name for name in LEVERS if name in asked]
+        asked |= {name for name, optimization in OPTIMIZATIONS.items() if device in optimization.devices}
+    return [name for name in OPTIMIZATIONS if name in asked]
 
 
 def known(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names as they are. Raises `ValueError` for one that is not a lever, and for `none` beside others."""
     for name in names:
-        if name not in (*LEVERS, "default", "none"):
-            raise ValueError(f"{name!r} is no lever: expected default, none, or some of {', '.join(LEVERS)}")
+        if name not in (*OPTIMIZATIONS, "default", "none"):
+            raise ValueError(f"{name!r} is no lever: expected default, none, or some of {', '.join(OPTIMIZATIONS)}")
     if "none" in names and len(names) > 1:
         raise ValueError("none and other levers exclude each other")
     return names
 
 
-def moving_bits(pulled: Mapping[str, str]) -> dict[str, str]:
+def moving_bits(applied: Mapping[str, str]) -> dict[str, str]:
     """Those of the pulled levers that are not exact: the fingerprint must tell them apart."""
-    return {name: choice for name, choice in pulled.items() if LEVERS[name].accuracy != "exact"}
+    return {name: choice for name, choice in applied.items() if OPTIMIZATIONS[name].accuracy != "exact"}
 
 
-def described(pulled: Mapping[str, str], failed: Mapping[str, str]) -> str:
+def described(applied: Mapping[str, str], failed: Mapping[str, str]) -> str:
     """For people: `texts, rotary, attention (_native_cudnn); without compile, which fails here: ...`."""
-    have = ", ".join(f"{name} ({choice})" if choice else name for name, choice in pulled.items()) or "none"
+    have = ", ".join(f"{name} ({choice})" if choice else name for name, choice in applied.items()) or "none"
     return "; ".join([have, *(f"without {name}, which fails here: {reason}" for name, reason in failed.items())])

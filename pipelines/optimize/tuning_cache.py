@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "engine.json"
-LEVERS = "levers"  # the section of those that failed
+OPTIMIZATIONS = "levers"  # the section of those that failed
 
 
 class TuningCache:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines.engine.base import EngineConfig
 from pipelines.loading.golden import SECTION
-from pipelines.optimize.tuning_cache import LEVERS, NAME, TuningCache
+from pipelines.optimize.tuning_cache import NAME, OPTIMIZATIONS, TuningCache
 from pipelines.workers.pool import WorkerPool
 from server.cli.parsing import parse
 from server.settings import EngineSettings
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 def renew(data_dir: Path) -> None:
     """What comes next is the first again."""
     cache = TuningCache(data_dir / NAME)
-    for section in (SECTION, LEVERS):
+    for section in (SECTION, OPTIMIZATIONS):
         cache.forget(section)
 
 
