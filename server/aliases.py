@@ -51,7 +51,7 @@ ALIASES: Mapping[str, str] = {
 
 
 @dataclass
-class Spoken:
+class TranslatedRequest:
     """A body in our own words: native fields, how the image is to be returned, and what was not understood."""
 
     native: dict[str, Any]
@@ -62,7 +62,7 @@ class Spoken:
     ignored: list[str] = field(default_factory=list)
 
 
-def translate(body: Mapping[str, Any], served: str = SERVED_AS) -> Spoken:
+def translate(body: Mapping[str, Any], served: str = SERVED_AS) -> TranslatedRequest:
     """Native fields pass as they are, to be validated strictly for the loaded model; null means absent."""
     fields = {name: value for name, value in body.items() if value is not None}
     extra = fields.get("extra_body")
@@ -71,34 +71,34 @@ def translate(body: Mapping[str, Any], served: str = SERVED_AS) -> Spoken:
         fields = {name: value for name, value in extra.items() if value is not None} | fields
     params = narrowed(served, params_of(fields.get("model")))
     native = ("model", *params.model_fields)
-    spoken = Spoken({name: fields.pop(name) for name in native if name in fields})
-    take_response_format(fields, spoken)
+    translated = TranslatedRequest({name: fields.pop(name) for name in native if name in fields})
+    take_response_format(fields, translated)
     for foreign, name in ALIASES.items():
         if foreign in fields and name in native:
-            honour(foreign, name, fields.pop(foreign), spoken, params)
+            honour(foreign, name, fields.pop(foreign), translated, params)
     if "image_size" in native:
-        take_sides(fields, spoken)
+        take_sides(fields, translated)
     stream = fields.get("stream")
     if isinstance(stream, bool):
-        spoken.stream = fields.pop("stream")
+        translated.stream = fields.pop("stream")
     partial_images = fields.get("partial_images")
     if partial_images in range(MAX_PARTIAL + 1) and not isinstance(partial_images, bool):
-        spoken.partial_images = int(fields.pop("partial_images"))
-    spoken.ignored += fields
-    size = spoken.native.get("image_size")
+        translated.partial_images = int(fields.pop("partial_images"))
+    translated.ignored += fields
+    size = translated.native.get("image_size")
     if isinstance(size, dict):
-        spoken.ignored += [f"image_size.{name}" for name in size if name not in ("width", "height")]
-    return spoken
+        translated.ignored += [f"image_size.{name}" for name in size if name not in ("width", "height")]
+    return translated
 
 
-def take_response_format(fields: dict[str, Any], spoken: Spoken) -> None:
-    if spoken.native.get("output_format") in RESPONSE_FORMATS:  # one client sends it there
-        spoken.response_format = spoken.native.pop("output_format")
+def take_response_format(fields: dict[str, Any], translated: TranslatedRequest) -> None:
+    if translated.native.get("output_format") in RESPONSE_FORMATS:  # one client sends it there
+        translated.response_format = translated.native.pop("output_format")
     if fields.get("response_format") in RESPONSE_FORMATS:
-        spoken.response_format = fields.pop("response_format")
+        translated.response_format = fields.pop("response_format")
 
 
-def honour(foreign: str, native: str, value: Any, spoken: Spoken, params: type[Drawing]) -> None:
+def honour(foreign: str, native: str, value: Any, translated: TranslatedRequest, params: type[Drawing]) -> None:
     """Take `value` for the native field if that is absent and the value is one it accepts."""
     sides = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", value) if foreign == "size" and isinstance(value, str) else None
     if sides:
@@ -106,18 +106,18 @@ def honour(foreign: str, native: str, value: Any, spoken: Spoken, params: type[D
     try:
         next(part for part in params.model_fields[native].metadata if isinstance(part, Kind)).parse(value)
     except Invalid:
-        spoken.ignored.append(foreign)
+        translated.ignored.append(foreign)
         return
-    if native in spoken.native:
-        spoken.ignored.append(foreign)
+    if native in translated.native:
+        translated.ignored.append(foreign)
     else:
-        spoken.native[native] = value
+        translated.native[native] = value
 
 
-def take_sides(fields: dict[str, Any], spoken: Spoken) -> None:
+def take_sides(fields: dict[str, Any], translated: TranslatedRequest) -> None:
     """`width` and `height` at top level, together or alone."""
     sides = {name: fields[name] for name in ("width", "height") if name in fields}
-    if not sides or "image_size" in spoken.native:
+    if not sides or "image_size" in translated.native:
         return  # left in `fields`, so they are listed as ignored
     for name, value in sides.items():
         try:
@@ -125,7 +125,7 @@ def take_sides(fields: dict[str, Any], spoken: Spoken) -> None:
         except Invalid:
             continue
         del fields[name]
-        spoken.native.setdefault("image_size", {})[name] = value
+        translated.native.setdefault("image_size", {})[name] = value
 
 
 def header_of(names: Iterable[str]) -> str:

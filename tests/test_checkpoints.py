@@ -61,9 +61,9 @@ async def test_a_row_narrows_what_is_accepted_documented_and_taken_by_default(mo
 
 
 def test_a_foreign_spelling_beyond_the_rows_bounds_is_ignored_and_said() -> None:
-    spoken = translate({"prompt": "a", "steps": 28, "guidance": 7}, "flux/schnell")
-    assert spoken.native == {"prompt": "a", "guidance_scale": 7}
-    assert spoken.ignored == ["steps"]
+    translated = translate({"prompt": "a", "steps": 28, "guidance": 7}, "flux/schnell")
+    assert translated.native == {"prompt": "a", "guidance_scale": 7}
+    assert translated.ignored == ["steps"]
 
 
 def test_a_row_without_bounds_of_its_own_takes_flux_srpos() -> None:

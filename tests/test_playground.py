@@ -45,9 +45,9 @@ def test_nothing_else_is_served(live: LiveServer, path: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_of_the_reference_are_valid_requests(name: str) -> None:
-    spoken = translate(EXAMPLES[name]["value"])
-    assert read_body(spoken.native, "tiny").prompt
-    assert spoken.ignored == []
+    translated = translate(EXAMPLES[name]["value"])
+    assert read_body(translated.native, "tiny").prompt
+    assert translated.ignored == []
 
 
 def test_the_example_of_a_reply_has_every_field_of_one() -> None:

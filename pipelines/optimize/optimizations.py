@@ -24,7 +24,7 @@ ACCURACIES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Optimization:
-    """`apply` changes an engine, and names the choice it made where it had one; `revert` changes it back, for those that
+    """One row: `apply` changes an engine and returns the choice that it made, or "". `revert` undoes it, for those that
     are not exact. `devices`: where it is on by default."""
 
     says: str

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from server.aliases import Spoken, translate
+from server.aliases import TranslatedRequest, translate
 from server.api.files import file_response
 from server.api.jobs import durable, wants_job
 from server.api.json_body import read_object
@@ -52,35 +52,35 @@ async def edit_image(request: Request) -> Response:
     settings = server.settings
     fields, picture = await read_form(request, settings.max_body, settings.max_upload, settings.body_timeout)
     with closing(picture or io.BytesIO()):
-        spoken = translate(fields, server.served)
-        spoken.events = "image_edit"
+        translated = translate(fields, server.served)
+        translated.events = "image_edit"
         if picture is not None:
             fields["image"] = await asyncio.to_thread(sha256_of, picture)
-        return await answer(request, owner, fields, spoken, picture)
+        return await answer(request, owner, fields, translated, picture)
 
 
 async def answer(
-    request: Request, owner: str, fields: dict[str, Any], spoken: Spoken, picture: BinaryIO | None = None
+    request: Request, owner: str, fields: dict[str, Any], translated: TranslatedRequest, picture: BinaryIO | None = None
 ) -> Response:
     """Carry a request out, as the client wants to hear of it. `fields` are the request as it came."""
     server = server_of(request)
-    body = read_body(spoken.native, server.served)
+    body = read_body(translated.native, server.served)
     if server.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     await admit(body.prompt, server)
-    asked = Asked(spoken, body, server.origins.base_url(request.scope, request.headers), picture)
+    asked = Asked(translated, body, server.origins.base_url(request.scope, request.headers), picture)
     if wants_job(request) or "idempotency-key" in request.headers:
         return await durable(request, asked, owner, fields)
     run = Run(server, asked, await unless_gone(asked.request(server), request.receive))
-    if spoken.stream:
+    if translated.stream:
         return stream(run, request, server)
-    return await respond(await attend(run, request), spoken, server)
+    return await respond(await attend(run, request), translated, server)
 
 
 def stream(run: Run, request: Request, server: Server) -> EventStream:
     named = accepts_events(request.headers.get("accept"))
     events = narrate(run, named, request.scope["state"]["request_id"], request.scope["path"])
-    return EventStream(events, run_headers(run.spoken, server), run.cancel)
+    return EventStream(events, run_headers(run.translated, server), run.cancel)
 
 
 async def attend(run: Run, request: Request) -> GenerationReply:
@@ -97,9 +97,11 @@ async def attend(run: Run, request: Request) -> GenerationReply:
         run.cancel()  # nothing to do for a run that has ended
 
 
-async def respond(reply: GenerationReply, spoken: Spoken, server: Server) -> Response:
+async def respond(reply: GenerationReply, translated: TranslatedRequest, server: Server) -> Response:
     content = await asyncio.to_thread(reply.text)
-    return Response(content, server.settings.success_status, reply_headers(reply, spoken, server), "application/json")
+    return Response(
+        content, server.settings.success_status, reply_headers(reply, translated, server), "application/json"
+    )
 
 
 @router.get("/v1/models", **MODELS)

@@ -69,9 +69,9 @@ async def durable(request: Request, asked: Asked, owner: str, fields: dict[str, 
         body = describe(request, entry, jobs.live(entry.id))
         headers = {"location": body["poll_url"], "preference-applied": "respond-async"}
         return JSONResponse(body, 202, headers | replayed)
-    if asked.spoken.stream:
+    if asked.translated.stream:
         headers = {
-            **(entry.headers or run_headers(asked.spoken, server)),
+            **(entry.headers or run_headers(asked.translated, server)),
             **replayed,
             "content-location": f"{poll_url(request, entry)}/events",
         }

@@ -42,7 +42,7 @@ def event(data: Mapping[str, Any], identity: str | None = None, name: str | None
 def progress(now: Progress, asked: Asked) -> dict[str, Any]:
     """The data of a progress event."""
     return {
-        "type": f"{asked.spoken.events}.progress",
+        "type": f"{asked.translated.events}.progress",
         "stage": now.stage,
         "image_index": now.image,
         "num_images": asked.body.num_images,
@@ -68,7 +68,7 @@ async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
     size = (preview.width, preview.height)
     image = await asyncio.to_thread(encode, preview.pixels, *size, run.body.output_format, PREVIEW_QUALITY)
     return {
-        "type": f"{run.spoken.events}.partial_image",
+        "type": f"{run.translated.events}.partial_image",
         "b64_json": image.base64(),
         "partial_image_index": preview.index,
         "image_index": preview.image,
@@ -82,7 +82,7 @@ def completed(index: int, reply: Mapping[str, Any], asked: Asked, item: Mapping[
     """The data of a finished image: its `item`, and what the reply (as JSON) says of it."""
     used = reply["meta"]["usage"]["tokens_used"]
     return {
-        "type": f"{asked.spoken.events}.completed",
+        "type": f"{asked.translated.events}.completed",
         **item,
         "image_index": index,
         "num_images": asked.body.num_images,

@@ -5,7 +5,7 @@ from typing import Any, BinaryIO
 
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from server.aliases import Spoken, kind_of
+from server.aliases import TranslatedRequest, kind_of
 from server.api.json_body import wrong
 from server.images.source import UnusableImage
 from server.schema import Body, GenerationBody, read_body
@@ -18,7 +18,7 @@ KEPT_APART = "data:,"  # as `image_url`: the picture lies beside the request
 class Asked:
     """A request as it is kept: translated, its seed chosen, where its image URLs begin, and which engine was there."""
 
-    spoken: Spoken
+    translated: TranslatedRequest
     body: Body
     base_url: str
     upload: BinaryIO | None = None  # the source picture, where it came with the request
@@ -50,16 +50,18 @@ class Asked:
         if request.source is not None:
             fields["image_url"] = KEPT_APART
         fields["image_size"] = {"width": request.width, "height": request.height}
-        spoken = asdict(replace(self.spoken, native=fields))
-        return {"spoken": spoken, "base_url": self.base_url, "fingerprint": self.fingerprint}
+        translated = asdict(replace(self.translated, native=fields))
+        return {"spoken": translated, "base_url": self.base_url, "fingerprint": self.fingerprint}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], served: str) -> "Asked":
-        spoken = Spoken(**data["spoken"])
-        return cls(spoken, read_body(spoken.native, served), data["base_url"], fingerprint=data.get("fingerprint"))
+        translated = TranslatedRequest(**data["spoken"])
+        return cls(
+            translated, read_body(translated.native, served), data["base_url"], fingerprint=data.get("fingerprint")
+        )
 
     def again(self, server: Server, pixels: bytes) -> ImageRequest:
         """The same work, of what was read back; `pixels` are the source's, or none."""
         if isinstance(self.body, GenerationBody):
             return self.body.to_request(server.served)
-        return self.body.to_request(server.served, Size(**self.spoken.native["image_size"]), pixels)
+        return self.body.to_request(server.served, Size(**self.translated.native["image_size"]), pixels)

@@ -11,7 +11,7 @@ from pipelines.errors import PromptRefused, SafetyUnavailable
 from pipelines.job import Event, EventChannel, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
-from server.aliases import Spoken, header_of
+from server.aliases import TranslatedRequest, header_of
 from server.images.encoding import EncodedImage, encode_one
 from server.jobs.asked import Asked
 from server.schema import Body, GenerationReply, ImageItem
@@ -28,7 +28,7 @@ class Run:
 
     def __init__(self, server: Server, asked: Asked, request: ImageRequest) -> None:
         self.asked = asked
-        self.spoken = spoken = asked.spoken
+        self.translated = translated = asked.translated
         self.body = body = asked.body
         self.request = request
         self.images: list[EncodedImage] = []
@@ -36,8 +36,8 @@ class Run:
         self._base_url = asked.base_url
         self._after = EventChannel(first=AFTER_THE_POOL)
         if server.guard.overrules(body.enable_safety_checker):
-            spoken.ignored.append("enable_safety_checker")
-        self.job = server.pool.submit(request, preview_plan(server, spoken, body))
+            translated.ignored.append("enable_safety_checker")
+        self.job = server.pool.submit(request, preview_plan(server, translated, body))
 
     def cancel(self) -> None:
         """Stop the work within a step; nothing to do for a run that has ended."""
@@ -82,7 +82,7 @@ class Run:
         """Each image as the client asked for it: bare base64, a data URI, or a URL of the stored file."""
 
         def item(image: EncodedImage) -> ImageItem:
-            if self.spoken.response_format == "b64_json":
+            if self.translated.response_format == "b64_json":
                 place = {"b64_json": image.base64()}
             elif self.body.sync_mode:
                 place = {"url": image.data_uri()}
@@ -117,31 +117,31 @@ async def closed_after(seconds: float) -> AsyncIterator[None]:
         raise
 
 
-def run_headers(spoken: Spoken, server: Server) -> dict[str, str]:
+def run_headers(translated: TranslatedRequest, server: Server) -> dict[str, str]:
     """What is known of a reply before it is finished."""
     headers = {}
     if info := server.pool.status().info:
         headers["x-engine-fingerprint"] = info.fingerprint
-    if spoken.ignored:
-        headers["x-ignored-fields"] = header_of(spoken.ignored)
+    if translated.ignored:
+        headers["x-ignored-fields"] = header_of(translated.ignored)
     return headers
 
 
-def reply_headers(reply: GenerationReply, spoken: Spoken, server: Server) -> dict[str, str]:
+def reply_headers(reply: GenerationReply, translated: TranslatedRequest, server: Server) -> dict[str, str]:
     usage = reply.meta.usage
-    return run_headers(spoken, server) | {
+    return run_headers(translated, server) | {
         "x-aimlapi-credits-used": str(usage.credits_used),
         "x-aimlapi-usd-spent": f"{usage.usd_spent:.8f}".rstrip("0").rstrip("."),
     }
 
 
-def preview_plan(server: Server, spoken: Spoken, body: Body) -> PreviewPlan:
+def preview_plan(server: Server, translated: TranslatedRequest, body: Body) -> PreviewPlan:
     """What may be shown of images that are not checked yet: a blur, unless nothing can be withheld at the end."""
     allowed = server.settings.previews
     if allowed == "none":
         return PreviewPlan()
     sharp = allowed == "sharp" or not server.guard.withholds(body.enable_safety_checker)
-    return PreviewPlan(spoken.partial_images, SHARP if sharp else BLURRED)
+    return PreviewPlan(translated.partial_images, SHARP if sharp else BLURRED)
 
 
 class Stopwatch:

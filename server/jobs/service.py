@@ -187,7 +187,7 @@ class Jobs:
         try:
             reply = self._compared(await run.reply(), live.entry)
             text = await asyncio.to_thread(reply.text)
-            headers = reply_headers(reply, run.spoken, self._server)
+            headers = reply_headers(reply, run.translated, self._server)
             status = self._server.settings.success_status
             await asyncio.to_thread(self._ledger.end, live.entry.id, SUCCEEDED, status, headers, text)
             await self._close(live)
