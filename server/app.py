@@ -17,7 +17,7 @@ from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
 from server.api import jobs as job_routes
 from server.api.images import router
-from server.api.middleware import Edge
+from server.api.middleware import RequestMiddleware
 from server.api.openapi import SECURITY, bodies, form
 from server.errors import MethodNotAllowed, NotFound
 from server.images.source import Sources
@@ -26,9 +26,9 @@ from server.jobs.service import Jobs
 from server.jobs.store import Ledger
 from server.playground.routes import router as pages
 from server.security.keys import KeyRing
-from server.security.origins import Origins
+from server.security.origins import OriginPolicy
 from server.settings import Settings
-from server.state import Server
+from server.state import AppState
 from weights.checkpoints import SERVED_AS
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
@@ -50,7 +50,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         request_timeout=settings.request_timeout,
         step_timeout=settings.step_timeout,
     )
-    origins = Origins(settings)
+    origins = OriginPolicy(settings)
     settings.signer()  # a certificate that does not work is an error now, not at the first image
 
     @asynccontextmanager
@@ -69,7 +69,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         redoc_url=None,
         exception_handlers={HTTPException: from_framework},
     )
-    app.state.server = server = Server(
+    app.state.server = server = AppState(
         settings=settings,
         pool=workers,
         store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),
@@ -85,7 +85,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     app.include_router(job_routes.router)
     app.include_router(pages)
     served = {} if engine.model == SERVED_AS else {"x-served-model": engine.model}
-    app.add_middleware(Edge, origins=origins, headers=served)
+    app.add_middleware(RequestMiddleware, origins=origins, headers=served)
     app.openapi = lambda: openapi(app, engine.model)  # type: ignore[method-assign]
     return app
 

@@ -10,12 +10,12 @@ from pipelines.workers.pool import WorkerPool
 from server.images.source import Sources
 from server.images.store import LocalStore
 from server.security.keys import KeyRing
-from server.security.origins import Origins
+from server.security.origins import OriginPolicy
 from server.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class AppState:
     """The parts of one app."""
 
     settings: Settings
@@ -24,11 +24,11 @@ class Server:
     keys: KeyRing
     guard: Guard
     prompts: PromptGuard
-    origins: Origins
+    origins: OriginPolicy
     sources: Sources
     served: str  # id of the row in weights.checkpoints that the workers load
 
 
-def server_of(request: Request) -> Server:
-    server: Server = request.app.state.server
+def get_app_state(request: Request) -> AppState:
+    server: AppState = request.app.state.server
     return server

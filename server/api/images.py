@@ -22,7 +22,7 @@ from server.errors import NotFound
 from server.jobs.asked import Asked
 from server.jobs.generation import Run, admit, reply_headers, run_headers
 from server.schema import GenerationReply, model_ids, read_body
-from server.state import Server, server_of
+from server.state import AppState, get_app_state
 from weights.checkpoints import CHECKPOINTS
 
 log = structlog.get_logger("srpo")
@@ -35,7 +35,7 @@ router = APIRouter()
 @router.post("/images/generations/", include_in_schema=False)
 async def generate_images(request: Request) -> Response:
     """Generate images from a prompt."""
-    server = server_of(request)
+    server = get_app_state(request)
     owner = server.keys.check(request.headers.get("authorization"))
     fields = await read_object(request, server.settings.max_body, server.settings.body_timeout)
     return await answer(request, owner, fields, translate(fields, server.served))
@@ -47,7 +47,7 @@ async def generate_images(request: Request) -> Response:
 @router.post("/images/edits/", include_in_schema=False)
 async def edit_image(request: Request) -> Response:
     """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
-    server = server_of(request)
+    server = get_app_state(request)
     owner = server.keys.check(request.headers.get("authorization"))
     settings = server.settings
     fields, picture = await read_form(request, settings.max_body, settings.max_upload, settings.body_timeout)
@@ -63,7 +63,7 @@ async def answer(
     request: Request, owner: str, fields: dict[str, Any], translated: TranslatedRequest, picture: BinaryIO | None = None
 ) -> Response:
     """Carry a request out, as the client wants to hear of it. `fields` are the request as it came."""
-    server = server_of(request)
+    server = get_app_state(request)
     body = read_body(translated.native, server.served)
     if server.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
@@ -77,7 +77,7 @@ async def answer(
     return await respond(await attend(run, request), translated, server)
 
 
-def stream(run: Run, request: Request, server: Server) -> EventStream:
+def stream(run: Run, request: Request, server: AppState) -> EventStream:
     named = accepts_events(request.headers.get("accept"))
     events = narrate(run, named, request.scope["state"]["request_id"], request.scope["path"])
     return EventStream(events, run_headers(run.translated, server), run.cancel)
@@ -97,7 +97,7 @@ async def attend(run: Run, request: Request) -> GenerationReply:
         run.cancel()  # nothing to do for a run that has ended
 
 
-async def respond(reply: GenerationReply, translated: TranslatedRequest, server: Server) -> Response:
+async def respond(reply: GenerationReply, translated: TranslatedRequest, server: AppState) -> Response:
     content = await asyncio.to_thread(reply.text)
     return Response(
         content, server.settings.success_status, reply_headers(reply, translated, server), "application/json"
@@ -108,7 +108,7 @@ async def respond(reply: GenerationReply, translated: TranslatedRequest, server:
 @router.get("/models", include_in_schema=False)
 async def list_models(request: Request) -> JSONResponse:
     """The models this server answers to."""
-    served = server_of(request).served
+    served = get_app_state(request).served
     return JSONResponse({"object": "list", "data": [model_card(name, served) for name in model_ids(served)]})
 
 
@@ -116,7 +116,7 @@ async def list_models(request: Request) -> JSONResponse:
 @router.get("/models/{model:path}", include_in_schema=False)
 async def get_model(request: Request, model: str) -> JSONResponse:
     """One model."""
-    served = server_of(request).served
+    served = get_app_state(request).served
     if model not in model_ids(served):
         raise NotFound("There is no such model here.")
     return JSONResponse(model_card(model, served))
@@ -140,14 +140,14 @@ def model_card(name: str, served: str) -> dict[str, Any]:
 @router.api_route("/files/{name}", methods=["GET", "HEAD"], include_in_schema=False)
 async def get_file(request: Request, name: str) -> Response:
     """A stored image. No key: the name is the secret."""
-    path, content_type, left = server_of(request).store.find(name)
+    path, content_type, left = get_app_state(request).store.find(name)
     return await asyncio.to_thread(file_response, path, content_type, left, request)
 
 
 @router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
 async def health(request: Request) -> JSONResponse:
     """Alive, and what is being served. Always 200 while this process answers."""
-    server = server_of(request)
+    server = get_app_state(request)
     status = asdict(server.pool.status())
     info = status.pop("info") or {}
     placeholder = CHECKPOINTS[server.served].embedded
@@ -160,7 +160,7 @@ async def health(request: Request) -> JSONResponse:
 @router.api_route("/ready", methods=["GET", "HEAD"], include_in_schema=False)
 async def ready(request: Request) -> JSONResponse:
     """200 when a request would be drawn now; else 503 with the stage of loading."""
-    status = server_of(request).pool.status()
+    status = get_app_state(request).pool.status()
     body = {
         "ready": status.state == "ready",
         "state": status.state,

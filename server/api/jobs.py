@@ -21,7 +21,7 @@ from server.jobs.asked import Asked
 from server.jobs.generation import run_headers
 from server.jobs.service import Jobs, LiveJob
 from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry
-from server.state import server_of
+from server.state import get_app_state
 
 LAST = 2_000_000  # number of the first event after a run's own
 STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
@@ -59,7 +59,7 @@ def hash_of(fields: dict[str, Any]) -> str:
 
 async def durable(request: Request, asked: Asked, owner: str, fields: dict[str, Any]) -> Response:
     """Accept a request as a job, or find the one with its key; answer at once, as it goes, or when it is over."""
-    jobs, server = jobs_of(request), server_of(request)
+    jobs, server = jobs_of(request), get_app_state(request)
     key = idempotency_key(request)
     accepting = jobs.accept(asked, owner, key, hash_of(fields))
     # Who leaves without a key could never ask for the job.
@@ -81,12 +81,12 @@ async def durable(request: Request, asked: Asked, owner: str, fields: dict[str, 
 
 
 def poll_url(request: Request, entry: Entry) -> str:
-    return f"{server_of(request).origins.base_url(request.scope, request.headers)}/v1/jobs/{entry.id}"
+    return f"{get_app_state(request).origins.base_url(request.scope, request.headers)}/v1/jobs/{entry.id}"
 
 
 def describe(request: Request, entry: Entry, live: LiveJob | None, *, whole: bool = True) -> dict[str, Any]:
     """A job as clients see it; `whole` with its reply or error."""
-    server = server_of(request)
+    server = get_app_state(request)
     poll = poll_url(request, entry)
     native = (entry.request or {"spoken": {"native": {}}})["spoken"]["native"]
     run = live.admitted if live else None
@@ -116,7 +116,7 @@ def describe(request: Request, entry: Entry, live: LiveJob | None, *, whole: boo
 @router.get("/v1/jobs", **JOB_PAGE)
 async def list_jobs(request: Request) -> Response:
     """This key's jobs, newest first."""
-    owner = server_of(request).keys.check(request.headers.get("authorization"))
+    owner = get_app_state(request).keys.check(request.headers.get("authorization"))
     query = request.query_params
     limit, status = query.get("limit", "20"), query.get("status")
     if not (limit.isascii() and limit.isdecimal()) or not 1 <= int(limit[:9]) <= MAX_PAGE:
@@ -148,21 +148,21 @@ def wrong_query(name: str, expected: str, received: str) -> Exception:
 @router.get("/v1/jobs/{identity}", **JOB)
 async def get_job(request: Request, identity: str) -> Response:
     """One job; with its reply when it has one."""
-    owner = server_of(request).keys.check(request.headers.get("authorization"))
+    owner = get_app_state(request).keys.check(request.headers.get("authorization"))
     return JSONResponse(describe(request, *await jobs_of(request).find(identity, owner)))
 
 
 @router.delete("/v1/jobs/{identity}", **JOB)
 async def cancel_job(request: Request, identity: str) -> Response:
     """Cancel a job within a step. Idempotent: one that has ended stays as it is."""
-    owner = server_of(request).keys.check(request.headers.get("authorization"))
+    owner = get_app_state(request).keys.check(request.headers.get("authorization"))
     return JSONResponse(describe(request, await jobs_of(request).cancel(identity, owner), None))
 
 
 @router.get("/v1/jobs/{identity}/events", **JOB_EVENTS)
 async def watch_job(request: Request, identity: str) -> Response:
     """What happens to a job, as server-sent events; after `Last-Event-ID` where that is given."""
-    owner = server_of(request).keys.check(request.headers.get("authorization"))
+    owner = get_app_state(request).keys.check(request.headers.get("authorization"))
     jobs = jobs_of(request)
     entry, live = await jobs.find(identity, owner)
     epoch, _, number = request.headers.get("last-event-id", "").rpartition("-")
@@ -180,7 +180,7 @@ def event_stream(
 ) -> EventStream:
     """A job's events. They end when it ends or the reader leaves; the job goes on."""
     named = accepts_events(request.headers.get("accept"))
-    events = tell(jobs_of(request), entry, live, after, server_of(request).served, named=named, store=store)
+    events = tell(jobs_of(request), entry, live, after, get_app_state(request).served, named=named, store=store)
     return EventStream(events, headers, lambda: None)
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.errors import Draining
 from server.errors import UNEXPECTED, envelope, headers_of, row_of
-from server.security.origins import Origins
+from server.security.origins import OriginPolicy
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 PROBES = ("/health", "/ready")  # asked every few seconds for ever
@@ -30,10 +30,10 @@ def error_response(error: Exception, request_id: str, path: str) -> Response:
     return Response(body, row_of(error).status, headers_of(error), "application/json")
 
 
-class Edge:
+class RequestMiddleware:
     """ASGI middleware. `scope["state"]` gets `request_id` and `inference_id`; `headers` go out with every reply."""
 
-    def __init__(self, app: ASGIApp, origins: Origins, headers: Mapping[str, str]) -> None:
+    def __init__(self, app: ASGIApp, origins: OriginPolicy, headers: Mapping[str, str]) -> None:
         self._app = app
         self._origins = origins
         self._headers = headers
@@ -42,26 +42,26 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = Visit(scope, send, self._origins, self._headers)
+        context = RequestContext(scope, send, self._origins, self._headers)
         try:
-            self._origins.check(scope, visit.headers)
+            self._origins.check(scope, context.headers)
             if scope["method"] == "OPTIONS":
-                await Response(status_code=204)(scope, receive, visit.send)
+                await Response(status_code=204)(scope, receive, context.send)
             else:
-                await self._app(scope, receive, visit.send)
+                await self._app(scope, receive, context.send)
         except asyncio.CancelledError:  # the shutdown's grace is over
-            await visit.fail(Draining(), receive)
+            await context.fail(Draining(), receive)
             raise
         except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong, the client gets the envelope
-            await visit.fail(error, receive)
+            await context.fail(error, receive)
         finally:
-            visit.log()
+            context.log()
 
 
-class Visit:
+class RequestContext:
     """One request at the edge."""
 
-    def __init__(self, scope: Scope, send: Send, origins: Origins, extra: Mapping[str, str]) -> None:
+    def __init__(self, scope: Scope, send: Send, origins: OriginPolicy, extra: Mapping[str, str]) -> None:
         self._scope = scope
         self._send = send
         self._origins = origins

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.settings import EngineSettings, Settings
-from server.state import Server
+from server.state import AppState
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
 
 
@@ -19,7 +19,7 @@ def address_of(settings: Settings, port: int) -> str:
     return settings.public_url or f"http://{host}:{port}"
 
 
-def show_start(console: Console, server: Server, address: str) -> None:
+def show_start(console: Console, server: AppState, address: str) -> None:
     """What is about to be served. Goes to standard error."""
     settings, row = server.settings, CHECKPOINTS[server.served]
     table = Table.grid(padding=(0, 2))
@@ -64,7 +64,7 @@ def open_to(settings: Settings) -> str:
     return "none: open to this machine only" if alone else "none: open to everyone who can reach the address"
 
 
-async def follow_loading(console: Console, server: Server, address: str) -> None:
+async def follow_loading(console: Console, server: AppState, address: str) -> None:
     """Show the stages until the model is ready, then a curl to paste."""
     start, shown = time.monotonic(), ""
     while (status := server.pool.status()).state == "loading":
@@ -85,7 +85,7 @@ async def follow_loading(console: Console, server: Server, address: str) -> None
     )
 
 
-def show_stopping(console: Console, server: Server) -> None:
+def show_stopping(console: Console, server: AppState) -> None:
     """What a signal to stop still waits for."""
     status = server.pool.status()
     if count := status.running + status.waiting:

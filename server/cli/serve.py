@@ -21,7 +21,7 @@ from server.cli import banner
 from server.cli.parsing import parse, told
 from server.security.keys import new_key
 from server.settings import Settings
-from server.state import Server
+from server.state import AppState
 
 KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
 UNREAD = 60  # seconds a reply may lie unread before its connection is given up
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 class DrainingServer(uvicorn.Server):
     """uvicorn, which tells the pool and the operator at the first signal that no more work is taken."""
 
-    def __init__(self, config: uvicorn.Config, parts: Server) -> None:
+    def __init__(self, config: uvicorn.Config, parts: AppState) -> None:
         super().__init__(config)
         self._parts = parts
         self.console = Console(stderr=True, highlight=False)
@@ -75,7 +75,7 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def run(server: DrainingServer, parts: Server, listener: socket.socket) -> int:
+async def run(server: DrainingServer, parts: AppState, listener: socket.socket) -> int:
     """Serve until a signal, or until the model turns out not to load."""
     console = server.console
     address = banner.address_of(parts.settings, listener.getsockname()[1])

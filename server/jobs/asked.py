@@ -9,7 +9,7 @@ from server.aliases import TranslatedRequest, kind_of
 from server.api.json_body import wrong
 from server.images.source import UnusableImage
 from server.schema import Body, GenerationBody, read_body
-from server.state import Server
+from server.state import AppState
 
 KEPT_APART = "data:,"  # as `image_url`: the picture lies beside the request
 
@@ -24,7 +24,7 @@ class Asked:
     upload: BinaryIO | None = None  # the source picture, where it came with the request
     fingerprint: str | None = None
 
-    async def request(self, server: Server) -> ImageRequest:
+    async def request(self, server: AppState) -> ImageRequest:
         """What is to be drawn; a source picture is fetched and decoded.
 
         Raises `InvalidRequest` if it cannot be used, and what the pool would raise, before a picture is fetched.
@@ -60,7 +60,7 @@ class Asked:
             translated, read_body(translated.native, served), data["base_url"], fingerprint=data.get("fingerprint")
         )
 
-    def again(self, server: Server, pixels: bytes) -> ImageRequest:
+    def again(self, server: AppState, pixels: bytes) -> ImageRequest:
         """The same work, of what was read back; `pixels` are the source's, or none."""
         if isinstance(self.body, GenerationBody):
             return self.body.to_request(server.served)

@@ -16,7 +16,7 @@ from server.images.encoding import EncodedImage, encode_one
 from server.jobs.asked import Asked
 from server.schema import Body, GenerationReply, ImageItem
 from server.settings import Settings
-from server.state import Server
+from server.state import AppState
 
 AFTER_THE_POOL = 1_000_000  # number of the first event after the pool's: more than a job can have there
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
@@ -26,7 +26,7 @@ log = structlog.get_logger("srpo")
 class Run:
     """A request that the pool has admitted. Raises `NotReady`, `Draining` or `QueueFull` before any work."""
 
-    def __init__(self, server: Server, asked: Asked, request: ImageRequest) -> None:
+    def __init__(self, server: AppState, asked: Asked, request: ImageRequest) -> None:
         self.asked = asked
         self.translated = translated = asked.translated
         self.body = body = asked.body
@@ -93,7 +93,7 @@ class Run:
         return list(await asyncio.gather(*(asyncio.to_thread(item, image) for image in self.images)))
 
 
-async def admit(prompt: str, server: Server) -> None:
+async def admit(prompt: str, server: AppState) -> None:
     """Refuse what the operator refuses, before any work. Checks that fail or hang are a 503."""
     try:
         async with closed_after(server.settings.safety_timeout):
@@ -117,7 +117,7 @@ async def closed_after(seconds: float) -> AsyncIterator[None]:
         raise
 
 
-def run_headers(translated: TranslatedRequest, server: Server) -> dict[str, str]:
+def run_headers(translated: TranslatedRequest, server: AppState) -> dict[str, str]:
     """What is known of a reply before it is finished."""
     headers = {}
     if info := server.pool.status().info:
@@ -127,7 +127,7 @@ def run_headers(translated: TranslatedRequest, server: Server) -> dict[str, str]
     return headers
 
 
-def reply_headers(reply: GenerationReply, translated: TranslatedRequest, server: Server) -> dict[str, str]:
+def reply_headers(reply: GenerationReply, translated: TranslatedRequest, server: AppState) -> dict[str, str]:
     usage = reply.meta.usage
     return run_headers(translated, server) | {
         "x-aimlapi-credits-used": str(usage.credits_used),
@@ -135,7 +135,7 @@ def reply_headers(reply: GenerationReply, translated: TranslatedRequest, server:
     }
 
 
-def preview_plan(server: Server, translated: TranslatedRequest, body: Body) -> PreviewPlan:
+def preview_plan(server: AppState, translated: TranslatedRequest, body: Body) -> PreviewPlan:
     """What may be shown of images that are not checked yet: a blur, unless nothing can be withheld at the end."""
     allowed = server.settings.previews
     if allowed == "none":

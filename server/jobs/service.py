@@ -20,7 +20,7 @@ from server.jobs.asked import Asked
 from server.jobs.generation import Run, reply_headers
 from server.jobs.store import ACCEPTED, CANCELLED, EXPIRED, FAILED, SUCCEEDED, Entry, Ledger
 from server.schema import GenerationReply
-from server.state import Server
+from server.state import AppState
 
 RETRY = 0.05  # seconds between two tries to put a job of the last run back into the line
 LOOK = 1.0  # seconds between looks for cancellations from the command line, while there is something to cancel
@@ -51,7 +51,7 @@ class LiveJob:
 class Jobs:
     """All durable jobs of one server."""
 
-    def __init__(self, server: Server, ledger: Ledger) -> None:
+    def __init__(self, server: AppState, ledger: Ledger) -> None:
         self.epoch = secrets.token_hex(4)  # event numbers begin anew with every process
         self._server = server
         self._ledger = ledger

@@ -25,7 +25,7 @@ NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^][:/@?#\\\s]*)(?::[0-9]{1,5})?")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-class Origins:
+class OriginPolicy:
     """Decides by settings which hosts and origins are answered."""
 
     def __init__(self, settings: Settings) -> None:
