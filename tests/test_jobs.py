@@ -23,7 +23,7 @@ from conftest import PROMPT, START_LIMIT, LiveServer, running
 from PIL import Image
 from test_sse import Gate, Scripted
 
-from server.jobs.store import SUCCEEDED, Entry, Ledger
+from server.jobs.store import SUCCEEDED, JobRecord, Ledger
 from server.schema import JobPage, JobReply
 
 PATH = "/v1/images/generations"
@@ -318,15 +318,15 @@ def test_a_job_that_another_engine_finishes_says_so(
 # --- the ledger and its command --------------------------------------------------------------------------------------
 
 
-def entry(name: str, **fields: Any) -> Entry:
-    return Entry(name, "", None, "hash", {"spoken": {"native": {"prompt": "secret"}}}, created=1.0, **fields)
+def record(name: str, **fields: Any) -> JobRecord:
+    return JobRecord(name, "", None, "hash", {"spoken": {"native": {"prompt": "secret"}}}, created=1.0, **fields)
 
 
 def test_a_job_ends_once_and_is_forgotten_in_two_steps(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "jobs.sqlite3")
     ledger.open()
     ledger.open()  # up to date: nothing to do
-    ledger.add(entry("a"))
+    ledger.add(record("a"))
     assert ledger.end("a", SUCCEEDED, 201, {}, "first")
     assert not ledger.end("a", "cancelled", 499, {}, "second")
     found = ledger.find("a")
@@ -344,7 +344,7 @@ def test_an_expired_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     ledger = Ledger(tmp_path / "jobs.sqlite3")
     ledger.open()
-    ledger.add(entry("job_old"))
+    ledger.add(record("job_old"))
     ledger.end("job_old", SUCCEEDED, 201, {}, "{}")
     ledger.sweep(expire=-1)
     ledger.close()

@@ -23,7 +23,7 @@ from test_clients_node import ask, clients, node
 from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
-from server.jobs.generation import Run
+from server.jobs.generation import Generation
 from server.settings import Settings
 
 __all__ = ["clients", "node"]  # fixtures
@@ -60,7 +60,7 @@ class Scripted:
     def runs_kept(self) -> int:
         """Requests of this server that are still in memory."""
         gc.collect()
-        return sum(type(thing) is Run and thing._server is self.parts for thing in gc.get_objects())
+        return sum(type(thing) is Generation and thing._server is self.parts for thing in gc.get_objects())
 
     @staticmethod
     def until(condition: Any) -> None:

@@ -13,7 +13,7 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 def file_response(path: Path, content_type: str, seconds_left: float, request: Request) -> Response:
     """200, 206 or 304. Raises `BadRange`, or `Gone` if the file was deleted a moment ago."""
-    asked = request.headers
+    spec = request.headers
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -24,10 +24,10 @@ def file_response(path: Path, content_type: str, seconds_left: float, request: R
         "cache-control": f"public, max-age={int(seconds_left)}, immutable",
         "accept-ranges": "bytes",
     }
-    if etag in asked.get("if-none-match", "") or asked.get("if-none-match") == "*":
+    if etag in spec.get("if-none-match", "") or spec.get("if-none-match") == "*":
         return Response(status_code=304, headers=headers)
-    match = RANGE.fullmatch(asked.get("range", "").replace(" ", ""))
-    if request.method != "GET" or not match or not is_range(*match.groups()) or asked.get("if-range", etag) != etag:
+    match = RANGE.fullmatch(spec.get("range", "").replace(" ", ""))
+    if request.method != "GET" or not match or not is_range(*match.groups()) or spec.get("if-range", etag) != etag:
         return Response(data, media_type=content_type, headers=headers)
     start, end = bounds(match[1], match[2], len(data))
     headers["content-range"] = f"bytes {start}-{end - 1}/{len(data)}"

@@ -19,8 +19,8 @@ from server.api.multipart import read_form, sha256_of
 from server.api.openapi import EDITS, GENERATION, MODELS
 from server.api.sse import EventStream, accepts_events, client_gone, narrate, unless_gone
 from server.errors import NotFound
-from server.jobs.asked import Asked
-from server.jobs.generation import Run, admit, reply_headers, run_headers
+from server.jobs.generation import Generation, admit, reply_headers, run_headers
+from server.jobs.spec import JobSpec
 from server.schema import GenerationReply, model_ids, read_body
 from server.state import AppState, get_app_state
 from weights.checkpoints import CHECKPOINTS
@@ -68,33 +68,33 @@ async def answer(
     if server.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     await admit(body.prompt, server)
-    asked = Asked(translated, body, server.origins.base_url(request.scope, request.headers), picture)
+    spec = JobSpec(translated, body, server.origins.base_url(request.scope, request.headers), picture)
     if wants_job(request) or "idempotency-key" in request.headers:
-        return await durable(request, asked, owner, fields)
-    run = Run(server, asked, await unless_gone(asked.request(server), request.receive))
+        return await durable(request, spec, owner, fields)
+    generation = Generation(server, spec, await unless_gone(spec.request(server), request.receive))
     if translated.stream:
-        return stream(run, request, server)
-    return await respond(await attend(run, request), translated, server)
+        return stream(generation, request, server)
+    return await respond(await attend(generation, request), translated, server)
 
 
-def stream(run: Run, request: Request, server: AppState) -> EventStream:
+def stream(generation: Generation, request: Request, server: AppState) -> EventStream:
     named = accepts_events(request.headers.get("accept"))
-    events = narrate(run, named, request.scope["state"]["request_id"], request.scope["path"])
-    return EventStream(events, run_headers(run.translated, server), run.cancel)
+    events = narrate(generation, named, request.scope["state"]["request_id"], request.scope["path"])
+    return EventStream(events, run_headers(generation.translated, server), generation.cancel)
 
 
-async def attend(run: Run, request: Request) -> GenerationReply:
+async def attend(generation: Generation, request: Request) -> GenerationReply:
     """The run's reply. When the client goes away first, its work is cancelled."""
-    replying = asyncio.ensure_future(run.reply())
+    replying = asyncio.ensure_future(generation.reply())
     gone = asyncio.ensure_future(client_gone(request.receive))
     try:
         await asyncio.wait((replying, gone), return_when=asyncio.FIRST_COMPLETED)
         if not replying.done():
-            run.cancel()
+            generation.cancel()
         return await replying
     finally:
         gone.cancel()
-        run.cancel()  # nothing to do for a run that has ended
+        generation.cancel()  # nothing to do for a run that has ended
 
 
 async def respond(reply: GenerationReply, translated: TranslatedRequest, server: AppState) -> Response:

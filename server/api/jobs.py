@@ -17,10 +17,10 @@ from server.api.openapi import JOB, JOB_EVENTS, JOB_PAGE, MAX_PAGE
 from server.api.sse import EventStream, accepts_events, completed, event, progress, running, unless_gone
 from server.errors import ServerError, envelope
 from server.images.store import LocalStore
-from server.jobs.asked import Asked
 from server.jobs.generation import run_headers
-from server.jobs.service import Jobs, LiveJob
-from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry
+from server.jobs.service import ActiveJob, Jobs
+from server.jobs.spec import JobSpec
+from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.state import get_app_state
 
 LAST = 2_000_000  # number of the first event after a run's own
@@ -57,59 +57,65 @@ def hash_of(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-async def durable(request: Request, asked: Asked, owner: str, fields: dict[str, Any]) -> Response:
+async def durable(request: Request, spec: JobSpec, owner: str, fields: dict[str, Any]) -> Response:
     """Accept a request as a job, or find the one with its key; answer at once, as it goes, or when it is over."""
     jobs, server = jobs_of(request), get_app_state(request)
     key = idempotency_key(request)
-    accepting = jobs.accept(asked, owner, key, hash_of(fields))
+    accepting = jobs.accept(spec, owner, key, hash_of(fields))
     # Who leaves without a key could never ask for the job.
-    entry, known = await (accepting if key is not None else unless_gone(accepting, request.receive))
+    record, known = await (accepting if key is not None else unless_gone(accepting, request.receive))
     replayed = {"idempotent-replayed": "true"} if known else {}
     if wants_job(request):
-        body = describe(request, entry, jobs.live(entry.id))
+        body = describe(request, record, jobs.live(record.id))
         headers = {"location": body["poll_url"], "preference-applied": "respond-async"}
         return JSONResponse(body, 202, headers | replayed)
-    if asked.translated.stream:
+    if spec.translated.stream:
         headers = {
-            **(entry.headers or run_headers(asked.translated, server)),
+            **(record.headers or run_headers(spec.translated, server)),
             **replayed,
-            "content-location": f"{poll_url(request, entry)}/events",
+            "content-location": f"{poll_url(request, record)}/events",
         }
-        return event_stream(request, entry, jobs.live(entry.id), 0, store=server.store, headers=headers)
-    ended = await jobs.ended(entry)
+        return event_stream(request, record, jobs.live(record.id), 0, store=server.store, headers=headers)
+    ended = await jobs.ended(record)
     return Response(ended.outcome, ended.status or 500, {**(ended.headers or {}), **replayed}, "application/json")
 
 
-def poll_url(request: Request, entry: Entry) -> str:
-    return f"{get_app_state(request).origins.base_url(request.scope, request.headers)}/v1/jobs/{entry.id}"
+def poll_url(request: Request, record: JobRecord) -> str:
+    return f"{get_app_state(request).origins.base_url(request.scope, request.headers)}/v1/jobs/{record.id}"
 
 
-def describe(request: Request, entry: Entry, live: LiveJob | None, *, whole: bool = True) -> dict[str, Any]:
+def describe(request: Request, record: JobRecord, live: ActiveJob | None, *, whole: bool = True) -> dict[str, Any]:
     """A job as clients see it; `whole` with its reply or error."""
     server = get_app_state(request)
-    poll = poll_url(request, entry)
-    native = (entry.request or {"spoken": {"native": {}}})["spoken"]["native"]
-    run = live.admitted if live else None
-    status = entry.state if entry.state != ACCEPTED else "running" if run and run.job.dispatched else "queued"
+    poll = poll_url(request, record)
+    native = (record.request or {"spoken": {"native": {}}})["spoken"]["native"]
+    generation = live.admitted if live else None
+    status = (
+        record.state
+        if record.state != ACCEPTED
+        else "running"
+        if generation and generation.job.dispatched
+        else "queued"
+    )
     job: dict[str, Any] = {
-        "id": entry.id,
+        "id": record.id,
         "object": "job",
         "status": status,
-        "created_at": int(entry.created),
+        "created_at": int(record.created),
         "model": native.get("model"),
         "poll_url": poll,
         "events_url": f"{poll}/events",
     }
-    if entry.finished is not None:
-        job["finished_at"] = int(entry.finished)
-    if entry.state == ACCEPTED:
-        now = run.latest() if run else None
+    if record.finished is not None:
+        job["finished_at"] = int(record.finished)
+    if record.state == ACCEPTED:
+        now = generation.latest() if generation else None
         job["queue_position"] = now.position if now else 0
         job["eta_seconds"] = round(now.eta if now else server.pool.seconds_ahead(), 1)
-        if run and now:
-            job["progress"] = progress(now, run.asked)
-    elif whole and entry.outcome:
-        job["reply" if entry.state == SUCCEEDED else "error"] = json.loads(entry.outcome)
+        if generation and now:
+            job["progress"] = progress(now, generation.spec)
+    elif whole and record.outcome:
+        job["reply" if record.state == SUCCEEDED else "error"] = json.loads(record.outcome)
     return job
 
 
@@ -125,11 +131,11 @@ async def list_jobs(request: Request) -> Response:
         raise wrong_query("status", f"one of {', '.join(STATES)}", status)
     jobs = jobs_of(request)
     states = (STATES[status],) if status else tuple(dict.fromkeys(STATES.values()))
-    entries = await jobs.page(owner, int(limit) + 1, query.get("after"), states)
-    shown = entries[: int(limit)]
-    described = [describe(request, entry, jobs.live(entry.id), whole=False) for entry in shown]
+    records = await jobs.page(owner, int(limit) + 1, query.get("after"), states)
+    shown = records[: int(limit)]
+    described = [describe(request, record, jobs.live(record.id), whole=False) for record in shown]
     data = [job for job in described if status is None or job["status"] == status]
-    more = len(entries) > len(shown)
+    more = len(records) > len(shown)
     cursor = {"next_cursor": shown[-1].id} if more else {}
     return JSONResponse({"object": "list", "data": data, "has_more": more, **cursor})
 
@@ -164,50 +170,57 @@ async def watch_job(request: Request, identity: str) -> Response:
     """What happens to a job, as server-sent events; after `Last-Event-ID` where that is given."""
     owner = get_app_state(request).keys.check(request.headers.get("authorization"))
     jobs = jobs_of(request)
-    entry, live = await jobs.find(identity, owner)
+    record, live = await jobs.find(identity, owner)
     epoch, _, number = request.headers.get("last-event-id", "").rpartition("-")
     after = int(number[:9]) if epoch == jobs.epoch and number.isascii() and number.isdecimal() else 0
-    return event_stream(request, entry, live, after)
+    return event_stream(request, record, live, after)
 
 
 def event_stream(
     request: Request,
-    entry: Entry,
-    live: LiveJob | None,
+    record: JobRecord,
+    live: ActiveJob | None,
     after: int,
     store: LocalStore | None = None,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> EventStream:
     """A job's events. They end when it ends or the reader leaves; the job goes on."""
     named = accepts_events(request.headers.get("accept"))
-    events = tell(jobs_of(request), entry, live, after, get_app_state(request).served, named=named, store=store)
+    events = tell(jobs_of(request), record, live, after, get_app_state(request).served, named=named, store=store)
     return EventStream(events, headers, lambda: None)
 
 
 async def tell(
-    jobs: Jobs, entry: Entry, live: LiveJob | None, after: int, served: str, *, named: bool, store: LocalStore | None
+    jobs: Jobs,
+    record: JobRecord,
+    live: ActiveJob | None,
+    after: int,
+    served: str,
+    *,
+    named: bool,
+    store: LocalStore | None,
 ) -> AsyncIterator[bytes]:
     """A job's events: its run's while it runs, then its images or its error.
 
     With a `store` each image comes with its bytes, as in a stream without a job.
     """
     try:
-        if live and (run := await asyncio.shield(live.run)):
-            async for number, news in run.events(after):
-                yield await running(news, run, named=named, identity=f"{jobs.epoch}-{number}")
-        ended = await jobs.ended(entry)
+        if live and (generation := await asyncio.shield(live.generation)):
+            async for number, news in generation.events(after):
+                yield await running(news, generation, named=named, identity=f"{jobs.epoch}-{number}")
+        ended = await jobs.ended(record)
         outcome = json.loads(ended.outcome or "{}")
         if ended.state != SUCCEEDED:
             yield event(outcome, name="error")
             return
         assert ended.request is not None
-        asked = Asked.from_json(ended.request, served)
+        spec = JobSpec.from_json(ended.request, served)
         for index, item in enumerate(outcome["images"]):
             if LAST + index > after:
                 shown = await asyncio.to_thread(with_bytes, item, store) if store else item
-                yield event(completed(index, outcome, asked, shown), f"{jobs.epoch}-{LAST + index}")
+                yield event(completed(index, outcome, spec, shown), f"{jobs.epoch}-{LAST + index}")
     except (PipelineError, ServerError) as error:
-        yield event(envelope(error, entry.id, f"/v1/jobs/{entry.id}"), name="error")
+        yield event(envelope(error, record.id, f"/v1/jobs/{record.id}"), name="error")
 
 
 def with_bytes(item: dict[str, Any], store: LocalStore) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pipelines.fields import Flag, Issue, Number, Whole
 from server.aliases import ALIASES, IMAGE_TO_IMAGE, KINDS
 from server.api.json_body import chunks_of, receiving, wrong
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull
-from server.jobs.asked import KEPT_APART
+from server.jobs.spec import KEPT_APART
 from server.schema import issue_of
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`

@@ -18,8 +18,8 @@ from pipelines.errors import Cancelled, PipelineError
 from pipelines.job import Event, Preview, Progress
 from server.errors import ServerError, envelope
 from server.images.encoding import encode
-from server.jobs.asked import Asked
-from server.jobs.generation import Run
+from server.jobs.generation import Generation
+from server.jobs.spec import JobSpec
 from server.schema import Body, GenerationReply
 
 SILENCE = 15.0  # seconds after which a comment shows that the connection lives; proxies give up after 30 or 60
@@ -39,13 +39,13 @@ def event(data: Mapping[str, Any], identity: str | None = None, name: str | None
     return f"event: {name or data['type']}\n{line}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
-def progress(now: Progress, asked: Asked) -> dict[str, Any]:
+def progress(now: Progress, spec: JobSpec) -> dict[str, Any]:
     """The data of a progress event."""
     return {
-        "type": f"{asked.translated.events}.progress",
+        "type": f"{spec.translated.events}.progress",
         "stage": now.stage,
         "image_index": now.image,
-        "num_images": asked.body.num_images,
+        "num_images": spec.body.num_images,
         "step": now.step,
         "steps": now.steps,
         "queue_position": now.position,
@@ -64,28 +64,28 @@ def openai_fields(body: Body, width: int, height: int, created: int) -> dict[str
     }
 
 
-async def partial_image(preview: Preview, run: Run) -> dict[str, Any]:
+async def partial_image(preview: Preview, generation: Generation) -> dict[str, Any]:
     size = (preview.width, preview.height)
-    image = await asyncio.to_thread(encode, preview.pixels, *size, run.body.output_format, PREVIEW_QUALITY)
+    image = await asyncio.to_thread(encode, preview.pixels, *size, generation.body.output_format, PREVIEW_QUALITY)
     return {
-        "type": f"{run.translated.events}.partial_image",
+        "type": f"{generation.translated.events}.partial_image",
         "b64_json": image.base64(),
         "partial_image_index": preview.index,
         "image_index": preview.image,
         "width": preview.width,
         "height": preview.height,
-        **openai_fields(run.body, run.request.width, run.request.height, int(time.time())),
+        **openai_fields(generation.body, generation.request.width, generation.request.height, int(time.time())),
     }
 
 
-def completed(index: int, reply: Mapping[str, Any], asked: Asked, item: Mapping[str, Any]) -> dict[str, Any]:
+def completed(index: int, reply: Mapping[str, Any], spec: JobSpec, item: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a finished image: its `item`, and what the reply (as JSON) says of it."""
     used = reply["meta"]["usage"]["tokens_used"]
     return {
-        "type": f"{asked.translated.events}.completed",
+        "type": f"{spec.translated.events}.completed",
         **item,
         "image_index": index,
-        "num_images": asked.body.num_images,
+        "num_images": spec.body.num_images,
         "seed": reply["seed"] + index,
         "has_nsfw_concepts": reply["has_nsfw_concepts"][index],
         **{name: reply[name] for name in ("prompt", "timings", "safety", "meta")},
@@ -95,37 +95,37 @@ def completed(index: int, reply: Mapping[str, Any], asked: Asked, item: Mapping[
             "output_tokens": used,
             "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
         },
-        **openai_fields(asked.body, item["width"], item["height"], reply["created"]),
+        **openai_fields(spec.body, item["width"], item["height"], reply["created"]),
     }
 
 
-def finished(index: int, reply: GenerationReply, run: Run) -> bytes:
+def finished(index: int, reply: GenerationReply, generation: Generation) -> bytes:
     """A finished image on the wire, always with its bytes: OpenAI's SDKs count on them."""
-    item = {"b64_json": run.images[index].base64(), **reply.images[index].model_dump(exclude_none=True)}
-    if run.body.sync_mode:
+    item = {"b64_json": generation.images[index].base64(), **reply.images[index].model_dump(exclude_none=True)}
+    if generation.body.sync_mode:
         item.pop("url", None)  # the same bytes a second time
     told = reply.model_dump(exclude_none=True, exclude={"images", "data"})
-    return event(completed(index, told, run.asked, item))
+    return event(completed(index, told, generation.spec, item))
 
 
-async def running(news: Event, run: Run, *, named: bool, identity: str | None = None) -> bytes:
+async def running(news: Event, generation: Generation, *, named: bool, identity: str | None = None) -> bytes:
     """One event of a run on its way. Progress is a comment where it is not wanted as an event (`named`)."""
     if isinstance(news, Preview):
-        return event(await partial_image(news, run), identity)
-    data = progress(news, run.asked)
+        return event(await partial_image(news, generation), identity)
+    data = progress(news, generation.spec)
     return event(data, identity) if named else f": progress {json.dumps(data)}\n\n".encode()
 
 
-async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIterator[bytes]:
+async def narrate(generation: Generation, named: bool, request_id: str, path: str) -> AsyncIterator[bytes]:
     """The whole stream of a run: its events, then its images or the error it ended with."""
-    replying = asyncio.ensure_future(run.reply())
+    replying = asyncio.ensure_future(generation.reply())
     replying.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at, whoever reads
     try:
-        async for _, news in run.events():
-            yield await running(news, run, named=named)
+        async for _, news in generation.events():
+            yield await running(news, generation, named=named)
         reply = await replying
         for index in range(len(reply.images)):
-            yield await asyncio.to_thread(finished, index, reply, run)
+            yield await asyncio.to_thread(finished, index, reply, generation)
     except (PipelineError, ServerError) as error:
         log.warning("stream", request_id=request_id, error=type(error).__name__)
         yield event(envelope(error, request_id, path), name="error")
@@ -133,7 +133,7 @@ async def narrate(run: Run, named: bool, request_id: str, path: str) -> AsyncIte
         log.error("stream", request_id=request_id, error=type(error).__name__, exc_info=error)
         yield event(envelope(error, request_id, path), name="error")
     finally:
-        run.cancel()  # nothing to do for a run that has ended
+        generation.cancel()  # nothing to do for a run that has ended
         replying.cancel()
 
 

@@ -14,7 +14,7 @@ from pydantic_settings import CliPositionalArg
 from pipelines.errors import Cancelled
 from server.cli.parsing import parse
 from server.errors import StorageFull, envelope, row_of
-from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, Entry, Ledger
+from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord, Ledger
 from server.settings import EngineSettings
 
 FILE = "jobs.sqlite3"
@@ -63,8 +63,8 @@ def cancel(ledger: Ledger, identities: list[str]) -> int:
         told = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
         if ledger.end(identity, CANCELLED, row_of(error).status, {}, told, free_key=True):
             print(f"{identity} cancelled")
-        elif entry := ledger.find(identity):
-            print(f"{identity} had {entry.state} before")
+        elif record := ledger.find(identity):
+            print(f"{identity} had {record.state} before")
         else:
             print(f"srpo jobs: there is no job {identity}", file=sys.stderr)
             code = 1
@@ -73,29 +73,29 @@ def cancel(ledger: Ledger, identities: list[str]) -> int:
 
 def show(ledger: Ledger, settings: JobsSettings) -> int:
     states = (STATES[settings.state],) if settings.state else tuple(STATES.values())
-    entries = ledger.page(None, settings.limit, None, states)
+    records = ledger.page(None, settings.limit, None, states)
     if settings.json_:
-        for entry in entries:
-            print(json.dumps(facts(entry)))
+        for record in records:
+            print(json.dumps(facts(record)))
         return 0
-    if not entries:
+    if not records:
         print("no jobs")
         return 0
-    rows = [HEADINGS, *([str(value) for value in facts(entry).values()] for entry in entries)]
+    rows = [HEADINGS, *([str(value) for value in facts(record).values()] for record in records)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # never cut short to fit: an id is there to be copied
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
-def facts(entry: Entry) -> dict[str, object]:
-    native = (entry.request or {"spoken": {"native": {}}})["spoken"]["native"]
+def facts(record: JobRecord) -> dict[str, object]:
+    native = (record.request or {"spoken": {"native": {}}})["spoken"]["native"]
     size = native.get("image_size", {"width": 0, "height": 0})
     return {
-        "id": entry.id,
-        "state": next(name for name, state in STATES.items() if state == entry.state),
-        "created": datetime.fromtimestamp(entry.created, UTC).isoformat(timespec="seconds"),
-        "seconds": None if entry.finished is None else round(entry.finished - entry.created, 1),
+        "id": record.id,
+        "state": next(name for name, state in STATES.items() if state == record.state),
+        "created": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="seconds"),
+        "seconds": None if record.finished is None else round(record.finished - record.created, 1),
         "size": f"{size['width']}x{size['height']}",
         "steps": native.get("num_inference_steps"),
         "images": native.get("num_images"),

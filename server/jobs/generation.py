@@ -13,7 +13,7 @@ from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
 from server.aliases import TranslatedRequest, header_of
 from server.images.encoding import EncodedImage, encode_one
-from server.jobs.asked import Asked
+from server.jobs.spec import JobSpec
 from server.schema import Body, GenerationReply, ImageItem
 from server.settings import Settings
 from server.state import AppState
@@ -23,17 +23,17 @@ BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline surv
 log = structlog.get_logger("srpo")
 
 
-class Run:
+class Generation:
     """A request that the pool has admitted. Raises `NotReady`, `Draining` or `QueueFull` before any work."""
 
-    def __init__(self, server: AppState, asked: Asked, request: ImageRequest) -> None:
-        self.asked = asked
-        self.translated = translated = asked.translated
-        self.body = body = asked.body
+    def __init__(self, server: AppState, spec: JobSpec, request: ImageRequest) -> None:
+        self.spec = spec
+        self.translated = translated = spec.translated
+        self.body = body = spec.body
         self.request = request
         self.images: list[EncodedImage] = []
         self._server = server
-        self._base_url = asked.base_url
+        self._base_url = spec.base_url
         self._after = EventChannel(first=AFTER_THE_POOL)
         if server.guard.overrules(body.enable_safety_checker):
             translated.ignored.append("enable_safety_checker")

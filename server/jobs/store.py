@@ -30,7 +30,7 @@ SOURCES = sa.Table("sources", sa.MetaData(), sa.Column("id"), sa.Column("pixels"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class JobRecord:
     """One job. `outcome` is the reply's body, or the error's envelope, as JSON text; `finished` and `created` are Unix.
 
     `request` holds what is needed to do it again: the translated fields with the seed, and how to deliver.
@@ -72,14 +72,14 @@ class Ledger:
     def close(self) -> None:
         self._engine.dispose()
 
-    def add(self, entry: Entry, source: bytes | None = None) -> None:
+    def add(self, record: JobRecord, source: bytes | None = None) -> None:
         """Durable when this returns, and with it the source's pixels."""
-        values = {name: getattr(entry, name) for name in ("id", "owner", "idempotency_key", "body_hash", "created")}
-        row = sa.insert(JOBS).values(**values, state=ACCEPTED, request=json.dumps(entry.request))
+        values = {name: getattr(record, name) for name in ("id", "owner", "idempotency_key", "body_hash", "created")}
+        row = sa.insert(JOBS).values(**values, state=ACCEPTED, request=json.dumps(record.request))
         if source is None:
             self._write(row)
         else:
-            self._write(row, sa.insert(SOURCES).values(id=entry.id, pixels=source))
+            self._write(row, sa.insert(SOURCES).values(id=record.id, pixels=source))
 
     def source(self, identity: str) -> bytes:
         """The source's pixels of an unfinished job; empty if it has none."""
@@ -97,14 +97,14 @@ class Ledger:
         update = sa.update(JOBS).where(JOBS.c.id == identity, JOBS.c.state == ACCEPTED).values(values)
         return self._write(update, sa.delete(SOURCES).where(SOURCES.c.id == identity)) > 0
 
-    def find(self, identity: str) -> Entry | None:
+    def find(self, identity: str) -> JobRecord | None:
         return next(iter(self._read(sa.select(JOBS).where(JOBS.c.id == identity))), None)
 
-    def find_key(self, owner: str, key: str) -> Entry | None:
+    def find_key(self, owner: str, key: str) -> JobRecord | None:
         query = sa.select(JOBS).where(JOBS.c.owner == owner, JOBS.c.idempotency_key == key, JOBS.c.state != EXPIRED)
         return next(iter(self._read(query)), None)
 
-    def unfinished(self) -> list[Entry]:
+    def unfinished(self) -> list[JobRecord]:
         """In the order in which they were accepted."""
         return self._read(sa.select(JOBS).where(JOBS.c.state == ACCEPTED).order_by(JOBS.c.number))
 
@@ -114,7 +114,7 @@ class Ledger:
         with self._connection() as connection:
             return set(connection.scalars(query))
 
-    def page(self, owner: str | None, limit: int, before: int | None, states: tuple[str, ...]) -> list[Entry]:
+    def page(self, owner: str | None, limit: int, before: int | None, states: tuple[str, ...]) -> list[JobRecord]:
         """Newest first. `owner` None: everybody's."""
         query = sa.select(JOBS).where(JOBS.c.state.in_(states)).order_by(JOBS.c.number.desc()).limit(limit)
         if owner is not None:
@@ -138,7 +138,7 @@ class Ledger:
         self._write(sa.update(JOBS).where(old, JOBS.c.state != EXPIRED).values(gone))
         self._write(sa.delete(JOBS).where(JOBS.c.finished < now - expire - TOMBSTONE))
 
-    def _read(self, query: sa.Select[Any]) -> list[Entry]:
+    def _read(self, query: sa.Select[Any]) -> list[JobRecord]:
         with self._connection() as connection:
             return [entry_of(row) for row in connection.execute(query).mappings()]
 
@@ -160,9 +160,9 @@ class Ledger:
             raise StorageFull from error
 
 
-def entry_of(row: sa.RowMapping) -> Entry:
+def entry_of(row: sa.RowMapping) -> JobRecord:
     parsed = {name: json.loads(row[name]) if row[name] else None for name in ("request", "headers")}
-    return Entry(**{**row, **parsed})
+    return JobRecord(**{**row, **parsed})
 
 
 def set_pragmas(connection: Any, _: object) -> None:

@@ -15,7 +15,7 @@ KEPT_APART = "data:,"  # as `image_url`: the picture lies beside the request
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class JobSpec:
     """A request as it is kept: translated, its seed chosen, where its image URLs begin, and which engine was there."""
 
     translated: TranslatedRequest
@@ -54,7 +54,7 @@ class Asked:
         return {"spoken": translated, "base_url": self.base_url, "fingerprint": self.fingerprint}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], served: str) -> "Asked":
+    def from_json(cls, data: dict[str, Any], served: str) -> "JobSpec":
         translated = TranslatedRequest(**data["spoken"])
         return cls(
             translated, read_body(translated.native, served), data["base_url"], fingerprint=data.get("fingerprint")
