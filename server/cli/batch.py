@@ -65,7 +65,7 @@ def with_parameters() -> type[GenerateSettings]:
     return create_model("GenerateSettings", __base__=GenerateSettings, **fields)
 
 
-class Task:
+class BatchItem:
     """One request, and the files it becomes."""
 
     def __init__(self, params: Params, files: list[Path], record: Path | None, line: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class Task:
                 record.write(json.dumps(done) + "\n")
 
 
-def plan(settings: GenerateSettings) -> list[Task]:
+def plan(settings: GenerateSettings) -> list[BatchItem]:
     """The requests that are still to be drawn. Raises `Refused`."""
     lines = requested(settings)
     if not lines:
@@ -115,7 +115,7 @@ def plan(settings: GenerateSettings) -> list[Task]:
     record = None if one_file else folder / RECORD
     done, model = drawn(record), settings.engine().model
     return [
-        task(number, line, model, settings.output if one_file else None, folder, record)
+        item(number, line, model, settings.output if one_file else None, folder, record)
         for number, line in enumerate(lines, 1)
         if (number, json.dumps(line, sort_keys=True)) not in done
     ]
@@ -191,7 +191,9 @@ def drawn(record: Path | None) -> set[tuple[int, str]]:
     return done
 
 
-def task(number: int, line: dict[str, Any], model: str, file: Path | None, folder: Path, record: Path | None) -> Task:
+def item(
+    number: int, line: dict[str, Any], model: str, file: Path | None, folder: Path, record: Path | None
+) -> BatchItem:
     if "image" in line and not Path(str(line["image"])).is_file():
         raise Refused(f"request {number}: image: there is no file {line['image']}")
     try:
@@ -206,4 +208,4 @@ def task(number: int, line: dict[str, Any], model: str, file: Path | None, folde
     stem, suffix = (file.stem, file.suffix) if file else (f"{number:04d}", f".{params.output_format}")
     count = params.num_images
     names = [f"{stem}{suffix}"] if count == 1 else [f"{stem}-{index}{suffix}" for index in range(1, count + 1)]
-    return Task(params, [folder / name for name in names], record, line)
+    return BatchItem(params, [folder / name for name in names], record, line)

@@ -16,7 +16,7 @@ from pipelines.request import ImageResult
 from pipelines.safety.guard import InspectedResult
 from pipelines.workers.pool import WorkerPool
 from server.cli.banner import stand_in
-from server.cli.batch import GenerateSettings, Refused, Task, plan, with_parameters
+from server.cli.batch import BatchItem, GenerateSettings, Refused, plan, with_parameters
 from server.cli.parsing import parse, told
 from server.cli.terminal import Show, shower
 from server.images.source import Sources, UnusableImage
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
+async def draw_all(work: list[BatchItem], settings: GenerateSettings) -> int:
     """Draw the tasks in order, with a bar for all and one for the current image."""
     settings.signer()
     engine, guard, prompts = settings.engine(), settings.guard(), settings.prompt_guard()
@@ -59,7 +59,7 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
     sources = Sources(may_fetch=True)
     failures = 0
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
-        overall = progress.add_task("images", total=sum(len(task.files) for task in work))
+        overall = progress.add_task("images", total=sum(len(item.files) for item in work))
         steps = progress.add_task("loading the model", total=None)
         await pool.start()
         try:
@@ -68,43 +68,43 @@ async def draw_all(work: list[Task], settings: GenerateSettings) -> int:
                 await asyncio.sleep(0.05)
             if pool.failed.is_set():
                 raise Refused(f"the model cannot be loaded: {pool.status().failure}")
-            for task in work:
+            for item in work:
                 try:
-                    await asyncio.to_thread(prompts.check, task.params.prompt)
-                    sharp = not guard.withholds(task.params.enable_safety_checker)
+                    await asyncio.to_thread(prompts.check, item.params.prompt)
+                    sharp = not guard.withholds(item.params.enable_safety_checker)
                     plan = PreviewPlan(PREVIEWS, SHARP if sharp else BLURRED) if show else PreviewPlan()
-                    job = pool.submit(await task.request(engine.model, sources), plan)
+                    job = pool.submit(await item.request(engine.model, sources), plan)
                     result = await watch(job, progress, steps, overall, show)
-                    inspected = await asyncio.to_thread(guard.inspect, result, task.params.enable_safety_checker)
-                    await asyncio.to_thread(task.save, inspected, settings)
+                    inspected = await asyncio.to_thread(guard.inspect, result, item.params.enable_safety_checker)
+                    await asyncio.to_thread(item.save, inspected, settings)
                     if any(inspected.flagged):
-                        progress.console.print(f"flagged by the safety checker: {task.files[0]}", soft_wrap=True)
+                        progress.console.print(f"flagged by the safety checker: {item.files[0]}", soft_wrap=True)
                     if show:
                         size = (result.request.width, result.request.height)
                         for pixels in inspected.result.pixels:
                             display(show, progress, pixels, *size)
-                    print(report(task, inspected) if settings.as_json else summary(task), flush=True)
+                    print(report(item, inspected) if settings.as_json else summary(item), flush=True)
                 except (PipelineError, UnusableImage) as error:
                     failures += 1
                     if settings.as_json:
-                        print(json.dumps({"files": [], "seed": task.params.seed, "error": str(error)}), flush=True)
-                    progress.console.print(f"[red]not drawn:[/] {task.files[0]}: {error}", soft_wrap=True)
+                        print(json.dumps({"files": [], "seed": item.params.seed, "error": str(error)}), flush=True)
+                    progress.console.print(f"[red]not drawn:[/] {item.files[0]}: {error}", soft_wrap=True)
         finally:
             await pool.stop()
     return 1 if failures else 0
 
 
-def summary(task: Task) -> str:
-    return f"{' '.join(map(str, task.files))} (seed {task.params.seed})"
+def summary(item: BatchItem) -> str:
+    return f"{' '.join(map(str, item.files))} (seed {item.params.seed})"
 
 
-def report(task: Task, inspected: InspectedResult) -> str:
+def report(item: BatchItem, inspected: InspectedResult) -> str:
     """What became of a request, as one line of JSON."""
     request = inspected.result.request
     return json.dumps(
         {
-            "files": [str(file) for file in task.files],
-            "seed": task.params.seed,
+            "files": [str(file) for file in item.files],
+            "seed": item.params.seed,
             "width": request.width,
             "height": request.height,
             "has_nsfw_concepts": list(inspected.flagged),
