@@ -31,8 +31,8 @@ class Invalid(ValueError):
         self.issues = issues
 
 
-class Kind:
-    """A kind of value. Usable as pydantic metadata: `Annotated[int, Whole(1, 50)]`."""
+class ParamType:
+    """A kind of value. Usable as pydantic metadata: `Annotated[int, Integer(1, 50)]`."""
 
     code = "invalid"
 
@@ -67,7 +67,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Whole(Kind):
+class Integer(ParamType):
     """An integer from `low` to `high`, or an integral float no larger than 2^53."""
 
     low: int
@@ -93,7 +93,7 @@ class Whole(Kind):
 
 
 @dataclass(frozen=True)
-class Number(Kind):
+class Number(ParamType):
     """A finite number from `low` to `high`."""
 
     low: float
@@ -114,7 +114,7 @@ class Number(Kind):
 
 
 @dataclass(frozen=True)
-class Text(Kind):
+class Text(ParamType):
     """A string of `low` to `high` Unicode characters."""
 
     low: int
@@ -135,7 +135,7 @@ class Text(Kind):
 
 
 @dataclass(frozen=True)
-class Link(Kind):
+class Url(ParamType):
     """Where a file is, as an http(s) address; or the file itself, as a data URI."""
 
     code = "invalid_url"
@@ -155,7 +155,7 @@ class Link(Kind):
 
 
 @dataclass(frozen=True)
-class Choice(Kind):
+class Choice(ParamType):
     """One of a few names."""
 
     names: tuple[str, ...]
@@ -175,7 +175,7 @@ class Choice(Kind):
 
 
 @dataclass(frozen=True)
-class Flag(Kind):
+class Boolean(ParamType):
     """true or false, nothing else."""
 
     code = "invalid_boolean"
@@ -201,11 +201,11 @@ class Size(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ImageSize(Kind):
+class ImageSize(ParamType):
     """A preset's name, or an object whose absent sides take the default size's."""
 
     presets: Mapping[str, Size]
-    side: Whole
+    side: Integer
     default: Size
     code = "invalid_image_size"
 

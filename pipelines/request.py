@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from pipelines.acceleration import PRESETS
-from pipelines.fields import Choice, Flag, ImageSize, Kind, Link, Number, Size, Text, Whole
+from pipelines.fields import Boolean, Choice, ImageSize, Integer, Number, ParamType, Size, Text, Url
 from weights.checkpoints import CHECKPOINTS
 
 MAX_SEED = 2**63 - 1
@@ -29,8 +29,8 @@ SIZES: Mapping[str, Size] = {
     "landscape_4_3": Size(1024, 768),
     "landscape_16_9": Size(1024, 576),
 }
-STEPS, STEPS_HELP = Whole(1, 50), "Denoising steps. More steps, more detail, more time."
-IMAGE_SIZE = ImageSize(SIZES, Whole(512, 1536, multiple_of=32), SIZES["landscape_4_3"])
+STEPS, STEPS_HELP = Integer(1, 50), "Denoising steps. More steps, more detail, more time."
+IMAGE_SIZE = ImageSize(SIZES, Integer(512, 1536, multiple_of=32), SIZES["landscape_4_3"])
 
 
 def draw_seed() -> int:
@@ -38,7 +38,7 @@ def draw_seed() -> int:
     return secrets.randbelow(MAX_DRAWN_SEED) + 1
 
 
-class Prompted(BaseModel):
+class PromptParams(BaseModel):
     """What comes first everywhere."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -48,24 +48,24 @@ class Prompted(BaseModel):
     )
 
 
-class Drawing(Prompted):
+class CommonParams(PromptParams):
     """The parameters of every model."""
 
     num_inference_steps: Annotated[int, STEPS] = Field(default=28, description=STEPS_HELP)
     guidance_scale: Annotated[float, Number(1, 20)] = Field(
         default=4.5, description="How closely the image keeps to the prompt."
     )
-    num_images: Annotated[int, Whole(1, 4)] = Field(
+    num_images: Annotated[int, Integer(1, 4)] = Field(
         default=1, description="How many images; image i is made with seed + i."
     )
-    seed: Annotated[int, Whole(1, MAX_SEED)] = Field(
+    seed: Annotated[int, Integer(1, MAX_SEED)] = Field(
         default_factory=draw_seed,
         description="Same seed, same request, same image. Absent: the server draws one and reports it.",
     )
-    sync_mode: Annotated[bool, Flag()] = Field(
+    sync_mode: Annotated[bool, Boolean()] = Field(
         default=False, description="true: the image comes inside the reply, as a data URI in `url`."
     )
-    enable_safety_checker: Annotated[bool, Flag()] = Field(
+    enable_safety_checker: Annotated[bool, Boolean()] = Field(
         default=True, description="Check every image; a flagged one comes back black."
     )
     output_format: Annotated[str, Choice(OUTPUT_FORMATS)] = Field(
@@ -91,7 +91,7 @@ class Drawing(Prompted):
         )
 
 
-class Sized(Prompted):
+class TextToImageParams(PromptParams):
     """An image of a size that is asked for."""
 
     image_size: Annotated[Size, IMAGE_SIZE] = Field(
@@ -101,10 +101,10 @@ class Sized(Prompted):
     )
 
 
-class Sourced(Prompted):
+class SourceImageParams(PromptParams):
     """An image that begins at a picture, and takes its size."""
 
-    image_url: Annotated[str, Link()] = Field(
+    image_url: Annotated[str, Url()] = Field(
         description="The picture to begin with (PNG, JPEG, WebP): its address, or a data URI. The image takes its size."
     )
     strength: Annotated[float, Number(0, 1)] = Field(
@@ -112,14 +112,14 @@ class Sourced(Prompted):
     )
 
 
-class GenerationParams(Drawing, Sized):
+class GenerationParams(CommonParams, TextToImageParams):
     """The generation parameters: each is a field on the wire, a flag of `srpo generate` and a row in the README."""
 
     def to_request(self, model: str) -> "ImageRequest":
         return self._request(model, self.image_size, None)
 
 
-class ImageToImageParams(Drawing, Sourced):
+class ImageToImageParams(CommonParams, SourceImageParams):
     """The parameters of image-to-image."""
 
     num_inference_steps: Annotated[int, STEPS] = Field(default=40, description=STEPS_HELP)
@@ -129,10 +129,10 @@ class ImageToImageParams(Drawing, Sourced):
         return self._request(model, size, Source(pixels, self.strength))
 
 
-P = TypeVar("P", bound=Drawing)
+P = TypeVar("P", bound=CommonParams)
 
 
-def narrowed(model: str, base: type[P]) -> type[P]:
+def for_model(model: str, base: type[P]) -> type[P]:
     """`base` with the bounds, defaults and remarks of a row of `CHECKPOINTS`; `base` itself where it has none."""
     row = CHECKPOINTS.get(model)
     own = {**row.bounds, **row.defaults, **row.remarks} if row else {}
@@ -142,8 +142,8 @@ def narrowed(model: str, base: type[P]) -> type[P]:
     for name in own:
         info = copy(base.model_fields[name])
         default = row.defaults.get(name, info.default)
-        kind = next(part for part in info.metadata if isinstance(part, Kind))
-        if name in row.bounds and isinstance(kind, Whole | Number):
+        kind = next(part for part in info.metadata if isinstance(part, ParamType))
+        if name in row.bounds and isinstance(kind, Integer | Number):
             low, high = row.bounds[name]
             kind = replace(kind, low=low, high=high)
         meaning = " ".join(filter(None, (info.description, row.remarks.get(name))))

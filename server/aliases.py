@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.fields import Invalid, Kind
-from pipelines.request import Drawing, GenerationParams, ImageToImageParams, narrowed
+from pipelines.fields import Invalid, ParamType
+from pipelines.request import CommonParams, GenerationParams, ImageToImageParams, for_model
 from weights.checkpoints import SERVED_AS
 
 IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
@@ -20,20 +20,20 @@ MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
 
 
-KINDS: Mapping[str, Kind] = {
+PARAM_TYPES: Mapping[str, ParamType] = {
     name: part
     for name, field in (GenerationParams.model_fields | ImageToImageParams.model_fields).items()
     for part in field.metadata
-    if isinstance(part, Kind)
+    if isinstance(part, ParamType)
 }
 
 
-def kind_of(name: str) -> Kind:
+def param_type(name: str) -> ParamType:
     """The kind a generation parameter is declared with."""
-    return KINDS[name]
+    return PARAM_TYPES[name]
 
 
-def params_of(model: object) -> type[Drawing]:
+def params_of(model: object) -> type[CommonParams]:
     """The parameters of the model that a request names; what is no name has those of text-to-image."""
     sourced = isinstance(model, str) and model.endswith(IMAGE_TO_IMAGE)
     return ImageToImageParams if sourced else GenerationParams
@@ -69,7 +69,7 @@ def translate(body: Mapping[str, Any], served: str = SERVED_AS) -> TranslatedReq
     if isinstance(extra, dict):  # one client sends its extra fields inside a literal `extra_body`
         del fields["extra_body"]
         fields = {name: value for name, value in extra.items() if value is not None} | fields
-    params = narrowed(served, params_of(fields.get("model")))
+    params = for_model(served, params_of(fields.get("model")))
     native = ("model", *params.model_fields)
     translated = TranslatedRequest({name: fields.pop(name) for name in native if name in fields})
     take_response_format(fields, translated)
@@ -98,13 +98,13 @@ def take_response_format(fields: dict[str, Any], translated: TranslatedRequest) 
         translated.response_format = fields.pop("response_format")
 
 
-def honour(foreign: str, native: str, value: Any, translated: TranslatedRequest, params: type[Drawing]) -> None:
+def honour(foreign: str, native: str, value: Any, translated: TranslatedRequest, params: type[CommonParams]) -> None:
     """Take `value` for the native field if that is absent and the value is one it accepts."""
     sides = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", value) if foreign == "size" and isinstance(value, str) else None
     if sides:
         value = {"width": int(sides[1]), "height": int(sides[2])}
     try:
-        next(part for part in params.model_fields[native].metadata if isinstance(part, Kind)).parse(value)
+        next(part for part in params.model_fields[native].metadata if isinstance(part, ParamType)).parse(value)
     except Invalid:
         translated.ignored.append(foreign)
         return
@@ -121,7 +121,7 @@ def take_sides(fields: dict[str, Any], translated: TranslatedRequest) -> None:
         return  # left in `fields`, so they are listed as ignored
     for name, value in sides.items():
         try:
-            kind_of("image_size").parse({name: value})
+            param_type("image_size").parse({name: value})
         except Invalid:
             continue
         del fields[name]

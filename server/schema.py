@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pipelines.fields import Issue
-from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams, narrowed
+from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams, for_model
 from pipelines.safety.guard import InspectedResult
-from server.aliases import IMAGE_TO_IMAGE, kind_of, params_of
+from server.aliases import IMAGE_TO_IMAGE, param_type, params_of
 from server.errors import InvalidRequest
 from server.settings import Settings
 from weights.checkpoints import CHECKPOINTS, SERVED_AS
@@ -64,7 +64,7 @@ def body_of(served: str, sourced: bool) -> type[Body]:
     `sourced` is that of image-to-image.
     """
     kind: type[Body] = ImageToImageBody if sourced else GenerationBody
-    body = narrowed(served, kind)
+    body = for_model(served, kind)
     if served == SERVED_AS or CHECKPOINTS[served].embedded:
         return body
     suffix = IMAGE_TO_IMAGE if sourced else ""
@@ -112,7 +112,7 @@ def issues_of(detail: Any) -> Sequence[dict[str, Any]]:
     """Our issues from one of pydantic's errors."""
     loc = tuple(detail["loc"])
     if detail["type"] == "missing":
-        return [issue_of("required", loc, Issue((), kind_of(str(loc[0])).expected, None), missing=True)]
+        return [issue_of("required", loc, Issue((), param_type(str(loc[0])).expected, None), missing=True)]
     return [issue_of(detail["type"], loc, issue) for issue in detail["ctx"]["issues"]]
 
 

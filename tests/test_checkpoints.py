@@ -10,7 +10,7 @@ from httpx import ASGITransport, AsyncClient
 
 from pipelines.engine.flux import FluxEngine
 from pipelines.loading.build import describe
-from pipelines.request import GenerationParams, narrowed
+from pipelines.request import GenerationParams, for_model
 from server.aliases import translate
 from server.app import create_app
 from server.errors import InvalidRequest
@@ -69,7 +69,7 @@ def test_a_foreign_spelling_beyond_the_rows_bounds_is_ignored_and_said() -> None
 def test_a_row_without_bounds_of_its_own_takes_flux_srpos() -> None:
     for row in CHECKPOINTS.values():
         if not (row.bounds or row.defaults or row.remarks):
-            assert narrowed(row.id, GenerationParams) is GenerationParams
+            assert for_model(row.id, GenerationParams) is GenerationParams
 
 
 def test_a_model_without_guidance_draws_the_same_at_any_and_says_so() -> None:

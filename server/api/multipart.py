@@ -12,8 +12,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from pipelines.fields import Flag, Issue, Number, Whole
-from server.aliases import ALIASES, IMAGE_TO_IMAGE, KINDS
+from pipelines.fields import Boolean, Integer, Issue, Number
+from server.aliases import ALIASES, IMAGE_TO_IMAGE, PARAM_TYPES
 from server.api.json_body import chunks_of, receiving, wrong
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull
 from server.jobs.spec import KEPT_APART
@@ -104,8 +104,8 @@ def sha256_of(file: BinaryIO) -> str:
 
 def typed(name: str, text: str) -> Any:
     """What a form can only say in text, as JSON would have said it."""
-    kind = KINDS.get(ALIASES.get(name, name))
-    if name in ("stream", "partial_images") or isinstance(kind, Whole | Number | Flag):
+    kind = PARAM_TYPES.get(ALIASES.get(name, name))
+    if name in ("stream", "partial_images") or isinstance(kind, Integer | Number | Boolean):
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         if NUMBER.fullmatch(text):

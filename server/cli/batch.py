@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import AliasChoices, Field, ValidationError, create_model
 from pydantic_settings import CliPositionalArg
 
-from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams, narrowed
+from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams, for_model
 from pipelines.safety.guard import InspectedResult
 from server.aliases import IMAGE_TO_IMAGE, kind_of, translate
 from server.images.encoding import encode_one
@@ -198,9 +198,9 @@ def item(
         raise Refused(f"request {number}: image: there is no file {line['image']}")
     try:
         if is_sourced(line):
-            params: Params = narrowed(model, ImageToImageParams).model_validate({"image_url": KEPT_APART, **line})
+            params: Params = for_model(model, ImageToImageParams).model_validate({"image_url": KEPT_APART, **line})
         else:
-            params = narrowed(model, GenerationParams).model_validate(line)
+            params = for_model(model, GenerationParams).model_validate(line)
     except ValidationError as error:
         issues = [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
         listed = "; ".join(f"{'.'.join(map(str, issue['path']))}: {issue['message']}" for issue in issues)

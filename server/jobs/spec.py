@@ -5,7 +5,7 @@ from typing import Any, BinaryIO
 
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from server.aliases import TranslatedRequest, kind_of
+from server.aliases import TranslatedRequest, param_type
 from server.api.json_body import wrong
 from server.images.source import UnusableImage
 from server.schema import Body, GenerationBody, read_body
@@ -39,7 +39,7 @@ class JobSpec:
                 f"the picture cannot be used: {error}",
                 path=("image_url" if self.upload is None else "image",),
                 code="unusable_image",
-                expected=kind_of("image_url").expected,
+                expected=param_type("image_url").expected,
                 received=str(error),
             ) from error
         return self.body.to_request(server.served, size, pixels)
