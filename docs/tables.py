@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 from pipelines.acceleration import PRESETS
 from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import GenerationParams, ImageToImageParams
-from server.aliases import kind_of
+from server.aliases import param_type
 from server.errors import TABLE
 from server.settings import UNITS, Settings
 
@@ -35,7 +35,7 @@ def rows_of(fields: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         return f"`{json.dumps(field.default)}`"
 
     for name, field in fields.items():
-        yield f"`{name}`", kind_of(name).expected, default(field), field.description or ""
+        yield f"`{name}`", param_type(name).expected, default(field), field.description or ""
 
 
 def parameters() -> str:

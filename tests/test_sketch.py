@@ -18,7 +18,7 @@ from bench.sketch import card
 from bench.sketch import evaluate as sketch
 from bench.sketch.recipe.reader import Reader, Reading
 from pipelines.engine.base import EngineConfig
-from pipelines.engine.canvas import Fitted, fit, framed, shrunk
+from pipelines.engine.canvas import CanvasFit, crop_to_canvas, fit, pad_to_size
 from pipelines.fields import Size
 from pipelines.loading.build import load_engine
 from pipelines.request import GenerationParams
@@ -67,7 +67,7 @@ def picture(reply: httpx.Response) -> np.ndarray:
 def read(reader: Reader, reply: httpx.Response) -> Reading:
     """Larger pictures are read in their middle, where the model's own canvas is."""
     shown = picture(reply)
-    canvas = shrunk(shown.tobytes(), Size(shown.shape[1], shown.shape[0]), CANVAS)
+    canvas = crop_to_canvas(shown.tobytes(), Size(shown.shape[1], shown.shape[0]), CANVAS)
     return reader.read(np.frombuffer(canvas, np.uint8).reshape(CANVAS.height, CANVAS.width, 3))
 
 
@@ -160,20 +160,20 @@ def test_fitting_to_a_canvas_and_back_keeps_the_picture(size: tuple[int, int]) -
     rng = np.random.default_rng(sum(size))
     rough = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
     canvas = np.asarray(rough.resize(CANVAS, Image.Resampling.BICUBIC))
-    page = framed(canvas.tobytes(), CANVAS, Size(*size))
+    page = pad_to_size(canvas.tobytes(), CANVAS, Size(*size))
     assert len(page) == size[0] * size[1] * 3
-    back = np.frombuffer(shrunk(page, Size(*size), CANVAS), np.uint8).reshape(canvas.shape)
+    back = np.frombuffer(crop_to_canvas(page, Size(*size), CANVAS), np.uint8).reshape(canvas.shape)
     assert np.abs(back.astype(int) - canvas).max() <= 4
 
 
 def test_fitting_changes_only_what_it_must() -> None:
     body = {"prompt": "x", "image_size": {"width": 544, "height": 1504}, "guidance_scale": 7.5, "seed": 3}
     request = GenerationParams.model_validate(body).to_request("m")
-    assert fit(request, None, None) == Fitted(request, Size(544, 1504), ())
+    assert fit(request, None, None) == CanvasFit(request, Size(544, 1504), ())
     assert fit(request, None, (1, 7.5)).request == request
-    fitted = fit(request, CANVAS, (1, 6))
-    assert (fitted.drawn, fitted.size, fitted.request.guidance_scale) == (CANVAS, (544, 1504), 6)
-    assert len(fitted.notes) == 2
+    canvas_fit = fit(request, CANVAS, (1, 6))
+    assert (canvas_fit.drawn, canvas_fit.size, canvas_fit.request.guidance_scale) == (CANVAS, (544, 1504), 6)
+    assert len(canvas_fit.notes) == 2
 
 
 def test_a_preview_of_the_last_step_is_the_picture_in_small() -> None:

@@ -31,7 +31,7 @@ from bench.sketch.recipe.concepts import CONCEPTS
 from bench.sketch.recipe.data import Scene, Thing, make_scene, render
 from bench.sketch.recipe.reader import Reader
 from pipelines.engine.base import EngineConfig
-from pipelines.engine.canvas import shrunk
+from pipelines.engine.canvas import crop_to_canvas
 from pipelines.engine.flux import FluxEngine
 from pipelines.fields import Size
 from pipelines.loading.build import load_one
@@ -66,7 +66,7 @@ def draw(engine: FluxEngine, ask: Ask) -> tuple[np.ndarray, float]:
         engine.step([sample])
     data = engine.finish(sample).data
     took = time.perf_counter() - start
-    canvas = shrunk(data, Size(request.width, request.height), Size(*CANVAS))
+    canvas = crop_to_canvas(data, Size(request.width, request.height), Size(*CANVAS))
     return np.frombuffer(canvas, np.uint8).reshape(*CANVAS[::-1], 3), took
 
 

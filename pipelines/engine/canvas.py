@@ -16,7 +16,7 @@ SMOOTH = 8  # values an edge is averaged to before it is drawn out: single pixel
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class CanvasFit:
     """The request as the model draws it, the size that was asked for, and what the client should know."""
 
     request: ImageRequest
@@ -28,21 +28,23 @@ class Fitted:
         return Size(self.request.width, self.request.height)
 
 
-def fit(request: ImageRequest, canvas: tuple[int, int] | None, guidance: Range | None) -> Fitted:
+def fit(request: ImageRequest, canvas: tuple[int, int] | None, guidance: Range | None) -> CanvasFit:
     """`canvas` is the one size the model has learned, `guidance` the scales; None for all of them."""
     size, notes = Size(request.width, request.height), list[str]()
     if canvas is not None and canvas != size:
         notes.append(
             f"image_size: this model draws {canvas[0]}x{canvas[1]}; the picture was enlarged, its edges drawn out"
         )
-        source = request.source and replace(request.source, pixels=shrunk(request.source.pixels, size, Size(*canvas)))
+        source = request.source and replace(
+            request.source, pixels=crop_to_canvas(request.source.pixels, size, Size(*canvas))
+        )
         request = replace(request, width=canvas[0], height=canvas[1], source=source)
     scale = request.guidance_scale
     if guidance is not None and not guidance[0] <= scale <= guidance[1]:
         scale = min(max(scale, guidance[0]), guidance[1])
         notes.append(f"guidance_scale: this model knows {guidance[0]:g} to {guidance[1]:g}; {scale:g} was used")
         request = replace(request, guidance_scale=scale)
-    return Fitted(request, size, tuple(notes))
+    return CanvasFit(request, size, tuple(notes))
 
 
 def inside(drawn: Size, size: Size) -> Size:
@@ -51,7 +53,7 @@ def inside(drawn: Size, size: Size) -> Size:
     return Size(round(drawn.width * scale), round(drawn.height * scale))
 
 
-def framed(pixels: bytes, drawn: Size, size: Size) -> bytes:
+def pad_to_size(pixels: bytes, drawn: Size, size: Size) -> bytes:
     """8-bit RGB of `drawn` as 8-bit RGB of `size`: enlarged or made smaller, in the middle, its edges drawn out."""
     if drawn == size:
         return pixels
@@ -75,8 +77,8 @@ def framed(pixels: bytes, drawn: Size, size: Size) -> bytes:
     return page.tobytes()
 
 
-def shrunk(pixels: bytes, size: Size, canvas: Size) -> bytes:
-    """The middle of a picture, as `framed` would have put it there, at the canvas' size."""
+def crop_to_canvas(pixels: bytes, size: Size, canvas: Size) -> bytes:
+    """The middle of a picture, as `pad_to_size` would have put it there, at the canvas' size."""
     inner = inside(canvas, size)
     left, top = (size.width - inner.width) // 2, (size.height - inner.height) // 2
     box = (left, top, left + inner.width, top + inner.height)

@@ -16,9 +16,9 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 
 from pipelines.acceleration import PRESETS
 from pipelines.engine.base import EngineInfo, Pixels, Thumbnail
-from pipelines.engine.canvas import Fitted, Range, fit, framed, inside
+from pipelines.engine.canvas import CanvasFit, Range, fit, inside, pad_to_size
 from pipelines.engine.forward import forward
-from pipelines.engine.img2img import noised
+from pipelines.engine.img2img import prepare_img2img_latents
 from pipelines.engine.lru import LRUCache
 from pipelines.engine.modulation import TransformerVariant
 from pipelines.engine.preview import draw_preview
@@ -68,9 +68,9 @@ class FluxEngine:
 
     @torch.inference_mode()
     def prepare(self, request: ImageRequest) -> list[Sample]:
-        fitted = self.fit(request)
+        canvas_fit = self.fit(request)
         text = self.texts.get(request.prompt, lambda: self.encode(request.prompt))
-        samples = [self.sample(fitted, text, seed) for seed in request.seeds]
+        samples = [self.sample(canvas_fit, text, seed) for seed in request.seeds]
         self.look_up(samples)
         return samples
 
@@ -97,36 +97,36 @@ class FluxEngine:
     def preview(self, sample: Sample, side: int) -> Thumbnail | None:
         if self._preview is None:
             return None
-        drawn, wanted = sample.size, inside(sample.fitted.size, Size(side, side))
+        drawn, wanted = sample.size, inside(sample.canvas_fit.size, Size(side, side))
         small = draw_preview(self._preview, sample.clean, sample.request, max(inside(drawn, wanted)))
-        if small is None or drawn == sample.fitted.size:
+        if small is None or drawn == sample.canvas_fit.size:
             return small
-        return Thumbnail(*wanted, framed(small.data, Size(small.width, small.height), wanted))
+        return Thumbnail(*wanted, pad_to_size(small.data, Size(small.width, small.height), wanted))
 
     @torch.inference_mode()
     def finish(self, sample: Sample) -> Pixels:
-        pixels = framed(self.decode(sample), sample.size, sample.fitted.size)
+        pixels = pad_to_size(self.decode(sample), sample.size, sample.canvas_fit.size)
         tiled = self._in_tiles(sample.request)
-        notes = (*self.remarks, *sample.fitted.notes, *sample.text.notes, *([TILED] if tiled else []))
+        notes = (*self.remarks, *sample.canvas_fit.notes, *sample.text.notes, *([TILED] if tiled else []))
         return Pixels(pixels, (*notes, *([UNGUIDED] if sample.guidance is None else [])))
 
     def _in_tiles(self, request: ImageRequest) -> bool:
         """Decided by the size alone, never by the memory that is free: the same request gives the same bytes."""
         return self.tile_above is not None and request.pixels > self.tile_above * 2**20
 
-    def fit(self, request: ImageRequest) -> Fitted:
+    def fit(self, request: ImageRequest) -> CanvasFit:
         return fit(request, self._canvas, self._guidance)
 
     def steps_left(self, sample: Sample) -> int:
         return len(sample.timesteps) - sample.step
 
-    def sample(self, fitted: Fitted, text: Text, seed: int) -> Sample:
-        request = fitted.request
+    def sample(self, canvas_fit: CanvasFit, text: Text, seed: int) -> Sample:
+        request = canvas_fit.request
         scheduler, timesteps = self.schedule(request)
         if request.source is None:
             latents, image_ids = self.noise(request.width, request.height, seed, text.states.dtype)
         else:
-            latents, image_ids = noised(
+            latents, image_ids = prepare_img2img_latents(
                 self.pipeline, request, request.source, scheduler, timesteps[0], seed, text.states.dtype
             )
         guidance = None
@@ -134,7 +134,7 @@ class FluxEngine:
             guidance = torch.full([1], request.guidance_scale, device=self.device, dtype=torch.float32)
         times = tuple(timesteps.tolist())
         computed, variant = PRESETS[request.acceleration](len(times)), self.variants[request.acceleration]
-        return Sample(fitted, text, latents, image_ids, guidance, scheduler, timesteps, times, computed, variant)
+        return Sample(canvas_fit, text, latents, image_ids, guidance, scheduler, timesteps, times, computed, variant)
 
     def encode(self, prompt: str) -> Text:
         """Both encoders' view of the prompt."""

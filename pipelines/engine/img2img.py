@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.request import ImageRequest, Source
 
 
-def noised(
+def prepare_img2img_latents(
     pipeline: FluxPipeline,
     request: ImageRequest,
     source: Source,

@@ -7,7 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from pipelines.acceleration import Mask
-from pipelines.engine.canvas import Fitted
+from pipelines.engine.canvas import CanvasFit
 from pipelines.engine.forward import Residuals
 from pipelines.engine.modulation import TransformerVariant
 from pipelines.fields import Size
@@ -28,7 +28,7 @@ class Text:
 class Sample:
     """One image on its way. `latents` are packed, `(1, tokens, channels * 4)`; `step` counts the finished steps."""
 
-    fitted: Fitted
+    canvas_fit: CanvasFit
     text: Text
     latents: torch.Tensor
     image_ids: torch.Tensor
@@ -52,12 +52,12 @@ class Sample:
     @property
     def size(self) -> Size:
         """As it is drawn."""
-        return self.fitted.drawn
+        return self.canvas_fit.drawn
 
     @property
     def request(self) -> ImageRequest:
-        """As the model draws it; `fitted.size` is what was asked for."""
-        return self.fitted.request
+        """As the model draws it; `canvas_fit.size` is what was asked for."""
+        return self.canvas_fit.request
 
     @property
     def time(self) -> float:

@@ -15,7 +15,7 @@ from pydantic_settings import CliPositionalArg
 
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams, for_model
 from pipelines.safety.guard import InspectedResult
-from server.aliases import IMAGE_TO_IMAGE, kind_of, translate
+from server.aliases import IMAGE_TO_IMAGE, param_type, translate
 from server.images.encoding import encode_one
 from server.images.source import Sources, UnusableImage
 from server.schema import issues_of
@@ -58,7 +58,7 @@ class GenerateSettings(EngineSettings):
 def with_parameters() -> type[GenerateSettings]:
     """Every generation parameter as a flag; values are JSON or text and go through the same validation as the API's."""
     fields: dict[str, Any] = {
-        name: (str | None, Field(None, description=f"{info.description} ({kind_of(name).expected})"))
+        name: (str | None, Field(None, description=f"{info.description} ({param_type(name).expected})"))
         for name, info in PARAMETERS.items()
         if name not in NOT_FLAGS
     }

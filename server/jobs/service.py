@@ -29,7 +29,7 @@ log = structlog.get_logger("srpo")
 
 
 class ActiveJob:
-    """An unfinished job in this process. `generation` waits until the pool has admitted it, `ended` until it is over."""
+    """An unfinished job here. `generation` waits until the pool has admitted it, `ended` until the job is over."""
 
     def __init__(self, record: JobRecord) -> None:
         self.record = record
