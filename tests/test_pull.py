@@ -105,7 +105,7 @@ def started(models: Path, *arguments: str) -> list[str]:
 def in_place(models: Path) -> set[str]:
     """The path of every file that serving would find."""
     found = (file.relative_to(models) for file in models.rglob("*") if file.is_file())
-    return {file.as_posix() for file in found if weights.pull.INCOMING not in file.parts}
+    return {file.as_posix() for file in found if weights.hub.pull.INCOMING not in file.parts}
 
 
 def assert_true(models: Path, hub: Hub) -> None:
@@ -225,8 +225,8 @@ def test_a_gated_repository_says_what_to_click(
 def test_a_disk_without_room_is_an_error_before_any_download(
     pull: Pull, hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = weights.pull.shutil.disk_usage
-    monkeypatch.setattr(weights.pull.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
+    real = weights.hub.pull.shutil.disk_usage
+    monkeypatch.setattr(weights.hub.pull.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
     code, said = pull("flux/srpo", "--accept-license")
     assert code == 1
     assert str(models) in said

@@ -141,7 +141,7 @@ def test_only_numbers_of_samples_without_a_changed_bit_are_allowed(engine: FluxE
     samples = [engine.prepare(request)[0] for request in requests]
     together = []
     while pending := [sample for sample in samples if engine.steps_left(sample)]:
-        company = engine.company(pending)
+        company = engine.select_batch(pending)
         together.append(len(company))
         engine.step(company)
     assert {sample.request: engine.finish(sample).data for sample in samples} == alone
@@ -166,14 +166,14 @@ def test_company_is_of_one_size_one_kind_of_step_and_an_allowed_number() -> None
     engine = tiny_engine(torch.bfloat16)
     fast, exact = ask(steps=12, acceleration="high", num_images=3), ask(num_images=3)
     samples = engine.prepare(fast) + engine.prepare(exact) + engine.prepare(ask(544, 512))
-    assert engine.company(samples) == samples[:1]
+    assert engine.select_batch(samples) == samples[:1]
     engine.batches = {SQUARE: COUNTS}
-    assert engine.company(samples) == samples[:2]
-    assert engine.company(samples[3:]) == samples[3:5]
-    assert engine.company(samples[6:]) == samples[6:]
+    assert engine.select_batch(samples) == samples[:2]
+    assert engine.select_batch(samples[3:]) == samples[3:5]
+    assert engine.select_batch(samples[6:]) == samples[6:]
     while samples[0].computed[samples[0].step]:
         engine.step([samples[0]])
-    assert engine.company(samples) == samples[:1]  # the next step of the first is a skipped one
+    assert engine.select_batch(samples) == samples[:1]  # the next step of the first is a skipped one
     assert [engine.batch_limit(request) for request in (fast, ask(544, 512))] == [4, 1]
 
 
@@ -199,7 +199,7 @@ def test_what_did_not_fit_together_goes_on_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(engine._transformer.proj_out, "forward", full)
     samples = [engine.prepare(request)[0] for request in requests]
     for most in (4, 2):
-        assert len(engine.company(samples)) == most
+        assert len(engine.select_batch(samples)) == most
         with pytest.raises(torch.OutOfMemoryError) as caught:
             engine.step(samples)
         assert engine.failure(caught.value) == OutOfMemory.__name__
