@@ -220,7 +220,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> LateStream:
         how = hooks.GroupOffloadingConfig(device, torch.device("cpu:0"), kind, False, False, False, stream=stream)  # type: ignore[arg-type]
         hooks._apply_group_offloading(part, how)
 
-    monkeypatch.setattr(pipelines.offload, "apply_group_offloading", offload)
+    monkeypatch.setattr(pipelines.loading.offload, "apply_group_offloading", offload)
     monkeypatch.setattr(hooks, "TorchDeviceBackend", LateDevice)
     monkeypatch.setattr(hooks.ModuleGroup, "_transfer_tensor_to_device", transfer)
     monkeypatch.setattr(hooks.ModuleGroup, "_to_cpu", staticmethod(lambda tensor, _: tensor.data.clone()))
