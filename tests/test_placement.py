@@ -231,7 +231,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> LateStream:
 @pytest.mark.parametrize(("name", "like"), [("offload", "resident"), ("float8-offload", "float8")])
 def test_copying_ahead_is_waited_for_whatever_the_order_of_layers(name: str, like: str, late: LateStream) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines.load, "stream", lambda *_: None)
+        patch.setattr(pipelines.loading.build, "stream", lambda *_: None)
         expected = pictures(engine_at(like))
     streamed = engine_at(name)
     late.copied = late.ahead = 0
