@@ -35,7 +35,7 @@ def test_each_difference_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_what_differs_at_every_run() -> None:
     def reply(digit: str, port: int) -> dict[str, Any]:
-        url = f"http://127.0.0.1:{port}/files/{digit * 32}.png"
+        url = f"http://127.0.0.1:{port}/files/-{digit * 31}.png"
         return {"requestId": digit * 32, "created": port, "timings": {"queue": port / 7, "notes": ["a"]}, "url": url}
 
     assert strip_volatile(reply("a", 8000)) == strip_volatile(reply("b", 8001))

@@ -30,7 +30,7 @@ VOLATILE_HEADERS = {"date", "content-length", "retry-after", "retry-after-ms"}
 SUBSTITUTIONS = (
     (r"job_[0-9a-f]{32}", "job_<id>"),
     (r"\b[0-9a-f]{32}\b", "<id>"),  # request ids and engine fingerprints
-    (r"\b[A-Za-z0-9_-]{32}(?=\.(?:jpeg|png|webp)\b)", "<name>"),
+    (r"(?<![A-Za-z0-9_-])[A-Za-z0-9_-]{32}(?=\.(?:jpeg|png|webp)\b)", "<name>"),
     (r'^"[A-Za-z0-9_-]{32}"$', '"<name>"'),  # the ETag of an image
     (r"https?://(?:127\.0\.0\.1|localhost):\d+", "<address>"),
     (r"127\.0\.0\.1:\d+", "<address>"),
