@@ -56,11 +56,11 @@ class PreviewPlan:
 
 
 class EventChannel:
-    """Bounded, drop-oldest, for any number of readers: writing never waits, reading late misses the oldest."""
+    """Events, numbered from 1, for any number of readers. Writing never waits; a late reader misses the oldest."""
 
-    def __init__(self, kept: int = EVENTS_KEPT, first: int = 1) -> None:
-        self._kept: deque[tuple[int, Event]] = deque(maxlen=kept)
-        self._numbers = count(first)
+    def __init__(self, capacity: int = EVENTS_KEPT) -> None:
+        self._kept: deque[tuple[int, Event]] = deque(maxlen=capacity)
+        self._numbers = count(1)
         self._news = asyncio.Event()
         self._closed = False
 
@@ -96,7 +96,11 @@ class EventChannel:
 
 @dataclass(eq=False)
 class Job:
-    """An admitted request. Await `result()`; iterate `events()` to watch it."""
+    """An admitted request. Await `result()`; iterate `events()` to watch it.
+
+    The channel closes when the job ends, unless it is the caller's (`owns_channel` is false): the caller then goes on
+    publishing to it, and closes it.
+    """
 
     id: str
     request: ImageRequest
@@ -107,10 +111,11 @@ class Job:
     crashes: int = 0
     left: float = 1.0  # of its steps
     pixels: dict[int, bytes] = field(default_factory=dict)
+    channel: EventChannel = field(default_factory=EventChannel)
+    owns_channel: bool = True
 
     def __post_init__(self) -> None:
         self._result: asyncio.Future[ImageResult] = asyncio.get_running_loop().create_future()
-        self.channel = EventChannel()
 
     @property
     def finished(self) -> bool:
@@ -137,4 +142,5 @@ class Job:
         else:
             self._result.set_exception(outcome)
             self._result.exception()  # looked at: a caller that went away must not make asyncio complain
-        self.channel.close()
+        if self.owns_channel:
+            self.channel.close()

@@ -26,7 +26,7 @@ from pipelines.errors import (
     QueueFull,
     WorkerCrashed,
 )
-from pipelines.job import Job, Preview, PreviewPlan, Progress
+from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.protocol import Message
@@ -109,10 +109,25 @@ class WorkerPool:
         if len(self._line) + len(self._running()) >= self._room:
             raise QueueFull(len(self._line), self.seconds_ahead())
 
-    def submit(self, request: ImageRequest, previews: PreviewPlan = PreviewPlan()) -> Job:  # noqa: B008 - frozen
-        """Put a request in the line. Raises `NotReady`, `Draining` or `QueueFull`, before any work."""
+    def submit(
+        self,
+        request: ImageRequest,
+        previews: PreviewPlan = PreviewPlan(),  # noqa: B008 - frozen
+        channel: EventChannel | None = None,
+    ) -> Job:
+        """Put a request in the line. Raises `NotReady`, `Draining` or `QueueFull`, before any work.
+
+        The job's events go to `channel`, which the caller closes; without one, to a channel of the job's own.
+        """
         self.check_room()
-        job = Job(secrets.token_hex(16), request, deadline=time.monotonic() + self._request_timeout, previews=previews)
+        job = Job(
+            secrets.token_hex(16),
+            request,
+            deadline=time.monotonic() + self._request_timeout,
+            previews=previews,
+            channel=channel or EventChannel(),
+            owns_channel=channel is None,
+        )
         self._line.append(job)
         self._dispatch()
         return job

@@ -4,9 +4,10 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -23,9 +24,25 @@ from server.jobs.spec import JobSpec
 from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.state import get_app_state
 
-LAST = 2_000_000  # number of the first event after a run's own
 STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 router = APIRouter()
+
+
+class EventPosition(NamedTuple):
+    """A place in a job's stream: its generation's events come first, then its images. Later places are greater."""
+
+    images: int = 0  # that are complete
+    number: int = 0  # of the generation's event; 0 once images are complete
+
+    def text(self, epoch: str) -> str:
+        """As an event's `id`. `epoch` names the server process that gave the event its number."""
+        return f"{epoch}-{self.images}-{self.number}"
+
+    @classmethod
+    def parse(cls, text: str, epoch: str) -> Self:
+        """The place that a `Last-Event-ID` names; the beginning, if the id is of another process."""
+        match = re.fullmatch(r"([0-9a-f]+)-([0-9]{1,9})-([0-9]{1,9})", text)
+        return cls(int(match[2]), int(match[3])) if match and match[1] == epoch else cls()
 
 
 def jobs_of(request: Request) -> Jobs:
@@ -75,7 +92,7 @@ async def durable(request: Request, spec: JobSpec, owner: str, fields: dict[str,
             **replayed,
             "content-location": f"{poll_url(request, record)}/events",
         }
-        return event_stream(request, record, jobs.live(record.id), 0, store=server.store, headers=headers)
+        return event_stream(request, record, jobs.live(record.id), store=server.store, headers=headers)
     ended = await jobs.ended(record)
     return Response(ended.outcome, ended.status or 500, {**(ended.headers or {}), **replayed}, "application/json")
 
@@ -109,7 +126,7 @@ def describe(request: Request, record: JobRecord, live: ActiveJob | None, *, who
     if record.finished is not None:
         job["finished_at"] = int(record.finished)
     if record.state == ACCEPTED:
-        now = generation.latest() if generation else None
+        now = generation.channel.latest() if generation else None
         job["queue_position"] = now.position if now else 0
         job["eta_seconds"] = round(now.eta if now else server.pool.seconds_ahead(), 1)
         if generation and now:
@@ -171,16 +188,16 @@ async def watch_job(request: Request, identity: str) -> Response:
     owner = get_app_state(request).keys.check(request.headers.get("authorization"))
     jobs = jobs_of(request)
     record, live = await jobs.find(identity, owner)
-    epoch, _, number = request.headers.get("last-event-id", "").rpartition("-")
-    after = int(number[:9]) if epoch == jobs.epoch and number.isascii() and number.isdecimal() else 0
-    return event_stream(request, record, live, after)
+    return event_stream(
+        request, record, live, EventPosition.parse(request.headers.get("last-event-id", ""), jobs.epoch)
+    )
 
 
 def event_stream(
     request: Request,
     record: JobRecord,
     live: ActiveJob | None,
-    after: int,
+    after: EventPosition = EventPosition(),  # noqa: B008 - frozen
     store: LocalStore | None = None,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> EventStream:
@@ -194,7 +211,7 @@ async def tell(
     jobs: Jobs,
     record: JobRecord,
     live: ActiveJob | None,
-    after: int,
+    after: EventPosition,
     served: str,
     *,
     named: bool,
@@ -205,9 +222,9 @@ async def tell(
     With a `store` each image comes with its bytes, as in a stream without a job.
     """
     try:
-        if live and (generation := await asyncio.shield(live.generation)):
-            async for number, news in generation.events(after):
-                yield await running(news, generation, named=named, identity=f"{jobs.epoch}-{number}")
+        if live and not after.images and (generation := await asyncio.shield(live.generation)):
+            async for number, news in generation.channel.read(after.number):
+                yield await running(news, generation, named=named, identity=EventPosition(0, number).text(jobs.epoch))
         ended = await jobs.ended(record)
         outcome = json.loads(ended.outcome or "{}")
         if ended.state != SUCCEEDED:
@@ -216,9 +233,9 @@ async def tell(
         assert ended.request is not None
         spec = JobSpec.from_json(ended.request, served)
         for index, item in enumerate(outcome["images"]):
-            if LAST + index > after:
+            if index >= after.images:
                 shown = await asyncio.to_thread(with_bytes, item, store) if store else item
-                yield event(completed(index, outcome, spec, shown), f"{jobs.epoch}-{LAST + index}")
+                yield event(completed(index, outcome, spec, shown), EventPosition(index + 1).text(jobs.epoch))
     except (PipelineError, ServerError) as error:
         yield event(envelope(error, record.id, f"/v1/jobs/{record.id}"), name="error")
 

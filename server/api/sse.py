@@ -121,7 +121,7 @@ async def narrate(generation: Generation, named: bool, request_id: str, path: st
     replying = asyncio.ensure_future(generation.reply())
     replying.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at, whoever reads
     try:
-        async for _, news in generation.events():
+        async for _, news in generation.channel.read():
             yield await running(news, generation, named=named)
         reply = await replying
         for index in range(len(reply.images)):

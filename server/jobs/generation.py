@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from pipelines.errors import PromptRefused, SafetyUnavailable
-from pipelines.job import Event, EventChannel, PreviewPlan, Progress
+from pipelines.job import EventChannel, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
 from server.aliases import TranslatedRequest, header_of
@@ -18,7 +18,6 @@ from server.schema import Body, GenerationReply, ImageItem
 from server.settings import Settings
 from server.state import AppState
 
-AFTER_THE_POOL = 1_000_000  # number of the first event after the pool's: more than a job can have there
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
 log = structlog.get_logger("srpo")
 
@@ -34,10 +33,10 @@ class Generation:
         self.images: list[EncodedImage] = []
         self._server = server
         self._base_url = spec.base_url
-        self._after = EventChannel(first=AFTER_THE_POOL)
+        self.channel = EventChannel()  # the pool's events, then those of the checks and the encoding
         if server.guard.overrules(body.enable_safety_checker):
             translated.ignored.append("enable_safety_checker")
-        self.job = server.pool.submit(request, preview_plan(server, translated, body))
+        self.job = server.pool.submit(request, preview_plan(server, translated, body), self.channel)
 
     def cancel(self) -> None:
         """Stop the work within a step; nothing to do for a run that has ended."""
@@ -57,21 +56,11 @@ class Generation:
             watch.lap("encode")
             return GenerationReply.from_result(inspected, items, watch.seconds, self._server.settings)
         finally:
-            self._after.close()
-
-    async def events(self, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
-        """What happens until the reply is there, with rising numbers; those up to `after` are passed over."""
-        async for numbered in self.job.channel.read(after):
-            yield numbered
-        async for numbered in self._after.read(after):
-            yield numbered
-
-    def latest(self) -> Progress | None:
-        return self._after.latest() or self.job.channel.latest()
+            self.channel.close()
 
     def _stage(self, stage: str) -> None:
         steps = self.request.steps
-        self._after.publish(Progress(stage, image=self.body.num_images - 1, step=steps, steps=steps))
+        self.channel.publish(Progress(stage, image=self.body.num_images - 1, step=steps, steps=steps))
 
     async def _inspect(self, result: ImageResult) -> InspectedResult:
         """The result with flagged images withheld. A checker that fails or hangs is a 503, never an unchecked image."""
