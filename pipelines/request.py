@@ -85,7 +85,6 @@ class CommonParams(PromptParams):
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             seeds=tuple(range(self.seed, self.seed + self.num_images)),
-            enable_safety_checker=self.enable_safety_checker,
             acceleration=self.acceleration,
             source=source,
         )
@@ -173,7 +172,6 @@ class ImageRequest:
     num_inference_steps: int
     guidance_scale: float
     seeds: tuple[int, ...]
-    enable_safety_checker: bool
     acceleration: str
     source: Source | None = None
 

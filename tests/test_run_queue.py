@@ -134,7 +134,7 @@ def test_sixty_unlike_jobs_wait_less_than_first_come_first_served(gap: float) ->
 
 
 def ask(width: int = 512, height: int = 512, steps: int = 28, images: int = 1, preset: str = "none") -> ImageRequest:
-    return ImageRequest("tiny", "a cat", width, height, steps, 4.5, tuple(range(1, images + 1)), True, preset)
+    return ImageRequest("tiny", "a cat", width, height, steps, 4.5, tuple(range(1, images + 1)), preset)
 
 
 def seconds(total: float) -> dict[str, float]:

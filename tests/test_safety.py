@@ -94,7 +94,7 @@ def test_the_twin_package_takes_its_place(checker: SafetyChecker, monkeypatch: p
 def test_a_threshold_flips_a_middling_score(checker: SafetyChecker) -> None:
     """Plain grey scores 0.2: harmless at the default, flagged by who asks for 0.1."""
     grey = Image.new("RGB", (512, 512), (128, 128, 128))
-    request = ImageRequest("tiny", "x", 512, 512, 1, 4.5, (1,), True, "none")
+    request = ImageRequest("tiny", "x", 512, 512, 1, 4.5, (1,), "none")
     result = ImageResult(request, (grey.tobytes(),), Timings())
     flagged = [Guard(checker, threshold, "client", "black").inspect(result, True).flagged for threshold in (0.5, 0.1)]
     assert flagged == [(False,), (True,)]
@@ -245,7 +245,7 @@ def test_a_checker_that_cannot_tell_its_canaries_apart_is_refused(
 
 
 def test_what_was_not_checked_is_not_called_checked() -> None:
-    request = ImageRequest("tiny", "x", 512, 512, 1, 4.5, (1,), True, "none")
+    request = ImageRequest("tiny", "x", 512, 512, 1, 4.5, (1,), "none")
     result = ImageResult(request, (canaries(512, 512)[0].tobytes(),), Timings())
     inspected: InspectedResult = make_guard("none", 0.5, "client", "black").inspect(result, wanted=True)
     assert inspected.result is result

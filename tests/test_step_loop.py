@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scripted_engine import ScriptedEngine
 
 from pipelines.job import PreviewPlan
-from pipelines.request import ImageRequest
+from pipelines.request import GenerationParams, ImageRequest
 from pipelines.workers.step_loop import DEVICE_LOST, StepLoop
 
 SIZES = [(512, 512), (544, 512)]
@@ -43,7 +43,14 @@ class Told:
 
 def ask(prompt: str = "a cat", seed: int = 1, steps: int = 3, images: int = 1, size: int = 0) -> ImageRequest:
     seeds = tuple(range(seed, seed + images))
-    return ImageRequest("scripted", prompt, *SIZES[size], steps, 4.5, seeds, True, "none")
+    return ImageRequest("scripted", prompt, *SIZES[size], steps, 4.5, seeds, "none")
+
+
+def test_a_worker_is_told_nothing_about_the_safety_check() -> None:
+    """The guard reads the body; the pixels are the same with and without."""
+    bodies = ({"prompt": "a cat", "seed": 1, "enable_safety_checker": wanted} for wanted in (True, False))
+    checked, unchecked = (GenerationParams.model_validate(body).to_request("tiny") for body in bodies)
+    assert checked.to_json() == unchecked.to_json()
 
 
 class Work:

@@ -16,8 +16,8 @@ from pipelines.request import ImageRequest
 SECTION = "golden"
 PROMPT = "a red apple on a wooden table, morning light"
 GOLDEN: Mapping[str, ImageRequest] = {
-    "exact": ImageRequest("", PROMPT, 256, 256, 4, 4.5, (1,), False, "none"),
-    "accelerated": ImageRequest("", PROMPT, 256, 256, 12, 4.5, (2,), False, "high"),
+    "exact": ImageRequest("", PROMPT, 256, 256, 4, 4.5, (1,), "none"),
+    "accelerated": ImageRequest("", PROMPT, 256, 256, 12, 4.5, (2,), "high"),
 }
 
 

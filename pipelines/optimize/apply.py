@@ -21,7 +21,7 @@ from pipelines.optimize.tuning_cache import TuningCache
 from pipelines.request import ImageRequest
 
 WRONG = 0.25  # of the largest value: more than rounding ever moves a result, float8's included
-TRIAL = ImageRequest("", "a red apple", 512, 512, 28, 4.5, (1,), False, "regular")
+TRIAL = ImageRequest("", "a red apple", 512, 512, 28, 4.5, (1,), "regular")
 
 
 class OptimizationFailed(Exception):

@@ -50,7 +50,7 @@ def agree(engine: FluxEngine, size: Size, count: int, preset: str) -> bool:
 
 def ask(size: Size, number: int, preset: str) -> ImageRequest:
     prompt, guidance, seeds = PROMPTS[number % len(PROMPTS)], 1.0 + 2.5 * number, (number + 1,)
-    return ImageRequest("", prompt, size.width, size.height, STEPS, guidance, seeds, False, preset)
+    return ImageRequest("", prompt, size.width, size.height, STEPS, guidance, seeds, preset)
 
 
 def same_bits(one: Sample, other: Sample) -> bool:

@@ -79,7 +79,7 @@ def warm_up(engine: "FluxEngine", optimization: str, report: Report) -> None:
         kinds = [("none", size, 0) for size in SIZES]
     for done, (preset, size, count) in enumerate(kinds):
         report(f"warming up {optimization}: {done} of {len(kinds)}", 0.95 + 0.01 * done / len(kinds))
-        request = ImageRequest("", "warm-up", size.width, size.height, STEPS, 4.5, (1,), False, preset)
+        request = ImageRequest("", "warm-up", size.width, size.height, STEPS, 4.5, (1,), preset)
         try:
             run(engine, request, count)
         except torch.OutOfMemoryError:  # nor will such a request be drawn: it is told so when it comes
