@@ -1,6 +1,7 @@
 """Where the parts of a model go: the table, and that what it says is so."""
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -39,7 +40,7 @@ from pipelines.loading.placement import (
     place,
 )
 from server.cli.convert import main as convert
-from server.settings import EngineSettings
+from server.settings import EngineSettings, Settings
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, Sizes
 from weights.formats.architecture import LINEARS
@@ -119,8 +120,25 @@ def test_a_wish_is_obeyed_or_refused_with_what_would_fit() -> None:
     assert place(SRPO, "bfloat16", card(11.6), wanted="offload").precision == "bfloat16"
     with pytest.raises(DoesNotFit, match=r"a card has 24\. --placement float8, float8-offload, offload would fit"):
         place(SRPO, "bfloat16", card(23.5), wanted="resident")
-    with pytest.raises(DoesNotFit, match=r"a card has 4\. Use a larger card, or --device"):
+    with pytest.raises(DoesNotFit, match=r"a card has 4\. Use a larger card, or --devices cpu$"):
         place(SRPO, "bfloat16", card(4))
+
+
+@pytest.mark.parametrize(
+    "ask_too_much",
+    [
+        lambda: place(SRPO, "bfloat16", card(4)),
+        lambda: place(SRPO, "bfloat16", card(23.5), wanted="resident"),
+        lambda: place(SRPO, "bfloat16", card(23.5, 9)),
+        lambda: place(SRPO, "bfloat16", card(11.6), host=GIB),
+    ],
+)
+def test_every_flag_that_is_advised_exists(ask_too_much: Callable[[], object]) -> None:
+    with pytest.raises(DoesNotFit) as raised:
+        ask_too_much()
+    advised = re.findall(r"--([a-z-]+)", str(raised.value))
+    assert advised
+    assert {flag.replace("-", "_") for flag in advised} <= set(Settings.model_fields)
 
 
 def test_too_little_free_memory_names_who_holds_it() -> None:

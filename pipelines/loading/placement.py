@@ -136,7 +136,7 @@ def place(
     chosen = [name for name in fitting if PLACEMENTS[name].chosen] if wanted == "auto" else [wanted]
     if not chosen or chosen[0] not in fitting:
         asked = placed[wanted] if wanted != "auto" else min(placed.values(), key=lambda placement: placement.needed)
-        other = f"--placement {', '.join(fitting)} would fit" if fitting else "Use a larger card, or --device cpu"
+        other = f"--placement {', '.join(fitting)} would fit" if fitting else "Use a larger card, or --devices cpu"
         raise DoesNotFit(
             f"{row.id} needs about {asked.needed / GIB:.0f} GiB with --placement {asked.name} in {precision}; "
             f"{card.name} has {card.total / GIB:.0f}. {other}"
