@@ -3,24 +3,15 @@
 import importlib
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from server.cli.parsing import parse
+from server.cli.progress import ProgressBars, make_progress
 from server.cli.verify import printable
 from weights.errors import WeightsError
-
-COLUMNS = (
-    TextColumn("{task.description}", markup=False),
-    BarColumn(),
-    DownloadColumn(),
-    TransferSpeedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 class ConvertSettings(BaseSettings):
@@ -38,23 +29,12 @@ class ConvertSettings(BaseSettings):
     )
 
 
-class Bars:
-    """A bar a stage."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def begin(self, stage: str, size: int) -> Any:
-        bar = self._progress.add_task(printable(stage), total=size)
-        return lambda count: self._progress.advance(bar, count)
-
-
 def main(arguments: list[str]) -> int:
     settings = parse(ConvertSettings, "weights convert", arguments)
     convert = importlib.import_module("weights.formats.convert").convert  # torch: only here
     try:
-        with Progress(*COLUMNS, console=Console(stderr=True)) as progress:
-            made = convert(settings.source, settings.to, settings.target, settings.revision, Bars(progress))
+        with make_progress() as progress:
+            made = convert(settings.source, settings.to, settings.target, settings.revision, ProgressBars(progress))
     except (WeightsError, OSError) as error:
         print(f"srpo weights convert: {printable(str(error))}", file=sys.stderr)
         return 2

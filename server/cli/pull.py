@@ -6,24 +6,16 @@ from pathlib import Path
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from server.cli.parsing import parse
+from server.cli.progress import ProgressBars, make_progress
 from weights.checkpoints import APACHE, Repository, downloads
 from weights.errors import WeightsError
 from weights.hub import manifest
 from weights.hub.listing import MANIFEST
-from weights.hub.pull import Advance, Plan, pull
+from weights.hub.pull import Plan, pull
 
 INTERRUPTED = 130
-COLUMNS = (
-    TextColumn("{task.description}"),
-    BarColumn(),
-    DownloadColumn(),
-    TransferSpeedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 class Folder(BaseSettings):
@@ -61,26 +53,6 @@ class VerifySettings(Folder):
     names: CliPositionalArg[list[str]] = Field([], description="what to verify; nothing: all that was pulled")
 
 
-class Bars:
-    """A bar for each file, and one for all."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self._progress = progress
-        self._all = progress.add_task(f"[bold]{name}", total=None)
-
-    def total(self, size: int) -> None:
-        self._progress.update(self._all, total=size)
-
-    def file(self, path: str, size: int) -> Advance:
-        bar = self._progress.add_task(path, total=size)
-
-        def advance(count: int) -> None:
-            self._progress.advance(bar, count)
-            self._progress.advance(self._all, count)
-
-        return advance
-
-
 def pull_files(arguments: list[str]) -> int:
     settings = parse(PullSettings, "weights pull", arguments)
     known = downloads()
@@ -95,11 +67,10 @@ def pull_files(arguments: list[str]) -> int:
         return 2
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     plan = Plan(settings.models_dir, revisions, settings.source, settings.offline, settings.fast)
-    console = Console(stderr=True)
     try:
         for part in repositories:
-            with Progress(*COLUMNS, console=console) as progress:
-                listing = pull(part, plan, Bars(progress, part.name))
+            with make_progress() as progress:
+                listing = pull(part, plan, ProgressBars(progress))
             folder = settings.models_dir / part.folder
             print(f"{folder}: {len(listing.files)} files of {part.name} at {listing.commit}, each verified")
     except WeightsError as error:
@@ -159,11 +130,11 @@ def verify(arguments: list[str]) -> int:
         return 1
     wrong: list[str] = []
     try:
-        with Progress(*COLUMNS, console=Console(stderr=True), transient=True) as progress:
+        with make_progress(transient=True) as progress:
             for folder in pulled:
                 size = sum(entry["size"] for entry in manifest.read(folder)["files"].values())
-                bar = progress.add_task(str(folder), total=size)
-                wrong += manifest.problems(folder, lambda count, bar=bar: progress.advance(bar, count))  # type: ignore[misc]
+                advance = ProgressBars(progress).start(str(folder), size)
+                wrong += manifest.problems(folder, advance)
     except (WeightsError, OSError) as error:
         wrong.append(str(error))
     for problem in wrong:

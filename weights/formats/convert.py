@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,16 +21,10 @@ from weights.formats.detect import Match, check, match, nearest
 from weights.formats.headers import read_header
 from weights.formats.read import Source
 from weights.formats.write import LAYOUTS, Layout, Stored
+from weights.progress import ProgressReporter
 
 BLOCK = 2**22
 MANIFEST = ".manifest.json"  # behind the file's whole name
-Advance = Callable[[int], None]  # bytes since the last call
-
-
-class Watch(Protocol):
-    """Who follows the work: a progress bar."""
-
-    def begin(self, stage: str, size: int) -> Advance: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +36,7 @@ class Made:
     sha256: str
 
 
-def convert(source: Path, layout: str, target: Path, revision: str | None, watch: Watch) -> Made:
+def convert(source: Path, layout: str, target: Path, revision: str | None, progress: ProgressReporter) -> Made:
     """Write `target` in a row of `LAYOUTS`. Raises `WeightsError`; then nothing is at `target`."""
     header = read_header(source)
     geometry = nearest(header).geometry
@@ -52,13 +46,13 @@ def convert(source: Path, layout: str, target: Path, revision: str | None, watch
     plan = row.plan(geometry)
     check_target(source, target, sum(stored.size for stored in plan.values()))
     files = sorted({tensor.file for tensor in header.tensors.values()})
-    digests = {file.name: digest_of(file, watch) for file in files}
+    digests = {file.name: digest_of(file, progress) for file in files}
     partial = target.with_name(f"{target.name}.partial")
     facts = {"source": str(source.name), "files": digests, "revision": revision or revision_of(source)}
     facts |= {"dtype": layout, "tool": f"srpo-server {version('srpo-server')}"}
     try:
-        write(found, geometry, row, plan, partial, facts, watch)
-        made = Made(target, partial.stat().st_size, digest_of(partial, watch))
+        write(found, geometry, row, plan, partial, facts, progress)
+        made = Made(target, partial.stat().st_size, digest_of(partial, progress))
         note = target.with_name(target.name + MANIFEST)
         note_partial = note.with_name(f"{note.name}.partial")
         note_partial.write_text(json.dumps(facts | {"size": made.size, "sha256": made.sha256}, indent=1) + "\n")
@@ -88,9 +82,9 @@ def write(
     plan: Mapping[str, Stored],
     file: Path,
     facts: Mapping[str, Any],
-    watch: Watch,
+    progress: ProgressReporter,
 ) -> None:
-    advance = watch.begin(f"writing {file.name}", sum(stored.size for stored in plan.values()))
+    advance = progress.start(f"writing {file.name}", sum(stored.size for stored in plan.values()))
     with Source(found) as source:
 
         def values() -> Iterator[tuple[str, torch.Tensor]]:
@@ -103,9 +97,9 @@ def write(
         os.fsync(written.fileno())
 
 
-def digest_of(file: Path, watch: Watch) -> str:
+def digest_of(file: Path, progress: ProgressReporter) -> str:
     """sha256 of a file."""
-    advance = watch.begin(f"sha256 of {file.name}", file.stat().st_size)
+    advance = progress.start(f"sha256 of {file.name}", file.stat().st_size)
     total = hashlib.sha256()
     with file.open("rb") as source:
         while block := source.read(BLOCK):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from weights.errors import WrongWeights
 from weights.formats.architecture import ARCHITECTURES, SWAPPED, Architecture, Geometry, shapes, stacks
-from weights.formats.headers import Header, Tensor
+from weights.formats.tensors import Header, TensorInfo
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 SCALES = ("scale_weight", "weight_scale")  # beside a tensor X.weight: X.scale_weight, to multiply it with
@@ -134,7 +134,7 @@ def match(header: Header, geometry: Geometry) -> Match:
     return Match(kind, header, pieces, tuple(sorted(missing)), tuple(sorted(surplus)), tuple(wrong), beside)
 
 
-def _misfit(name: str, tensor: Tensor, expected: tuple[int, ...], container: str) -> str | None:
+def _misfit(name: str, tensor: TensorInfo, expected: tuple[int, ...], container: str) -> str | None:
     if tensor.shape != expected:
         return f"{name} has shape {list(tensor.shape)}, expected {list(expected)}"
     if container == "safetensors" and tensor.dtype not in PLAIN:

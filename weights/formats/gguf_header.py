@@ -1,45 +1,42 @@
 """The header of a GGUF file, read with the format's own library. No torch."""
 
+from math import prod
 from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.gguf_reader import ReaderField
 
 from weights.errors import WrongWeights
-from weights.formats.headers import Header, Tensor
+from weights.formats.tensors import Header, TensorInfo
 
 
-class _Reader(GGUFReader):  # type: ignore[misc]
-    """Lists the tensors without touching their data: a file that was cut off is then told by its size."""
+class HeaderReader(GGUFReader):  # type: ignore[misc]
+    """Lists the tensors without mapping their data, so that a truncated file is recognized by its size."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.infos: dict[str, TensorInfo] = {}
+        super().__init__(path)
 
     def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
-        self.listed: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
-        for entry in fields:
-            _, name, _, dimensions, kind, offset = entry.parts
+        for tensor in fields:
+            _, name, _, dimensions, kind, offset = tensor.parts
             shape = tuple(int(side) for side in reversed(dimensions.tolist()))
             dtype = GGMLQuantizationType(kind[0])
-            block, size = GGML_QUANT_SIZES[dtype]
-            elements = 1
-            for side in shape:
-                elements *= side
-            self.listed[bytes(name).decode()] = (
-                dtype.name,
-                shape,
-                start_offs + int(offset[0]),
-                elements // block * size,
+            block, block_bytes = GGML_QUANT_SIZES[dtype]
+            size = prod(shape) // block * block_bytes
+            self.infos[bytes(name).decode()] = TensorInfo(
+                dtype.name, shape, self._path, start_offs + int(offset[0]), size
             )
 
 
 def read_gguf(path: Path) -> Header:
-    """Raises `WrongWeights`."""
+    """Raises `WrongWeights` for a header that is damaged, and for a file shorter than its header says."""
     size = path.stat().st_size
     try:
-        reader = _Reader(path)
+        tensors = HeaderReader(path).infos
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise WrongWeights(path, f"its GGUF header is damaged or cut off, at {size:,} bytes ({error})") from error
-    tensors = {
-        name: Tensor(dtype, shape, path, start, length) for name, (dtype, shape, start, length) in reader.listed.items()
-    }
     expected = max((tensor.start + tensor.size for tensor in tensors.values()), default=0)
     if size < expected:
         raise WrongWeights(path, f"cut off: expected {expected:,} bytes, got {size:,}")

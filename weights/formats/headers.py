@@ -6,43 +6,17 @@ it should have.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from weights.errors import Refused, WrongWeights
+from weights.formats.tensors import Header, TensorInfo
 
 LONGEST_HEADER = 100_000_000  # bytes; safetensors' own bound
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I16": 16}
 BITS |= {"I8": 8, "U8": 8, "BOOL": 8}
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
-
-
-class Tensor(NamedTuple):
-    """Where a tensor lies. `dtype` is the container's own word (`BF16`, `Q4_0`); `start` and `size` are bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    size: int
-
-    @property
-    def parameters(self) -> int:
-        return prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The tensors of a file, or of all shards of a folder. `config` is the folder's own, where it has one."""
-
-    path: Path
-    container: str  # safetensors or gguf
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
-    folder: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_header(path: Path) -> Header:
@@ -54,7 +28,7 @@ def read_header(path: Path) -> Header:
     refuse_foreign(path)
     with path.open("rb") as file:
         if file.read(4) == b"GGUF":
-            from weights.formats.gguf_header import read_gguf  # its library imports numpy
+            from weights.formats.gguf_header import read_gguf  # gguf imports numpy, which the HTTP process avoids
 
             return read_gguf(path)
     return _safetensors(path)
@@ -100,13 +74,13 @@ def _safetensors(path: Path) -> Header:
     return Header(path, "safetensors", tensors, metadata)
 
 
-def _tensor(path: Path, origin: int, entry: Mapping[str, Any]) -> Tensor:
+def _tensor(path: Path, origin: int, entry: Mapping[str, Any]) -> TensorInfo:
     begin, end = (int(place) for place in entry["data_offsets"])
     shape = tuple(int(side) for side in entry["shape"])
     bits = BITS.get(entry["dtype"])
     if begin < 0 or min(shape, default=0) < 0 or (bits and end - begin != prod(shape) * bits // 8):
         raise ValueError(f"{entry['dtype']} {list(shape)} cannot lie in bytes {begin} to {end}")
-    return Tensor(entry["dtype"], shape, path, origin + begin, end - begin)
+    return TensorInfo(entry["dtype"], shape, path, origin + begin, end - begin)
 
 
 def _folder(folder: Path) -> Header:
@@ -127,7 +101,7 @@ def _folder(folder: Path) -> Header:
         for file in sorted(folder.glob("*.bin")):
             refuse_foreign(file)
         raise WrongWeights(folder, "it holds no safetensors file")
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, TensorInfo] = {}
     for file in files:
         refuse_foreign(file)
         tensors |= _safetensors(file).tensors

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weights.formats.detect import FORMATS, LORA, format_of, match, nearest, parameters
-from weights.formats.headers import Header, read_header
+from weights.formats.headers import read_header
 from weights.formats.snapshot import check_snapshot
+from weights.formats.tensors import Header
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from weights.errors import WrongWeights
 from weights.formats.detect import format_of
-from weights.formats.headers import Header, read_header
+from weights.formats.headers import read_header
+from weights.formats.tensors import Header
 
 LEFT_OUT = (".dora_scale", ".lokr_", ".hada_", ".diff", ".set_weight", "text_encoders.t5xxl", "lora_te2_", "lora_te3_")
 PARTS = ("transformer.", "text_encoder.")

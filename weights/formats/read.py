@@ -16,7 +16,7 @@ import torch
 
 from weights.errors import WrongWeights
 from weights.formats.detect import FORMATS, Match
-from weights.formats.headers import Tensor
+from weights.formats.tensors import TensorInfo
 
 DTYPES = {
     "F32": torch.float32,
@@ -25,7 +25,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-Reader = Callable[[torch.Tensor, Tensor, torch.Tensor | None], torch.Tensor]
+Reader = Callable[[torch.Tensor, TensorInfo, torch.Tensor | None], torch.Tensor]
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -34,12 +34,12 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(array).cast("B")
 
 
-def plain(stored: torch.Tensor, kind: Tensor, scale: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG001
+def plain(stored: torch.Tensor, kind: TensorInfo, scale: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG001
     """As stored. `stored` is `(rows, bytes a row)`, uint8; the result `(rows, ...)` in the type of the file."""
     return stored.reshape(-1).view(DTYPES[kind.dtype]).reshape(stored.shape[0], *kind.shape[1:])
 
 
-def scaled(stored: torch.Tensor, kind: Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+def scaled(stored: torch.Tensor, kind: TensorInfo, scale: torch.Tensor | None) -> torch.Tensor:
     """`plain` times its scale `(1,)` or `(rows,)`, in float32."""
     values = plain(stored, kind, None)
     if scale is None:
@@ -47,7 +47,7 @@ def scaled(stored: torch.Tensor, kind: Tensor, scale: torch.Tensor | None) -> to
     return values.float() * scale.float().reshape(-1, *[1] * (values.ndim - 1))
 
 
-def gguf(stored: torch.Tensor, kind: Tensor, scale: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG001
+def gguf(stored: torch.Tensor, kind: TensorInfo, scale: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG001
     """Dequantized by diffusers' own functions."""
     if kind.dtype in DTYPES:
         return plain(stored, kind, None)
@@ -88,7 +88,7 @@ class Source:
         values = plain(self._rows(kind, 0, kind.shape[0] if kind.shape else 1), kind, None).reshape(-1)
         return values[start:stop] if values.numel() > 1 else values
 
-    def _rows(self, kind: Tensor, start: int, stop: int) -> torch.Tensor:
+    def _rows(self, kind: TensorInfo, start: int, stop: int) -> torch.Tensor:
         """The bytes of some rows, `(rows, bytes a row)`."""
         width = kind.size // (kind.shape[0] if kind.shape else 1)
         buffer = torch.empty((stop - start, width), dtype=torch.uint8)

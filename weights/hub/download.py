@@ -10,14 +10,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weights.checkpoints import Repository
 from weights.errors import CannotPull, WrongFile
-
-if TYPE_CHECKING:
-    from weights.hub.listing import Wanted
-    from weights.hub.pull import Advance
+from weights.hub.listing import Wanted
+from weights.progress import Advance
 
 TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -25,7 +23,7 @@ TOKENS = "https://huggingface.co/settings/tokens"
 class Counted(io.FileIO):
     """A partial file to append to, which tells how it grows (and shrinks, when a server cannot continue it)."""
 
-    def __init__(self, path: Path, advance: "Advance") -> None:
+    def __init__(self, path: Path, advance: Advance) -> None:
         super().__init__(path, "ab")
         self._advance = advance
         self._advance(self.tell())
@@ -46,7 +44,7 @@ class Counted(io.FileIO):
         return left
 
 
-def fetch(repository: Repository, wanted: "Wanted", commit: str, partial: Path, advance: "Advance") -> None:
+def fetch(repository: Repository, wanted: Wanted, commit: str, partial: Path, advance: Advance) -> None:
     """Over plain HTTP, continued from what is there of it."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -65,7 +63,7 @@ def fetch(repository: Repository, wanted: "Wanted", commit: str, partial: Path, 
         os.fsync(file.fileno())
 
 
-def fast(repository: Repository, wanted: "Wanted", commit: str, partial: Path, advance: "Advance") -> None:
+def fast(repository: Repository, wanted: Wanted, commit: str, partial: Path, advance: Advance) -> None:
     """With the client's own road, which takes xet where hub and file have it: parallel, but an interrupted file begins
     anew."""
     from huggingface_hub import hf_hub_download

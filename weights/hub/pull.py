@@ -7,32 +7,19 @@ digest the hub publishes. Only when all files of a repository are there and righ
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from weights.checkpoints import Repository
 from weights.errors import CannotPull, WrongFile
 from weights.hub import download, manifest
 from weights.hub.listing import BLOCK, Listing, Wanted, cache_of, digest_of, from_cache, from_folder, from_hub
+from weights.progress import Advance, ProgressReporter
 
 INCOMING = ".incoming"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-Advance = Callable[[int], None]  # bytes since the last call; negative when some must be fetched again
-
-
-class Watch(Protocol):
-    """Who follows a pull: a progress bar."""
-
-    def total(self, size: int) -> None:
-        """The bytes of one repository."""
-        ...
-
-    def file(self, path: str, size: int) -> Advance:
-        """A file begins; what is returned hears of its bytes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +33,7 @@ class Plan:
     fast: bool = False
 
 
-def pull(repository: Repository, plan: Plan, watch: Watch) -> Listing:
+def pull(repository: Repository, plan: Plan, progress: ProgressReporter) -> Listing:
     """Bring one repository's files. Raises `CannotPull`; what was fetched so far is used by the next attempt."""
     with download.explained(repository):
         listing = listed(repository, plan)
@@ -58,9 +45,9 @@ def pull(repository: Repository, plan: Plan, watch: Watch) -> Listing:
         incoming.mkdir(parents=True, exist_ok=True)
         known = manifest.read(folder)["files"]
         check_room(listing, folder, incoming, plan)
-        watch.total(sum(wanted.size for wanted in listing.files))
+        advance_all = progress.start(repository.name, sum(wanted.size for wanted in listing.files))
         for wanted in listing.files:
-            advance = watch.file(wanted.path, wanted.size)
+            advance = advance_both(progress.start(wanted.path, wanted.size), advance_all)
             if in_place(folder / wanted.path, wanted, known) or verified_of(incoming, wanted).is_file():
                 advance(wanted.size)
             else:
@@ -68,6 +55,16 @@ def pull(repository: Repository, plan: Plan, watch: Watch) -> Listing:
                     bring(repository, wanted, listing.commit, incoming, plan, advance)
         put_in_place(repository, listing, folder, incoming, known)
     return listing
+
+
+def advance_both(first: Advance, second: Advance) -> Advance:
+    """Advance a file's bar and the repository's together."""
+
+    def advance(count: int) -> None:
+        first(count)
+        second(count)
+
+    return advance
 
 
 def listed(repository: Repository, plan: Plan) -> Listing:
