@@ -22,6 +22,7 @@ from pipelines.safety.guard import Guard, make_guard
 from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 from server.images.signing import FileSigner, signer_of
 from weights.checkpoints import CHECKPOINTS, choose
+from weights.lora_file import parse_lora
 
 Names = Annotated[tuple[str, ...], NoDecode]
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -166,6 +167,13 @@ class EngineSettings(BaseSettings):
     @classmethod
     def _known_levers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return known(value)
+
+    @field_validator("lora")
+    @classmethod
+    def _valid_loras(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_lora(text)
+        return value
 
     @field_validator("devices", "lora", "safety_labels", "batch_sizes", "levers", mode="before")
     @classmethod

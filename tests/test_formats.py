@@ -21,6 +21,7 @@ from weights.errors import WrongWeights
 from weights.formats import lora
 from weights.formats.architecture import Geometry, shapes
 from weights.formats.detect import FORMATS
+from weights.lora_file import parse_lora
 
 DEV = Geometry()
 
@@ -269,5 +270,20 @@ def test_the_settings_reach_the_engine(tmp_path: Path) -> None:
     settings = EngineSettings(model="tiny", transformer=tmp_path / "file", lora="a.safetensors:0.5,b")
     config = settings.engine()
     assert (config.transformer, config.loras) == (str(tmp_path / "file"), ("a.safetensors:0.5", "b"))
-    assert lora.parse("a.safetensors:0.5") == (Path("a.safetensors"), 0.5)
-    assert lora.parse("odd:name") == (Path("odd:name"), 1.0)
+
+
+def test_a_lora_is_a_file_or_a_file_and_its_scale(tmp_path: Path) -> None:
+    assert parse_lora("a.safetensors") == (Path("a.safetensors"), 1.0)
+    assert parse_lora("a.safetensors:0.5") == (Path("a.safetensors"), 0.5)
+    file = tmp_path / "odd:name"
+    file.touch()
+    assert parse_lora(str(file)) == (file, 1.0)
+    assert parse_lora(f"{file}:2") == (file, 2.0)
+
+
+@pytest.mark.parametrize("text", ["x.safetensors:abc", "x.safetensors:", "x.safetensors:nan", ":0.5"])
+def test_a_scale_that_is_no_number_is_an_error_of_the_settings(text: str) -> None:
+    with pytest.raises(ValueError, match=f"'{text}': expected FILE or FILE:SCALE"):
+        parse_lora(text)
+    with pytest.raises(ValueError, match="expected FILE or FILE:SCALE"):
+        EngineSettings(model="tiny", lora=text)

@@ -19,6 +19,7 @@ from weights.formats.detect import check, match
 from weights.formats.headers import read_header
 from weights.formats.read import Source
 from weights.formats.snapshot import check_snapshot
+from weights.lora_file import parse_lora
 
 Report = Callable[[str, float], None]
 HOST = torch.device("cpu")
@@ -34,7 +35,9 @@ def load_pipeline(
     narrow: bool = False,
     waiting: Collection[str] = (),
 ) -> FluxPipeline:
-    """The whole pipeline in `dtype` on `device`. Reads local files only; raises `WeightsError`.
+    """The whole pipeline in `dtype` on `device`. Reads local files only.
+
+    Raises `WeightsError`, and `ValueError` for one of the `loras` that is neither `FILE` nor `FILE:SCALE`.
 
     The transformer is in any of `FORMATS`; `loras` are added to it, each `FILE` or `FILE:SCALE`. `narrow` keeps its
     blocks' weights in float8. The `waiting` parts stay in the host's memory.
@@ -50,7 +53,7 @@ def load_pipeline(
         config = json.loads((located.folder / "transformer" / "config.json").read_text())
         file = located.transformer or located.folder / "transformer"
     geometry = Geometry.from_config(config)
-    added = [lora.read(*lora.parse(text), shapes(geometry)) for text in loras]
+    added = [lora.read(*parse_lora(text), shapes(geometry)) for text in loras]
     home = HOST if "transformer" in waiting else device
     if file is not None:
         found = match(read_header(file), geometry)

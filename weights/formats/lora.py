@@ -48,15 +48,6 @@ class Lora:
     text_encoder: Mapping[str, Delta]
 
 
-def parse(text: str) -> tuple[Path, float]:
-    """`FILE` or `FILE:SCALE`. Raises `ValueError`."""
-    file, colon, scale = text.rpartition(":")
-    try:
-        return (Path(file), float(scale)) if colon else (Path(text), 1.0)
-    except ValueError:
-        return Path(text), 1.0
-
-
 def read(path: Path, scale: float, shapes: Mapping[str, tuple[int, ...]]) -> Lora:
     """Raises `WrongWeights` unless all of the file can be merged into a transformer of these shapes."""
     header = read_header(path)
