@@ -16,7 +16,7 @@ import httpx
 from PIL import Image
 
 from pipelines.engine.base import EngineConfig, EngineInfo
-from pipelines.job import Job, Preview, PreviewPlan
+from pipelines.job import EventChannel, Job, Preview, PreviewPlan
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.safety.guard import Guard
 from pipelines.safety.open_nsfw import canaries
@@ -44,9 +44,21 @@ class Canaries(WorkerPool):
     async def stop(self) -> None:
         pass
 
-    def submit(self, request: ImageRequest, previews: PreviewPlan = PreviewPlan()) -> Job:  # noqa: B008 - frozen
+    def submit(
+        self,
+        request: ImageRequest,
+        previews: PreviewPlan = PreviewPlan(),  # noqa: B008 - frozen
+        channel: EventChannel | None = None,
+    ) -> Job:
         """A job that is finished already. Its previews are the pictures themselves, as large as the plan allows."""
-        job = Job("canaries", request, deadline=float("inf"), previews=previews)
+        job = Job(
+            "canaries",
+            request,
+            deadline=float("inf"),
+            previews=previews,
+            channel=channel or EventChannel(),
+            owns_channel=channel is None,
+        )
         pair = canaries(request.width, request.height)
         pictures = [pair[0 if bad else 1] for bad in self._slots]
         for image, picture in enumerate(pictures):

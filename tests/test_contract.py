@@ -604,7 +604,7 @@ class Broken(WorkerPool):
     async def stop(self) -> None:
         pass
 
-    def submit(self, request: ImageRequest, previews: object = None) -> Job:
+    def submit(self, request: ImageRequest, previews: object = None, channel: object = None) -> Job:
         raise self.failure
 
 
