@@ -108,7 +108,7 @@ def restarted(live: Live, pid: int) -> bool:
 
 def stop_early(recording: Recording) -> None:
     """Requests before the model is loaded, past their time, and at the server's end."""
-    settings = {"request_timeout": "2", "shutdown_grace": "0"}
+    settings = {"request_timeout": "5", "shutdown_grace": "0"}
     with recording.server("early", settings, wait=False) as live:
         live.wait_answering()
         draw(live, "not ready")
