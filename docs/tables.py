@@ -102,10 +102,10 @@ def acceleration() -> str:
     )
 
 
-def levers() -> str:
+def optimizations() -> str:
     """What makes the engine fast, from `OPTIMIZATIONS`."""
     return table(
-        ("lever", "what", "accuracy", "by default on"),
+        ("optimization", "what", "accuracy", "by default on"),
         (
             (f"`{name}`", optimization.says, optimization.accuracy, ", ".join(optimization.devices) or "none")
             for name, optimization in OPTIMIZATIONS.items()
@@ -119,7 +119,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "errors": errors,
     "acceleration": acceleration,
-    "levers": levers,
+    "optimizations": optimizations,
 }
 
 

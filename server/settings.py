@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipelines.engine.base import EngineConfig
 from pipelines.optimize import tuning_cache
-from pipelines.optimize.optimizations import OPTIMIZATIONS, known
+from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import spelled
 from pipelines.safety.guard import Guard, make_guard
@@ -44,6 +44,7 @@ class EngineSettings(BaseSettings):
         cli_implicit_flags="toggle",
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        env_prefix_target="all",  # SRPO_ also before a former name that is still accepted
     )
 
     models_dir: Path = Field(Path("models"), description="folder with the model files")
@@ -82,8 +83,9 @@ class EngineSettings(BaseSettings):
         gt=0,
         description="megapixels (2^20) above which images are decoded in tiles: less memory, not exact; none: never",
     )
-    levers: Names = Field(
+    optimizations: Names = Field(
         ("default",),
+        validation_alias=AliasChoices("optimizations", "levers"),  # its name up to 0.1
         description=f"what makes the engine fast: default (by device), none, or some of {', '.join(OPTIMIZATIONS)}",
     )
     compile_cache: Path | None = Field(
@@ -163,10 +165,10 @@ class EngineSettings(BaseSettings):
             raise ValueError("expected auto, cpu, cuda, or devices like cuda:0,cuda:1 or cuda:0+cuda:1")
         return value
 
-    @field_validator("levers")
+    @field_validator("optimizations")
     @classmethod
-    def _known_levers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return known(value)
+    def _known_optimizations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return validate_names(value)
 
     @field_validator("lora")
     @classmethod
@@ -175,7 +177,7 @@ class EngineSettings(BaseSettings):
             parse_lora(text)
         return value
 
-    @field_validator("devices", "lora", "safety_labels", "batch_sizes", "levers", mode="before")
+    @field_validator("devices", "lora", "safety_labels", "batch_sizes", "optimizations", mode="before")
     @classmethod
     def _split_labels(cls, value: Any) -> Any:
         return split(value)
@@ -193,7 +195,7 @@ class EngineSettings(BaseSettings):
             transformer=str(self.transformer.absolute()) if self.transformer else None,
             loras=self.lora,
             placement=self.placement,
-            levers=self.levers,
+            optimizations=self.optimizations,
             compile_cache=str(self.compile_cache.absolute()) if self.compile_cache else None,
         )
 

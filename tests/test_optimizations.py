@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from conftest import LiveServer
 from test_engine import DTYPES, ask, draw, tiny_engine
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -18,8 +20,9 @@ from pipelines.loading.build import make_fast
 from pipelines.optimize import compile as compiling
 from pipelines.optimize.apply import OptimizationFailed, apply_optimizations
 from pipelines.optimize.compile import COMPILED
-from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, OPTIMIZATIONS, ROUNDINGS, chosen, known
+from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, OPTIMIZATIONS, ROUNDINGS, chosen, validate_names
 from pipelines.optimize.tuning_cache import TuningCache
+from server.cli.parsing import parse
 from server.cli.selfcheck import renew
 from server.settings import Settings
 
@@ -152,7 +155,7 @@ def test_float8_draws_regular_and_high_alone_and_within_its_bound() -> None:
 
 
 def test_float8_says_what_it_needs() -> None:
-    with pytest.raises(OptimizationFailed, match=r"needs bfloat16: SRPO_DTYPE=bfloat16.*SRPO_LEVERS=texts"):
+    with pytest.raises(OptimizationFailed, match=r"needs bfloat16: SRPO_DTYPE=bfloat16.*SRPO_OPTIMIZATIONS=texts"):
         fast_engine(torch.float32, "texts", "fp8")
 
 
@@ -268,7 +271,9 @@ def made_fast(
             "pipelines.loading.build.chosen",
             lambda names, _: [name for name in OPTIMIZATIONS if name in (*names, *default)],
         )
-        make_fast(engine, "cpu", EngineConfig(levers=names), TuningCache(tmp_path / "engine.json"), lambda *_: None)
+        make_fast(
+            engine, "cpu", EngineConfig(optimizations=names), TuningCache(tmp_path / "engine.json"), lambda *_: None
+        )
     return engine
 
 
@@ -286,7 +291,7 @@ def test_the_fingerprint_tells_inexact_levers_apart_and_exact_ones_not(tmp_path:
 def test_the_attention_that_was_chosen_stays_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for answer in ("_native_math", "native"):
         monkeypatch.setattr("pipelines.optimize.attention.fastest", lambda _, answer=answer: answer)
-        assert made_fast(tmp_path, "attention").info.levers == "attention (_native_math)"
+        assert made_fast(tmp_path, "attention").info.optimizations == "attention (_native_math)"
 
 
 @pytest.mark.parametrize(
@@ -304,8 +309,8 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     monkeypatch.setattr("pipelines.optimize.attention.fastest", lambda _: "native")
     request = ask(512, 512, 2, seed=4)
     first = made_fast(tmp_path, "default", default=default, compiler=compiler)
-    assert first.info.levers.startswith(f"{works}; without compile")
-    for reason in first.info.levers.split("; without ")[1:]:
+    assert first.info.optimizations.startswith(f"{works}; without compile")
+    for reason in first.info.optimizations.split("; without ")[1:]:
         assert "which fails here: RuntimeError: Failed to find C compiler" in reason or "results are wrong" in reason
     failed = {key.split()[1] for key in TuningCache(tmp_path / "engine.json").section("levers")}
     assert failed == set(default) & set(COMPILED)
@@ -324,7 +329,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
 
 def test_a_lever_that_was_named_must_work(tmp_path: Path) -> None:
     with pytest.raises(
-        OptimizationFailed, match=r"^compile does .*: Failed to find C compiler. Without: SRPO_LEVERS=rotary$"
+        OptimizationFailed, match=r"^compile does .*: Failed to find C compiler. Without: SRPO_OPTIMIZATIONS=rotary$"
     ):
         made_fast(tmp_path, "default", "compile", default=["rotary"], compiler=Refusing())
     assert not TuningCache(tmp_path / "engine.json").section("levers")
@@ -342,7 +347,9 @@ def test_a_lever_that_breaks_the_device_is_kept_and_a_new_process_goes_on_withou
     with pytest.raises(StartAgain, match="attention broke the device: AcceleratorError: CUDA error"):
         made_fast(tmp_path, "default", default=["texts", "attention"])
     engine = made_fast(tmp_path, "default", default=["texts", "attention"])
-    assert engine.info.levers.startswith("texts; without attention, which fails here: AcceleratorError: CUDA error")
+    assert engine.info.optimizations.startswith(
+        "texts; without attention, which fails here: AcceleratorError: CUDA error"
+    )
 
 
 def test_what_is_pulled_by_default_and_what_is_refused() -> None:
@@ -354,15 +361,37 @@ def test_what_is_pulled_by_default_and_what_is_refused() -> None:
     assert {optimization.accuracy for optimization in OPTIMIZATIONS.values()} == set(ACCURACIES)
     for wrong in (("warp",), ("none", "texts")):
         with pytest.raises(ValueError):
-            known(wrong)
+            validate_names(wrong)
 
 
 def test_the_settings_tell_the_engine(tmp_path: Path) -> None:
     def engine(**fields: Any) -> EngineConfig:
         return Settings(data_dir=tmp_path, **fields).engine()
 
-    assert engine().levers == ("default",)
+    assert engine().optimizations == ("default",)
     assert engine().compile_cache == str(tmp_path / "compiled")
-    assert engine(levers="rotary, texts", compile_cache="/var/cache/srpo").levers == ("rotary", "texts")
-    with pytest.raises(ValueError, match=r"warp.*no lever"):
-        engine(levers="warp")
+    assert engine(optimizations="rotary, texts").optimizations == ("rotary", "texts")
+    assert engine(compile_cache="/var/cache/srpo").compile_cache == "/var/cache/srpo"
+    with pytest.raises(ValueError, match=r"warp.*no optimization"):
+        engine(optimizations="warp")
+
+
+@pytest.mark.parametrize("name", ["optimizations", "levers"])
+def test_the_setting_keeps_its_former_name(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`SRPO_LEVERS` and `--levers` are what `SRPO_OPTIMIZATIONS` and `--optimizations` were called before."""
+    assert parse(Settings, "serve", [f"--{name}", "rotary,texts"]).optimizations == ("rotary", "texts")
+    monkeypatch.setenv(f"SRPO_{name.upper()}", "rotary")
+    assert Settings().optimizations == ("rotary",)
+    assert parse(Settings, "serve", ["--port", "0"]).optimizations == ("rotary",)
+    assert parse(Settings, "serve", [f"--{name}=none"]).optimizations == ("none",)
+    with pytest.raises(SystemExit):
+        parse(Settings, "serve", [f"--{name}", "warp"])
+    assert "SRPO_OPTIMIZATIONS (--optimizations): 'warp' is no optimization" in capsys.readouterr().err
+
+
+def test_health_names_the_optimizations_as_it_always_did(live: LiveServer) -> None:
+    health = httpx.get(f"{live.url}/health").json()
+    assert health["levers"] == "texts, rotary"
+    assert "optimizations" not in health

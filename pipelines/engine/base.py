@@ -24,7 +24,7 @@ class EngineConfig:
     Images of more than `tile_above` megapixels are decoded in tiles; None: never.
     `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
     `placement` is `auto` or a row of `placement.PLACEMENTS`.
-    `levers` are names of `OPTIMIZATIONS`, `default` or `none`; `compile_cache` is the folder of compiled kernels.
+    `optimizations` are names of `OPTIMIZATIONS`, `default` or `none`; `compile_cache` is a folder for compiled kernels.
     """
 
     model: str = "tiny"
@@ -37,7 +37,7 @@ class EngineConfig:
     transformer: str | None = None
     loras: tuple[str, ...] = ()
     placement: str = "auto"
-    levers: tuple[str, ...] = ("default",)
+    optimizations: tuple[str, ...] = ("default",)
     compile_cache: str | None = None
     factory: str = "pipelines.loading.build:load_engine"
 
@@ -59,7 +59,7 @@ class EngineInfo:
     dtype: str
     fingerprint: str
     placement: str = ""
-    levers: str = "none"  # in words
+    optimizations: str = "none"  # in words; `levers` in /health
 
 
 class StartAgain(Exception):

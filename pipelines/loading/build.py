@@ -81,11 +81,11 @@ def make_fast(
         keep_in(Path(config.compile_cache))
     if cache is not None:
         engine.remember = lambda section, find: str(cache.remember(section, base, find))
-    wanted = chosen(config.levers, kind)
-    applied = apply_optimizations(engine, wanted, set(wanted) - set(config.levers), cache, report)
+    wanted = chosen(config.optimizations, kind)
+    applied = apply_optimizations(engine, wanted, set(wanted) - set(config.optimizations), cache, report)
     moving = moving_bits(applied.choices)
     moved = with_choices(base, {"levers": moving}) if moving else base
-    engine.info = replace(engine.info, fingerprint=moved, levers=described(applied.choices, applied.failed))
+    engine.info = replace(engine.info, fingerprint=moved, optimizations=described(applied.choices, applied.failed))
     return applied
 
 

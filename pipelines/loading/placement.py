@@ -117,7 +117,7 @@ class Placement:
         held = f", {self.host / GIB:.0f} GiB of the host's memory" if self.host else ""
         slower = f"; {self.way.slower}" if self.way.slower else ""
         other = "; other pictures than bfloat16's" if self.way.float8 else ""
-        room = "; room for a second copy of the blocks in float8 (SRPO_LEVERS=default,fp8)" if self.room else ""
+        room = "; room for a second copy of the blocks in float8 (SRPO_OPTIMIZATIONS=default,fp8)" if self.room else ""
         return f"{self.name}: {self.way.says}, in {self.precision}; {sizes}{held}{slower}{other}{room}"
 
 

@@ -29,7 +29,7 @@ class OptimizationFailed(Exception):
 
     def __init__(self, name: str, reason: str, wanted: Iterable[str]) -> None:
         others = ",".join(other for other in wanted if other != name) or "none"
-        super().__init__(f"{name} does not work here: {reason}. Without: SRPO_LEVERS={others}")
+        super().__init__(f"{name} does not work here: {reason}. Without: SRPO_OPTIMIZATIONS={others}")
 
 
 @dataclass(slots=True)

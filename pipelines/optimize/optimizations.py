@@ -159,13 +159,15 @@ def chosen(names: Iterable[str], device: str) -> list[str]:
     return [name for name in OPTIMIZATIONS if name in asked]
 
 
-def known(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names as they are. Raises `ValueError` for one that is not a lever, and for `none` beside others."""
+def validate_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, unchanged. Raises `ValueError` for an unknown one, and for `none` beside others."""
     for name in names:
         if name not in (*OPTIMIZATIONS, "default", "none"):
-            raise ValueError(f"{name!r} is no lever: expected default, none, or some of {', '.join(OPTIMIZATIONS)}")
+            raise ValueError(
+                f"{name!r} is no optimization: expected default, none, or some of {', '.join(OPTIMIZATIONS)}"
+            )
     if "none" in names and len(names) > 1:
-        raise ValueError("none and other levers exclude each other")
+        raise ValueError("none and other optimizations exclude each other")
     return names
 
 

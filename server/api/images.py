@@ -150,6 +150,8 @@ async def health(request: Request) -> JSONResponse:
     server = get_app_state(request)
     status = asdict(server.pool.status())
     info = status.pop("info") or {}
+    if info:
+        info["levers"] = info.pop("optimizations")  # the public name
     placeholder = CHECKPOINTS[server.served].embedded
     safety = server.guard.description | {"prompts": server.prompts.description}
     return JSONResponse(

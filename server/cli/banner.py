@@ -79,7 +79,7 @@ async def follow_loading(console: Console, server: AppState, address: str) -> No
         f"[green]Ready[/] after {time.monotonic() - start:.1f} s: {info.model} on {info.device}, {info.dtype}, "
         f"fingerprint {info.fingerprint}\n"
         f"Placement {info.placement} (--placement chooses another)\n"
-        f"Levers {info.levers}\n"
+        f"Optimizations {info.optimizations}\n"
         f"Try it:\n{curl(address, CHECKPOINTS[server.served].sample_prompt, server.settings.needs_key)}",
         soft_wrap=True,
     )

@@ -20,7 +20,7 @@ class SelfcheckSettings(EngineSettings):
     """Load the engine and compare its pictures with those kept in the data folder, or keep them for later."""
 
     data_dir: Path = Field(Path("data"), description="folder of the server's state, with engine.json")
-    renew: bool = Field(False, description="forget earlier pictures, and which levers failed; keep those of now")
+    renew: bool = Field(False, description="forget earlier pictures, and which optimizations failed; keep those of now")
 
     def engine(self) -> EngineConfig:
         return replace(super().engine(), tuning_cache=str((self.data_dir / NAME).absolute()))
