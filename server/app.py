@@ -20,13 +20,9 @@ from server.api.images import router
 from server.api.middleware import RequestMiddleware
 from server.api.openapi import SECURITY, bodies, form
 from server.errors import MethodNotAllowed, NotFound
-from server.images.source import Sources
-from server.images.store import LocalStore
 from server.jobs.service import Jobs
 from server.jobs.store import Ledger
 from server.playground.routes import router as pages
-from server.security.keys import KeyRing
-from server.security.origins import OriginPolicy
 from server.settings import Settings
 from server.state import AppState
 from weights.checkpoints import SERVED_AS
@@ -41,24 +37,15 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     Raises `SafetyUnavailable` if the safety checker cannot be loaded or fails its self-test; `OSError` or `ValueError`
     if the prompt list or the signing certificate cannot be used.
     """
-    engine = settings.engine()
-    workers = pool or WorkerPool(
-        engine,
-        devices=settings.devices,
-        queue_size=settings.queue_size,
-        max_running=settings.max_running,
-        request_timeout=settings.request_timeout,
-        step_timeout=settings.step_timeout,
-    )
-    origins = OriginPolicy(settings)
-    settings.signer()  # a certificate that does not work is an error now, not at the first image
+    state = AppState.from_settings(settings, pool, guard)
+    jobs = Jobs(state, Ledger(settings.data_dir / "jobs.sqlite3"))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await workers.start()
+        await state.pool.start()
         await jobs.start()
         yield
-        await workers.stop()
+        await state.pool.stop()
         await jobs.stop()
 
     app = FastAPI(
@@ -69,24 +56,14 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         redoc_url=None,
         exception_handlers={HTTPException: from_framework},
     )
-    app.state.server = server = AppState(
-        settings=settings,
-        pool=workers,
-        store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),
-        keys=KeyRing(settings.api_keys, settings.api_keys_file),
-        guard=guard or settings.guard(),
-        prompts=settings.prompt_guard(),
-        origins=origins,
-        sources=Sources(may_fetch=not settings.no_fetch),
-        served=engine.model,
-    )
-    app.state.jobs = jobs = Jobs(server, Ledger(settings.data_dir / "jobs.sqlite3"))
+    app.state.app_state = state
+    app.state.jobs = jobs
     app.include_router(router)
     app.include_router(job_routes.router)
     app.include_router(pages)
-    served = {} if engine.model == SERVED_AS else {"x-served-model": engine.model}
-    app.add_middleware(RequestMiddleware, origins=origins, headers=served)
-    app.openapi = lambda: openapi(app, engine.model)  # type: ignore[method-assign]
+    served = {} if state.served == SERVED_AS else {"x-served-model": state.served}
+    app.add_middleware(RequestMiddleware, origins=state.origins, headers=served)
+    app.openapi = lambda: openapi(app, state.served)  # type: ignore[method-assign]
     return app
 
 

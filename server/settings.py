@@ -6,22 +6,16 @@ are generated from here.
 
 import ipaddress
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from pipelines.engine.base import EngineConfig
-from pipelines.optimize import tuning_cache
 from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import spelled
-from pipelines.safety.guard import Guard, make_guard
-from pipelines.safety.prompts import PromptGuard, make_prompt_guard
-from server.images.signing import FileSigner, signer_of
-from weights.checkpoints import CHECKPOINTS, choose
+from weights.checkpoints import CHECKPOINTS
 from weights.lora_file import parse_lora
 
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -182,38 +176,6 @@ class EngineSettings(BaseSettings):
     def _split_labels(cls, value: Any) -> Any:
         return split(value)
 
-    def engine(self) -> EngineConfig:
-        """What a worker is told."""
-        row = choose(self.model, self.models_dir)
-        return EngineConfig(
-            row.id,
-            str(self.models_dir.absolute()),
-            self.devices[0],
-            self.dtype,
-            batch_sizes=self.batch_sizes,
-            tile_above=self.tile_above,
-            transformer=str(self.transformer.absolute()) if self.transformer else None,
-            loras=self.lora,
-            placement=self.placement,
-            optimizations=self.optimizations,
-            compile_cache=str(self.compile_cache.absolute()) if self.compile_cache else None,
-        )
-
-    def guard(self) -> Guard:
-        """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
-        how = (self.safety_threshold, self.safety_policy, self.safety_action)
-        return make_guard(self.safety_checker, *how, self.safety_labels, self.safety_device)
-
-    def signer(self) -> FileSigner | None:
-        """What signs the files, where the operator wants it. Raises `OSError` or `ValueError` if it cannot."""
-        if self.c2pa_certificate is None or self.c2pa_key is None:
-            return None
-        return signer_of(self.c2pa_certificate, self.c2pa_key, self.c2pa_algorithm)
-
-    def prompt_guard(self) -> PromptGuard:
-        """The operator's rules for prompts. Raises `OSError` or `ValueError`."""
-        return make_prompt_guard(self.prompt_list, self.prompt_hook)
-
 
 class Settings(EngineSettings):
     """The server's settings."""
@@ -306,11 +268,6 @@ class Settings(EngineSettings):
                 "SRPO_API_KEYS_FILE; `srpo keys` makes one), listen on 127.0.0.1, or say --allow-no-keys"
             )
         return self
-
-    def engine(self) -> EngineConfig:
-        config, data = super().engine(), self.data_dir.absolute()
-        cache = config.compile_cache or str(data / "compiled")
-        return replace(config, tuning_cache=str(data / tuning_cache.NAME), compile_cache=cache)
 
     @property
     def is_loopback(self) -> bool:

@@ -1,17 +1,27 @@
-"""What the routes work with: one value, made by `create_app`."""
+"""What the routes work with: one value, built complete from the settings by `create_app`.
 
-from dataclasses import dataclass
+The builders of its parts stand beside it, because `srpo generate` and `srpo doctor` need them without a server.
+"""
 
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Self
+
+from fastapi import Depends
 from starlette.requests import Request
 
-from pipelines.safety.guard import Guard
-from pipelines.safety.prompts import PromptGuard
+from pipelines.engine.base import EngineConfig
+from pipelines.optimize import tuning_cache
+from pipelines.safety.guard import Guard, make_guard
+from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 from pipelines.workers.pool import WorkerPool
+from server.images.signing import FileSigner, signer_of
 from server.images.source import Sources
 from server.images.store import LocalStore
 from server.security.keys import KeyRing
 from server.security.origins import OriginPolicy
-from server.settings import Settings
+from server.settings import EngineSettings, Settings
+from weights.checkpoints import choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +34,90 @@ class AppState:
     keys: KeyRing
     guard: Guard
     prompts: PromptGuard
+    signer: FileSigner | None
     origins: OriginPolicy
     sources: Sources
     served: str  # id of the row in weights.checkpoints that the workers load
 
+    @classmethod
+    def from_settings(cls, settings: Settings, pool: WorkerPool | None = None, guard: Guard | None = None) -> Self:
+        """All parts, loaded and tested. A `pool` or `guard` that is given is used as it is.
+
+        Raises `SafetyUnavailable` if the safety checker cannot be loaded or fails its self-test; `OSError` or
+        `ValueError` if the prompt list, the key file or the signing certificate cannot be used.
+        """
+        engine = build_engine_config(settings, settings.data_dir)
+        return cls(
+            settings=settings,
+            pool=pool or build_pool(settings, engine),
+            signer=build_signer(settings),
+            origins=OriginPolicy(settings),
+            store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),
+            keys=KeyRing(settings.api_keys, settings.api_keys_file),
+            guard=guard or build_guard(settings),
+            prompts=build_prompt_guard(settings),
+            sources=Sources(may_fetch=not settings.no_fetch),
+            served=engine.model,
+        )
+
 
 def get_app_state(request: Request) -> AppState:
-    server: AppState = request.app.state.server
-    return server
+    """The state of the app that the request came to."""
+    state: AppState = request.app.state.app_state
+    return state
+
+
+State = Annotated[AppState, Depends(get_app_state)]
+
+
+def build_engine_config(settings: EngineSettings, data_dir: Path | None = None) -> EngineConfig:
+    """What a worker loads, and how. With a `data_dir` measurements and compiled kernels are kept there."""
+    row = choose(settings.model, settings.models_dir)
+    config = EngineConfig(
+        row.id,
+        str(settings.models_dir.absolute()),
+        settings.devices[0],
+        settings.dtype,
+        batch_sizes=settings.batch_sizes,
+        tile_above=settings.tile_above,
+        transformer=str(settings.transformer.absolute()) if settings.transformer else None,
+        loras=settings.lora,
+        placement=settings.placement,
+        optimizations=settings.optimizations,
+        compile_cache=str(settings.compile_cache.absolute()) if settings.compile_cache else None,
+    )
+    if data_dir is None:
+        return config
+    data = data_dir.absolute()
+    compiled = config.compile_cache or str(data / "compiled")
+    return replace(config, tuning_cache=str(data / tuning_cache.NAME), compile_cache=compiled)
+
+
+def build_pool(settings: Settings, engine: EngineConfig) -> WorkerPool:
+    """The workers, not started."""
+    return WorkerPool(
+        engine,
+        devices=settings.devices,
+        queue_size=settings.queue_size,
+        max_running=settings.max_running,
+        request_timeout=settings.request_timeout,
+        step_timeout=settings.step_timeout,
+    )
+
+
+def build_guard(settings: EngineSettings) -> Guard:
+    """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
+    policy = (settings.safety_threshold, settings.safety_policy, settings.safety_action)
+    return make_guard(settings.safety_checker, *policy, settings.safety_labels, settings.safety_device)
+
+
+def build_prompt_guard(settings: EngineSettings) -> PromptGuard:
+    """The operator's rules for prompts. Raises `OSError` or `ValueError`."""
+    return make_prompt_guard(settings.prompt_list, settings.prompt_hook)
+
+
+def build_signer(settings: EngineSettings) -> FileSigner | None:
+    """What signs image files, where there is a certificate. Raises `OSError` or `ValueError` if it does not work."""
+    if settings.c2pa_certificate is None or settings.c2pa_key is None:
+        return None
+    return signer_of(settings.c2pa_certificate, settings.c2pa_key, settings.c2pa_algorithm)

@@ -37,6 +37,7 @@ from pipelines.request import ImageRequest
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.settings import Settings
+from server.state import build_engine_config
 
 KEY = "secret-key-1"
 HOST, KEY_MARK = "https://api.aimlapi.com", "<YOUR_AIMLAPI_KEY>"
@@ -286,7 +287,7 @@ def failing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failing
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("failing"), model="tiny", api_keys=(KEY,), max_body=2**12, port=port
     )
-    app = create_app(settings, FailingPool(settings.engine()))
+    app = create_app(settings, FailingPool(build_engine_config(settings)))
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

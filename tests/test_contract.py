@@ -32,6 +32,7 @@ from pipelines.request import ImageRequest
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.settings import Settings
+from server.state import build_engine_config
 
 PATH = "/v1/images/generations"
 PATHS = (PATH, PATH + "/", "/images/generations", "/images/generations/")
@@ -610,7 +611,7 @@ class Broken(WorkerPool):
 
 def post_to_broken(folder: Path, failure: Exception) -> httpx.Response:
     settings = Settings(data_dir=folder, model="tiny")
-    pool = Broken(settings.engine())
+    pool = Broken(build_engine_config(settings))
     pool.failure = failure
 
     async def post() -> httpx.Response:

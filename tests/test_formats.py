@@ -16,6 +16,7 @@ from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine
 from pipelines.loading.build import load_engine
 from server.settings import EngineSettings
+from server.state import build_engine_config
 from weights import tiny
 from weights.errors import WrongWeights
 from weights.formats import lora
@@ -268,7 +269,7 @@ def test_a_lora_for_another_width_does_not_fit(tmp_path: Path) -> None:
 
 def test_the_settings_reach_the_engine(tmp_path: Path) -> None:
     settings = EngineSettings(model="tiny", transformer=tmp_path / "file", lora="a.safetensors:0.5,b")
-    config = settings.engine()
+    config = build_engine_config(settings)
     assert (config.transformer, config.loras) == (str(tmp_path / "file"), ("a.safetensors:0.5", "b"))
 
 

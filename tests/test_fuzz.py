@@ -37,6 +37,7 @@ from server.app import create_app
 from server.errors import TABLE
 from server.schema import ErrorReply
 from server.settings import Settings
+from server.state import build_engine_config
 
 PATH = "/v1/images/generations"
 BASE: dict[str, Any] = {"model": "flux/srpo", "prompt": "a red apple"}
@@ -68,7 +69,7 @@ class InstantPool(WorkerPool):
 def served(folder: Path, **changed: Any) -> Iterator[tuple[Any, str]]:
     """The app on a loopback port, and where it is."""
     config = Settings(data_dir=folder, model="tiny", no_fetch=True, **changed)
-    app = create_app(config, InstantPool(config.engine()))
+    app = create_app(config, InstantPool(build_engine_config(config)))
     server = uvicorn.Server(uvicorn.Config(app, port=0, http="h11", ws="none", lifespan="on", log_config=None))
     thread = threading.Thread(target=server.run)
     with capture_logs():

@@ -25,6 +25,7 @@ from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.parsing import parse
 from server.cli.selfcheck import renew
 from server.settings import Settings
+from server.state import build_engine_config
 
 EXACT = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "exact"]
 ROUNDED = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "rounding"]
@@ -366,7 +367,7 @@ def test_what_is_pulled_by_default_and_what_is_refused() -> None:
 
 def test_the_settings_tell_the_engine(tmp_path: Path) -> None:
     def engine(**fields: Any) -> EngineConfig:
-        return Settings(data_dir=tmp_path, **fields).engine()
+        return build_engine_config(Settings(data_dir=tmp_path, **fields), tmp_path)
 
     assert engine().optimizations == ("default",)
     assert engine().compile_cache == str(tmp_path / "compiled")

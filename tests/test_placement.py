@@ -41,6 +41,7 @@ from pipelines.loading.placement import (
 )
 from server.cli.convert import main as convert
 from server.settings import EngineSettings, Settings
+from server.state import build_engine_config
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, Sizes
 from weights.formats.architecture import LINEARS
@@ -290,7 +291,7 @@ def test_a_file_of_ours_in_float8_is_served_as_it_is(tmp_path: Path) -> None:
 def test_the_setting_offers_the_table() -> None:
     offered = get_args(EngineSettings.model_fields["placement"].annotation)
     assert offered == ("auto", *PLACEMENTS)
-    assert EngineSettings(placement="float8").engine().placement == "float8"
+    assert build_engine_config(EngineSettings(placement="float8")).placement == "float8"
 
 
 def test_a_server_says_how_it_has_placed_the_model(serve: Callable[..., LiveServer], live: LiveServer) -> None:

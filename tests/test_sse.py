@@ -44,7 +44,7 @@ class Scripted:
         self.url = f"http://127.0.0.1:{self.port}"
         self.pool = WorkerPool(EngineConfig(factory="scripted_engine:load"), queue_size=200, max_running=1)
         app = create_app(Settings(data_dir=folder, model="tiny", port=self.port, **options), self.pool)
-        self.parts = app.state.server
+        self.parts = app.state.app_state
         self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_config=None, ws="none"))
         self.thread = threading.Thread(target=self.server.run)
 

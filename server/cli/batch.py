@@ -17,9 +17,11 @@ from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, Im
 from pipelines.safety.guard import InspectedResult
 from server.aliases import IMAGE_TO_IMAGE, param_type, translate
 from server.images.encoding import encode_one
+from server.images.signing import FileSigner
 from server.images.source import Sources, UnusableImage
 from server.schema import issues_of
 from server.settings import EngineSettings
+from weights.checkpoints import choose
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 RECORD = "requests.jsonl"
@@ -86,10 +88,10 @@ class BatchItem:
         size, pixels = await sources.take(picture)
         return self.params.to_request(model, size, pixels)
 
-    def save(self, inspected: InspectedResult, settings: EngineSettings) -> None:
+    def save(self, inspected: InspectedResult, settings: EngineSettings, signer: FileSigner | None) -> None:
         """Write the images atomically, then the line that says they are done."""
         for index, file in enumerate(self.files):
-            image = encode_one(inspected, index, self.params.output_format, settings)
+            image = encode_one(inspected, index, self.params.output_format, settings, signer)
             temporary = file.with_name(file.name + ".partial")
             temporary.write_bytes(image.data)
             temporary.rename(file)
@@ -113,7 +115,7 @@ def plan(settings: GenerateSettings) -> list[BatchItem]:
     folder = settings.output.parent if one_file else settings.output
     folder.mkdir(parents=True, exist_ok=True)
     record = None if one_file else folder / RECORD
-    done, model = drawn(record), settings.engine().model
+    done, model = drawn(record), choose(settings.model, settings.models_dir).id
     return [
         item(number, line, model, settings.output if one_file else None, folder, record)
         for number, line in enumerate(lines, 1)

@@ -20,6 +20,7 @@ from server.cli.parsing import parse
 from server.cli.serve import listen
 from server.security.keys import KeyRing
 from server.settings import Settings
+from server.state import build_guard, build_prompt_guard, build_signer
 from weights.checkpoints import SERVED_AS, choose, locate
 from weights.errors import WeightsError
 from weights.formats.architecture import Geometry
@@ -143,8 +144,8 @@ def sizes(folder: Path) -> Iterator[str]:
 def safety(settings: DoctorSettings) -> Finding:
     """Loading the checker judges two harmless canaries, one of which it must flag."""
     try:
-        guard = settings.guard()
-        settings.prompt_guard()
+        guard = build_guard(settings)
+        build_prompt_guard(settings)
     except SafetyUnavailable as error:
         return Finding("failed", error.cause)
     except (OSError, ValueError) as error:
@@ -166,7 +167,7 @@ def port(settings: DoctorSettings) -> Finding:
 def keys(settings: DoctorSettings) -> Finding:
     try:
         KeyRing(settings.api_keys, settings.api_keys_file)
-        settings.signer()
+        build_signer(settings)
     except (OSError, ValueError) as error:
         return Finding("failed", str(error))
     if settings.needs_key:

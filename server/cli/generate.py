@@ -21,6 +21,7 @@ from server.cli.parsing import parse, told
 from server.cli.terminal import Show, shower
 from server.images.source import Sources, UnusableImage
 from server.jobs.generation import BLURRED, SHARP
+from server.state import build_engine_config, build_guard, build_prompt_guard, build_signer
 from weights.checkpoints import CHECKPOINTS
 
 PREVIEWS = 3  # of each image, where they are wanted
@@ -47,8 +48,8 @@ def main(arguments: list[str]) -> int:
 
 async def draw_all(work: list[BatchItem], settings: GenerateSettings) -> int:
     """Draw the tasks in order, with a bar for all and one for the current image."""
-    settings.signer()
-    engine, guard, prompts = settings.engine(), settings.guard(), settings.prompt_guard()
+    signer = build_signer(settings)
+    engine, guard, prompts = build_engine_config(settings), build_guard(settings), build_prompt_guard(settings)
     if CHECKPOINTS[engine.model].embedded:
         print(f"srpo generate: {stand_in(settings, engine.model)}", file=sys.stderr)
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
@@ -76,7 +77,7 @@ async def draw_all(work: list[BatchItem], settings: GenerateSettings) -> int:
                     job = pool.submit(await item.request(engine.model, sources), plan)
                     result = await watch(job, progress, steps, overall, show)
                     inspected = await asyncio.to_thread(guard.inspect, result, item.params.enable_safety_checker)
-                    await asyncio.to_thread(item.save, inspected, settings)
+                    await asyncio.to_thread(item.save, inspected, settings, signer)
                     if any(inspected.flagged):
                         progress.console.print(f"flagged by the safety checker: {item.files[0]}", soft_wrap=True)
                     if show:

@@ -8,12 +8,12 @@ from pathlib import Path
 from pydantic import Field
 from rich.console import Console
 
-from pipelines.engine.base import EngineConfig
 from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import NAME, OPTIMIZATIONS, TuningCache
 from pipelines.workers.pool import WorkerPool
 from server.cli.parsing import parse
 from server.settings import EngineSettings
+from server.state import build_engine_config
 
 
 class SelfcheckSettings(EngineSettings):
@@ -21,9 +21,6 @@ class SelfcheckSettings(EngineSettings):
 
     data_dir: Path = Field(Path("data"), description="folder of the server's state, with engine.json")
     renew: bool = Field(False, description="forget earlier pictures, and which optimizations failed; keep those of now")
-
-    def engine(self) -> EngineConfig:
-        return replace(super().engine(), tuning_cache=str((self.data_dir / NAME).absolute()))
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +40,8 @@ def renew(data_dir: Path) -> None:
 
 async def check(settings: SelfcheckSettings, cache: TuningCache) -> int:
     known = cache.section(SECTION)
-    pool = WorkerPool(settings.engine(), devices=settings.devices)
+    engine = replace(build_engine_config(settings), tuning_cache=str(cache.path.absolute()))
+    pool = WorkerPool(engine, devices=settings.devices)
     await pool.start()
     try:
         with Console(stderr=True).status("starting") as shown:

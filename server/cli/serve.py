@@ -54,11 +54,11 @@ def main(arguments: list[str]) -> int:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.shutdown_grace,
     )
-    server = DrainingServer(config, app.state.server)
+    server = DrainingServer(config, app.state.app_state)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn takes them over, and raises them again after a clean end
     with claimed:
-        return asyncio.run(run(server, app.state.server, listener))
+        return asyncio.run(run(server, app.state.app_state, listener))
 
 
 class DrainingServer(uvicorn.Server):

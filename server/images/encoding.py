@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipelines.safety.guard import InspectedResult
 from server.images.metadata import WITHHELD, mark, parameters_of
+from server.images.signing import FileSigner
 from server.settings import EngineSettings
 
 CONTENT_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
@@ -34,14 +35,15 @@ class EncodedImage:
         return f"data:{self.content_type};base64,{self.base64()}"
 
 
-def encode_one(inspected: InspectedResult, index: int, format: str, settings: EngineSettings) -> EncodedImage:
+def encode_one(
+    inspected: InspectedResult, index: int, format: str, settings: EngineSettings, signer: FileSigner | None
+) -> EncodedImage:
     """Image `index` as a file with its marks. A withheld one says so, in place of what it was asked for with."""
     result = inspected.result
     parameters = None if settings.omit_parameters else parameters_of(result.request, index)
     text = WITHHELD if inspected.withheld[index] else parameters
     size = (result.request.width, result.request.height)
     image = encode(result.pixels[index], *size, format, settings.jpeg_quality, text)
-    signer = settings.signer()
     if signer is None or inspected.withheld[index]:  # no claim to have drawn what is not there
         return image
     return replace(image, data=signer.sign(image.data, image.content_type, result.request.model))

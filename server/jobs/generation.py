@@ -15,7 +15,6 @@ from server.aliases import TranslatedRequest, header_of
 from server.images.encoding import EncodedImage, encode_one
 from server.jobs.spec import JobSpec
 from server.schema import Body, GenerationReply, ImageItem
-from server.settings import Settings
 from server.state import AppState
 
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
@@ -51,7 +50,7 @@ class Generation:
             inspected = await self._inspect(result)
             watch.lap("safety")
             self._stage("encode")
-            self.images = await encode_all(inspected, self.body.output_format, self._server.settings)
+            self.images = await encode_all(inspected, self.body.output_format, self._server)
             items = await self._deliver()
             watch.lap("encode")
             return GenerationReply.from_result(inspected, items, watch.seconds, self._server.settings)
@@ -145,10 +144,10 @@ class Stopwatch:
         self.seconds[stage], self._last = now - self._last, now
 
 
-async def encode_all(inspected: InspectedResult, format: str, settings: Settings) -> list[EncodedImage]:
+async def encode_all(inspected: InspectedResult, format: str, server: AppState) -> list[EncodedImage]:
     """Encode every image, each in a thread."""
     tasks = (
-        asyncio.to_thread(encode_one, inspected, index, format, settings)
+        asyncio.to_thread(encode_one, inspected, index, format, server.settings, server.signer)
         for index in range(len(inspected.result.pixels))
     )
     return list(await asyncio.gather(*tasks))
