@@ -16,17 +16,17 @@ from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
-from weights.formats.architecture import Geometry, shapes
+from weights.formats.architecture import TransformerConfig, tensor_shapes
 
 
-def source(folder: Path, geometry: Geometry) -> int:
+def source(folder: Path, config: TransformerConfig) -> int:
     """Write a transformer's folder with a sparse file; returns the file's logical size in bytes."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(asdict(geometry)))
+    (folder / "config.json").write_text(json.dumps(asdict(config)))
     path = folder / "diffusion_pytorch_model.safetensors"
     entries: dict[str, object] = {}
     offset = 0
-    for name, shape in shapes(geometry).items():
+    for name, shape in tensor_shapes(config).items():
         length = 4 * prod(shape)
         entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + length]}
         offset += length
@@ -51,10 +51,10 @@ def main() -> None:
     parser.add_argument("--to", default="bf16", help="bf16, fp8 or q4")
     parser.add_argument("--layers", type=int, nargs=2, default=(19, 38), help="double and single blocks")
     options = parser.parse_args()
-    geometry = Geometry(num_layers=options.layers[0], num_single_layers=options.layers[1])
+    config = TransformerConfig(num_layers=options.layers[0], num_single_layers=options.layers[1])
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         made, target = Path(folder) / "transformer", Path(folder) / "target"
-        size = source(made, geometry)
+        size = source(made, config)
         print(f"source: {size / 1e9:.1f} GB")
         print("inspect:", run("inspect", str(made)))
         print("convert:", run("convert", str(made), str(target), "--to", options.to))

@@ -15,14 +15,14 @@ from test_formats import engine_with, weights_of
 from written_formats import TINY, WRITTEN, Tensors, sparse_file
 
 from server.cli.convert import main as convert
-from weights.formats.architecture import LINEARS, Geometry, shapes
+from weights.formats.architecture import BLOCK_LINEARS, TransformerConfig, tensor_shapes
 from weights.formats.inspection import inspect
 
 
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
     torch.manual_seed(8)
-    return {name: torch.randn(shape) * 0.1 for name, shape in shapes(TINY).items()}
+    return {name: torch.randn(shape) * 0.1 for name, shape in tensor_shapes(TINY).items()}
 
 
 @pytest.mark.parametrize("case", ["diffusers", "comfyui", "fp8 scaled", "gguf Q8_0", "sharded folder"])
@@ -35,7 +35,7 @@ def test_convert(tensors: Tensors, tmp_path: Path, case: str, to: str) -> None:
     assert inspect(target).problem is None
     before, after = weights_of(engine_with(source)), weights_of(engine_with(target))
     for name, tensor in before.items():
-        allowed = {"bf16": 2**-8, "fp8": 2**-4, "q4": 2**-3}[to] if LINEARS.fullmatch(name) else 2**-8
+        allowed = {"bf16": 2**-8, "fp8": 2**-4, "q4": 2**-3}[to] if BLOCK_LINEARS.fullmatch(name) else 2**-8
         assert (after[name] - tensor).abs().max() <= allowed * tensor.abs().max(), name
     if to == "bf16":
         assert all(torch.equal(load_file(target)[name], tensor.bfloat16()) for name, tensor in before.items())
@@ -63,16 +63,16 @@ def test_fp8_rows_each_have_their_scale(tensors: Tensors, tmp_path: Path) -> Non
 @pytest.fixture
 def half_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading fails in the middle."""
-    from weights.formats.read import Source
+    from weights.formats.read import TensorReader
 
-    read, count = Source.read, iter(range(10**6))
+    read, count = TensorReader.read, iter(range(10**6))
 
-    def failing(self: Source, name: str) -> torch.Tensor:
+    def failing(self: TensorReader, name: str) -> torch.Tensor:
         if next(count) == 20:
             raise OSError(28, "No space left on device")
         return read(self, name)
 
-    monkeypatch.setattr(Source, "read", failing)
+    monkeypatch.setattr(TensorReader, "read", failing)
 
 
 @pytest.mark.usefixtures("half_written")
@@ -109,9 +109,9 @@ def test_memory_is_bounded_by_the_largest_tensor_not_by_the_file(tmp_path: Path)
     """FLUX.1 [dev]'s own width, one block of each kind: 2.2 GB in float32, all holes."""
     source = tmp_path / "transformer"
     source.mkdir()
-    geometry = Geometry(num_layers=1, num_single_layers=1)
-    (source / "config.json").write_text(json.dumps(asdict(geometry)))
-    sparse_file(source / "diffusion_pytorch_model.safetensors", shapes(geometry), "F32", 4)
+    config = TransformerConfig(num_layers=1, num_single_layers=1)
+    (source / "config.json").write_text(json.dumps(asdict(config)))
+    sparse_file(source / "diffusion_pytorch_model.safetensors", tensor_shapes(config), "F32", 4)
     command = f"import sys, server.cli.convert as c; sys.exit(c.main(['{source}', '{tmp_path / 'bf16'}']))"
     usage = (
         "import resource, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True); "
@@ -119,5 +119,5 @@ def test_memory_is_bounded_by_the_largest_tensor_not_by_the_file(tmp_path: Path)
     )
     ended = subprocess.run([sys.executable, "-c", usage, command], capture_output=True, text=True, check=True)
     assert int(ended.stdout.split()[-1]) < 1500  # MiB, of which torch takes 400
-    size = sum(torch.Size(shape).numel() for shape in shapes(geometry).values())
+    size = sum(torch.Size(shape).numel() for shape in tensor_shapes(config).values())
     assert (tmp_path / "bf16").stat().st_size > 2 * size > 1e9

@@ -20,18 +20,18 @@ from server.state import build_engine_config
 from weights import tiny
 from weights.errors import WrongWeights
 from weights.formats import lora
-from weights.formats.architecture import Geometry, shapes
+from weights.formats.architecture import TransformerConfig, tensor_shapes
 from weights.formats.detect import FORMATS
 from weights.lora_file import parse_lora
 
-DEV = Geometry()
+DEV = TransformerConfig()
 
 
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
     """Another transformer than tiny's own, with weights of a sensible size."""
     torch.manual_seed(7)
-    return {name: torch.randn(shape) * 0.1 for name, shape in shapes(TINY).items()}
+    return {name: torch.randn(shape) * 0.1 for name, shape in tensor_shapes(TINY).items()}
 
 
 def engine_with(file: Path | None = None, *loras: str, dtype: str = "float32") -> FluxEngine:
@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_one_clear_line(tensors: Tensors, tmp_path: Path) -
 RANK, ALPHA = 4, 8.0
 TARGETS = {  # in the original keys: every linear layer whose width diffusers' converter does not take for granted
     name.removesuffix(".weight")
-    for name, tensor in original({name: torch.empty(shape) for name, shape in shapes(TINY).items()}).items()
+    for name, tensor in original({name: torch.empty(shape) for name, shape in tensor_shapes(TINY).items()}).items()
     if tensor.ndim == 2 and "linear1" not in name and not name.startswith(("vector_in", "guidance_in"))
 }
 
@@ -236,7 +236,7 @@ def test_kohyas_fused_layer_of_a_single_block_at_flux_devs_width(tmp_path: Path)
     up, down = torch.randn(21504, 2), torch.randn(2, 3072)
     stem = "lora_unet_single_blocks_37_linear1"
     save_file({f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}, tmp_path / "lora")
-    found = lora.read(tmp_path / "lora", 1.0, shapes(DEV)).transformer
+    found = lora.read(tmp_path / "lora", 1.0, tensor_shapes(DEV)).transformer
     parts = [f"single_transformer_blocks.37.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
     assert sorted(found) == sorted(parts)
     rows = torch.cat([found[name].up @ found[name].down[:, :8] * found[name].factor for name in parts])

@@ -17,54 +17,61 @@ from written_formats import TINY, WRITTEN, Tensors, sparse_file
 from server.__main__ import COMMANDS
 from server.cli.inspect import main
 from weights import tiny
-from weights.errors import Refused, WrongWeights
-from weights.formats.architecture import ARCHITECTURES, SWAPPED, Geometry, shapes, stacks
+from weights.errors import UnsafeFile, WrongWeights
+from weights.formats.architecture import (
+    ARCHITECTURES,
+    SWAPPED_HALVES,
+    Architecture,
+    TransformerConfig,
+    original_to_diffusers,
+    tensor_shapes,
+)
 from weights.formats.inspection import inspect
 from weights.formats.snapshot import check_snapshot
 
-DEV = Geometry()
+DEV = TransformerConfig()
 ORIGINAL_SHAPES = {
-    name: (sum(shapes(DEV)[part][0] for part in stack), *shapes(DEV)[stack[0]][1:])
-    for name, stack in stacks(DEV).items()
+    name: (sum(tensor_shapes(DEV)[part][0] for part in stack), *tensor_shapes(DEV)[stack[0]][1:])
+    for name, stack in original_to_diffusers(DEV).items()
 }
 
 
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
     torch.manual_seed(4)
-    return {name: torch.randn(shape) for name, shape in shapes(TINY).items()}
+    return {name: torch.randn(shape) for name, shape in tensor_shapes(TINY).items()}
 
 
 @pytest.mark.parametrize("known", ARCHITECTURES, ids=lambda known: known.title)
-def test_the_tables_shapes_are_those_of_diffusers_class(known: object) -> None:
-    title, geometry, _ = known  # type: ignore[misc]
-    config = tiny.TRANSFORMER if title == "tiny" else {"guidance_embeds": geometry.guidance_embeds}
+def test_the_tables_shapes_are_those_of_diffusers_class(known: Architecture) -> None:
+    config = known.config
+    overrides = tiny.TRANSFORMER if known.title == "tiny" else {"guidance_embeds": config.guidance_embeds}
     with torch.device("meta"):
-        model = FluxTransformer2DModel(**config)
-    assert shapes(geometry) == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    assert Geometry.from_config(model.config) == geometry
+        model = FluxTransformer2DModel(**overrides)
+    assert tensor_shapes(config) == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert TransformerConfig.from_config(model.config) == config
 
 
 def test_flux_dev_has_1160_tensors_780_in_the_original_keys_and_11_90_billion_parameters() -> None:
-    assert len(shapes(DEV)) == 1160
-    assert len(stacks(DEV)) == 780
-    for table in (shapes(DEV), ORIGINAL_SHAPES):
+    assert len(tensor_shapes(DEV)) == 1160
+    assert len(original_to_diffusers(DEV)) == 780
+    for table in (tensor_shapes(DEV), ORIGINAL_SHAPES):
         assert sum(torch.Size(shape).numel() for shape in table.values()) == 11_901_408_320
-    assert sorted(part for stack in stacks(DEV).values() for part in stack) == sorted(shapes(DEV))
+    assert sorted(part for stack in original_to_diffusers(DEV).values() for part in stack) == sorted(tensor_shapes(DEV))
 
 
 def test_the_table_of_original_keys_says_what_diffusers_converter_does() -> None:
     """The converter is given the number of each row in the place of the row."""
     numbers, first, rows = {}, 0, {}
-    for name in stacks(DEV):
+    for name in original_to_diffusers(DEV):
         rows[name] = torch.arange(first, first := first + ORIGINAL_SHAPES[name][0])
         numbers[name] = rows[name].clone()
     converted = convert_flux_transformer_checkpoint_to_diffusers(numbers)
     assert not numbers, "the converter has taken every tensor"
     assert len(converted) == 1160
-    for name, stack in stacks(DEV).items():
+    for name, stack in original_to_diffusers(DEV).items():
         found = torch.cat([converted[part] for part in stack])
-        if name.startswith(SWAPPED):
+        if name.startswith(SWAPPED_HALVES):
             found = torch.cat(found.chunk(2)[::-1])
         assert torch.equal(found, rows[name]), name
 
@@ -103,10 +110,10 @@ def test_missing_and_unexpected_tensors_are_listed_and_none_is_served(tensors: T
 
 def test_the_command_reads_headers_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Files of 24 and 48 GB that are nothing but holes."""
-    sparse_file(tmp_path / "srpo", shapes(DEV), "F32", 4)
+    sparse_file(tmp_path / "srpo", tensor_shapes(DEV), "F32", 4)
     prefixed = {f"model.diffusion_model.{name}": shape for name, shape in ORIGINAL_SHAPES.items()}
     sparse_file(tmp_path / "comfy", prefixed, "BF16", 2)
-    sparse_file(tmp_path / "schnell", shapes(Geometry(guidance_embeds=False)), "BF16", 2)
+    sparse_file(tmp_path / "schnell", tensor_shapes(TransformerConfig(guidance_embeds=False)), "BF16", 2)
     said = {}
     for name in ("srpo", "comfy", "schnell"):
         assert main([str(tmp_path / name), "--json"]) == 0
@@ -145,7 +152,7 @@ def test_a_booby_trapped_pickle_is_refused_whatever_its_name(tmp_path: Path, nam
         file.write_bytes(pickle.dumps(Trap(mark), protocol=form))
     else:
         torch.save(Trap(mark), file, _use_new_zipfile_serialization="old" not in form)
-    with pytest.raises(Refused, match=r"model.*pickle file \(torch.save\)"):
+    with pytest.raises(UnsafeFile, match=r"model.*pickle file \(torch.save\)"):
         inspect(file)
     assert not mark.exists()
 
@@ -221,7 +228,7 @@ def test_a_snapshot_with_something_missing_or_with_code_is_refused(
         (pipeline / part).unlink()
     else:
         (pipeline / part).write_text(json.dumps(json.loads((pipeline / part).read_text()) | change))
-    with pytest.raises((WrongWeights, Refused), match=said):
+    with pytest.raises((WrongWeights, UnsafeFile), match=said):
         check_snapshot(pipeline)
 
 
@@ -229,5 +236,5 @@ def test_a_component_that_holds_only_pickle_is_refused_and_the_pickle_named(pipe
     (pipeline / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with zipfile.ZipFile(pipeline / "vae" / "diffusion_pytorch_model.bin", "w") as file:
         file.writestr("archive/data.pkl", b"")
-    with pytest.raises(Refused, match=r"diffusion_pytorch_model\.bin is refused: a pickle file"):
+    with pytest.raises(UnsafeFile, match=r"diffusion_pytorch_model\.bin is refused: a pickle file"):
         check_snapshot(pipeline)

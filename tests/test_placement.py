@@ -43,8 +43,8 @@ from server.cli.convert import main as convert
 from server.settings import EngineSettings, Settings
 from server.state import build_engine_config
 from weights import tiny
-from weights.checkpoints import CHECKPOINTS, Sizes
-from weights.formats.architecture import LINEARS
+from weights.checkpoints import CHECKPOINTS, ParameterCounts
+from weights.formats.architecture import BLOCK_LINEARS
 
 SRPO = CHECKPOINTS["flux/srpo"]
 AUTO = [name for name, way in PLACEMENTS.items() if way.chosen]
@@ -165,14 +165,14 @@ def test_the_rows_sizes_are_those_of_flux_1_devs_classes() -> None:
     assert SRPO.sizes == sizes_of(pipeline)
 
 
-def sizes_of(pipeline: Any) -> Sizes:
+def sizes_of(pipeline: Any) -> ParameterCounts:
     def count(*parts: Any) -> int:
         return sum(tensor.numel() for part in parts for tensor in part.parameters())
 
     named = dict(pipeline.transformer.named_parameters())
-    blocks = sum(tensor.numel() for name, tensor in named.items() if LINEARS.fullmatch(name))
+    blocks = sum(tensor.numel() for name, tensor in named.items() if BLOCK_LINEARS.fullmatch(name))
     texts = count(pipeline.text_encoder, pipeline.text_encoder_2)
-    return Sizes(blocks, count(pipeline.transformer) - blocks, texts, count(pipeline.vae))
+    return ParameterCounts(blocks, count(pipeline.transformer) - blocks, texts, count(pipeline.vae))
 
 
 @pytest.mark.parametrize("name", PLACEMENTS)
@@ -263,7 +263,7 @@ def test_float8_keeps_a_scale_a_row_and_stays_close(tmp_path: Path) -> None:
     wide, narrow = (engine_at(name, "flux/sketch") for name in ("resident", "float8"))
     stored, before = weights_of(narrow), weights_of(wide)
     for name, tensor in before.items():
-        if LINEARS.fullmatch(name):
+        if BLOCK_LINEARS.fullmatch(name):
             assert stored[name].dtype == torch.float8_e4m3fn
             rows = stored[name].float() * stored[f"{name}_scale"]
             assert ((rows - tensor.float()).abs() <= tensor.float().abs().amax(1, keepdim=True) / 16).all()
@@ -282,7 +282,7 @@ def test_a_file_of_ours_in_float8_is_served_as_it_is(tmp_path: Path) -> None:
     assert convert([str(tmp_path / "transformer"), str(tmp_path / "file"), "--to", "fp8"]) == 0
     file, served = load_file(tmp_path / "file"), weights_of(engine_at("float8", transformer=str(tmp_path / "file")))
     for name, tensor in file.items():
-        if LINEARS.fullmatch(name):
+        if BLOCK_LINEARS.fullmatch(name):
             values = [part[name].float() * part[f"{name}_scale"] for part in (file, served)]
             torch.testing.assert_close(*values)
             assert served[name].dtype == tensor.dtype

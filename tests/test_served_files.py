@@ -12,13 +12,13 @@ from written_formats import TINY, WRITTEN, Tensors
 
 from server.cli import doctor
 from weights import tiny
-from weights.formats.architecture import shapes
+from weights.formats.architecture import tensor_shapes
 
 
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
     torch.manual_seed(11)
-    return {name: torch.randn(shape) * 0.1 for name, shape in shapes(TINY).items()}
+    return {name: torch.randn(shape) * 0.1 for name, shape in tensor_shapes(TINY).items()}
 
 
 @pytest.fixture(scope="module")

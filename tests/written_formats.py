@@ -8,19 +8,19 @@ import gguf
 import torch
 from safetensors.torch import save_file
 
-from weights.formats.architecture import ARCHITECTURES, SWAPPED, Geometry, Shape, stacks
-from weights.formats.write import LAYOUTS
+from weights.formats.architecture import ARCHITECTURES, SWAPPED_HALVES, Shape, TransformerConfig, original_to_diffusers
+from weights.formats.write import OUTPUT_FORMATS
 
-TINY = next(known.geometry for known in ARCHITECTURES if known.title == "tiny")
+TINY = next(known.config for known in ARCHITECTURES if known.title == "tiny")
 Tensors = dict[str, torch.Tensor]
 
 
-def original(tensors: Tensors, prefix: str = "", geometry: Geometry = TINY) -> Tensors:
+def original(tensors: Tensors, prefix: str = "", config: TransformerConfig = TINY) -> Tensors:
     """In the original FLUX keys."""
     found = {}
-    for name, stack in stacks(geometry).items():
+    for name, stack in original_to_diffusers(config).items():
         rows = torch.cat([tensors[part] for part in stack])
-        if name.startswith(SWAPPED):
+        if name.startswith(SWAPPED_HALVES):
             rows = torch.cat(rows.chunk(2)[::-1])
         found[prefix + name] = rows.contiguous()
     return found
@@ -61,8 +61,8 @@ def fp8_scaled(tensors: Tensors, path: Path) -> None:
 
 def fp8_rows(tensors: Tensors, path: Path) -> None:
     """As `srpo weights convert --to fp8` writes them."""
-    row = LAYOUTS["fp8"]
-    row.save(path, row.plan(TINY), row.make(TINY, tensors.__getitem__), {})
+    row = OUTPUT_FORMATS["fp8"]
+    row.save(path, row.plan(TINY), row.convert(TINY, tensors.__getitem__), {})
 
 
 def gguf_of(kind: gguf.GGMLQuantizationType) -> Callable[[Tensors, Path], None]:

@@ -45,8 +45,8 @@ class Repository:
     sha256: tuple[tuple[str, str], ...] = ()  # file, digest
 
 
-class Sizes(NamedTuple):
-    """Parameters of a model's parts. Of the transformer's, `blocks` are those of `architecture.LINEARS`."""
+class ParameterCounts(NamedTuple):
+    """Parameters of a model's parts. Of the transformer's, `blocks` are those of `architecture.BLOCK_LINEARS`."""
 
     blocks: int = 0
     rest: int = 0
@@ -54,7 +54,7 @@ class Sizes(NamedTuple):
     vae: int = 0
 
 
-SMALL = Sizes()  # too few parameters to matter
+SMALL = ParameterCounts()  # too few parameters to matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Checkpoint:
     title: str
     licence: str
     text_tokens: int
-    sizes: Sizes = SMALL
+    sizes: ParameterCounts = SMALL
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False
@@ -90,7 +90,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
+class CheckpointFiles:
     """A checkpoint whose files are all there. Paths are None for a row that is built in code."""
 
     checkpoint: Checkpoint
@@ -127,7 +127,7 @@ WITHOUT_TRANSFORMER = (  # of a FLUX.1 repository: not its transformer, not the 
     "vae/*.safetensors",
 )
 WHOLE_PIPELINE = (*WITHOUT_TRANSFORMER, "transformer/*.json", "transformer/*.safetensors")
-FLUX_SIZES = Sizes(8_606_711_808, 3_294_696_512, 4_885_371_136, 83_819_683)  # of FLUX.1 [dev]; the texts: T5 and CLIP
+FLUX_SIZES = ParameterCounts(8_606_711_808, 3_294_696_512, 4_885_371_136, 83_819_683)  # FLUX.1 [dev]; texts: T5, CLIP
 FLUX_DEV = ("black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", "FLUX.1-dev")
 FLUX_SCHNELL = ("black-forest-labs/FLUX.1-schnell", "741f7c3ce8b383c54771c7003378a50191e9efe9", "FLUX.1-schnell")
 SRPO = Repository("tencent/SRPO", "main", "SRPO", ("diffusion_pytorch_model.safetensors",), SRPO_LICENCE)
@@ -220,13 +220,13 @@ def choose(model: str, models_dir: Path) -> Checkpoint:
     return row if any((models_dir / part).exists() for part in (row.folder, row.transformer) if part) else EMBEDDED
 
 
-def locate(row: Checkpoint, models_dir: Path, given: Path | None = None) -> Located:
+def locate(row: Checkpoint, models_dir: Path, given: Path | None = None) -> CheckpointFiles:
     """Find every file of a row. Raises `MissingFiles`, which names what is missing and where it belongs.
 
     `given` is a transformer in the place of the row's own, which then need not be there.
     """
     if row.folder is None:
-        return Located(row, None, given)
+        return CheckpointFiles(row, None, given)
     folder = models_dir / row.folder
     transformer = given or (models_dir / row.transformer if row.transformer else None)
     wanted = [folder / "model_index.json", folder / "transformer" / "config.json"]
@@ -237,7 +237,7 @@ def locate(row: Checkpoint, models_dir: Path, given: Path | None = None) -> Loca
         missing.append(folder / "transformer" / "diffusion_pytorch_model*.safetensors")
     if missing:
         raise MissingFiles(row.id, missing)
-    return Located(row, folder, transformer)
+    return CheckpointFiles(row, folder, transformer)
 
 
 def downloads() -> Mapping[str, tuple[Repository, ...]]:

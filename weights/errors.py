@@ -24,25 +24,25 @@ class WrongWeights(WeightsError):
         super().__init__(f"{path}: {problem}")
 
 
-class Refused(WeightsError):
+class UnsafeFile(WeightsError):
     """A file that is not read at all, whatever it holds: it could run code, or it is no weights file."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path} is refused: {problem}")
 
 
-class CannotConvert(WeightsError):
+class ConversionError(WeightsError):
     """A file that cannot be written. Nothing stands at its place."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path} cannot be written: {problem}")
 
 
-class CannotPull(WeightsError):
+class PullError(WeightsError):
     """Files that could not be brought. The message names the file, and says what to do."""
 
 
-class WrongFile(CannotPull):
+class FileMismatch(PullError):
     """A file that is not what the hub says it is. It has not been put in place."""
 
     def __init__(self, path: str, what: str, expected: object, got: object) -> None:

@@ -1,4 +1,7 @@
-"""From files (or code) to a diffusers FLUX pipeline on a device. Imports torch: only a worker calls it."""
+"""Loads a diffusers FLUX pipeline onto a device, from local files or from code. Imports torch: only a worker calls it.
+
+Every file is checked before it is read, and no file is ever in memory as a whole.
+"""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,14 +13,14 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors import SafetensorError
 
 from weights import tiny
-from weights.checkpoints import Located
+from weights.checkpoints import CheckpointFiles
 from weights.errors import WrongWeights
-from weights.formats import fp8_linear as float8
 from weights.formats import lora
-from weights.formats.architecture import Geometry, shapes
-from weights.formats.detect import check, match
+from weights.formats.architecture import TransformerConfig, tensor_shapes
+from weights.formats.detect import match_tensors, require_match
+from weights.formats.fp8_linear import float8_state, use_float8_linears
 from weights.formats.headers import read_header
-from weights.formats.read import Source
+from weights.formats.read import TensorReader
 from weights.formats.snapshot import check_snapshot
 from weights.lora_file import parse_lora
 
@@ -27,20 +30,20 @@ MODULES = ("transformer", "text_encoder", "text_encoder_2", "vae")
 
 
 def load_pipeline(
-    located: Located,
+    located: CheckpointFiles,
     dtype: torch.dtype,
     device: torch.device,
     report: Report,
     loras: Sequence[str] = (),
-    narrow: bool = False,
-    waiting: Collection[str] = (),
+    fp8: bool = False,
+    on_host: Collection[str] = (),
 ) -> FluxPipeline:
     """The whole pipeline in `dtype` on `device`. Reads local files only.
 
-    Raises `WeightsError`, and `ValueError` for one of the `loras` that is neither `FILE` nor `FILE:SCALE`.
+    The transformer may have any of `FORMATS`. `loras`, each `FILE` or `FILE:SCALE`, are merged into it. With `fp8` the
+    weights of its blocks are stored in float8. The parts named in `on_host` stay in the host's memory.
 
-    The transformer is in any of `FORMATS`; `loras` are added to it, each `FILE` or `FILE:SCALE`. `narrow` keeps its
-    blocks' weights in float8. The `waiting` parts stay in the host's memory.
+    Raises `WeightsError`, and `ValueError` for one of the `loras` that is neither `FILE` nor `FILE:SCALE`.
     """
     parts: dict[str, Any] = {}
     if located.folder is None:
@@ -52,40 +55,40 @@ def load_pipeline(
         check_snapshot(located.folder)
         config = json.loads((located.folder / "transformer" / "config.json").read_text())
         file = located.transformer or located.folder / "transformer"
-    geometry = Geometry.from_config(config)
-    added = [lora.read(*parse_lora(text), shapes(geometry)) for text in loras]
-    home = HOST if "transformer" in waiting else device
+    transformer_config = TransformerConfig.from_config(config)
+    adapters = [lora.read(*parse_lora(text), tensor_shapes(transformer_config)) for text in loras]
+    home = HOST if "transformer" in on_host else device
     if file is not None:
-        found = match(read_header(file), geometry)
-        check(file, found)
-        with Source(found) as source:
-            parts["transformer"] = assemble(config, source.read, added, dtype, device, home, report, narrow)
-    elif added or narrow:
-        own = pipeline.transformer.state_dict()
-        parts["transformer"] = assemble(config, own.__getitem__, added, dtype, device, home, report, narrow)
+        match = match_tensors(read_header(file), transformer_config)
+        require_match(file, match)
+        with TensorReader(match) as reader:
+            parts["transformer"] = build_transformer(config, reader.read, adapters, dtype, device, home, report, fp8)
+    elif adapters or fp8:
+        state = pipeline.transformer.state_dict()
+        parts["transformer"] = build_transformer(config, state.__getitem__, adapters, dtype, device, home, report, fp8)
     if located.folder is None:
         pipeline.register_modules(**parts)
     else:
         report("loading text encoders and VAE", 0.8)
-        pipeline = read_folder(located.folder, dtype, parts)
-    for one in added:
-        lora.merge(one, pipeline.text_encoder)
+        pipeline = load_folder(located.folder, dtype, parts)
+    for adapter in adapters:
+        lora.merge_into_text_encoder(adapter, pipeline.text_encoder)
     report("moving to the device", 0.95)
     for name in MODULES:
-        if name not in waiting:
+        if name not in on_host:
             getattr(pipeline, name).to(device)
     return pipeline
 
 
-def read_folder(folder: Path, dtype: torch.dtype, parts: Mapping[str, Any]) -> FluxPipeline:
-    """A folder in diffusers layout; `parts` take the place of its own."""
+def load_folder(folder: Path, dtype: torch.dtype, parts: Mapping[str, Any]) -> FluxPipeline:
+    """The pipeline in a folder of diffusers layout, with `parts` instead of its own. Raises `WrongWeights`."""
     try:
         return FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, **parts)
     except SafetensorError as error:
         raise WrongWeights(folder, f"a file of the text encoders or the VAE is damaged ({error})") from error
 
 
-def assemble(
+def build_transformer(
     config: Mapping[str, Any],
     read: Callable[[str], torch.Tensor],
     loras: Sequence[lora.Lora],
@@ -93,26 +96,26 @@ def assemble(
     device: torch.device,
     home: torch.device,
     report: Report,
-    narrow: bool,
+    fp8: bool,
 ) -> FluxTransformer2DModel:
-    """A transformer from its tensors, one by one over the device to its home: no file is ever in memory as a whole.
+    """A transformer whose tensors are read one by one, converted on `device` and stored on `home`.
 
-    LoRAs are added in float32, before the weights are rounded to `dtype`, or to float8 where `narrow` says so.
+    LoRAs are added in float32, before the weights are rounded to `dtype`, or to float8 with `fp8`.
     """
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(config)
-        if narrow:
-            float8.narrow(model)
+        if fp8:
+            use_float8_linears(model)
     tensors: dict[str, torch.Tensor] = {}
-    wanted = shapes(Geometry.from_config(config))
-    for done, name in enumerate(wanted):
+    shapes = tensor_shapes(TransformerConfig.from_config(config))
+    for done, name in enumerate(shapes):
         values = read(name).to(device)
-        for one in loras:
-            if (delta := one.transformer.get(name.removesuffix(".weight"))) and name.endswith(".weight"):
-                values = delta.added_to(values)
-        made = float8.stored(name, values, dtype) if narrow else {name: values.to(dtype)}
-        tensors |= {key: value.to(home) for key, value in made.items()}
+        for adapter in loras:
+            if (delta := adapter.transformer.get(name.removesuffix(".weight"))) and name.endswith(".weight"):
+                values = delta.add_to(values)
+        state = float8_state(name, values, dtype) if fp8 else {name: values.to(dtype)}
+        tensors |= {key: value.to(home) for key, value in state.items()}
         if done % 32 == 0:
-            report("loading the transformer", 0.8 * done / len(wanted))
+            report("loading the transformer", 0.8 * done / len(shapes))
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from weights.checkpoints import Checkpoint, Sizes
+from weights.checkpoints import Checkpoint, ParameterCounts
 
 WORKING = 4 * 2**30  # bytes beside the weights: activations at 1536x1536, decoding, CUDA itself; an estimate
 STREAMED = 2**29  # bytes that streaming takes on the card: the layer at work and the next; T5's embedding has 0.24 GiB
@@ -57,14 +57,14 @@ class Way(NamedTuple):
     float8: bool = False
     chosen: bool = True
 
-    def on_card(self, sizes: Sizes, precision: str) -> int:
+    def on_card(self, sizes: ParameterCounts, precision: str) -> int:
         """Bytes, without what work takes."""
         number = BYTES[precision]
         transformer = sizes.blocks * (1 if self.float8 else number) + sizes.rest * number
         waiting = self.waiting(sizes, precision)
         return transformer + (sizes.texts + sizes.vae) * number - waiting + (STREAMED if waiting else 0)
 
-    def waiting(self, sizes: Sizes, precision: str) -> int:
+    def waiting(self, sizes: ParameterCounts, precision: str) -> int:
         """Bytes in the host's memory."""
         number = BYTES[precision]
         transformer = sizes.blocks * (1 if self.float8 else number) + sizes.rest * number

@@ -23,8 +23,8 @@ from server.settings import Settings
 from server.state import build_guard, build_prompt_guard, build_signer
 from weights.checkpoints import SERVED_AS, choose, locate
 from weights.errors import WeightsError
-from weights.formats.architecture import Geometry
-from weights.formats.detect import check, match
+from weights.formats.architecture import TransformerConfig
+from weights.formats.detect import match_tensors, require_match
 from weights.formats.headers import read_header
 from weights.hub import manifest
 from weights.hub.listing import MANIFEST
@@ -119,7 +119,8 @@ def weights(settings: DoctorSettings) -> Finding:
         if settings.transformer and located.folder:
             folders = [folder for folder in folders if folder.is_dir()]
             config = json.loads((located.folder / "transformer" / "config.json").read_text())
-            check(settings.transformer, match(read_header(settings.transformer), Geometry.from_config(config)))
+            match = match_tensors(read_header(settings.transformer), TransformerConfig.from_config(config))
+            require_match(settings.transformer, match)
         unlisted = [folder for folder in folders if not (folder / MANIFEST).exists()]
         if unlisted:
             return Finding("warning", f"{row.id} is there; {unlisted[0]} has no manifest to verify it against")

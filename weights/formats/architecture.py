@@ -1,7 +1,7 @@
-"""FLUX.1's transformer as names and shapes, in diffusers' keys and in the original ones. No torch.
+"""The names and shapes of FLUX.1's transformer tensors, in diffusers' keys and in the original ones. No torch.
 
-Headers can so be checked in an instant. The tests hold both tables against diffusers' class on the meta device, and
-against its converter.
+With these tables a header is checked without building a model. The tests compare them with diffusers' class on the
+meta device, and with its converter.
 """
 
 import re
@@ -10,13 +10,13 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
 Shape = tuple[int, ...]
-# The blocks' matrices of attention and MLP: what float8 and 4-bit forms store in fewer bits.
-LINEARS = re.compile(r"(single_)?transformer_blocks\.\d+\.(attn\.(to|add)_|ff|proj_)[\w.]*\.weight")
+# The attention and MLP matrices of the blocks: the tensors that the fp8 and 4-bit formats quantize.
+BLOCK_LINEARS = re.compile(r"(single_)?transformer_blocks\.\d+\.(attn\.(to|add)_|ff|proj_)[\w.]*\.weight")
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
-    """What the shapes follow from, by the names of diffusers' configuration. The defaults are FLUX.1 [dev]'s."""
+class TransformerConfig:
+    """The part of diffusers' configuration that decides the shapes. The defaults are FLUX.1 [dev]'s."""
 
     in_channels: int = 64
     num_layers: int = 19
@@ -30,28 +30,28 @@ class Geometry:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """From a transformer's `config.json`; diffusers' default is a transformer without guidance."""
+        """From a transformer's `config.json`. Unknown entries are ignored."""
         return cls(**{field.name: config[field.name] for field in fields(cls) if field.name in config})
 
     @property
-    def width(self) -> int:
+    def inner_dim(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
 
 class Architecture(NamedTuple):
-    """A transformer that is served: its name, its geometry, the ids of `CHECKPOINTS` that have it."""
+    """A transformer that can be served: its name, its configuration, and the ids in `CHECKPOINTS` that have it."""
 
     title: str
-    geometry: Geometry
+    config: TransformerConfig
     models: tuple[str, ...]
 
 
 ARCHITECTURES = (
-    Architecture("FLUX.1 [dev]", Geometry(), ("flux/srpo", "flux/dev")),
-    Architecture("FLUX.1 [schnell]", Geometry(guidance_embeds=False), ("flux/schnell",)),
+    Architecture("FLUX.1 [dev]", TransformerConfig(), ("flux/srpo", "flux/dev")),
+    Architecture("FLUX.1 [schnell]", TransformerConfig(guidance_embeds=False), ("flux/schnell",)),
     Architecture(
         "tiny",
-        Geometry(
+        TransformerConfig(
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -63,8 +63,8 @@ ARCHITECTURES = (
     ),
 )
 
-TIME_STEPS = 256  # the width of a timestep's sinusoidal embedding
-TOP = {  # original: diffusers
+TIMESTEP_CHANNELS = 256  # the width of a timestep's sinusoidal embedding
+TOP_KEYS = {  # original: diffusers
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
@@ -76,7 +76,7 @@ TOP = {  # original: diffusers
     "final_layer.adaLN_modulation.1": "norm_out.linear",
     "final_layer.linear": "proj_out",
 }
-DOUBLE = {  # original: diffusers, where there are several, stacked row upon row
+DOUBLE_KEYS = {  # original: diffusers; several are concatenated along the rows
     "img_mod.lin": ("norm1.linear",),
     "txt_mod.lin": ("norm1_context.linear",),
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
@@ -94,65 +94,65 @@ DOUBLE_NORMS = {
     "txt_attn.norm.query_norm": "attn.norm_added_q",
     "txt_attn.norm.key_norm": "attn.norm_added_k",
 }
-SINGLE = {
+SINGLE_KEYS = {
     "modulation.lin": ("norm.linear",),
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
     "linear2": ("proj_out",),
 }
 SINGLE_NORMS = {"norm.query_norm": "attn.norm_q", "norm.key_norm": "attn.norm_k"}
-SWAPPED = "final_layer.adaLN_modulation.1"  # its halves (shift, scale) stand the other way round in diffusers
+SWAPPED_HALVES = "final_layer.adaLN_modulation.1"  # its halves (shift, scale) are in the other order in diffusers
 
 
-def shapes(geometry: Geometry) -> dict[str, Shape]:
-    """Every tensor of the transformer in diffusers' keys."""
+def tensor_shapes(config: TransformerConfig) -> dict[str, Shape]:
+    """The shape of every tensor of the transformer, by its diffusers key."""
     found: dict[str, Shape] = {}
-    for name, shape in _linears(geometry):
+    for name, shape in _linears(config):
         found[f"{name}.weight"], found[f"{name}.bias"] = shape, shape[:1]
     for kind, count, norms in (
-        ("transformer_blocks", geometry.num_layers, DOUBLE_NORMS),
-        ("single_transformer_blocks", geometry.num_single_layers, SINGLE_NORMS),
+        ("transformer_blocks", config.num_layers, DOUBLE_NORMS),
+        ("single_transformer_blocks", config.num_single_layers, SINGLE_NORMS),
     ):
         for index in range(count):
-            found |= {f"{kind}.{index}.{norm}.weight": (geometry.attention_head_dim,) for norm in norms.values()}
+            found |= {f"{kind}.{index}.{norm}.weight": (config.attention_head_dim,) for norm in norms.values()}
     return found
 
 
-def _linears(geometry: Geometry) -> Iterator[tuple[str, Shape]]:
-    """Name, and shape of the weight (rows, columns), of every linear layer."""
-    d = geometry.width
+def _linears(config: TransformerConfig) -> Iterator[tuple[str, Shape]]:
+    """The name of every linear layer, and the shape (rows, columns) of its weight."""
+    d = config.inner_dim
     columns = {
-        "x_embedder": geometry.in_channels,
-        "context_embedder": geometry.joint_attention_dim,
-        "time_text_embed.timestep_embedder.linear_1": TIME_STEPS,
-        "time_text_embed.guidance_embedder.linear_1": TIME_STEPS,
-        "time_text_embed.text_embedder.linear_1": geometry.pooled_projection_dim,
+        "x_embedder": config.in_channels,
+        "context_embedder": config.joint_attention_dim,
+        "time_text_embed.timestep_embedder.linear_1": TIMESTEP_CHANNELS,
+        "time_text_embed.guidance_embedder.linear_1": TIMESTEP_CHANNELS,
+        "time_text_embed.text_embedder.linear_1": config.pooled_projection_dim,
     }
-    rows = {"norm_out.linear": 2 * d, "proj_out": geometry.out_channels or geometry.in_channels}
-    for name in TOP.values():
-        if geometry.guidance_embeds or "guidance" not in name:
+    rows = {"norm_out.linear": 2 * d, "proj_out": config.out_channels or config.in_channels}
+    for name in TOP_KEYS.values():
+        if config.guidance_embeds or "guidance" not in name:
             yield name, (rows.get(name, d), columns.get(name, d))
-    for index in range(geometry.num_layers):
-        for stack in DOUBLE.values():
+    for index in range(config.num_layers):
+        for stack in DOUBLE_KEYS.values():
             for name in stack:
                 tall = 6 if name.startswith("norm") else 4 if name.endswith("net.0.proj") else 1
                 yield f"transformer_blocks.{index}.{name}", (tall * d, 4 * d if name.endswith("net.2") else d)
-    for index in range(geometry.num_single_layers):
+    for index in range(config.num_single_layers):
         for name, tall, wide in (("norm.linear", 3, 1), ("proj_mlp", 4, 1), ("proj_out", 1, 5)):
             yield f"single_transformer_blocks.{index}.{name}", (tall * d, wide * d)
-        for name in SINGLE["linear1"][:3]:
+        for name in SINGLE_KEYS["linear1"][:3]:
             yield f"single_transformer_blocks.{index}.{name}", (d, d)
 
 
-def stacks(geometry: Geometry) -> dict[str, tuple[str, ...]]:
-    """Every tensor in the original keys: the diffusers tensors whose rows it holds, from top to bottom."""
+def original_to_diffusers(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
+    """For every original key, the diffusers tensors whose rows it holds, from top to bottom."""
     found: dict[str, tuple[str, ...]] = {}
-    for name, ours in TOP.items():
-        if geometry.guidance_embeds or "guidance" not in name:
+    for name, ours in TOP_KEYS.items():
+        if config.guidance_embeds or "guidance" not in name:
             for suffix in ("weight", "bias"):
                 found[f"{name}.{suffix}"] = (f"{ours}.{suffix}",)
     for theirs, ours, count, linears, norms in (
-        ("double_blocks", "transformer_blocks", geometry.num_layers, DOUBLE, DOUBLE_NORMS),
-        ("single_blocks", "single_transformer_blocks", geometry.num_single_layers, SINGLE, SINGLE_NORMS),
+        ("double_blocks", "transformer_blocks", config.num_layers, DOUBLE_KEYS, DOUBLE_NORMS),
+        ("single_blocks", "single_transformer_blocks", config.num_single_layers, SINGLE_KEYS, SINGLE_NORMS),
     ):
         for index in range(count):
             for name, stack in linears.items():

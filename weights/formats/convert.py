@@ -1,9 +1,9 @@
-"""A transformer in another form: read tensor by tensor, written as it goes, put in place only when it is whole.
+"""Converts a transformer to another format, tensor by tensor: memory is bounded by the largest tensor, not by the file.
 
-Memory is bounded by the largest tensor, not by the file. Beside the new file stands a manifest: what it was made from.
+The new file gets its name only when it is complete; an error leaves nothing behind. A manifest beside it says what it
+was made from.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,106 +13,101 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from weights.errors import CannotConvert
-from weights.formats.architecture import Geometry
-from weights.formats.detect import Match, check, match, nearest
+from weights.digests import SHA256, hash_file
+from weights.errors import ConversionError
+from weights.formats.architecture import TransformerConfig
+from weights.formats.detect import TensorMatch, match_tensors, nearest_architecture, require_match
 from weights.formats.headers import read_header
-from weights.formats.read import Source
-from weights.formats.write import LAYOUTS, Layout, Stored
+from weights.formats.read import TensorReader
+from weights.formats.write import OUTPUT_FORMATS, FilePlan, NamedTensor, OutputFormat
 from weights.progress import ProgressReporter
 
-BLOCK = 2**22
-MANIFEST = ".manifest.json"  # behind the file's whole name
+MANIFEST_SUFFIX = ".manifest.json"  # appended to the file's whole name
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """The new file, its size in bytes, and its sha256."""
+class ConvertedFile:
+    """A new file, its size in bytes, and its sha256."""
 
     path: Path
     size: int
     sha256: str
 
 
-def convert(source: Path, layout: str, target: Path, revision: str | None, progress: ProgressReporter) -> Made:
-    """Write `target` in a row of `LAYOUTS`. Raises `WeightsError`; then nothing is at `target`."""
+def convert(source: Path, to: str, target: Path, revision: str | None, progress: ProgressReporter) -> ConvertedFile:
+    """Write `source` to `target` in the format `to`, a key of `OUTPUT_FORMATS`. Raises `WeightsError`, and then
+    leaves no new file behind.
+    """
     header = read_header(source)
-    geometry = nearest(header).geometry
-    found = match(header, geometry)
-    check(source, found)
-    row = LAYOUTS[layout]
-    plan = row.plan(geometry)
-    check_target(source, target, sum(stored.size for stored in plan.values()))
+    config = nearest_architecture(header).config
+    match = match_tensors(header, config)
+    require_match(source, match)
+    output = OUTPUT_FORMATS[to]
+    plan = output.plan(config)
+    check_target(source, target, sum(tensor.size for tensor in plan.values()))
     files = sorted({tensor.file for tensor in header.tensors.values()})
-    digests = {file.name: digest_of(file, progress) for file in files}
+    digests = {file.name: _hash_with_progress(file, progress) for file in files}
     partial = target.with_name(f"{target.name}.partial")
-    facts = {"source": str(source.name), "files": digests, "revision": revision or revision_of(source)}
-    facts |= {"dtype": layout, "tool": f"srpo-server {version('srpo-server')}"}
+    manifest = {"source": str(source.name), "files": digests, "revision": revision or read_revision(source)}
+    manifest |= {"dtype": to, "tool": f"srpo-server {version('srpo-server')}"}
     try:
-        write(found, geometry, row, plan, partial, facts, progress)
-        made = Made(target, partial.stat().st_size, digest_of(partial, progress))
-        note = target.with_name(target.name + MANIFEST)
-        note_partial = note.with_name(f"{note.name}.partial")
-        note_partial.write_text(json.dumps(facts | {"size": made.size, "sha256": made.sha256}, indent=1) + "\n")
-        note_partial.replace(note)
+        write_file(match, config, output, plan, partial, manifest, progress)
+        converted = ConvertedFile(target, partial.stat().st_size, _hash_with_progress(partial, progress))
+        manifest_file = target.with_name(target.name + MANIFEST_SUFFIX)
+        manifest_partial = manifest_file.with_name(f"{manifest_file.name}.partial")
+        manifest_partial.write_text(
+            json.dumps(manifest | {"size": converted.size, "sha256": converted.sha256}, indent=1) + "\n"
+        )
+        manifest_partial.replace(manifest_file)
         partial.replace(target)
     except OSError as error:
-        raise CannotConvert(target, f"{error.strerror or error}") from error
+        raise ConversionError(target, f"{error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    return made
+    return converted
 
 
 def check_target(source: Path, target: Path, size: int) -> None:
-    """Raises `CannotConvert` before any work is done."""
+    """Raises `ConversionError` before any work is done."""
     if target.exists():
-        raise CannotConvert(target, "it exists already; name another file, or move it away")
+        raise ConversionError(target, "it exists already; name another file, or move it away")
     if not target.parent.is_dir():
-        raise CannotConvert(target, f"there is no folder {target.parent}")
+        raise ConversionError(target, f"there is no folder {target.parent}")
     if (free := shutil.disk_usage(target.parent).free) < size:
-        raise CannotConvert(target, f"{source} becomes {size:,} bytes, and only {free:,} are free there")
+        raise ConversionError(target, f"{source} becomes {size:,} bytes, and only {free:,} are free there")
 
 
-def write(
-    found: Match,
-    geometry: Geometry,
-    layout: Layout,
-    plan: Mapping[str, Stored],
+def write_file(
+    match: TensorMatch,
+    config: TransformerConfig,
+    output: OutputFormat,
+    plan: FilePlan,
     file: Path,
-    facts: Mapping[str, Any],
+    manifest: Mapping[str, Any],
     progress: ProgressReporter,
 ) -> None:
-    advance = progress.start(f"writing {file.name}", sum(stored.size for stored in plan.values()))
-    with Source(found) as source:
+    advance = progress.start(f"writing {file.name}", sum(tensor.size for tensor in plan.values()))
+    with TensorReader(match) as reader:
 
-        def values() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in layout.make(geometry, source.read):
+        def convert_tensors() -> Iterator[NamedTensor]:
+            for name, tensor in output.convert(config, reader.read):
                 yield name, tensor
                 advance(plan[name].size)
 
-        layout.save(file, plan, values(), {"manifest": json.dumps(facts)})
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
+        output.save(file, plan, convert_tensors(), {"manifest": json.dumps(manifest)})
+    with file.open("rb") as stored:
+        os.fsync(stored.fileno())
 
 
-def digest_of(file: Path, progress: ProgressReporter) -> str:
-    """sha256 of a file."""
-    advance = progress.start(f"sha256 of {file.name}", file.stat().st_size)
-    total = hashlib.sha256()
-    with file.open("rb") as source:
-        while block := source.read(BLOCK):
-            total.update(block)
-            advance(len(block))
-    return total.hexdigest()
+def _hash_with_progress(file: Path, progress: ProgressReporter) -> str:
+    return hash_file(file, SHA256, progress.start(f"sha256 of {file.name}", file.stat().st_size))
 
 
-def revision_of(source: Path) -> str | None:
-    """The revision that the manifest of a pull beside the file names, if there is one."""
-    manifest = (source if source.is_dir() else source.parent) / "manifest.json"
+def read_revision(source: Path) -> str | None:
+    """The revision in the manifest that a pull left beside the file; None where there is no manifest."""
+    file = (source if source.is_dir() else source.parent) / "manifest.json"
     try:
-        revision: str | None = json.loads(manifest.read_text()).get("revision")
+        revision: str | None = json.loads(file.read_text()).get("revision")
         return revision
     except (OSError, ValueError, AttributeError):
         return None

@@ -1,15 +1,15 @@
-"""Linear layers that keep their weight in float8 with a scale a row, and compute as before.
+"""Linear layers that store their weight in float8, with a scale for each row. Imports torch.
 
-Half the memory of bfloat16, on every device: the weight is made wide again for the one product it takes part in. The
-values are those of `srpo weights convert --to fp8`. Imports torch.
+They need half the memory of bfloat16 on every device: each forward dequantizes the weight for its own product only. The
+values are those that `srpo weights convert --to fp8` writes.
 """
 
 from typing import Any
 
 import torch
 
-from weights.formats.architecture import LINEARS
-from weights.formats.write import FP8, quantized
+from weights.formats.architecture import BLOCK_LINEARS
+from weights.formats.write import FP8, quantize_rows
 
 
 class Float8Linear(torch.nn.Linear):
@@ -27,16 +27,16 @@ class Float8Linear(torch.nn.Linear):
         return torch.nn.functional.linear(input, weight, self.bias)
 
 
-def narrow(model: torch.nn.Module) -> None:
-    """Put such layers in the place of the blocks' own. On the meta device: contents are not kept."""
+def use_float8_linears(model: torch.nn.Module) -> None:
+    """Replace the linear layers of the blocks. The model is on the meta device: weights are not converted."""
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, torch.nn.Linear) and LINEARS.fullmatch(f"{name}.weight"):
+        if isinstance(layer, torch.nn.Linear) and BLOCK_LINEARS.fullmatch(f"{name}.weight"):
             model.set_submodule(name, Float8Linear(layer.in_features, layer.out_features, layer.bias is not None))
 
 
-def stored(name: str, values: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """A tensor of the transformer as `narrow`'s layers keep it; what is no block's weight in `dtype`."""
-    if not LINEARS.fullmatch(name):
+def float8_state(name: str, values: torch.Tensor, dtype: torch.dtype) -> dict[str, Any]:
+    """The entries of the state dict for one tensor: fp8 and its scale for a block's matrix, else in `dtype`."""
+    if not BLOCK_LINEARS.fullmatch(name):
         return {name: values.to(dtype)}
-    weight, scale = quantized(values)
+    weight, scale = quantize_rows(values)
     return {name: weight, f"{name}_scale": scale}

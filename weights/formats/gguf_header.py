@@ -30,7 +30,7 @@ class HeaderReader(GGUFReader):  # type: ignore[misc]
             )
 
 
-def read_gguf(path: Path) -> Header:
+def read_gguf_header(path: Path) -> Header:
     """Raises `WrongWeights` for a header that is damaged, and for a file shorter than its header says."""
     size = path.stat().st_size
     try:

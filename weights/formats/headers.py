@@ -1,7 +1,7 @@
-"""What a weights file says of itself: names, types and shapes of its tensors. Reads headers only; no torch.
+"""Reads the header of a weights file or folder: the names, types and shapes of its tensors. No torch.
 
-A file is known by its content. Pickle is refused before anything could run it, a file that was cut off with the size
-it should have.
+A file is recognized by its content. A pickle file is refused before anything could run it, and a file that was cut off
+is an error that says which size it should have.
 """
 
 import json
@@ -10,53 +10,55 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from weights.errors import Refused, WrongWeights
+from weights.errors import UnsafeFile, WrongWeights
 from weights.formats.tensors import Header, TensorInfo
 
-LONGEST_HEADER = 100_000_000  # bytes; safetensors' own bound
+MAX_HEADER_BYTES = 100_000_000  # bytes; safetensors' own bound
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I64": 64, "I32": 32, "I16": 16}
 BITS |= {"I8": 8, "U8": 8, "BOOL": 8}
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 
 
 def read_header(path: Path) -> Header:
-    """Of a file, a transformer's folder or a pipeline's folder. Raises `Refused` or `WrongWeights`."""
+    """The header of a file, a transformer's folder or a pipeline's folder. Raises `UnsafeFile` or `WrongWeights`."""
     if path.is_dir():
-        return _folder(path / "transformer" if (path / "model_index.json").exists() else path)
+        return _read_folder(path / "transformer" if (path / "model_index.json").exists() else path)
     if not path.exists():
         raise WrongWeights(path, "there is no such file")
-    refuse_foreign(path)
+    reject_unsafe_file(path)
     with path.open("rb") as file:
         if file.read(4) == b"GGUF":
-            from weights.formats.gguf_header import read_gguf  # gguf imports numpy, which the HTTP process avoids
+            from weights.formats.gguf_header import (
+                read_gguf_header,  # gguf imports numpy, which the HTTP process avoids
+            )
 
-            return read_gguf(path)
-    return _safetensors(path)
+            return read_gguf_header(path)
+    return _read_safetensors(path)
 
 
-def refuse_foreign(path: Path) -> None:
-    """Raises `Refused` where a file holds pickle (whatever its name is), and where it is no weights file at all."""
+def reject_unsafe_file(path: Path) -> None:
+    """Raises `UnsafeFile` for a pickle file, whatever its name is, and for a file that is no weights file at all."""
     with path.open("rb") as file:
         first = file.read(512)
     if first[:4] == b"PK\x03\x04" or (first[:1] == b"\x80" and first[1:2] in b"\x02\x03\x04\x05") or _is_tar(first):
-        raise Refused(path, "a pickle file (torch.save). Loading one runs code in it, so it is never read")
+        raise UnsafeFile(path, "a pickle file (torch.save). Loading one runs code in it, so it is never read")
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-        raise Refused(path, "named like a pickle file, and never read. Only safetensors and GGUF files are")
+        raise UnsafeFile(path, "named like a pickle file, and never read. Only safetensors and GGUF files are")
     if first.startswith(b"version https://git-lfs"):
-        raise Refused(path, "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`, or download it")
+        raise UnsafeFile(path, "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`, or download it")
     if first.lstrip()[:1] == b"<":
-        raise Refused(path, "a web page, not weights: the download was answered with a page (is the model gated?)")
+        raise UnsafeFile(path, "a web page, not weights: the download was answered with a page (is the model gated?)")
 
 
 def _is_tar(first: bytes) -> bool:
     return first[257:262] == b"ustar"
 
 
-def _safetensors(path: Path) -> Header:
+def _read_safetensors(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= LONGEST_HEADER or file.read(1) != b"{":
+        if not 2 <= length <= MAX_HEADER_BYTES or file.read(1) != b"{":
             raise WrongWeights(path, "neither a safetensors nor a GGUF file")
         if size < 8 + length:
             raise WrongWeights(path, f"cut off: expected at least {8 + length:,} bytes, got {size:,}")
@@ -64,7 +66,7 @@ def _safetensors(path: Path) -> Header:
         try:
             entries = json.loads(file.read(length))
             metadata = entries.pop("__metadata__", None) or {}
-            tensors = {name: _tensor(path, 8 + length, entry) for name, entry in entries.items()}
+            tensors = {name: _parse_tensor(path, 8 + length, entry) for name, entry in entries.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WrongWeights(path, f"its header is damaged ({error})") from error
     expected = max((tensor.start + tensor.size for tensor in tensors.values()), default=8 + length)
@@ -74,16 +76,16 @@ def _safetensors(path: Path) -> Header:
     return Header(path, "safetensors", tensors, metadata)
 
 
-def _tensor(path: Path, origin: int, entry: Mapping[str, Any]) -> TensorInfo:
+def _parse_tensor(path: Path, data_start: int, entry: Mapping[str, Any]) -> TensorInfo:
     begin, end = (int(place) for place in entry["data_offsets"])
     shape = tuple(int(side) for side in entry["shape"])
     bits = BITS.get(entry["dtype"])
     if begin < 0 or min(shape, default=0) < 0 or (bits and end - begin != prod(shape) * bits // 8):
         raise ValueError(f"{entry['dtype']} {list(shape)} cannot lie in bytes {begin} to {end}")
-    return TensorInfo(entry["dtype"], shape, path, origin + begin, end - begin)
+    return TensorInfo(entry["dtype"], shape, path, data_start + begin, end - begin)
 
 
-def _folder(folder: Path) -> Header:
+def _read_folder(folder: Path) -> Header:
     """A transformer's folder in diffusers layout: one file, or shards with their index."""
     config = folder / "config.json"
     if not config.is_file():
@@ -91,18 +93,18 @@ def _folder(folder: Path) -> Header:
     index = folder / INDEX
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
-        settings = json.loads(config.read_text())
+        transformer_config = json.loads(config.read_text())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WrongWeights(folder, f"its config.json or index cannot be read ({error})") from error
     files = [folder / Path(shard).name for shard in shards] or sorted(folder.glob("*.safetensors"))
-    if absent := [file for file in files if not file.is_file()]:
-        raise WrongWeights(absent[0], f"missing: one of the {len(files)} files that {INDEX} names")
+    if missing := [file for file in files if not file.is_file()]:
+        raise WrongWeights(missing[0], f"missing: one of the {len(files)} files that {INDEX} names")
     if not files:
         for file in sorted(folder.glob("*.bin")):
-            refuse_foreign(file)
+            reject_unsafe_file(file)
         raise WrongWeights(folder, "it holds no safetensors file")
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        refuse_foreign(file)
-        tensors |= _safetensors(file).tensors
-    return Header(folder, "safetensors", tensors, {}, folder=True, config=settings)
+        reject_unsafe_file(file)
+        tensors |= _read_safetensors(file).tensors
+    return Header(folder, "safetensors", tensors, {}, folder=True, config=transformer_config)

@@ -1,11 +1,18 @@
-"""What a weights file or folder is, from its headers alone. No torch."""
+"""Describes a weights file or folder from its headers alone. No torch."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from weights.formats.detect import FORMATS, LORA, format_of, match, nearest, parameters
+from weights.formats.detect import (
+    FORMATS,
+    LORA_MARKS,
+    count_parameters,
+    detect_format,
+    match_tensors,
+    nearest_architecture,
+)
 from weights.formats.headers import read_header
 from weights.formats.snapshot import check_snapshot
 from weights.formats.tensors import Header
@@ -13,7 +20,7 @@ from weights.formats.tensors import Header
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """`models` are the ids of `CHECKPOINTS` that the file could serve; none where `problem` says what is wrong."""
+    """What a file holds. `models` are the ids in `CHECKPOINTS` that it can serve: none where there is a `problem`."""
 
     path: str
     format: str
@@ -33,34 +40,34 @@ class Inspection:
 def inspect(path: Path) -> Inspection:
     """Raises `WeightsError` for what cannot be read at all."""
     header = read_header(path)
-    kind = format_of(header)
-    stored = header.tensors.values()
-    size = sum(file.stat().st_size for file in {tensor.file for tensor in stored})
+    format_key = detect_format(header)
+    infos = header.tensors.values()
+    size = sum(file.stat().st_size for file in {tensor.file for tensor in infos})
     dtypes: Counter[str] = Counter()
-    for tensor in stored:
+    for tensor in infos:
         dtypes[tensor.dtype] += tensor.parameters
-    common = (str(path), kind, FORMATS[kind].title, size, len(stored))
-    if kind == "lora":
-        return Inspection(*common, dtypes.total(), dict(dtypes), None, (), (), (), 0, _unknown_lora(header))
-    architecture = nearest(header)
-    found = match(header, architecture.geometry)
+    common = (str(path), format_key, FORMATS[format_key].title, size, len(infos))
+    if format_key == "lora":
+        return Inspection(*common, dtypes.total(), dict(dtypes), None, (), (), (), 0, _find_lora_problem(header))
+    architecture = nearest_architecture(header)
+    match = match_tensors(header, architecture.config)
     if (path / "model_index.json").is_file():
         check_snapshot(path)
     return Inspection(
         *common,
-        parameters(found),
+        count_parameters(match),
         dict(dtypes.most_common()),
         architecture.title,
-        () if found.problem else architecture.models,
-        found.missing,
-        found.surplus,
-        len(found.beside),
-        found.problem,
+        () if match.problem else architecture.models,
+        match.missing,
+        match.unexpected,
+        len(match.other_models),
+        match.problem,
     )
 
 
-def _unknown_lora(header: Header) -> str | None:
-    """LyCORIS variants are detected, and not merged."""
-    if any(mark in name for name in header.tensors for mark in LORA[-2:]):
+def _find_lora_problem(header: Header) -> str | None:
+    """LyCORIS variants are recognized, but cannot be merged."""
+    if any(mark in name for name in header.tensors for mark in LORA_MARKS[-2:]):
         return "a LyCORIS file (LoKr or LoHa): only plain LoRA is merged"
     return None

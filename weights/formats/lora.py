@@ -1,7 +1,7 @@
-"""LoRA files, merged into a transformer as it is loaded. Imports torch.
+"""Reads LoRA files, which are merged into the weights while these are loaded. Imports torch.
 
-diffusers' own converters bring the keys of kohya, ComfyUI, XLabs and others to its own. What they would leave out
-without a word (weight norms, differences, other text encoders) is an error here.
+diffusers' converters translate the keys of kohya, ComfyUI, XLabs and others. They silently drop what they do not know
+(weight norms, differences, other text encoders); here a file that holds such tensors is refused.
 """
 
 import json
@@ -16,14 +16,23 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
 from weights.errors import WrongWeights
-from weights.formats.detect import format_of
+from weights.formats.detect import detect_format
 from weights.formats.headers import read_header
 from weights.formats.tensors import Header
 
-LEFT_OUT = (".dora_scale", ".lokr_", ".hada_", ".diff", ".set_weight", "text_encoders.t5xxl", "lora_te2_", "lora_te3_")
+UNKNOWN = (
+    ".dora_scale",
+    ".lokr_",
+    ".hada_",
+    ".diff",
+    ".set_weight",
+    "text_encoders.t5xxl",
+    "lora_te2_",
+    "lora_te3_",
+)
 PARTS = ("transformer.", "text_encoder.")
 CLIP_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # diffusers' old names
-ADAPTER = "lora_adapter_metadata"  # where diffusers and peft keep their configuration
+ADAPTER_METADATA = "lora_adapter_metadata"  # the entry in which diffusers and peft store their configuration
 
 
 class Delta(NamedTuple):
@@ -33,45 +42,50 @@ class Delta(NamedTuple):
     down: torch.Tensor
     factor: float
 
-    def added_to(self, weight: torch.Tensor) -> torch.Tensor:
-        """In float32, on the weight's device."""
+    def add_to(self, weight: torch.Tensor) -> torch.Tensor:
+        """The changed weight `(out, in)`, in float32 on the weight's device."""
         product = self.up.to(weight.device).float() @ self.down.to(weight.device).float()
         return weight.float() + self.factor * product
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A file's deltas by the name of the weight, without `.weight`: the transformer's, and the CLIP encoder's."""
+    """What a file changes in the transformer and in the CLIP encoder, by the name of the weight without `.weight`."""
 
     path: Path
     transformer: Mapping[str, Delta]
     text_encoder: Mapping[str, Delta]
 
 
-def read(path: Path, scale: float, shapes: Mapping[str, tuple[int, ...]]) -> Lora:
-    """Raises `WrongWeights` unless all of the file can be merged into a transformer of these shapes."""
+def read(path: Path, scale: float, tensor_shapes: Mapping[str, tuple[int, ...]]) -> Lora:
+    """The LoRA of a file, with `scale` as a factor. `shapes` are the transformer's.
+
+    Raises `WrongWeights` unless everything in the file can be merged.
+    """
     header = read_header(path)
-    if format_of(header) != "lora":
+    if detect_format(header) != "lora":
         raise WrongWeights(path, "not a LoRA")
-    if left := [name for name in header.tensors if any(mark in name for mark in LEFT_OUT)]:
-        raise WrongWeights(path, f"it holds {left[0]}: only plain LoRA on the transformer and on CLIP can be merged")
-    tensors = with_final_alpha({comfyui(name): tensor for name, tensor in load_file(path).items()})
+    if unknown := [name for name in header.tensors if any(mark in name for mark in UNKNOWN)]:
+        raise WrongWeights(path, f"it holds {unknown[0]}: only plain LoRA on the transformer and on CLIP can be merged")
+    tensors = fold_final_alpha({translate_comfyui_key(name): tensor for name, tensor in load_file(path).items()})
     try:
-        named, alphas = FluxPipeline.lora_state_dict(tensors, return_alphas=True)
+        converted, alphas = FluxPipeline.lora_state_dict(tensors, return_alphas=True)
     except (ValueError, KeyError, AssertionError, NotImplementedError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise WrongWeights(path, f"diffusers' converter cannot take its keys ({reason})") from error
-    deltas = pairs(path, {unified(name): tensor for name, tensor in named.items()}, alphas or {}, header, scale)
+    deltas = pair_matrices(
+        path, {normalize_key(name): tensor for name, tensor in converted.items()}, alphas or {}, header, scale
+    )
     parts = [{key.removeprefix(p): delta for key, delta in deltas.items() if key.startswith(p)} for p in PARTS]
     for name, delta in parts[0].items():
-        if (expected := shapes.get(f"{name}.weight")) != (shape := (delta.up.shape[0], delta.down.shape[1])):
+        if (expected := tensor_shapes.get(f"{name}.weight")) != (shape := (delta.up.shape[0], delta.down.shape[1])):
             there = f"is {list(expected)}" if expected else "is not part of the model"
             raise WrongWeights(path, f"it does not fit: it changes {name} as {list(shape)}, which {there}")
     return Lora(path, *parts)
 
 
-def merge(lora: Lora, text_encoder: torch.nn.Module) -> None:
-    """Add the part for the CLIP encoder to it. Raises `WrongWeights`."""
+def merge_into_text_encoder(lora: Lora, text_encoder: torch.nn.Module) -> None:
+    """Add the part for the CLIP encoder to its weights, in place. Raises `WrongWeights` where it does not fit."""
     modules = dict(text_encoder.named_modules())
     for name, delta in lora.text_encoder.items():
         layer = modules.get(name) or modules.get(name.removeprefix("text_model."))
@@ -79,18 +93,18 @@ def merge(lora: Lora, text_encoder: torch.nn.Module) -> None:
         if not isinstance(layer, torch.nn.Linear) or layer.weight.shape != shape:
             raise WrongWeights(lora.path, f"it does not fit: it changes the text encoder's {name} as {list(shape)}")
         with torch.no_grad():
-            layer.weight.copy_(delta.added_to(layer.weight))
+            layer.weight.copy_(delta.add_to(layer.weight))
 
 
-def comfyui(name: str) -> str:
-    """ComfyUI also writes peft's words behind its own keys, which diffusers' converter does not take."""
+def translate_comfyui_key(name: str) -> str:
+    """ComfyUI also writes its own keys with peft's endings, which diffusers' converter does not accept."""
     if name.startswith("diffusion_model."):
         return name.replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up.")
     return name
 
 
-def with_final_alpha(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """diffusers' converter drops the final layer's alpha: it is multiplied in here."""
+def fold_final_alpha(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Multiply the final layer's alpha into its matrix, because diffusers' converter drops it."""
     for name in [name for name in tensors if "final_layer" in name and name.endswith(".alpha")]:
         stem = name.removesuffix(".alpha")
         if (up := tensors.get(f"{stem}.lora_up.weight")) is not None:
@@ -98,8 +112,8 @@ def with_final_alpha(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     return tensors
 
 
-def unified(name: str) -> str:
-    """One spelling of what the converters return; for embedders they forget the prefix."""
+def normalize_key(name: str) -> str:
+    """One spelling for the keys that the converters return. For the embedders they omit the prefix."""
     for theirs, ours in CLIP_LAYERS.items():
         name = name.replace(f".{theirs}_lora.", f".{ours}.lora.")
     name = name.replace(".lora_linear_layer.", ".lora.")
@@ -107,33 +121,33 @@ def unified(name: str) -> str:
     return name if name.startswith(PARTS) else f"transformer.{name}"
 
 
-def pairs(
-    path: Path, named: Mapping[str, torch.Tensor], alphas: Mapping[str, Any], header: Header, scale: float
+def pair_matrices(
+    path: Path, tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, Any], header: Header, scale: float
 ) -> dict[str, Delta]:
-    """Deltas from `X.lora_A.weight` and `X.lora_B.weight`; every tensor must be one of these."""
+    """The deltas from `X.lora_A.weight` and `X.lora_B.weight`. Raises `WrongWeights` for any other tensor."""
     try:
-        adapter = dict(json.loads(header.metadata.get(ADAPTER, "{}")))
+        adapter = dict(json.loads(header.metadata.get(ADAPTER_METADATA, "{}")))
     except (ValueError, TypeError, RecursionError) as error:
-        raise WrongWeights(path, f"its {ADAPTER} is damaged ({error})") from error
+        raise WrongWeights(path, f"its {ADAPTER_METADATA} is damaged ({error})") from error
     deltas: dict[str, Delta] = {}
-    for key, down in named.items():
+    for key, down in tensors.items():
         name, mark, _ = key.partition(".lora_A.")
         if not mark:
-            if key.partition(".lora_B.")[0] + ".lora_A.weight" not in named:
+            if key.partition(".lora_B.")[0] + ".lora_A.weight" not in tensors:
                 raise WrongWeights(path, f"it holds {key}, which is no part of a LoRA that can be merged")
             continue
-        up = named.get(f"{name}.lora_B.weight")
+        up = tensors.get(f"{name}.lora_B.weight")
         if up is None or down.ndim != 2 or up.ndim != 2:
             raise WrongWeights(path, f"{name} has no pair of matrices")
         alpha = alphas.get(f"{name}.alpha")
         rank = down.shape[0]
-        factor = scale * (float(alpha) / rank if alpha is not None else adapter_factor(path, name, rank, adapter))
+        factor = scale * (float(alpha) / rank if alpha is not None else adapter_scale(path, name, rank, adapter))
         deltas[name] = Delta(up, down, factor)
     return deltas
 
 
-def adapter_factor(path: Path, name: str, rank: int, adapter: Mapping[str, Any]) -> float:
-    """alpha / rank as the file's own peft configuration has it; 1 without one."""
+def adapter_scale(path: Path, name: str, rank: int, adapter: Mapping[str, Any]) -> float:
+    """alpha / rank from the peft configuration in the file; 1 where the file has none."""
     part, _, module = name.partition(".")
     if adapter.get(f"{part}.use_dora"):
         raise WrongWeights(path, "a DoRA: only plain LoRA can be merged")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weights.checkpoints import Repository
-from weights.errors import CannotPull, WrongFile
+from weights.errors import FileMismatch, PullError
 from weights.hub.listing import Wanted
 from weights.progress import Advance
 
@@ -53,9 +53,9 @@ def fetch(repository: Repository, wanted: Wanted, commit: str, partial: Path, ad
     url = hf_hub_url(repository.name, wanted.path, revision=commit)
     offered = get_hf_file_metadata(url)
     if offered.etag and len(offered.etag) == len(wanted.digest) and offered.etag != wanted.digest:
-        raise WrongFile(wanted.path, "the etag", wanted.digest, offered.etag)
+        raise FileMismatch(wanted.path, "the etag", wanted.digest, offered.etag)
     if offered.size is not None and offered.size != wanted.size:
-        raise WrongFile(wanted.path, "bytes:", wanted.size, offered.size)
+        raise FileMismatch(wanted.path, "bytes:", wanted.size, offered.size)
     with Counted(partial, advance) as file:
         http_get(
             url, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=wanted.size, tqdm_class=Silent
@@ -93,7 +93,7 @@ class Silent:
 
 @contextmanager
 def explained(repository: Repository, path: str = "") -> Iterator[None]:
-    """What the hub or the network refuses, as `CannotPull` that names the file and the way out."""
+    """What the hub or the network refuses, as `PullError` that names the file and the way out."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -101,16 +101,16 @@ def explained(repository: Repository, path: str = "") -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        raise CannotPull(f"{what}: {refusal(repository, error.response.status_code, error)}") from error
+        raise PullError(f"{what}: {refusal(repository, error.response.status_code, error)}") from error
     except httpx2.HTTPError as error:
-        raise CannotPull(
+        raise PullError(
             f"{what}: the hub cannot be reached ({type(error).__name__}: {error}). Pull again: it goes on from here. "
             "Behind a proxy set HTTPS_PROXY, for another hub HF_ENDPOINT; without a network use --offline"
         ) from error
     except OSError as error:
         if "onsistency check failed" not in str(error):
             raise
-        raise CannotPull(f"{what}: the file came truncated ({str(error).splitlines()[0]}). Pull again") from error
+        raise PullError(f"{what}: the file came truncated ({str(error).splitlines()[0]}). Pull again") from error
 
 
 def refusal(repository: Repository, status: int, error: Exception) -> str:

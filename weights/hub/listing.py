@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weights.checkpoints import Repository
-from weights.errors import CannotPull
+from weights.errors import PullError
 
 MANIFEST = "manifest.json"
 BLOCK = 2**22
@@ -38,7 +38,7 @@ class Listing:
 
 
 def from_hub(repository: Repository, revision: str) -> Listing:
-    """As the hub lists them now. Raises the hub client's errors, and `CannotPull`."""
+    """As the hub lists them now. Raises the hub client's errors, and `PullError`."""
     from huggingface_hub import HfApi  # seconds to import, and only a pull needs it
 
     info = HfApi().model_info(repository.name, revision=revision, files_metadata=True)
@@ -50,14 +50,14 @@ def from_hub(repository: Repository, revision: str) -> Listing:
 
 
 def from_folder(repository: Repository, folder: Path) -> Listing:
-    """As the manifest of an earlier pull lists them. Raises `CannotPull`."""
+    """As the manifest of an earlier pull lists them. Raises `PullError`."""
     file = folder / repository.folder / MANIFEST
     try:
         manifest = json.loads(file.read_text())
         found = [Wanted(path, entry["size"], entry["sha256"]) for path, entry in manifest["files"].items()]
         commit: str = manifest["revision"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CannotPull(
+        raise PullError(
             f"{file}: there is no manifest to check the files against ({error}). Without a hub, {folder} must be a "
             "models folder that `srpo weights pull` has filled"
         ) from error
@@ -65,7 +65,7 @@ def from_folder(repository: Repository, folder: Path) -> Listing:
 
 
 def from_cache(repository: Repository, revision: str) -> Listing:
-    """As the hub client's cache holds them: its blobs bear their digests as names. Raises `CannotPull`."""
+    """As the hub client's cache holds them: its blobs bear their digests as names. Raises `PullError`."""
     snapshot = cache_of(repository, revision)
     found = [
         Wanted(file.relative_to(snapshot).as_posix(), file.stat().st_size, file.resolve().name)
@@ -73,7 +73,7 @@ def from_cache(repository: Repository, revision: str) -> Listing:
         if file.is_symlink() and file.is_file()
     ]
     if not found:
-        raise CannotPull(f"{snapshot}: the hub client's cache does not hold {repository.name} at {revision}")
+        raise PullError(f"{snapshot}: the hub client's cache does not hold {repository.name} at {revision}")
     return Listing(snapshot.name, chosen(repository, found, str(snapshot)))
 
 
@@ -87,11 +87,11 @@ def cache_of(repository: Repository, revision: str) -> Path:
 
 
 def chosen(repository: Repository, found: Iterable[Wanted], where: str) -> tuple[Wanted, ...]:
-    """Of `found`, what serving needs. Raises `CannotPull` when a pattern matches nothing."""
+    """Of `found`, what serving needs. Raises `PullError` when a pattern matches nothing."""
     files = sorted(found, key=lambda wanted: wanted.path)
     for pattern in repository.files:
         if not any(fnmatch(wanted.path, pattern) for wanted in files):
-            raise CannotPull(f"{repository.name}: {where} has no {pattern}, which serving needs")
+            raise PullError(f"{repository.name}: {where} has no {pattern}, which serving needs")
     return tuple(w for w in files if any(fnmatch(w.path, pattern) for pattern in (*repository.files, LICENCE)))
 
 

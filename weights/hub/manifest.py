@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from weights.checkpoints import Repository
-from weights.errors import CannotPull
+from weights.errors import PullError
 from weights.hub.listing import MANIFEST, digest_of
 
 SHA256 = "0" * 64  # the kind of digest that manifests keep
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder; an empty one where there is none. Raises `CannotPull` where it cannot be read."""
+    """The manifest of a folder; an empty one where there is none. Raises `PullError` where it cannot be read."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         return manifest | {"files": dict(manifest["files"])}
     except FileNotFoundError:
         return {"files": {}}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CannotPull(f"{folder / MANIFEST} cannot be read ({error})") from error
+        raise PullError(f"{folder / MANIFEST} cannot be read ({error})") from error
 
 
 def write(folder: Path, repository: Repository, commit: str, files: Mapping[str, Mapping[str, Any]]) -> None:

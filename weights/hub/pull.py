@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weights.checkpoints import Repository
-from weights.errors import CannotPull, WrongFile
+from weights.errors import FileMismatch, PullError
 from weights.hub import download, manifest
 from weights.hub.listing import BLOCK, Listing, Wanted, cache_of, digest_of, from_cache, from_folder, from_hub
 from weights.progress import Advance, ProgressReporter
@@ -34,12 +34,12 @@ class Plan:
 
 
 def pull(repository: Repository, plan: Plan, progress: ProgressReporter) -> Listing:
-    """Bring one repository's files. Raises `CannotPull`; what was fetched so far is used by the next attempt."""
+    """Bring one repository's files. Raises `PullError`; what was fetched so far is used by the next attempt."""
     with download.explained(repository):
         listing = listed(repository, plan)
     for wanted in listing.files:
         if (known := dict(repository.sha256).get(wanted.path, wanted.digest)) != wanted.digest:
-            raise WrongFile(f"{repository.name}: {wanted.path}", "sha256", known, wanted.digest)
+            raise FileMismatch(f"{repository.name}: {wanted.path}", "sha256", known, wanted.digest)
     folder, incoming = plan.models_dir / repository.folder, plan.models_dir / INCOMING / repository.folder
     with room_explained(str(plan.models_dir)):
         incoming.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def listed(repository: Repository, plan: Plan) -> Listing:
         return from_cache(repository, revision)
     listing = from_folder(repository, plan.source)
     if wanted not in (None, listing.commit):
-        raise CannotPull(f"{repository.name}: {plan.source} has it at {listing.commit}, not at {wanted}")
+        raise PullError(f"{repository.name}: {plan.source} has it at {listing.commit}, not at {wanted}")
     return listing
 
 
@@ -97,24 +97,24 @@ def bring(repository: Repository, wanted: Wanted, commit: str, incoming: Path, p
         take(copy, partial, advance)
     elif plan.offline:
         where = plan.source or "the hub client's cache"
-        raise CannotPull(f"{wanted.path}: {where} does not have it in this size. Without --offline the hub is asked")
+        raise PullError(f"{wanted.path}: {where} does not have it in this size. Without --offline the hub is asked")
     else:
         with download.explained(repository, wanted.path):
             (download.fast if plan.fast else download.fetch)(repository, wanted, commit, partial, advance)
     try:
         check(partial, wanted)
-    except WrongFile:
+    except FileMismatch:
         partial.unlink()
         raise
     partial.rename(verified_of(incoming, wanted))
 
 
 def check(file: Path, wanted: Wanted) -> None:
-    """Raises `WrongFile` unless the file has the size and the digest that the hub publishes."""
+    """Raises `FileMismatch` unless the file has the size and the digest that the hub publishes."""
     if (size := file.stat().st_size) != wanted.size:
-        raise WrongFile(wanted.path, "bytes:", wanted.size, size)
+        raise FileMismatch(wanted.path, "bytes:", wanted.size, size)
     if (found := digest_of(file, wanted.digest)) != wanted.digest:
-        raise WrongFile(wanted.path, "sha256" if len(found) == 64 else "git's id", wanted.digest, found)
+        raise FileMismatch(wanted.path, "sha256" if len(found) == 64 else "git's id", wanted.digest, found)
 
 
 def partial_of(incoming: Path, wanted: Wanted) -> Path:
@@ -148,7 +148,7 @@ def take(source: Path, target: Path, advance: Advance) -> None:
 
 
 def check_room(listing: Listing, folder: Path, incoming: Path, plan: Plan) -> None:
-    """Raises `CannotPull` before anything is fetched that the disk cannot take."""
+    """Raises `PullError` before anything is fetched that the disk cannot take."""
     needed = 0
     for wanted in listing.files:
         placed, partial = folder / wanted.path, partial_of(incoming, wanted)
@@ -158,7 +158,7 @@ def check_room(listing: Listing, folder: Path, incoming: Path, plan: Plan) -> No
     free = shutil.disk_usage(plan.models_dir).free
     if needed > free:
         largest = max(listing.files, key=lambda wanted: wanted.size)
-        raise CannotPull(
+        raise PullError(
             f"{plan.models_dir.absolute()}: {gigabytes(needed)} are needed (the largest file, {largest.path}, has "
             f"{gigabytes(largest.size)}) and {gigabytes(free)} free. Free some, or name another disk with --models-dir"
         )
@@ -170,13 +170,13 @@ def gigabytes(size: int) -> str:
 
 @contextmanager
 def room_explained(what: str) -> Iterator[None]:
-    """A disk that fills up meanwhile is `CannotPull` too."""
+    """A disk that fills up meanwhile is `PullError` too."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, CannotPull) or error.errno not in NO_ROOM:
+        if isinstance(error, PullError) or error.errno not in NO_ROOM:
             raise
-        raise CannotPull(f"{what}: the disk is full. Free some space and pull again: it goes on from here") from error
+        raise PullError(f"{what}: the disk is full. Free some space and pull again: it goes on from here") from error
 
 
 def put_in_place(
