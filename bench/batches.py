@@ -53,8 +53,8 @@ def measure_steps(bench: "Bench", width: int, height: int, count: int) -> dict[s
     samples = [bench.prepare(width, height, seed) for seed in range(1, count + 1)]
     peak = Peak(bench.device)
     try:
-        bench.engine.denoise(samples)  # warm-up
-        took = [bench.seconds(lambda: bench.engine.denoise(samples)) for _ in range(REPEATS)]
+        bench.engine.step(samples)  # warm-up
+        took = [bench.seconds(lambda: bench.engine.step(samples)) for _ in range(REPEATS)]
     except torch.OutOfMemoryError:
         return {"s_per_image": None, "peak_gib": None}
     return {"s_per_image": statistics.median(took) / count, "peak_gib": peak.gib()}

@@ -132,6 +132,7 @@ def test_interleaved_and_aborted_samples_leave_their_neighbours_bytes_alone() ->
         dropped = engine.prepare(ask(512, 544, 12, seed=turn + 1, acceleration="high"))[0]
         for _ in range(turn % 12):  # dropped after every number of steps there is
             engine.step([dropped])
-        engine.step(pending if turn % 2 else pending[::-1])
+        for sample in pending if turn % 2 else reversed(pending):
+            engine.step([sample])
         turn += 1
     assert [engine.finish(sample).data for sample in samples] == alone

@@ -88,8 +88,16 @@ def test_interleaved_samples_do_not_know_of_each_other(engine: FluxEngine) -> No
     alone = [draw(engine, request)[0] for request in requests]
     samples = [engine.prepare(request)[0] for request in requests]
     while pending := [sample for sample in samples if engine.steps_left(sample)]:
-        engine.step(pending[::-1])
+        for sample in reversed(pending):
+            engine.step([sample])
     assert [engine.finish(sample).data for sample in samples] == alone
+
+
+def test_samples_of_different_kinds_share_no_step(engine: FluxEngine) -> None:
+    samples = [engine.prepare(ask(width))[0] for width in (512, 544)]
+    with pytest.raises(ValueError, match="different kinds"):
+        engine.step(samples)
+    assert [engine.steps_left(sample) for sample in samples] == [2, 2]
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"prompt": "a blue heart"}, {"guidance_scale": 9.0}])

@@ -32,7 +32,7 @@ def finished(engine: FluxEngine) -> tuple[bytes, tuple[str, ...]]:
     return engine.finish(sample)
 
 
-@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
+@pytest.mark.parametrize("stage", ["encode", "step", "decode"])
 def test_a_request_that_does_not_fit_fails_alone_and_the_worker_goes_on(
     engine: FluxEngine, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,8 +53,8 @@ def test_a_request_that_does_not_fit_fails_alone_and_the_worker_goes_on(
     work = Work(engine, [bad])
     work.admit("watched", good)
     assert work.picture() == alone
-    while not work.shift.idle:
-        work.shift.turn()
+    while not work.step_loop.idle:
+        work.step_loop.run_once()
     assert work.told.ends == {"0": "OutOfMemory", "watched": "done"}
     monkeypatch.undo()
     assert draw(engine, good) == alone

@@ -171,7 +171,7 @@ def test_samples_in_one_pass_get_the_rows_of_their_own_steps(dtype: torch.dtype)
     for sample in alone:
         fast.step([sample])
     with torch.inference_mode():
-        fast.denoise(together)
+        fast.step(together)
     for one, other in zip(alone, together, strict=True):
         assert one.velocity is not None
         torch.testing.assert_close(
@@ -201,7 +201,7 @@ def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.Monk
             for _ in range((1, 2, 4)[number // 3 % 3])
         ]
         with torch.inference_mode():
-            engine.denoise(samples)
+            engine.step(samples)
             if number % 13 == 0:
                 engine.decode(samples[0])
     assert len(counting.graphs) == warm

@@ -5,6 +5,7 @@ A worker's own turns (`StepLoop`) around the tiny model, in bfloat16 with batche
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -30,10 +31,10 @@ class Watched(FluxEngine):
 
     companies: ClassVar[Counter[int]] = Counter()  # anew for each test
 
-    def denoise(self, samples: list[Sample]) -> None:  # type: ignore[override]
+    def step(self, samples: Sequence[Sample]) -> None:
         if any(sample.request == WATCHED for sample in samples):
             self.companies[len(samples)] += 1
-        super().denoise(samples)
+        super().step(samples)
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_only_numbers_of_samples_without_a_changed_bit_are_allowed(engine: FluxE
     for request in requests:
         (sample,) = engine.prepare(request)
         while engine.steps_left(sample):
-            engine.denoise([sample])
+            engine.step([sample])
         alone[request] = engine.finish(sample).data
     samples = [engine.prepare(request)[0] for request in requests]
     together = []
@@ -151,14 +151,14 @@ def test_only_numbers_of_samples_without_a_changed_bit_are_allowed(engine: FluxE
 
 
 def test_a_changed_bit_forbids_the_batch(engine: FluxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = FluxEngine.denoise
+    own = FluxEngine.step
 
     def rounds_otherwise(self: FluxEngine, samples: list) -> None:  # type: ignore[type-arg]
         own(self, samples)
         if len(samples) == 4:
             samples[2].velocity = samples[2].velocity.nextafter(torch.tensor(9.0, dtype=samples[2].velocity.dtype))
 
-    monkeypatch.setattr(FluxEngine, "denoise", rounds_otherwise)
+    monkeypatch.setattr(FluxEngine, "step", rounds_otherwise)
     assert 4 not in exact_batches(engine, SQUARE)
 
 
@@ -201,10 +201,10 @@ def test_what_did_not_fit_together_goes_on_alone(monkeypatch: pytest.MonkeyPatch
     for most in (4, 2):
         assert len(engine.select_batch(samples)) == most
         with pytest.raises(torch.OutOfMemoryError) as caught:
-            engine.step(samples)
+            engine.step(engine.select_batch(samples))
         assert engine.failure(caught.value) == OutOfMemory.__name__
     while pending := [sample for sample in samples if engine.steps_left(sample)]:
-        engine.step(pending)
+        engine.step(engine.select_batch(pending))
     assert sizes[:3] == [4, 2, 1]
     assert max(sizes[2:]) == 1
     assert [engine.finish(sample).data for sample in samples] == alone

@@ -5,7 +5,7 @@ back ends) put their own in without the worker knowing.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -90,16 +90,22 @@ class Engine(Protocol[S]):
         """Encode the prompt and draw the noise: one sample for each of `request.seeds`."""
         ...
 
-    def step(self, samples: list[S]) -> None:
-        """Take each sample one denoising step on. If it raises, the samples that took none are as they were."""
+    def step(self, samples: Sequence[S]) -> None:
+        """Take one denoising step of all samples in one forward pass. If it raises, all of them are as before.
+
+        `samples` is a single one, or what `select_batch` returned.
+        """
         ...
 
     def batch_limit(self, request: ImageRequest) -> int:
-        """How many samples of this request's size may share a forward pass without changing a bit of any."""
+        """How many samples of this request's size can share a forward pass at most: more candidates are not needed."""
         ...
 
-    def select_batch(self, samples: list[S]) -> list[S]:
-        """The first of `samples`, and those of the others that may take the next step in one forward pass with it."""
+    def select_batch(self, candidates: Sequence[S]) -> list[S]:
+        """The first candidate, and those of the others that take the next step in one forward pass with it.
+
+        The one place where the batch is decided: only numbers of samples that change no bit are allowed.
+        """
         ...
 
     def steps_left(self, sample: S) -> int: ...

@@ -74,22 +74,15 @@ class FluxEngine:
         self.look_up(samples)
         return samples
 
-    @torch.inference_mode()
-    def step(self, samples: list[Sample]) -> None:
-        while samples:
-            batch = self.select_batch(samples)
-            self.denoise(batch)
-            samples = [sample for sample in samples if sample not in batch]
-
     def distinct_variants(self) -> list[TransformerVariant]:
         return list({id(variant): variant for variant in self.variants.values()}.values())
 
     def batch_limit(self, request: ImageRequest) -> int:
         return max(self.batches.get(self.fit(request).drawn, ()), default=1)
 
-    def select_batch(self, samples: Sequence[Sample]) -> list[Sample]:
-        first = samples[0]
-        alike = [sample for sample in samples if sample.kind == first.kind]
+    def select_batch(self, candidates: Sequence[Sample]) -> list[Sample]:
+        first = candidates[0]
+        alike = [sample for sample in candidates if sample.kind == first.kind]
         allowed = (count for count in self.batches.get(first.size, ()) if count <= len(alike))
         return alike[: max(allowed, default=1)]
 
@@ -191,8 +184,14 @@ class FluxEngine:
         for sample in samples:
             sample.rotary, sample.modulation = first.rotary, first.modulation
 
-    def denoise(self, samples: Sequence[Sample]) -> None:
-        """One step of samples of one kind, in one forward pass. A sample that could not take it is as it was."""
+    @torch.inference_mode()
+    def step(self, samples: Sequence[Sample]) -> None:
+        """Take one denoising step of all samples in one forward pass. If it raises, all of them are as before.
+
+        Raises `ValueError` for samples that cannot be rows of one pass.
+        """
+        if len({sample.kind for sample in samples}) != 1:
+            raise ValueError("samples of different kinds cannot share a forward pass")
         now = rows([sample.timesteps[sample.step : sample.step + 1] for sample in samples])
         guidances = [sample.guidance for sample in samples if sample.guidance is not None]
         tables = [sample.modulation[sample.step, None] for sample in samples if sample.modulation is not None]

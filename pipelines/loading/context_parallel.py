@@ -67,7 +67,7 @@ class ParallelEngine:
         self._next += len(request.seeds)
         return samples
 
-    def step(self, samples: list[Any]) -> None:
+    def step(self, samples: Sequence[Any]) -> None:
         with self._all("step", [self._numbers[sample] for sample in samples], list(self._numbers.values())):
             self._engine.step(samples)
 

@@ -41,8 +41,8 @@ def agree(engine: FluxEngine, size: Size, count: int, preset: str) -> bool:
     until = alone[0].computed.index(False) + 1 if not all(alone[0].computed) else 2
     for _ in range(until):
         for sample in alone:
-            engine.denoise([sample])
-        engine.denoise(together)
+            engine.step([sample])
+        engine.step(together)
         if not all(same_bits(one, other) for one, other in zip(alone, together, strict=True)):
             return False
     return True

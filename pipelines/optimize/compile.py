@@ -92,7 +92,7 @@ def run(engine: "FluxEngine", request: ImageRequest, count: int) -> None:
     samples = [engine.prepare(request)[0] for _ in range(max(1, count))]
     computed = samples[0].computed
     for _ in range((computed.index(False) + 1 if False in computed else 1) if count else 0):
-        engine.denoise(samples)
+        engine.step(samples)
     if not count:
         engine.finish(samples[0])
 

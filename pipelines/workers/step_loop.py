@@ -101,7 +101,7 @@ class StepLoop:
             self._prepare(lead)
             assert lead.samples
             if self._engine.steps_left(lead.samples[0]):
-                self._step(self._select_batch(lead))
+                self._step(self._collect_batch(lead))
             else:
                 self._finish(lead)
 
@@ -112,8 +112,8 @@ class StepLoop:
             with job.timed("text"):
                 job.samples = self._engine.prepare(job.request)
 
-    def _select_batch(self, lead: WorkerJob) -> list[JobSample]:
-        """The lead's first sample, and what may go along; jobs that have not begun begin for it."""
+    def _collect_batch(self, lead: WorkerJob) -> list[JobSample]:
+        """The lead's first sample, and those that the engine steps with it; jobs that have not begun begin for it."""
         limit = self._engine.batch_limit(lead.request)
         items: list[JobSample] = []
         for job in (lead, *(job for job in self._queue.ranked() if job is not lead)):
