@@ -262,7 +262,7 @@ def test_a_full_tmpfs_is_an_error_that_names_the_file(hub: Hub, models: Path, tm
     """A mirror folder on the disk, a models folder on a tmpfs that is smaller by the time it is written."""
     models.mkdir()
     full = (
-        "import sys; import weights.hub.pull as p; p.check_room = lambda *_: None; "
+        "import sys; import weights.hub.pull as p; p.check_disk_space = lambda *_: None; "
         "from server.cli.weights import main; sys.exit(main(sys.argv[1:]))"
     )
     pull_all(hub, tmp_path / "mirror")

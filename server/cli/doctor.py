@@ -125,7 +125,7 @@ def weights(settings: DoctorSettings) -> Finding:
         if unlisted:
             return Finding("warning", f"{row.id} is there; {unlisted[0]} has no manifest to verify it against")
         if settings.verify:
-            if wrong := [problem for folder in folders for problem in manifest.problems(folder)]:
+            if wrong := [problem for folder in folders for problem in manifest.find_problems(folder)]:
                 return Finding("failed", "; ".join(wrong))
             return Finding("ok", f"{row.id} is there, every byte as it was published")
         if wrong := [problem for folder in folders for problem in sizes(folder)]:

@@ -13,7 +13,7 @@ from weights.checkpoints import APACHE, Repository, downloads
 from weights.errors import WeightsError
 from weights.hub import manifest
 from weights.hub.listing import MANIFEST
-from weights.hub.pull import Plan, pull
+from weights.hub.pull import PullOptions, pull
 
 INTERRUPTED = 130
 
@@ -66,11 +66,11 @@ def pull_files(arguments: list[str]) -> int:
     if not licences_accepted(repositories, settings.accept_license):
         return 2
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    plan = Plan(settings.models_dir, revisions, settings.source, settings.offline, settings.fast)
+    options = PullOptions(settings.models_dir, revisions, settings.source, settings.offline, settings.fast)
     try:
         for part in repositories:
             with make_progress() as progress:
-                listing = pull(part, plan, ProgressBars(progress))
+                listing = pull(part, options, ProgressBars(progress))
             folder = settings.models_dir / part.folder
             print(f"{folder}: {len(listing.files)} files of {part.name} at {listing.commit}, each verified")
     except WeightsError as error:
@@ -134,7 +134,7 @@ def verify(arguments: list[str]) -> int:
             for folder in pulled:
                 size = sum(entry["size"] for entry in manifest.read(folder)["files"].values())
                 advance = ProgressBars(progress).start(str(folder), size)
-                wrong += manifest.problems(folder, advance)
+                wrong += manifest.find_problems(folder, advance)
     except (WeightsError, OSError) as error:
         wrong.append(str(error))
     for problem in wrong:

@@ -1,7 +1,7 @@
-"""One file from the hub with the hub's own client, and its errors in words that say what to do.
+"""Downloads one file with huggingface_hub, and translates its errors into messages that say what to do.
 
-The client's own cache begins an interrupted file anew, so `fetch` keeps the partial file itself and gives it to the
-client's `http_get`, which continues it. `HF_ENDPOINT`, `HF_TOKEN` and proxies are the client's business.
+The client's cache starts an interrupted file again from the beginning, so `download_http` keeps the partial file itself
+and passes it to the client's `http_get`, which resumes it. The client reads `HF_ENDPOINT`, `HF_TOKEN` and the proxies.
 """
 
 import io
@@ -14,14 +14,14 @@ from typing import Any
 
 from weights.checkpoints import Repository
 from weights.errors import FileMismatch, PullError
-from weights.hub.listing import Wanted
+from weights.hub.listing import RemoteFile
 from weights.progress import Advance
 
 TOKENS = "https://huggingface.co/settings/tokens"
 
 
-class Counted(io.FileIO):
-    """A partial file to append to, which tells how it grows (and shrinks, when a server cannot continue it)."""
+class ProgressFile(io.FileIO):
+    """A partial file to append to. It reports the bytes it grows by, negative where a server cannot resume it."""
 
     def __init__(self, path: Path, advance: Advance) -> None:
         super().__init__(path, "ab")
@@ -29,7 +29,7 @@ class Counted(io.FileIO):
         self._advance(self.tell())
 
     def write(self, data: Any) -> int:
-        """All of it: a full disk takes a part first, and is an error only at the next write."""
+        """Write all of `data`: a full disk first accepts a part, and fails only at the next write."""
         written = 0
         while written < len(data):
             count = super().write(memoryview(data)[written:])
@@ -44,43 +44,49 @@ class Counted(io.FileIO):
         return left
 
 
-def fetch(repository: Repository, wanted: Wanted, commit: str, partial: Path, advance: Advance) -> None:
-    """Over plain HTTP, continued from what is there of it."""
+def download_http(repository: Repository, file: RemoteFile, commit: str, partial: Path, advance: Advance) -> None:
+    """Download over HTTP to `partial`, from where an earlier attempt stopped. Raises `FileMismatch`, client errors."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not re-exported
 
-    url = hf_hub_url(repository.name, wanted.path, revision=commit)
-    offered = get_hf_file_metadata(url)
-    if offered.etag and len(offered.etag) == len(wanted.digest) and offered.etag != wanted.digest:
-        raise FileMismatch(wanted.path, "the etag", wanted.digest, offered.etag)
-    if offered.size is not None and offered.size != wanted.size:
-        raise FileMismatch(wanted.path, "bytes:", wanted.size, offered.size)
-    with Counted(partial, advance) as file:
+    url = hf_hub_url(repository.name, file.path, revision=commit)
+    metadata = get_hf_file_metadata(url)
+    if metadata.etag and len(metadata.etag) == len(file.digest) and metadata.etag != file.digest:
+        raise FileMismatch(file.path, "the etag", file.digest, metadata.etag)
+    if metadata.size is not None and metadata.size != file.size:
+        raise FileMismatch(file.path, "bytes:", file.size, metadata.size)
+    with ProgressFile(partial, advance) as target:
         http_get(
-            url, file, resume_size=file.tell(), headers=build_hf_headers(), expected_size=wanted.size, tqdm_class=Silent
+            url,
+            target,
+            resume_size=target.tell(),
+            headers=build_hf_headers(),
+            expected_size=file.size,
+            tqdm_class=NoProgressBar,
         )
-        os.fsync(file.fileno())
+        os.fsync(target.fileno())
 
 
-def fast(repository: Repository, wanted: Wanted, commit: str, partial: Path, advance: Advance) -> None:
-    """With the client's own road, which takes xet where hub and file have it: parallel, but an interrupted file begins
-    anew."""
+def download_fast(repository: Repository, file: RemoteFile, commit: str, partial: Path, advance: Advance) -> None:
+    """Download with the client's own transfer: xet where the hub offers it, so in parallel, but never resumed."""
     from huggingface_hub import hf_hub_download
 
     folder = partial.with_name(f"{partial.name}.fast")
-    file = hf_hub_download(repository.name, wanted.path, revision=commit, local_dir=folder, tqdm_class=Silent)
-    Path(file).replace(partial)
+    downloaded = hf_hub_download(
+        repository.name, file.path, revision=commit, local_dir=folder, tqdm_class=NoProgressBar
+    )
+    Path(downloaded).replace(partial)
     shutil.rmtree(folder)
-    advance(wanted.size)
+    advance(file.size)
 
 
-class Silent:
-    """The client's progress bar, unseen: ours counts the bytes that reach the disk."""
+class NoProgressBar:
+    """Replaces the client's progress bar: ours counts the bytes that reach the disk."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def __enter__(self) -> "Silent":
+    def __enter__(self) -> "NoProgressBar":
         return self
 
     def __exit__(self, *_: object) -> None: ...
@@ -92,8 +98,8 @@ class Silent:
 
 
 @contextmanager
-def explained(repository: Repository, path: str = "") -> Iterator[None]:
-    """What the hub or the network refuses, as `PullError` that names the file and the way out."""
+def translate_hub_errors(repository: Repository, path: str = "") -> Iterator[None]:
+    """Turn errors of the hub and the network into `PullError`, which names the file and says what to do."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -101,7 +107,7 @@ def explained(repository: Repository, path: str = "") -> Iterator[None]:
     try:
         yield
     except HfHubHTTPError as error:
-        raise PullError(f"{what}: {refusal(repository, error.response.status_code, error)}") from error
+        raise PullError(f"{what}: {explain_status(repository, error.response.status_code, error)}") from error
     except httpx2.HTTPError as error:
         raise PullError(
             f"{what}: the hub cannot be reached ({type(error).__name__}: {error}). Pull again: it goes on from here. "
@@ -113,8 +119,8 @@ def explained(repository: Repository, path: str = "") -> Iterator[None]:
         raise PullError(f"{what}: the file came truncated ({str(error).splitlines()[0]}). Pull again") from error
 
 
-def refusal(repository: Repository, status: int, error: Exception) -> str:
-    """What a status of the hub's means, and what to do."""
+def explain_status(repository: Repository, status: int, error: Exception) -> str:
+    """What an HTTP status of the hub means, and what to do."""
     page = f"https://huggingface.co/{repository.name}"
     match status:
         case 401 if "Invalid credentials" in str(error):

@@ -1,28 +1,25 @@
-"""Which files a pull brings, and what each must be: as the hub says now, or as it once said.
+"""Which files a pull fetches, with the size and digest of each: from the hub, a manifest, or the hub client's cache.
 
-A digest of 64 hexadecimal digits is the sha256 of a file's content (what the hub keeps for large files); one of 40 is
-git's own id of the content (small files).
+The kinds of digest are explained at `weights.digests.hash_file`. A repository that lacks a file which serving needs is
+refused before anything is fetched.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from weights.checkpoints import Repository
 from weights.errors import PullError
 
 MANIFEST = "manifest.json"
-BLOCK = 2**22
-LICENCE = "LICENSE*"
+LICENCE_PATTERN = "LICENSE*"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A file to bring: its path in the repository, its size in bytes, its digest."""
+class RemoteFile:
+    """A file to fetch: its path in the repository, its size in bytes, its digest."""
 
     path: str
     size: int
@@ -34,75 +31,64 @@ class Listing:
     """The files of a repository that serving needs, at one commit."""
 
     commit: str
-    files: tuple[Wanted, ...]
+    files: tuple[RemoteFile, ...]
 
 
-def from_hub(repository: Repository, revision: str) -> Listing:
-    """As the hub lists them now. Raises the hub client's errors, and `PullError`."""
+def list_hub(repository: Repository, revision: str) -> Listing:
+    """The files that the hub lists now. Raises the hub client's errors, and `PullError`."""
     from huggingface_hub import HfApi  # seconds to import, and only a pull needs it
 
     info = HfApi().model_info(repository.name, revision=revision, files_metadata=True)
-    found = [
-        Wanted(sibling.rfilename, sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id or "")
+    files = [
+        RemoteFile(sibling.rfilename, sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id or "")
         for sibling in info.siblings or ()
     ]
-    return Listing(info.sha or revision, chosen(repository, found, "the hub"))
+    return Listing(info.sha or revision, select_files(repository, files, "the hub"))
 
 
-def from_folder(repository: Repository, folder: Path) -> Listing:
-    """As the manifest of an earlier pull lists them. Raises `PullError`."""
+def list_folder(repository: Repository, folder: Path) -> Listing:
+    """The files that the manifest of an earlier pull lists. Raises `PullError`."""
     file = folder / repository.folder / MANIFEST
     try:
         manifest = json.loads(file.read_text())
-        found = [Wanted(path, entry["size"], entry["sha256"]) for path, entry in manifest["files"].items()]
+        files = [RemoteFile(path, entry["size"], entry["sha256"]) for path, entry in manifest["files"].items()]
         commit: str = manifest["revision"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PullError(
             f"{file}: there is no manifest to check the files against ({error}). Without a hub, {folder} must be a "
             "models folder that `srpo weights pull` has filled"
         ) from error
-    return Listing(commit, chosen(repository, found, str(file)))
+    return Listing(commit, select_files(repository, files, str(file)))
 
 
-def from_cache(repository: Repository, revision: str) -> Listing:
-    """As the hub client's cache holds them: its blobs bear their digests as names. Raises `PullError`."""
-    snapshot = cache_of(repository, revision)
-    found = [
-        Wanted(file.relative_to(snapshot).as_posix(), file.stat().st_size, file.resolve().name)
+def list_cache(repository: Repository, revision: str) -> Listing:
+    """The files in the hub client's cache, where each blob's name is its digest. Raises `PullError`."""
+    snapshot = cache_folder(repository, revision)
+    files = [
+        RemoteFile(file.relative_to(snapshot).as_posix(), file.stat().st_size, file.resolve().name)
         for file in (snapshot.rglob("*") if snapshot.is_dir() else ())
         if file.is_symlink() and file.is_file()
     ]
-    if not found:
+    if not files:
         raise PullError(f"{snapshot}: the hub client's cache does not hold {repository.name} at {revision}")
-    return Listing(snapshot.name, chosen(repository, found, str(snapshot)))
+    return Listing(snapshot.name, select_files(repository, files, str(snapshot)))
 
 
-def cache_of(repository: Repository, revision: str) -> Path:
-    """Where the hub client's cache has a revision, if it has it."""
+def cache_folder(repository: Repository, revision: str) -> Path:
+    """The folder in which the hub client's cache keeps a revision, whether it exists or not."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = Path(HF_HUB_CACHE) / f"models--{repository.name.replace('/', '--')}"
-    named = folder / "refs" / revision
-    return folder / "snapshots" / (named.read_text().strip() if named.is_file() else revision)
+    ref = folder / "refs" / revision
+    return folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
 
 
-def chosen(repository: Repository, found: Iterable[Wanted], where: str) -> tuple[Wanted, ...]:
-    """Of `found`, what serving needs. Raises `PullError` when a pattern matches nothing."""
-    files = sorted(found, key=lambda wanted: wanted.path)
+def select_files(repository: Repository, available: Iterable[RemoteFile], origin: str) -> tuple[RemoteFile, ...]:
+    """The files that serving needs, and the licence. Raises `PullError` when a pattern matches nothing."""
+    files = sorted(available, key=lambda file: file.path)
     for pattern in repository.files:
-        if not any(fnmatch(wanted.path, pattern) for wanted in files):
-            raise PullError(f"{repository.name}: {where} has no {pattern}, which serving needs")
-    return tuple(w for w in files if any(fnmatch(w.path, pattern) for pattern in (*repository.files, LICENCE)))
-
-
-def digest_of(file: Path, like: str, report: Callable[[int], Any] = lambda _: None) -> str:
-    """The file's digest of the same kind as `like`. `report` hears of every block's bytes."""
-    if len(like) == 64:
-        total = hashlib.sha256()
-    else:
-        total = hashlib.sha1(b"blob %d\0" % file.stat().st_size, usedforsecurity=False)
-    with file.open("rb") as source:
-        while block := source.read(BLOCK):
-            total.update(block)
-            report(len(block))
-    return total.hexdigest()
+        if not any(fnmatch(file.path, pattern) for file in files):
+            raise PullError(f"{repository.name}: {origin} has no {pattern}, which serving needs")
+    return tuple(
+        file for file in files if any(fnmatch(file.path, pattern) for pattern in (*repository.files, LICENCE_PATTERN))
+    )

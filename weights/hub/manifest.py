@@ -1,16 +1,16 @@
-"""`manifest.json` beside pulled files: where they came from, and the sha256 of each; and the check against it."""
+"""`manifest.json` beside pulled files: where they came from, the size and sha256 of each, and the check against it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from weights.checkpoints import Repository
+from weights.digests import SHA256, hash_file
 from weights.errors import PullError
-from weights.hub.listing import MANIFEST, digest_of
-
-SHA256 = "0" * 64  # the kind of digest that manifests keep
+from weights.hub.listing import MANIFEST
+from weights.progress import Advance
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -25,23 +25,23 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, repository: Repository, commit: str, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add `files` to the folder's manifest. Those of another commit are forgotten."""
+    """Add `files` to the folder's manifest. Entries of another commit are dropped."""
     before = read(folder)
-    kept = before["files"] if before.get("revision") == commit else {}
+    entries = before["files"] if before.get("revision") == commit else {}
     manifest = {
         "repository": repository.name,
         "revision": commit,
         "licence": repository.licence.name,
         "tool": f"srpo-server {version('srpo-server')}",
-        "files": dict(sorted((kept | dict(files)).items())),
+        "files": dict(sorted((entries | dict(files)).items())),
     }
     temporary = folder / f"{MANIFEST}.partial"
     temporary.write_text(json.dumps(manifest, indent=1) + "\n")
     temporary.replace(folder / MANIFEST)
 
 
-def problems(folder: Path, report: Callable[[int], Any] = lambda _: None) -> Iterator[str]:
-    """What differs from the manifest, a sentence a file. Reads every byte."""
+def find_problems(folder: Path, advance: Advance = lambda _: None) -> Iterator[str]:
+    """A sentence for each file that differs from the manifest. Reads every byte. Raises `PullError`."""
     for path, entry in read(folder)["files"].items():
         file = folder / path
         if not file.is_file():
@@ -50,5 +50,5 @@ def problems(folder: Path, report: Callable[[int], Any] = lambda _: None) -> Ite
         if (size := file.stat().st_size) != entry["size"]:
             yield f"{file}: expected {entry['size']} bytes, found {size}"
             continue
-        if (found := digest_of(file, SHA256, report)) != entry["sha256"]:
-            yield f"{file}: expected sha256 {entry['sha256']}, found {found}"
+        if (digest := hash_file(file, SHA256, advance)) != entry["sha256"]:
+            yield f"{file}: expected sha256 {entry['sha256']}, found {digest}"

@@ -1,7 +1,7 @@
-"""Bring published files to the models folder: from a folder, the hub client's cache, or the hub; in that order.
+"""Fetches published files into the models folder: from a local folder, the hub client's cache, or the hub.
 
-Every file is brought to a folder of its own first, continued where an earlier attempt stopped, and compared with the
-digest the hub publishes. Only when all files of a repository are there and right are they put in place.
+Each file first goes to a separate folder, where an interrupted download is resumed, and is compared with the digest
+that the hub publishes. The files of a repository move to their final place only when all are complete and correct.
 """
 
 import errno
@@ -13,18 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weights.checkpoints import Repository
+from weights.digests import BLOCK, hash_file
 from weights.errors import FileMismatch, PullError
 from weights.hub import download, manifest
-from weights.hub.listing import BLOCK, Listing, Wanted, cache_of, digest_of, from_cache, from_folder, from_hub
+from weights.hub.listing import Listing, RemoteFile, cache_folder, list_cache, list_folder, list_hub
 from weights.progress import Advance, ProgressReporter
 
 INCOMING = ".incoming"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ManifestEntry = dict[str, str | int]
+Entries = dict[str, ManifestEntry]  # by the path in the repository
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Where to and where from. `revisions`, by repository's name, take the place of the repositories' own."""
+class PullOptions:
+    """Where to fetch to, and from where. `revisions`, by the repository's name, replace the repositories' own."""
 
     models_dir: Path
     revisions: Mapping[str, str] = field(default_factory=dict)
@@ -33,27 +36,27 @@ class Plan:
     fast: bool = False
 
 
-def pull(repository: Repository, plan: Plan, progress: ProgressReporter) -> Listing:
-    """Bring one repository's files. Raises `PullError`; what was fetched so far is used by the next attempt."""
-    with download.explained(repository):
-        listing = listed(repository, plan)
-    for wanted in listing.files:
-        if (known := dict(repository.sha256).get(wanted.path, wanted.digest)) != wanted.digest:
-            raise FileMismatch(f"{repository.name}: {wanted.path}", "sha256", known, wanted.digest)
-    folder, incoming = plan.models_dir / repository.folder, plan.models_dir / INCOMING / repository.folder
-    with room_explained(str(plan.models_dir)):
+def pull(repository: Repository, options: PullOptions, progress: ProgressReporter) -> Listing:
+    """Fetch one repository's files. Raises `PullError`; the next attempt uses what was fetched so far."""
+    with download.translate_hub_errors(repository):
+        listing = list_files(repository, options)
+    for file in listing.files:
+        if (expected := dict(repository.sha256).get(file.path, file.digest)) != file.digest:
+            raise FileMismatch(f"{repository.name}: {file.path}", "sha256", expected, file.digest)
+    folder, incoming = options.models_dir / repository.folder, options.models_dir / INCOMING / repository.folder
+    with translate_full_disk(str(options.models_dir)):
         incoming.mkdir(parents=True, exist_ok=True)
         known = manifest.read(folder)["files"]
-        check_room(listing, folder, incoming, plan)
-        advance_all = progress.start(repository.name, sum(wanted.size for wanted in listing.files))
-        for wanted in listing.files:
-            advance = advance_both(progress.start(wanted.path, wanted.size), advance_all)
-            if in_place(folder / wanted.path, wanted, known) or verified_of(incoming, wanted).is_file():
-                advance(wanted.size)
+        check_disk_space(listing, folder, incoming, options)
+        advance_all = progress.start(repository.name, sum(file.size for file in listing.files))
+        for file in listing.files:
+            advance = advance_both(progress.start(file.path, file.size), advance_all)
+            if is_in_place(folder / file.path, file, known) or verified_path(incoming, file).is_file():
+                advance(file.size)
             else:
-                with room_explained(wanted.path):
-                    bring(repository, wanted, listing.commit, incoming, plan, advance)
-        put_in_place(repository, listing, folder, incoming, known)
+                with translate_full_disk(file.path):
+                    fetch_file(repository, file, listing.commit, incoming, options, advance)
+        install_files(repository, listing, folder, incoming, known)
     return listing
 
 
@@ -67,78 +70,81 @@ def advance_both(first: Advance, second: Advance) -> Advance:
     return advance
 
 
-def listed(repository: Repository, plan: Plan) -> Listing:
-    """The files, and what each must hash to."""
-    wanted = plan.revisions.get(repository.name)
-    revision = wanted or repository.revision
-    if not plan.offline:
-        return from_hub(repository, revision)
-    if plan.source is None:
-        return from_cache(repository, revision)
-    listing = from_folder(repository, plan.source)
-    if wanted not in (None, listing.commit):
-        raise PullError(f"{repository.name}: {plan.source} has it at {listing.commit}, not at {wanted}")
+def list_files(repository: Repository, options: PullOptions) -> Listing:
+    """The files to fetch, with the digest of each. Raises `PullError` and the hub client's errors."""
+    pinned = options.revisions.get(repository.name)
+    revision = pinned or repository.revision
+    if not options.offline:
+        return list_hub(repository, revision)
+    if options.source is None:
+        return list_cache(repository, revision)
+    listing = list_folder(repository, options.source)
+    if pinned not in (None, listing.commit):
+        raise PullError(f"{repository.name}: {options.source} has it at {listing.commit}, not at {pinned}")
     return listing
 
 
-def in_place(file: Path, wanted: Wanted, known: dict[str, dict[str, str | int]]) -> bool:
-    """Whether the file is there and right. One that an earlier pull wrote down is not read again."""
-    if not file.is_file() or file.stat().st_size != wanted.size:
+def is_in_place(path: Path, file: RemoteFile, known: Entries) -> bool:
+    """Whether the correct file is there. One that is in the manifest of an earlier pull is not read again."""
+    if not path.is_file() or path.stat().st_size != file.size:
         return False
-    entry = known.get(wanted.path, {})
-    return wanted.digest in (entry.get("sha256"), entry.get("git")) or digest_of(file, wanted.digest) == wanted.digest
+    entry = known.get(file.path, {})
+    return file.digest in (entry.get("sha256"), entry.get("git")) or hash_file(path, file.digest) == file.digest
 
 
-def bring(repository: Repository, wanted: Wanted, commit: str, incoming: Path, plan: Plan, advance: Advance) -> None:
-    """One file, checked, to the incoming folder."""
-    partial = partial_of(incoming, wanted)
+def fetch_file(
+    repository: Repository, file: RemoteFile, commit: str, incoming: Path, options: PullOptions, advance: Advance
+) -> None:
+    """Fetch one file into the incoming folder and verify it."""
+    partial = partial_path(incoming, file)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    if copy := local_copy(repository, wanted, commit, plan):
-        take(copy, partial, advance)
-    elif plan.offline:
-        where = plan.source or "the hub client's cache"
-        raise PullError(f"{wanted.path}: {where} does not have it in this size. Without --offline the hub is asked")
+    if copy := find_local_copy(repository, file, commit, options):
+        copy_file(copy, partial, advance)
+    elif options.offline:
+        where = options.source or "the hub client's cache"
+        raise PullError(f"{file.path}: {where} does not have it in this size. Without --offline the hub is asked")
     else:
-        with download.explained(repository, wanted.path):
-            (download.fast if plan.fast else download.fetch)(repository, wanted, commit, partial, advance)
+        with download.translate_hub_errors(repository, file.path):
+            transfer = download.download_fast if options.fast else download.download_http
+            transfer(repository, file, commit, partial, advance)
     try:
-        check(partial, wanted)
+        verify_file(partial, file)
     except FileMismatch:
         partial.unlink()
         raise
-    partial.rename(verified_of(incoming, wanted))
+    partial.rename(verified_path(incoming, file))
 
 
-def check(file: Path, wanted: Wanted) -> None:
+def verify_file(path: Path, file: RemoteFile) -> None:
     """Raises `FileMismatch` unless the file has the size and the digest that the hub publishes."""
-    if (size := file.stat().st_size) != wanted.size:
-        raise FileMismatch(wanted.path, "bytes:", wanted.size, size)
-    if (found := digest_of(file, wanted.digest)) != wanted.digest:
-        raise FileMismatch(wanted.path, "sha256" if len(found) == 64 else "git's id", wanted.digest, found)
+    if (size := path.stat().st_size) != file.size:
+        raise FileMismatch(file.path, "bytes:", file.size, size)
+    if (digest := hash_file(path, file.digest)) != file.digest:
+        raise FileMismatch(file.path, "sha256" if len(digest) == 64 else "git's id", file.digest, digest)
 
 
-def partial_of(incoming: Path, wanted: Wanted) -> Path:
-    """Where a file grows. Another content never continues it."""
-    return incoming / f"{wanted.path}.{wanted.digest[:12]}.partial"
+def partial_path(incoming: Path, file: RemoteFile) -> Path:
+    """Where a download is collected. The digest in the name keeps another content from resuming it."""
+    return incoming / f"{file.path}.{file.digest[:12]}.partial"
 
 
-def verified_of(incoming: Path, wanted: Wanted) -> Path:
-    """Where a file waits for the others once it has been checked."""
-    return partial_of(incoming, wanted).with_suffix(".verified")
+def verified_path(incoming: Path, file: RemoteFile) -> Path:
+    """Where a verified file waits for the others of its repository."""
+    return partial_path(incoming, file).with_suffix(".verified")
 
 
-def local_copy(repository: Repository, wanted: Wanted, commit: str, plan: Plan) -> Path | None:
-    """A file of the right size in the mirror folder or in the hub client's cache."""
-    places = [cache_of(repository, commit)]
-    if plan.source:
+def find_local_copy(repository: Repository, file: RemoteFile, commit: str, options: PullOptions) -> Path | None:
+    """A file of the right size in the local folder or in the hub client's cache; None where there is none."""
+    places = [cache_folder(repository, commit)]
+    if options.source:
         short = repository.name.partition("/")[2]
-        places = [plan.source / part for part in (repository.folder, repository.name, short, "")] + places
-    files = (place / wanted.path for place in places)
-    return next((file for file in files if file.is_file() and file.stat().st_size == wanted.size), None)
+        places = [options.source / part for part in (repository.folder, repository.name, short, "")] + places
+    copies = (place / file.path for place in places)
+    return next((copy for copy in copies if copy.is_file() and copy.stat().st_size == file.size), None)
 
 
-def take(source: Path, target: Path, advance: Advance) -> None:
-    """Copy from the beginning."""
+def copy_file(source: Path, target: Path, advance: Advance) -> None:
+    """Copy the whole file, with progress."""
     with source.open("rb") as reader, target.open("wb") as writer:
         while block := reader.read(BLOCK):
             writer.write(block)
@@ -147,19 +153,19 @@ def take(source: Path, target: Path, advance: Advance) -> None:
         os.fsync(writer.fileno())
 
 
-def check_room(listing: Listing, folder: Path, incoming: Path, plan: Plan) -> None:
-    """Raises `PullError` before anything is fetched that the disk cannot take."""
+def check_disk_space(listing: Listing, folder: Path, incoming: Path, options: PullOptions) -> None:
+    """Raise `PullError`, before anything is fetched, if the disk has too little space."""
     needed = 0
-    for wanted in listing.files:
-        placed, partial = folder / wanted.path, partial_of(incoming, wanted)
-        if verified_of(incoming, wanted).is_file() or (placed.is_file() and placed.stat().st_size == wanted.size):
+    for file in listing.files:
+        placed, partial = folder / file.path, partial_path(incoming, file)
+        if verified_path(incoming, file).is_file() or (placed.is_file() and placed.stat().st_size == file.size):
             continue
-        needed += wanted.size - (partial.stat().st_size if partial.is_file() else 0)
-    free = shutil.disk_usage(plan.models_dir).free
+        needed += file.size - (partial.stat().st_size if partial.is_file() else 0)
+    free = shutil.disk_usage(options.models_dir).free
     if needed > free:
-        largest = max(listing.files, key=lambda wanted: wanted.size)
+        largest = max(listing.files, key=lambda file: file.size)
         raise PullError(
-            f"{plan.models_dir.absolute()}: {gigabytes(needed)} are needed (the largest file, {largest.path}, has "
+            f"{options.models_dir.absolute()}: {gigabytes(needed)} are needed (the largest file, {largest.path}, has "
             f"{gigabytes(largest.size)}) and {gigabytes(free)} free. Free some, or name another disk with --models-dir"
         )
 
@@ -169,37 +175,35 @@ def gigabytes(size: int) -> str:
 
 
 @contextmanager
-def room_explained(what: str) -> Iterator[None]:
-    """A disk that fills up meanwhile is `PullError` too."""
+def translate_full_disk(what: str) -> Iterator[None]:
+    """Turn the errors of a disk that is full into `PullError`."""
     try:
         yield
     except OSError as error:
-        if isinstance(error, PullError) or error.errno not in NO_ROOM:
+        if isinstance(error, PullError) or error.errno not in DISK_FULL:
             raise
         raise PullError(f"{what}: the disk is full. Free some space and pull again: it goes on from here") from error
 
 
-def put_in_place(
-    repository: Repository, listing: Listing, folder: Path, incoming: Path, known: dict[str, dict[str, str | int]]
-) -> None:
-    """Move every file to where it is served from, then write the manifest."""
-    entries: dict[str, dict[str, str | int]] = {}
-    for wanted in listing.files:
-        target, fetched = folder / wanted.path, verified_of(incoming, wanted)
+def install_files(repository: Repository, listing: Listing, folder: Path, incoming: Path, known: Entries) -> None:
+    """Move every file to its final place, then write the manifest."""
+    entries: Entries = {}
+    for file in listing.files:
+        target, fetched = folder / file.path, verified_path(incoming, file)
         if fetched.is_file():
-            entries[wanted.path] = entry_of(fetched, wanted)
+            entries[file.path] = manifest_entry(fetched, file)
             target.parent.mkdir(parents=True, exist_ok=True)
             fetched.replace(target)
         else:
-            entry = known.get(wanted.path, {})
-            same = wanted.digest in (entry.get("sha256"), entry.get("git"))
-            entries[wanted.path] = entry if same else entry_of(target, wanted)
+            entry = known.get(file.path, {})
+            same = file.digest in (entry.get("sha256"), entry.get("git"))
+            entries[file.path] = entry if same else manifest_entry(target, file)
     manifest.write(folder, repository, listing.commit, entries)
     shutil.rmtree(incoming)
 
 
-def entry_of(file: Path, wanted: Wanted) -> dict[str, str | int]:
-    """A file's entry in the manifest. Small files come with git's id; their sha256 is ours."""
-    if len(wanted.digest) == 64:
-        return {"size": wanted.size, "sha256": wanted.digest}
-    return {"size": wanted.size, "sha256": digest_of(file, manifest.SHA256), "git": wanted.digest}
+def manifest_entry(path: Path, file: RemoteFile) -> ManifestEntry:
+    """A file's entry in the manifest. The hub publishes only git's id of small files; their sha256 is computed here."""
+    if len(file.digest) == 64:
+        return {"size": file.size, "sha256": file.digest}
+    return {"size": file.size, "sha256": hash_file(path), "git": file.digest}
