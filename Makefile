@@ -24,7 +24,7 @@ test-offline: $(VENV)/.test  ## the whole suite where there is no network (Linux
 	@! command -v npm >/dev/null || { folder="$$(mktemp -d)" && cp tests/node/package*.json "$$folder" && \
 	  npm install --prefix "$$folder" --ignore-scripts --no-audit --no-fund --loglevel=error \
 	    @iconify-json/fluent-emoji-flat && rm -rf "$$folder"; }
-	NPM_CONFIG_PREFER_OFFLINE=true unshare -rn $(BIN)/python tests/loopback_only.py $(BIN)/python -m pytest $(ARGS)
+	NPM_CONFIG_PREFER_OFFLINE=true unshare -rn $(BIN)/python tests/support/loopback_only.py $(BIN)/python -m pytest $(ARGS)
 
 browser: $(VENV)/.browser  ## set up, then try the pages in Chromium (Debian: sudo apt-get install chromium)
 	$(BIN)/python -m pytest -m browser -rs $(ARGS)

@@ -1,107 +1,16 @@
 """Real parts for the tests: a real `srpo serve` on a real loopback port, with the tiny model."""
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
+from support.server import LiveServer, running
 
 # The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
-START_LIMIT = 120.0  # seconds; a busy machine imports torch slowly
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@dataclass
-class LiveServer:
-    """A running server process."""
-
-    url: str
-    port: int
-    process: subprocess.Popen[bytes]
-    log: Path
-    data_dir: Path
-
-    def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120, **options)
-
-    def generate(self, **fields: Any) -> httpx.Response:
-        """POST a small fast request; fields are added to it or take the place of its own."""
-        body = {"model": "flux/srpo", "prompt": PROMPT, "image_size": "square", "num_inference_steps": 1} | fields
-        with self.client() as client:
-            return client.post("/v1/images/generations", json=body)
-
-    def settled_log(self) -> str:
-        """The log with a line for every reply read so far.
-
-        A reply can be read before its line is written, so a last request, of a path of its own, is waited for.
-        """
-        last = f"/asked-last/{uuid.uuid4()}"
-        httpx.get(f"{self.url}{last}", headers={"authorization": "Bearer none"})
-        deadline = time.monotonic() + START_LIMIT
-        while last not in (text := self.log.read_text().rpartition("\n")[0]):
-            assert time.monotonic() < deadline, f"no line for {last}:\n{text}"
-            time.sleep(0.01)
-        return text
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_LIMIT
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, f"the server ended:\n{self.log.read_text()}"
-            try:
-                if httpx.get(f"{self.url}/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        pytest.fail(f"not ready after {START_LIMIT} s:\n{self.log.read_text()}")
-
-
-@contextmanager
-def running(folder: Path, *flags: str, wait: bool = True, **env: str) -> Iterator[LiveServer]:
-    """`srpo serve` with `flags` and SRPO_* variables `env`, stopped (then killed) at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    port, log = free_port(), folder / "server.log"
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("SRPO_")}
-    variables["SRPO_MODEL"] = "tiny"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "server", "serve", "--port", str(port), "--data-dir", str(folder / "data"), *flags],
-            env=variables | {f"SRPO_{name.upper()}": value for name, value in env.items()},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    server = LiveServer(f"http://127.0.0.1:{port}", port, process, log, folder / "data")
-    try:
-        if wait:
-            server.wait_ready()
-        yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="session")

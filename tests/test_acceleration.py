@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine import DTYPES, ask, draw, tiny_engine
+from support.engines import DTYPES, ask, draw, tiny_engine
 
 from pipelines.acceleration import PRESETS
 from pipelines.engine.flux import FluxEngine

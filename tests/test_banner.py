@@ -4,7 +4,7 @@ import json
 import subprocess
 from typing import Any
 
-from conftest import LiveServer
+from support.server import LiveServer
 
 from weights.checkpoints import CHECKPOINTS, EMBEDDED
 

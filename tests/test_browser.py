@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import LiveServer
 from PIL import Image
-from test_sse import Gate, Scripted
+from support.scripted_server import Gate, Scripted
+from support.server import LiveServer
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed: make browser")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from canaries import SLOTS, pictures_below, post
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from pydantic import ValidationError
+from support.canaries import SLOTS, pictures_below, post
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,

@@ -4,20 +4,15 @@ The clients are installed once from the lock file beside their script; without N
 """
 
 import base64
-import hashlib
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import PROMPT, LiveServer
-from test_clients import (
+from support.clients import (
     FAILURES,
-    KEY,
     SMALL,
     Failing,
     Failure,
@@ -26,15 +21,15 @@ from test_clients import (
     each_failure,
     failing,
     failing_server,
-    open_image,
     run_example,
     statuses,
 )
+from support.node import FOLDER, ask
+from support.pictures import open_image
+from support.server import PROMPT, LiveServer
 
 __all__ = ["failing", "failing_server"]  # fixtures
 
-FOLDER = Path(__file__).parent / "node"
-OLDEST = 20
 
 JS_1440x512 = """async function main() {
   const response = await fetch('https://api.aimlapi.com/v1/images/generations', {
@@ -79,42 +74,6 @@ JS_NO_SIZE = """async function main() {
 }
 
 main();"""
-
-
-@pytest.fixture(scope="session")
-def node() -> str:
-    """Node's path."""
-    path = shutil.which("node")
-    if path is None or shutil.which("npm") is None:
-        pytest.skip(f"the JavaScript clients need Node {OLDEST} and npm, which are not installed")
-    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.lstrip("v").split(".")[0]) < OLDEST:
-        pytest.skip(f"the JavaScript clients need Node {OLDEST}, and this is {version}")
-    return path
-
-
-@pytest.fixture(scope="session")
-def clients(node: str) -> str:
-    """Node's path, with the clients of the lock file installed."""
-    wanted = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
-    mark = FOLDER / "node_modules" / ".installed"
-    if not mark.exists() or mark.read_text() != wanted:
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-        ended = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == 0, f"npm could not install the clients:\n{ended.stderr}"
-        mark.write_text(wanted)
-    return node
-
-
-def ask(node: str, client: str, url: str, key: str = KEY, retries: int = 0, **fields: Any) -> dict[str, Any]:
-    """What the script prints for one request."""
-    request = {"client": client, "url": url, "key": key, "maxRetries": retries, "fields": fields}
-    ended = subprocess.run(
-        [node, FOLDER / "clients.mjs", json.dumps(request)], capture_output=True, text=True, timeout=300
-    )
-    assert ended.returncode == 0, ended.stderr
-    outcome: dict[str, Any] = json.loads(ended.stdout)
-    return outcome
 
 
 def test_the_lock_file_names_no_host() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import ask, draw, tiny_engine
+from support.engines import ask, draw, tiny_engine
 
 from pipelines.engine.base import EngineConfig, Report
 from pipelines.loading.context_parallel import Meet, NotTogether, check, load_group

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import LiveServer, running
 from PIL import Image
 from structlog.testing import capture_logs
+from support.server import LiveServer, running
 
 from pipelines.engine.base import EngineInfo
 from pipelines.errors import QueueFull

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_formats import engine_with, weights_of
-from written_formats import TINY, WRITTEN, Tensors, sparse_file
+from support.engines import engine_with, weights_of
+from support.written_formats import TINY, WRITTEN, Tensors, sparse_file
 
 from server.cli.convert import main as convert
 from weights.formats.architecture import BLOCK_LINEARS, TransformerConfig, tensor_shapes

@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import START_LIMIT, LiveServer
 from PIL import Image
-from test_clients_node import ask, clients, node
-from test_image_to_image import FILE, PIXELS, peak, picture, post, uri
-from test_jobs import PREFER, ended
-from test_source import file_of
-from test_sse import Scripted
+from support.img2img import FILE, PIXELS, peak, picture, post, uri
+from support.jobs import PREFER, ended
+from support.node import ask, clients, node
+from support.pictures import file_of
+from support.scripted_server import Scripted
+from support.server import START_LIMIT, LiveServer
 
 from server.images.metadata import read_marks
 

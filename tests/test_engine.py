@@ -8,41 +8,22 @@ import pytest
 import torch
 from diffusers import FluxImg2ImgPipeline
 from PIL import Image
+from support.engines import DTYPES, ask, draw, tiny_engine
 
 from pipelines.acceleration import PRESETS
 from pipelines.engine.flux import FluxEngine
 from pipelines.errors import NonFinitePixels
 from pipelines.loading.build import describe
 from pipelines.loading.fingerprint import digest, fingerprint
-from pipelines.request import GenerationParams, ImageRequest, Source
+from pipelines.request import ImageRequest, Source
 from weights import tiny
 
-DTYPES = [torch.float32, torch.bfloat16]
 SIZES = [(512, 512), (1440, 512), (544, 672), (512, 768), (896, 512)]
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=str)
 def engine(request: pytest.FixtureRequest) -> FluxEngine:
     return tiny_engine(request.param)
-
-
-def tiny_engine(dtype: torch.dtype) -> FluxEngine:
-    pipeline = tiny.build(dtype)
-    return FluxEngine(pipeline, tiny.TEXT_TOKENS, describe("tiny", pipeline, torch.device("cpu"), dtype))
-
-
-def ask(width: int = 512, height: int = 512, steps: int = 2, **fields: object) -> ImageRequest:
-    size = {"width": width, "height": height}
-    body = {"prompt": "a red apple", "acceleration": "none", "image_size": size, "num_inference_steps": steps}
-    return GenerationParams.model_validate(body | fields).to_request("tiny")
-
-
-def draw(engine: FluxEngine, request: ImageRequest) -> list[bytes]:
-    samples = engine.prepare(request)
-    for sample in samples:
-        while engine.steps_left(sample):
-            engine.step([sample])
-    return [engine.finish(sample).data for sample in samples]
 
 
 @pytest.mark.filterwarnings("ignore:.*progress")

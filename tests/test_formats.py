@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_engine import ask, draw
-from written_formats import TINY, WRITTEN, Tensors, original
+from support.engines import ask, draw, engine_with, weights_of
+from support.written_formats import TINY, WRITTEN, Tensors, original
 
-from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine
-from pipelines.loading.build import load_engine
 from server.settings import EngineSettings
 from server.state import build_engine_config
 from weights import tiny
@@ -32,16 +30,6 @@ def tensors() -> Tensors:
     """Another transformer than tiny's own, with weights of a sensible size."""
     torch.manual_seed(7)
     return {name: torch.randn(shape) * 0.1 for name, shape in tensor_shapes(TINY).items()}
-
-
-def engine_with(file: Path | None = None, *loras: str, dtype: str = "float32") -> FluxEngine:
-    config = EngineConfig("tiny", device="cpu", dtype=dtype, transformer=str(file) if file else None, loras=loras)
-    return load_engine(config, lambda *_: None)
-
-
-def weights_of(engine: FluxEngine) -> Tensors:
-    found: Tensors = engine._transformer.state_dict()
-    return found
 
 
 def picture(engine: FluxEngine) -> np.ndarray:

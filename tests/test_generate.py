@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import LiveServer
 from PIL import Image
+from support.server import LiveServer
 
 from server.cli.terminal import shower
 

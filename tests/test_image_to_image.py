@@ -12,38 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
 import torch
-from conftest import PROMPT, START_LIMIT, LiveServer
 from diffusers import FluxImg2ImgPipeline
 from PIL import Image
-from test_jobs import PREFER, ended, events_of
-from test_source import INWARD, Peer, canary, file_of, public
-from test_sse import Scripted
+from support.img2img import BODY, FILE, MODEL, PATH, PICTURE, PIXELS, peak, picture, post, uri
+from support.jobs import PREFER, ended, events_of
+from support.pictures import INWARD, Peer, canary, public
+from support.scripted_server import Scripted
+from support.server import PROMPT, START_LIMIT, LiveServer
 
 from server.images import fetch
 from server.images.metadata import read_marks
 from weights import tiny
 
 __all__ = ["canary", "public"]  # fixtures
-
-PATH = "/v1/images/generations"
-MODEL = "flux/srpo/image-to-image"
-PIXELS = np.random.default_rng(3).integers(0, 256, (512, 544, 3), dtype=np.uint8)
-PICTURE = Image.fromarray(PIXELS)
-FILE = file_of(PICTURE)
-
-
-def uri(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-BODY: dict[str, Any] = {
-    "model": MODEL, "prompt": "quick", "image_url": uri(FILE), "num_inference_steps": 4, "seed": 7,
-    "output_format": "png", "response_format": "b64_json", "enable_safety_checker": False,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,23 +39,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
             yield scripted
 
 
-def post(server: Any, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
-    """`None` takes a field out."""
-    body = {name: value for name, value in (BODY | fields).items() if value is not None}
-    return httpx.post(server.url + PATH, json=body, headers=headers, timeout=START_LIMIT)
-
-
 def refused(reply: httpx.Response, code: str = "unusable_image") -> str:
     error = reply.json()["error"]
     assert (reply.status_code, error["param"], error["code"]) == (400, "image_url", code), reply.text
     for issue in error["data"]:
         assert len(issue["received"]) <= 80
     return str(error["message"])
-
-
-def picture(reply: httpx.Response) -> Image.Image:
-    assert reply.status_code == 201, reply.text
-    return Image.open(io.BytesIO(base64.b64decode(reply.json()["data"][0]["b64_json"])))
 
 
 @pytest.mark.parametrize(("strength", "guidance"), [(0.7, 3.25), (1, 11.5)])
@@ -289,12 +262,6 @@ def png_bomb(side: int) -> bytes:
     rows = b"".join(packer.compress(bytes(1 + (side + 7) // 8)) for _ in range(side)) + packer.flush()
     head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def peak(pid: int) -> int:
-    """The most memory that a process has had since it was last asked to forget, in bytes."""
-    [line] = [text for text in Path(f"/proc/{pid}/status").read_text().splitlines() if text.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
 
 
 def test_a_bomb_costs_the_server_no_memory(live: LiveServer) -> None:

@@ -12,7 +12,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from safetensors.torch import save_file
-from written_formats import TINY, WRITTEN, Tensors, sparse_file
+from support.traps import Trap
+from support.written_formats import TINY, WRITTEN, Tensors, sparse_file
 
 from server.__main__ import COMMANDS
 from server.cli.inspect import main
@@ -132,16 +133,6 @@ def test_it_imports_no_torch() -> None:
     module = COMMANDS["weights"].function.partition(":")[0]
     code = f"import sys, {module}, server.cli.inspect; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
-
-
-class Trap:
-    """Unpickling it creates a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.mark,)
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.ckpt", "model.safetensors"])

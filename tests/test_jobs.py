@@ -19,9 +19,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import PROMPT, START_LIMIT, LiveServer, running
 from PIL import Image
-from test_sse import Gate, Scripted
+from support.jobs import KEYS, PREFER, call, ended, events_of
+from support.scripted_server import Gate, Scripted
+from support.server import PROMPT, START_LIMIT, LiveServer, running
 
 from server.jobs.store import SUCCEEDED, JobRecord, Ledger
 from server.schema import JobPage, JobReply
@@ -31,8 +32,6 @@ BODY: dict[str, Any] = {
     "model": "flux/srpo", "prompt": "quick", "image_size": "square", "num_inference_steps": 6, "seed": 7,
 }  # fmt: skip
 SLOW = {"prompt": "slow", "num_inference_steps": 50}  # 2.5 s
-PREFER = {"prefer": "respond-async"}
-KEYS = ("first-key", "second-key")
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +40,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         with Scripted(tmp_path_factory.mktemp("jobs"), safety_checker="none", api_keys=KEYS) as scripted:
             yield scripted
-
-
-def call(server: Any, method: str, path: str, key: str = KEYS[0], **options: Any) -> httpx.Response:
-    headers = {"authorization": f"Bearer {key}"} | options.pop("headers", {})
-    return httpx.request(method, server.url + path, headers=headers, timeout=START_LIMIT, **options)
 
 
 def post(server: Any, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
@@ -59,21 +53,6 @@ def accept(server: Any, **fields: Any) -> dict[str, Any]:
     JobReply.model_validate(job)
     assert reply.headers["location"] == job["poll_url"] == f"{server.url}/v1/jobs/{job['id']}"
     return job
-
-
-def ended(server: Any, identity: str) -> dict[str, Any]:
-    deadline = time.monotonic() + START_LIMIT
-    while (job := call(server, "GET", f"/v1/jobs/{identity}").json())["status"] in ("queued", "running"):
-        assert time.monotonic() < deadline, job
-        time.sleep(0.01)
-    JobReply.model_validate(job)
-    return job
-
-
-def events_of(reply: httpx.Response) -> list[tuple[str, str, Any]]:
-    """(id, name, data) of every event."""
-    blocks = [dict(line.split(": ", 1) for line in block.split("\n")) for block in reply.text.split("\n\n") if block]
-    return [(block.get("id", ""), block["event"], json.loads(block["data"])) for block in blocks]
 
 
 def lasting(reply: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import ask, tiny_engine
-from test_same_bytes import Work, draw
+from support.engines import ask, tiny_engine
+from support.neighbours import Work, draw
 
 from bench.quality import psnr
 from pipelines.engine.base import EngineConfig

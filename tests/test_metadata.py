@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canaries import SLOTS, post
 from PIL import Image
+from support.canaries import SLOTS, post
 
 from server.__main__ import main as srpo
 from server.images.metadata import SOURCE_TYPE

@@ -6,14 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.namespaces import NAMESPACE, TESTS, permitted
 
-TESTS = Path(__file__).parent
-NAMESPACE = ("unshare", "-rn", sys.executable, str(TESTS / "loopback_only.py"))
 GENERATE = """
 import json, socket, sys
 from pathlib import Path
 import httpx
-from conftest import running
+from support.server import running
 try:
     socket.create_connection(("192.0.2.1", 80), 1)
     sys.exit("there is a network")
@@ -24,13 +23,6 @@ with running(Path(sys.argv[1])) as server:
     files = [httpx.get(item["url"]).content[:4].hex() for item in reply["images"]]
 print(json.dumps({"files": files, "safety": reply["safety"]}))
 """
-
-
-def permitted() -> bool:
-    try:
-        return subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode == 0
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.skipif(not permitted(), reason="this machine does not permit `unshare -rn` (user namespaces)")

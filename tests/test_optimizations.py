@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from conftest import LiveServer
-from test_engine import DTYPES, ask, draw, tiny_engine
+from support.engines import DTYPES, ask, draw, tiny_engine
+from support.server import LiveServer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.acceleration import PRESETS

@@ -10,13 +10,12 @@ import diffusers.hooks.group_offloading as hooks
 import httpx
 import pytest
 import torch
-from conftest import LiveServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_engine import ask, draw
-from test_formats import weights_of
-from test_process import LIMIT, within
+from support.engines import ask, draw, weights_of
+from support.server import LiveServer
+from support.waiting import LIMIT, within
 
 import pipelines.loading.build
 import pipelines.loading.offload

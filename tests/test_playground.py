@@ -4,7 +4,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import LiveServer
+from support.server import LiveServer
 
 import server
 from server.aliases import translate

@@ -40,7 +40,7 @@ def _scripted_engine_for_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
 async def pool_of(
     wait: bool = True, model: str = "scripted", models_dir: str = "models", **options: Any
 ) -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(EngineConfig(model, models_dir, factory="scripted_engine:load"), **options)
+    pool = WorkerPool(EngineConfig(model, models_dir, factory="support.scripted_engine:load"), **options)
     await pool.start()
     try:
         if wait:

@@ -4,15 +4,13 @@ import concurrent.futures
 import os
 import re
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
-from conftest import START_LIMIT, LiveServer, free_port
-
-LIMIT = 30.0  # seconds
+from support.server import START_LIMIT, LiveServer, free_port
+from support.waiting import LIMIT, within
 
 
 def png(server: LiveServer, **fields: object) -> bytes:
@@ -39,15 +37,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def test_same_seed_same_bytes_alone_in_company_and_after_a_worker_restart(serve: Callable[..., LiveServer]) -> None:

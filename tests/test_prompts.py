@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canaries import Canaries, post
-from conftest import LiveServer
+from support.canaries import Canaries, post
+from support.server import LiveServer
 
 from pipelines.errors import PromptRefused, SafetyUnavailable
 from pipelines.job import Job

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from loopback_hub import COMMIT, TOKEN, Hub, git_id, serving, sha256
-from test_offline import NAMESPACE, permitted
+from support.loopback_hub import COMMIT, TOKEN, Hub, git_id, serving, sha256
+from support.namespaces import NAMESPACE, permitted
 
 import weights.hub.pull
 from server.cli import pull as pull_cli
@@ -406,7 +406,7 @@ def test_verify_names_what_has_changed_since(pull: Pull, models: Path, capsys: p
 OFFLINE = """
 import json, sys
 from pathlib import Path
-from conftest import running
+from support.server import running
 with running(Path(sys.argv[1]), model="flux/srpo", models_dir=sys.argv[2]) as server:
     reply = server.generate(output_format="png", acceleration="none")
     assert reply.status_code == 201, reply.text

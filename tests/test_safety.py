@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from canaries import SLOTS, decode, pictures_below, post
 from PIL import Image
 from rich.console import Console
+from support.canaries import SLOTS, decode, pictures_below, post
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.request import SIZES, ImageRequest, ImageResult, Timings

@@ -4,15 +4,12 @@ A worker's own turns (`StepLoop`) around the tiny model, in bfloat16 with batche
 """
 
 import random
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 import torch
-from test_engine import ask, tiny_engine
-from test_step_loop import Told
+from support.engines import ask, tiny_engine
+from support.neighbours import WATCHED, Watched, Work, draw
 
 from pipelines.acceleration import PRESETS
 from pipelines.engine.flux import FluxEngine
@@ -20,21 +17,8 @@ from pipelines.engine.sample import Sample
 from pipelines.fields import Size
 from pipelines.optimize.batching import COUNTS
 from pipelines.request import ImageRequest
-from pipelines.workers.step_loop import StepLoop
 
-WATCHED = ask(steps=9, seed=77, acceleration="high", prompt="a lighthouse", guidance_scale=3.5)
 SIZES = [(512, 512), (512, 512), (512, 544), (576, 512)]
-
-
-class Watched(FluxEngine):
-    """An engine that counts in which company the watched request takes its steps."""
-
-    companies: ClassVar[Counter[int]] = Counter()  # anew for each test
-
-    def step(self, samples: Sequence[Sample]) -> None:
-        if any(sample.request == WATCHED for sample in samples):
-            self.companies[len(samples)] += 1
-        super().step(samples)
 
 
 @pytest.fixture(scope="module")
@@ -54,37 +38,6 @@ def alone(engine: FluxEngine) -> bytes:
 def _batches(engine: Watched, alone: bytes) -> None:
     engine.batches = {Size(512, 512): COUNTS}
     engine.companies.clear()
-
-
-class Work:
-    """A shift with the watched request in it, and neighbours."""
-
-    def __init__(self, engine: FluxEngine, neighbours: list[ImageRequest]) -> None:
-        self.told = Told()
-        self.step_loop = StepLoop(engine, self.told)
-        for number, request in enumerate(neighbours):
-            self.admit(str(number), request)
-
-    def admit(self, name: str, request: ImageRequest) -> None:
-        self.step_loop.take(
-            {"op": "run", "job": name, "request": request.to_json(), "previews": {"count": 0, "side": 0}}
-        )
-
-    def cancel(self, name: str) -> None:
-        self.step_loop.take({"op": "cancel", "job": name})
-
-    def picture(self) -> bytes:
-        """Of the watched request, as soon as it is done."""
-        while "watched" not in self.told.ends:
-            self.step_loop.run_once()
-        assert self.told.ends["watched"] == "done"
-        return self.told.pictures["watched", 0]
-
-
-def draw(engine: FluxEngine, request: ImageRequest) -> bytes:
-    work = Work(engine, [])
-    work.admit("watched", request)
-    return work.picture()
 
 
 def anybody(chance: random.Random) -> ImageRequest:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import DTYPES, ask, tiny_engine
+from support.engines import DTYPES, ask, tiny_engine
 
 from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from conftest import START_LIMIT, LiveServer
-from written_formats import TINY, WRITTEN, Tensors
+from support.server import START_LIMIT, LiveServer
+from support.written_formats import TINY, WRITTEN, Tensors
 
 from server.cli import doctor
 from weights import tiny

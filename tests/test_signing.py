@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canaries import SLOTS, post
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 from pydantic import ValidationError
+from support.canaries import SLOTS, post
 
 from server.__main__ import main as srpo
 from server.settings import Settings

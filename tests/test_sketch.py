@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import LiveServer, running
 from PIL import Image
+from support.server import LiveServer, running
 
 from bench.quality import psnr
 from bench.sketch import card

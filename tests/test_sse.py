@@ -2,11 +2,8 @@
 
 import asyncio
 import base64
-import gc
 import json
 import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,16 +12,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
-from conftest import PROMPT, START_LIMIT, LiveServer, free_port
-from test_clients import open_image
-from test_clients_node import ask, clients, node
-
-from pipelines.engine.base import EngineConfig
-from pipelines.workers.pool import WorkerPool
-from server.app import create_app
-from server.jobs.generation import Generation
-from server.settings import Settings
+from support.node import ask, clients, node
+from support.pictures import open_image
+from support.scripted_server import Gate, Scripted
+from support.server import PROMPT, START_LIMIT, LiveServer
 
 __all__ = ["clients", "node"]  # fixtures
 
@@ -34,40 +25,6 @@ BODY: dict[str, Any] = {
 }  # fmt: skip
 EXTRA = {"image_size": "square", "num_inference_steps": 6, "seed": 7}
 NAMES = [f"image_generation.{name}" for name in ("partial_image", "partial_image", "completed")]
-
-
-class Scripted:
-    """A server in a thread whose engine does what the prompt says."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.pool = WorkerPool(EngineConfig(factory="scripted_engine:load"), queue_size=200, max_running=1)
-        app = create_app(Settings(data_dir=folder, model="tiny", port=self.port, **options), self.pool)
-        self.parts = app.state.app_state
-        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_config=None, ws="none"))
-        self.thread = threading.Thread(target=self.server.run)
-
-    def __enter__(self) -> "Scripted":
-        self.thread.start()
-        self.until(lambda: self.server.started and self.pool.status().state == "ready")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join()
-
-    def runs_kept(self) -> int:
-        """Requests of this server that are still in memory."""
-        gc.collect()
-        return sum(type(thing) is Generation and thing._server is self.parts for thing in gc.get_objects())
-
-    @staticmethod
-    def until(condition: Any) -> None:
-        deadline = time.monotonic() + START_LIMIT
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -243,24 +200,6 @@ async def test_readers_that_hang_or_leave_cost_the_others_nothing(scripted: Scri
         assert scripted.pool.status().restarts == 0
         assert scripted.runs_kept() <= 30  # a reader that hangs holds its own request, until its time is over
     await asyncio.to_thread(scripted.until, lambda: scripted.runs_kept() == 0)
-
-
-class Gate:
-    """Lets the scripted engine do so many steps, and tells how many it has begun."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self._begun, self._allowed = folder / "begun", folder / "allowed"
-        self.prompt = f"gated {folder}"
-        self._begun.touch()
-        self.allow(0)
-
-    def allow(self, steps: int) -> None:
-        self._allowed.write_bytes(b"." * steps)
-
-    @property
-    def begun(self) -> int:
-        return self._begun.stat().st_size
 
 
 @contextmanager

@@ -1,44 +1,16 @@
 """A worker's turns in one process, without a device: who goes along, and whose failure is whose."""
 
-from typing import Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_engine import ScriptedEngine
+from support.events import Told
+from support.scripted_engine import ScriptedEngine
 
 from pipelines.job import PreviewPlan
 from pipelines.request import GenerationParams, ImageRequest
 from pipelines.workers.step_loop import DEVICE_LOST, StepLoop
 
 SIZES = [(512, 512), (544, 512)]
-
-
-class Told:
-    """An outlet that keeps what it is sent: the steps, the pictures and the ends of each job."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[str, int, int]] = []
-        self.pictures: dict[tuple[str, int], bytes] = {}
-        self.ends: dict[str, str] = {}
-        self.left: dict[str, list[float]] = {}
-        self.timings: dict[str, dict[str, float]] = {}
-
-    def send(self, event: str, payload: bytes = b"", **header: Any) -> None:
-        job = header["job"]
-        assert job not in self.ends, "a job that has ended is not heard of again"
-        match event:
-            case "step":
-                self.left.setdefault(job, []).append(header["left"])
-                if header["stage"] == "denoise":
-                    self.steps.append((job, header["image"], header["step"]))
-            case "image":
-                self.pictures[job, header["image"]] = payload
-            case "done":
-                self.ends[job] = "done"
-                self.timings[job] = header["timings"]
-            case "failed":
-                self.ends[job] = header["error"]
 
 
 def ask(prompt: str = "a cat", seed: int = 1, steps: int = 3, images: int = 1, size: int = 0) -> ImageRequest:

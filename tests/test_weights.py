@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_inspection import Trap
+from support.traps import Trap
 
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, choose, locate

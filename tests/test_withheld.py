@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from canaries import decode, found_in, kept_in, talking, traces_of
+from support.canaries import decode, found_in, kept_in, talking, traces_of
 
 from pipelines.safety.checkers import SafetyChecker
 from pipelines.safety.guard import ACTIONS, POLICIES, Guard, blur

@@ -1,4 +1,4 @@
-"""Run a command where no network is but loopback: `unshare -rn python tests/loopback_only.py COMMAND ...`.
+"""Run a command where no network is but loopback: `unshare -rn python tests/support/loopback_only.py COMMAND ...`.
 
 An empty network namespace has its loopback switched off; this switches it on, checks that nothing else is there, and
 becomes the command.

@@ -1,0 +1,68 @@
+"""A server in a thread whose engine does what the prompt says; durable jobs on it."""
+
+import gc
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from support.server import START_LIMIT, free_port
+
+from pipelines.engine.base import EngineConfig
+from pipelines.workers.pool import WorkerPool
+from server.app import create_app
+from server.jobs.generation import Generation
+from server.settings import Settings
+
+
+class Scripted:
+    """A server in a thread whose engine does what the prompt says."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.pool = WorkerPool(EngineConfig(factory="support.scripted_engine:load"), queue_size=200, max_running=1)
+        app = create_app(Settings(data_dir=folder, model="tiny", port=self.port, **options), self.pool)
+        self.parts = app.state.app_state
+        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_config=None, ws="none"))
+        self.thread = threading.Thread(target=self.server.run)
+
+    def __enter__(self) -> "Scripted":
+        self.thread.start()
+        self.until(lambda: self.server.started and self.pool.status().state == "ready")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
+    def runs_kept(self) -> int:
+        """Requests of this server that are still in memory."""
+        gc.collect()
+        return sum(type(thing) is Generation and thing._server is self.parts for thing in gc.get_objects())
+
+    @staticmethod
+    def until(condition: Any) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+class Gate:
+    """Lets the scripted engine do so many steps, and tells how many it has begun."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._begun, self._allowed = folder / "begun", folder / "allowed"
+        self.prompt = f"gated {folder}"
+        self._begun.touch()
+        self.allow(0)
+
+    def allow(self, steps: int) -> None:
+        self._allowed.write_bytes(b"." * steps)
+
+    @property
+    def begun(self) -> int:
+        return self._begun.stat().st_size
