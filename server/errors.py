@@ -103,10 +103,17 @@ class BadRange(ServerError):
 
 
 class StorageFull(ServerError):
-    retry_after = 30.0
+    retry_after = 30.0  # seconds
 
     def __init__(self) -> None:
         super().__init__("The image could not be stored: the server's disk is full or not writable.")
+
+
+class StorageBusy(ServerError):
+    retry_after = 5.0  # seconds
+
+    def __init__(self) -> None:
+        super().__init__("The job database is locked by another program. Try again in a few seconds.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +151,7 @@ TABLE: Mapping[type[Exception], Row] = {
     pipeline.Draining: Row(503, "draining", "server_error"),
     pipeline.SafetyUnavailable: Row(503, "safety_unavailable", "server_error"),
     StorageFull: Row(503, "storage_full", "server_error"),
+    StorageBusy: Row(503, "storage_busy", "server_error"),
     pipeline.DeadlineExceeded: Row(504, "deadline_exceeded", "server_error", repeats=True),
 }
 UNEXPECTED = Row(500, "internal_error", "server_error")

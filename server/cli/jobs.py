@@ -13,7 +13,7 @@ from pydantic_settings import CliPositionalArg
 
 from pipelines.errors import Cancelled
 from server.cli.parsing import parse
-from server.errors import StorageFull, envelope, row_of
+from server.errors import StorageBusy, StorageFull, envelope, row_of
 from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord, Ledger
 from server.settings import EngineSettings
 
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     try:
         ledger.open()
         return cancel(ledger, identities) if identities else show(ledger, settings)
-    except StorageFull as error:
+    except (StorageBusy, StorageFull) as error:
         print(f"srpo jobs: {error}", file=sys.stderr)
         return 2
     finally:

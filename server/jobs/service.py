@@ -15,7 +15,7 @@ import structlog
 
 from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull
 from pipelines.request import ImageRequest
-from server.errors import Gone, KeyReused, NotFound, ServerError, StorageFull, envelope, headers_of, row_of
+from server.errors import Gone, KeyReused, NotFound, ServerError, StorageBusy, StorageFull, envelope, headers_of, row_of
 from server.jobs.generation import Generation, reply_headers
 from server.jobs.spec import JobSpec
 from server.jobs.store import ACCEPTED, CANCELLED, EXPIRED, FAILED, SUCCEEDED, JobRecord, Ledger
@@ -78,7 +78,7 @@ class Jobs:
     async def accept(self, spec: JobSpec, owner: str, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
         """Admit a request and write it down, or find the one that has its key. True: it had been accepted before.
 
-        Raises `KeyReused`, `StorageFull`, and what `Generation` raises before any work.
+        Raises `KeyReused`, `StorageFull`, `StorageBusy`, and what `Generation` raises before any work.
         """
         if key is None:
             request = await spec.request(self._server)
@@ -253,7 +253,7 @@ class Jobs:
                 if time.monotonic() > swept + SWEEP_EVERY:
                     await asyncio.to_thread(self._ledger.sweep, self._server.settings.images_expire)
                     swept = time.monotonic()
-            except StorageFull as error:
+            except (StorageBusy, StorageFull) as error:
                 log.error("jobs", error=type(error).__name__)
             await asyncio.sleep(LOOK)
 

@@ -5,6 +5,7 @@ a job ends in one update that only an unfinished row takes: whatever crashes, it
 """
 
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,19 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 
-from server.errors import StorageFull
+from server.errors import StorageBusy, StorageFull
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT = 10.0  # seconds to wait for another program's lock
+PRIMARY_CODE = 0xFF  # of a result code: the rest says more of the same error
+LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+NOT_WRITABLE = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+}
 TOMBSTONE = 30 * 86400.0  # seconds an expired job is still known to have been
 ACCEPTED, SUCCEEDED, FAILED, CANCELLED, EXPIRED = "accepted", "succeeded", "failed", "cancelled", "expired"
 JOBS = sa.Table("jobs", sa.MetaData(), *(sa.Column(name) for name in (
@@ -51,7 +62,11 @@ class JobRecord:
 
 
 class Ledger:
-    """The table, safe to use from several threads. Raises `StorageFull` where the disk is full or not writable."""
+    """The table, safe to use from several threads.
+
+    Every method raises `StorageFull` where the disk is full or not writable, and `StorageBusy` where another program
+    keeps the database locked for longer than `BUSY_TIMEOUT`.
+    """
 
     def __init__(self, file: Path) -> None:
         self._engine = sa.create_engine(f"sqlite:///{file}")
@@ -63,7 +78,7 @@ class Ledger:
         environment = EnvironmentContext(
             Config(), script, fn=lambda revision, _: script._upgrade_revs("head", revision)
         )
-        with self._engine.connect() as connection, environment:
+        with translated_errors(), self._engine.connect() as connection, environment:
             environment.configure(connection=connection)
             with environment.begin_transaction():
                 environment.run_migrations()
@@ -153,11 +168,22 @@ class Ledger:
     @contextmanager
     def _connection(self) -> Iterator[sa.Connection]:
         """One transaction."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except sa.exc.OperationalError as error:
+        with translated_errors(), self._engine.begin() as connection:
+            yield connection
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """SQLite's errors as ours, by its result code (https://www.sqlite.org/rescode.html). Others pass as they are."""
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        code = getattr(error.orig, "sqlite_errorcode", 0) & PRIMARY_CODE
+        if code in LOCKED:
+            raise StorageBusy from error
+        if code in NOT_WRITABLE:
             raise StorageFull from error
+        raise
 
 
 def entry_of(row: sa.RowMapping) -> JobRecord:
@@ -166,5 +192,6 @@ def entry_of(row: sa.RowMapping) -> JobRecord:
 
 
 def set_pragmas(connection: Any, _: object) -> None:
-    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+    busy = f"busy_timeout={int(BUSY_TIMEOUT * 1000)}"
+    for pragma in (busy, "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
