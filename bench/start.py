@@ -31,7 +31,7 @@ from bench.geometry import CLIP, CLIP_TOKENS, T5, TEXT_TOKENS, TRANSFORMER, VAE
 from pipelines.engine.base import EngineConfig, Report
 from pipelines.loading.build import choose_dtype, load_one
 from weights import tiny
-from weights.checkpoints import CHECKPOINTS, locate
+from weights.checkpoints import CHECKPOINTS, locate_files
 from weights.load import load_pipeline
 
 MIB = 2**20
@@ -90,7 +90,7 @@ def load(config: EngineConfig) -> dict[str, Any]:
     before, start, used = resident("VmHWM"), time.perf_counter(), time.process_time()
     placement = "nowhere: only read"
     if config.device == "meta":
-        located = locate(CHECKPOINTS[config.model], Path(config.models_dir))
+        located = locate_files(CHECKPOINTS[config.model], Path(config.models_dir))
         load_pipeline(located, choose_dtype(config.dtype, META), META, noted(stages))
     else:
         placement = load_one(config, noted(stages)).info.placement

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pipelines.fields import Invalid, ParamType
 from pipelines.request import CommonParams, GenerationParams, ImageToImageParams, for_model
-from weights.checkpoints import SERVED_AS
+from weights.checkpoints import HOSTED_MODEL
 
 IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
 RESPONSE_FORMATS = ("url", "b64_json")
@@ -62,7 +62,7 @@ class TranslatedRequest:
     ignored: list[str] = field(default_factory=list)
 
 
-def translate(body: Mapping[str, Any], served: str = SERVED_AS) -> TranslatedRequest:
+def translate(body: Mapping[str, Any], served: str = HOSTED_MODEL) -> TranslatedRequest:
     """Native fields pass as they are, to be validated strictly for the loaded model; null means absent."""
     fields = {name: value for name, value in body.items() if value is not None}
     extra = fields.get("extra_body")

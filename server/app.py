@@ -25,7 +25,7 @@ from server.jobs.store import Ledger
 from server.playground.routes import router as pages
 from server.settings import Settings
 from server.state import AppState
-from weights.checkpoints import SERVED_AS
+from weights.checkpoints import HOSTED_MODEL
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
 TITLE = "srpo: a self-hosted FLUX image server"
@@ -61,7 +61,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     app.include_router(router)
     app.include_router(job_routes.router)
     app.include_router(pages)
-    served = {} if state.served == SERVED_AS else {"x-served-model": state.served}
+    served = {} if state.served == HOSTED_MODEL else {"x-served-model": state.served}
     app.add_middleware(RequestMiddleware, origins=state.origins, headers=served)
     app.openapi = lambda: openapi(app, state.served)  # type: ignore[method-assign]
     return app

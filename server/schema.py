@@ -19,17 +19,17 @@ from pipelines.safety.guard import InspectedResult
 from server.aliases import IMAGE_TO_IMAGE, param_type, params_of
 from server.errors import InvalidRequest
 from server.settings import Settings
-from weights.checkpoints import CHECKPOINTS, SERVED_AS
+from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 MAX_RECEIVED = 80
 CREDITS_PER_USD = 2_000_000
 MEGAPIXEL = 2**20
 EXAMPLE: dict[str, Any] = {
-    "model": SERVED_AS,
-    "prompt": CHECKPOINTS[SERVED_AS].sample_prompt,
+    "model": HOSTED_MODEL,
+    "prompt": CHECKPOINTS[HOSTED_MODEL].sample_prompt,
 }
 SOURCED_EXAMPLE: dict[str, Any] = {
-    "model": SERVED_AS + IMAGE_TO_IMAGE,
+    "model": HOSTED_MODEL + IMAGE_TO_IMAGE,
     "prompt": "The same harbour in winter, oil on canvas.",
     "image_url": "https://example.com/harbour.jpg",
     "strength": 0.8,
@@ -43,7 +43,7 @@ class GenerationBody(GenerationParams):
         json_schema_extra={"examples": [EXAMPLE, EXAMPLE | {"image_size": {"width": 1440, "height": 512}}]}
     )
 
-    model: str = Field(description="The model's id.", json_schema_extra={"enum": [SERVED_AS]})
+    model: str = Field(description="The model's id.", json_schema_extra={"enum": [HOSTED_MODEL]})
 
 
 class ImageToImageBody(ImageToImageParams):
@@ -51,7 +51,7 @@ class ImageToImageBody(ImageToImageParams):
 
     model_config = ConfigDict(json_schema_extra={"examples": [SOURCED_EXAMPLE]})
 
-    model: str = Field(description="The model's id.", json_schema_extra={"enum": [SERVED_AS + IMAGE_TO_IMAGE]})
+    model: str = Field(description="The model's id.", json_schema_extra={"enum": [HOSTED_MODEL + IMAGE_TO_IMAGE]})
 
 
 Body = GenerationBody | ImageToImageBody
@@ -65,10 +65,10 @@ def body_of(served: str, sourced: bool) -> type[Body]:
     """
     kind: type[Body] = ImageToImageBody if sourced else GenerationBody
     body = for_model(served, kind)
-    if served == SERVED_AS or CHECKPOINTS[served].embedded:
+    if served == HOSTED_MODEL or CHECKPOINTS[served].embedded:
         return body
     suffix = IMAGE_TO_IMAGE if sourced else ""
-    names: dict[str, Any] = {"enum": [served + suffix, SERVED_AS + suffix]}
+    names: dict[str, Any] = {"enum": [served + suffix, HOSTED_MODEL + suffix]}
     model: Any = (str, Field(description=kind.model_fields["model"].description, json_schema_extra=names))
     return create_model(kind.__name__, __base__=body, __module__=__name__, model=model)
 
@@ -77,7 +77,7 @@ def read_body(native: dict[str, Any], served: str) -> Body:
     """Validate native fields. `served` is the id of the loaded model. Raises `InvalidRequest`."""
     issues = list(model_issues(native, served))
     sourced = params_of(native.get("model")) is ImageToImageParams
-    fields = native | {"model": SERVED_AS} if issues else native
+    fields = native | {"model": HOSTED_MODEL} if issues else native
     try:
         body: Body = body_of(served, sourced).model_validate(fields)
     except ValidationError as error:
@@ -89,7 +89,7 @@ def read_body(native: dict[str, Any], served: str) -> Body:
 
 def model_ids(served: str) -> list[str]:
     """What the loaded model is called: by its id, by the hosted API's, and by either for image-to-image."""
-    names = dict.fromkeys((SERVED_AS, served))
+    names = dict.fromkeys((HOSTED_MODEL, served))
     return [name + kind for name in names for kind in ("", IMAGE_TO_IMAGE)]
 
 

@@ -21,7 +21,7 @@ from server.images.store import LocalStore
 from server.security.keys import KeyRing
 from server.security.origins import OriginPolicy
 from server.settings import EngineSettings, Settings
-from weights.checkpoints import choose
+from weights.checkpoints import choose_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ State = Annotated[AppState, Depends(get_app_state)]
 
 def build_engine_config(settings: EngineSettings, data_dir: Path | None = None) -> EngineConfig:
     """What a worker loads, and how. With a `data_dir` measurements and compiled kernels are kept there."""
-    row = choose(settings.model, settings.models_dir)
+    row = choose_checkpoint(settings.model, settings.models_dir)
     config = EngineConfig(
         row.id,
         str(settings.models_dir.absolute()),

@@ -34,4 +34,4 @@ def test_where_keys_are_required_the_sample_request_says_where_to_put_one(live_w
 
 
 def test_the_sketchs_sample_prompt_names_a_thing_that_it_knows() -> None:
-    assert set(EMBEDDED.sample_prompt.split()) & set(EMBEDDED.knows)
+    assert set(EMBEDDED.sample_prompt.split()) & set(EMBEDDED.subjects)

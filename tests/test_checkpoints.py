@@ -17,7 +17,7 @@ from server.errors import InvalidRequest
 from server.schema import read_body
 from server.settings import Settings
 from weights import tiny
-from weights.checkpoints import CHECKPOINTS, choose, downloads, locate
+from weights.checkpoints import CHECKPOINTS, choose_checkpoint, list_downloads, locate_files
 from weights.errors import MissingFiles
 
 PUBLISHED = {  # what the hosted APIs of these models say: steps from, to, default; guidance default
@@ -105,18 +105,18 @@ def test_a_row_takes_of_flux_1_dev_only_what_serving_needs(model: str, transform
 
 def test_flux_dev_needs_a_transformer_of_its_own(tmp_path: Path) -> None:
     tiny.build().save_pretrained(tmp_path / "FLUX.1-dev")
-    assert locate(CHECKPOINTS["flux/dev"], tmp_path).transformer is None
+    assert locate_files(CHECKPOINTS["flux/dev"], tmp_path).transformer is None
     for file in (tmp_path / "FLUX.1-dev" / "transformer").glob("*.safetensors"):
         file.unlink()
     with pytest.raises(MissingFiles, match=r"transformer/diffusion_pytorch_model"):
-        locate(CHECKPOINTS["flux/dev"], tmp_path)
-    assert choose("auto", tmp_path).id == "flux/srpo"
+        locate_files(CHECKPOINTS["flux/dev"], tmp_path)
+    assert choose_checkpoint("auto", tmp_path).id == "flux/srpo"
 
 
 def test_every_published_model_says_where_it_comes_from_and_what_its_licence_asks() -> None:
-    assert set(downloads()) == {"flux/srpo", "flux/dev", "flux/schnell", "safety", "safety-compvis"}
-    for repositories in downloads().values():
+    assert set(list_downloads()) == {"flux/srpo", "flux/dev", "flux/schnell", "safety", "safety-compvis"}
+    for repositories in list_downloads().values():
         for part in repositories:
-            assert part.licence.asks
+            assert part.licence.conditions
             assert part.licence.url.startswith("https://")
             assert part.revision == "main" or len(part.revision) == 40 or part.sha256

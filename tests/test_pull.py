@@ -22,7 +22,7 @@ import weights.hub.pull
 from server.cli import pull as pull_cli
 from server.cli import weights as weights_cli
 from weights import tiny
-from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate
+from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate_files
 from weights.hub import manifest
 from weights.hub.listing import MANIFEST
 
@@ -127,7 +127,7 @@ def test_a_pull_brings_what_serving_needs_and_a_manifest(pull: Pull, hub: Hub, f
     expected = {f"FLUX.1-dev/{path}" for path in {*dev, "transformer/config.json", MANIFEST}}
     assert in_place(models) == expected | {f"SRPO/{SRPO_FILE}", f"SRPO/{MANIFEST}"}
     assert_true(models, hub)
-    assert locate(CHECKPOINTS["flux/srpo"], models).transformer
+    assert locate_files(CHECKPOINTS["flux/srpo"], models).transformer
     written = manifest.read(models / "SRPO")
     assert (written["repository"], written["revision"]) == (SRPO.name, COMMIT)
     assert written["files"][SRPO_FILE]["sha256"] == sha256(files[SRPO.name][SRPO_FILE])
@@ -175,7 +175,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_was(hub: Hub, models: Path) -> 
     assert ended.returncode == 0, ended.stderr
     assert f"bytes={begun}-" in [span for _, _, span in hub.requests]
     assert_true(models, hub)
-    assert locate(CHECKPOINTS["flux/srpo"], models)
+    assert locate_files(CHECKPOINTS["flux/srpo"], models)
 
 
 def test_a_flipped_byte_is_never_put_in_place(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
@@ -374,7 +374,7 @@ def test_a_digest_of_the_rows_own_holds_whatever_the_hub_says(hub: Hub, pull: Pu
     assert (downloads(hub), in_place(models)) == ([], set())
     row = replace(COMPVIS, sha256=(("model.safetensors", published),))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pull_cli, "downloads", lambda: {"safety-compvis": (row,), "safety": (SAFETY,)})
+        patch.setattr(pull_cli, "list_downloads", lambda: {"safety-compvis": (row,), "safety": (SAFETY,)})
         code, said = pull("safety-compvis", "--accept-license")
     assert code == 0
     assert manifest.read(models / "safety-compvis")["revision"] == COMMIT

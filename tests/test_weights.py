@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from support.traps import Trap
 
 from weights import tiny
-from weights.checkpoints import CHECKPOINTS, choose, locate
+from weights.checkpoints import CHECKPOINTS, choose_checkpoint, locate_files
 from weights.errors import MissingFiles, WrongWeights
 from weights.load import load_pipeline
 
@@ -41,15 +41,15 @@ def copy(models: Path, tmp_path: Path) -> Path:
 
 
 def test_auto_serves_srpo_only_where_its_files_are(models: Path, tmp_path: Path) -> None:
-    assert choose("auto", models).id == "flux/srpo"
-    assert choose("auto", tmp_path).embedded
-    assert choose("tiny", models).id == "tiny"
+    assert choose_checkpoint("auto", models).id == "flux/srpo"
+    assert choose_checkpoint("auto", tmp_path).embedded
+    assert choose_checkpoint("tiny", models).id == "tiny"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_srpo_file_takes_the_place_of_the_folders_transformer(models: Path, dtype: torch.dtype) -> None:
     stages: list[str] = []
-    pipeline = load_pipeline(locate(ROW, models), dtype, CPU, lambda stage, _: stages.append(stage))
+    pipeline = load_pipeline(locate_files(ROW, models), dtype, CPU, lambda stage, _: stages.append(stage))
     published = load_file(models / "SRPO" / "diffusion_pytorch_model.safetensors")
     loaded = pipeline.transformer.state_dict()
     assert loaded.keys() == published.keys()
@@ -65,7 +65,7 @@ def test_an_incomplete_folder_names_what_is_missing(copy: Path, part: str) -> No
     path = copy / part
     path.rename(copy / "elsewhere")
     with pytest.raises(MissingFiles, match=Path(part).name):
-        locate(ROW, copy)
+        locate_files(ROW, copy)
 
 
 def broken(copy: Path) -> Path:
@@ -77,7 +77,7 @@ def broken(copy: Path) -> Path:
 
 
 def load(models: Path) -> None:
-    load_pipeline(locate(ROW, models), torch.float32, CPU, lambda *_: None)
+    load_pipeline(locate_files(ROW, models), torch.float32, CPU, lambda *_: None)
 
 
 def test_a_truncated_file_is_named(copy: Path) -> None:

@@ -1,1 +1,1 @@
-"""Files: which checkpoints exist, where they lie, how they are read. Knows no image."""
+"""Model files: which checkpoints exist, where they lie, how they are fetched, read and converted. Knows no images."""

@@ -1,8 +1,8 @@
-"""The checkpoints this server can serve: one row a model.
+"""The checkpoints that this server can serve: one row of `CHECKPOINTS` for each model.
 
-A row knows where its files lie under the models folder, from which repositories they come, what the model was made
-for (text tokens, bounds, defaults), and under which licences it comes. Locating reads names only; `weights.load`
-reads the files, `weights.hub.pull` fetches them.
+A row says where the files lie below the models folder, which repositories and licences they come with, and what the
+model was trained for (text tokens, bounds, defaults). This module only looks for files: `weights.load` reads them, and
+`weights.hub.pull` fetches them.
 """
 
 from collections.abc import Mapping
@@ -12,28 +12,28 @@ from typing import NamedTuple
 
 from weights import sketch
 from weights.errors import MissingFiles
-from weights.latent_rgb import FLUX, PreviewMap
+from weights.latent_rgb import FLUX_LATENT_RGB, LatentRGB
 
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 
 
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """A licence, where its text stands, and what it asks in plain words."""
+    """A licence: its name, where its text is, and its conditions in plain words."""
 
     name: str
     url: str
-    asks: str
+    conditions: str
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository on the hub, at one revision, and which of its files serving needs.
+    """A repository on the hub, at one revision, and the files of it that serving needs.
 
-    `files` are shell patterns on the repository's paths; each must match something (the licence's own text comes along
-    where there is one). `folder` is where the files go, under the models folder. `revision` is a commit, or `main`
-    where none could be pinned; what was fetched is in the manifest either way. `sha256` of a file, where it is known
-    from elsewhere, holds whatever the hub says.
+    `files` are shell patterns for paths in the repository; each must match at least one file. The licence's text is
+    fetched too, where there is one. `folder`, below the models folder, is where the files go. `revision` is a commit,
+    or `main` where no commit is known; the manifest records the commit in either case. `sha256` holds digests that were
+    published elsewhere: a file must have that digest even if the hub says otherwise.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Repository:
 
 
 class ParameterCounts(NamedTuple):
-    """Parameters of a model's parts. Of the transformer's, `blocks` are those of `architecture.BLOCK_LINEARS`."""
+    """How many parameters each part of a model has. `blocks` counts those of `architecture.BLOCK_LINEARS`."""
 
     blocks: int = 0
     rest: int = 0
@@ -54,35 +54,36 @@ class ParameterCounts(NamedTuple):
     vae: int = 0
 
 
-SMALL = ParameterCounts()  # too few parameters to matter
+NEGLIGIBLE = ParameterCounts()  # too few parameters to matter
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """One model.
 
-    `folder` holds the pipeline in diffusers layout; `transformer`, where set, is the single safetensors file that
-    takes the place of the folder's own transformer. Both are relative to the models folder, but for an embedded row's
-    folder, which comes with this package. A row without a folder is built in code. `bounds` (lowest and highest) and
-    `defaults` are the model's own, by the names of `pipelines.request.GenerationParams`, where they differ from
-    flux/srpo's; `remarks` are added to their help. `sample_prompt` is one that the model draws well. `guidance` is the
-    range of scales and `canvas` the one size (width, height) that the model has learned, None where it takes all that
-    the API allows.
+    `folder` holds the pipeline in diffusers layout. `transformer`, if set, is a single safetensors file that is used
+    instead of the folder's own transformer. Both are relative to the models folder; the folder of an embedded model is
+    part of this package. A model without a folder is built in code.
+
+    `bounds` (lowest, highest) and `defaults` replace those of flux/srpo, by the names in
+    `pipelines.request.GenerationParams`; `remarks` are added to the help of these parameters. `guidance` is the range
+    of scales and `canvas` the one size (width, height) that the model was trained on; None: all that the API allows.
+    `sample_prompt` is one that the model draws well.
     """
 
     id: str
     title: str
     licence: str
     text_tokens: int
-    sizes: ParameterCounts = SMALL
+    sizes: ParameterCounts = NEGLIGIBLE
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False
     sample_prompt: str = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
     guidance: tuple[float, float] | None = None
     canvas: tuple[int, int] | None = None
-    knows: tuple[str, ...] = ()  # the things it can draw, where they are that few
-    preview: PreviewMap | None = FLUX  # None: its VAE has no map yet, so there are no previews
+    subjects: tuple[str, ...] = ()  # what it can draw, for a model that knows only a few things
+    preview: LatentRGB | None = FLUX_LATENT_RGB  # None: no previews, since nobody has fitted a map for its VAE
     repositories: tuple[Repository, ...] = ()
     bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     defaults: Mapping[str, float] = field(default_factory=dict)
@@ -91,7 +92,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """A checkpoint whose files are all there. Paths are None for a row that is built in code."""
+    """The files of a checkpoint, all present. The paths are None for a model that is built in code."""
 
     checkpoint: Checkpoint
     folder: Path | None
@@ -113,7 +114,7 @@ SRPO_LICENCE = Licence(
 APACHE = Licence(
     "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", "Commercial use is allowed; keep the licence text."
 )
-WITHOUT_TRANSFORMER = (  # of a FLUX.1 repository: not its transformer, not the single-file twins of it and of the VAE
+WITHOUT_TRANSFORMER = (  # a FLUX.1 repository without its transformer and without the single-file copies
     "model_index.json",
     "scheduler/*.json",
     "text_encoder/*.json",
@@ -166,7 +167,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         ),
         Checkpoint(
             id="flux/dev",
-            title="FLUX.1 [dev] as Black Forest Labs publishes it",
+            title="FLUX_LATENT_RGB.1 [dev] as Black Forest Labs publishes it",
             licence="FLUX.1 [dev] Non-Commercial License",
             text_tokens=512,
             sizes=FLUX_SIZES,
@@ -196,8 +197,8 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             sample_prompt="a green apple on a blue background",
             guidance=tuple(sketch.MANIFEST["guidance"]),
             canvas=tuple(sketch.MANIFEST["canvas"]),
-            knows=tuple(sketch.MANIFEST["knows"]["things"]),
-            preview=PreviewMap(**sketch.MANIFEST["preview"]),
+            subjects=tuple(sketch.MANIFEST["knows"]["things"]),
+            preview=LatentRGB(**sketch.MANIFEST["preview"]),
         ),
         Checkpoint(
             id="tiny",
@@ -209,30 +210,30 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
     )
 }
 EMBEDDED = CHECKPOINTS["flux/sketch"]
-SERVED_AS = "flux/srpo"  # the id that clients of the hosted API send
+HOSTED_MODEL = "flux/srpo"  # the model id that clients of the hosted API send
 
 
-def choose(model: str, models_dir: Path) -> Checkpoint:
-    """The row to serve. `auto` is SRPO where any of its files are there, else the embedded model."""
+def choose_checkpoint(model: str, models_dir: Path) -> Checkpoint:
+    """The checkpoint to serve. `auto`: SRPO if any of its files is present, else the embedded model."""
     if model != "auto":
         return CHECKPOINTS[model]
-    row = CHECKPOINTS[SERVED_AS]
+    row = CHECKPOINTS[HOSTED_MODEL]
     return row if any((models_dir / part).exists() for part in (row.folder, row.transformer) if part) else EMBEDDED
 
 
-def locate(row: Checkpoint, models_dir: Path, given: Path | None = None) -> CheckpointFiles:
-    """Find every file of a row. Raises `MissingFiles`, which names what is missing and where it belongs.
+def locate_files(row: Checkpoint, models_dir: Path, replacement: Path | None = None) -> CheckpointFiles:
+    """Find every file of a checkpoint. Raises `MissingFiles`, which lists the missing files.
 
-    `given` is a transformer in the place of the row's own, which then need not be there.
+    `replacement` is a transformer to use instead of the checkpoint's own, which then may be missing.
     """
     if row.folder is None:
-        return CheckpointFiles(row, None, given)
+        return CheckpointFiles(row, None, replacement)
     folder = models_dir / row.folder
-    transformer = given or (models_dir / row.transformer if row.transformer else None)
-    wanted = [folder / "model_index.json", folder / "transformer" / "config.json"]
-    wanted += [folder / name for name in COMPONENTS]
-    wanted += [transformer] if transformer else []
-    missing = [path for path in wanted if not path.exists()]
+    transformer = replacement or (models_dir / row.transformer if row.transformer else None)
+    required = [folder / "model_index.json", folder / "transformer" / "config.json"]
+    required += [folder / name for name in COMPONENTS]
+    required += [transformer] if transformer else []
+    missing = [path for path in required if not path.exists()]
     if transformer is None and not any((folder / "transformer").glob("*.safetensors")):
         missing.append(folder / "transformer" / "diffusion_pytorch_model*.safetensors")
     if missing:
@@ -240,7 +241,7 @@ def locate(row: Checkpoint, models_dir: Path, given: Path | None = None) -> Chec
     return CheckpointFiles(row, folder, transformer)
 
 
-def downloads() -> Mapping[str, tuple[Repository, ...]]:
-    """What can be pulled, by name: the published models, and two fuller safety checkers."""
+def list_downloads() -> Mapping[str, tuple[Repository, ...]]:
+    """What can be pulled, by name: the published models and two safety checkers."""
     models = {row.id: row.repositories for row in CHECKPOINTS.values() if row.repositories}
     return models | {"safety": (SAFETY,), "safety-compvis": (COMPVIS,)}

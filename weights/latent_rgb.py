@@ -1,19 +1,19 @@
-"""Linear maps from a VAE's latents to RGB: a rough picture of an image on its way, without running the VAE."""
+"""Linear maps from a VAE's latents to RGB, for previews of an unfinished image without running the VAE."""
 
 from typing import NamedTuple
 
 
-class PreviewMap(NamedTuple):
-    """One row of three weights a latent channel, and a bias; the result is RGB from -1 to 1.
+class LatentRGB(NamedTuple):
+    """Three weights (R, G, B) for each latent channel, and a bias; the result is RGB from -1 to 1.
 
-    Latents are the transformer's: shifted and scaled as the VAE's configuration says.
+    The latents are those the transformer works on: shifted and scaled by the VAE's configuration.
     """
 
     factors: tuple[tuple[float, float, float], ...]
     bias: tuple[float, float, float]
 
 
-FLUX = PreviewMap(  # the fit for FLUX.1's VAE that ComfyUI publishes (`Flux.latent_rgb_factors`)
+FLUX_LATENT_RGB = LatentRGB(  # the fit for FLUX.1's VAE that ComfyUI publishes (`Flux.latent_rgb_factors`)
     factors=(
         (-0.0346, 0.0244, 0.0681),
         (0.0034, 0.0210, 0.0687),

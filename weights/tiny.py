@@ -1,7 +1,7 @@
-"""`tiny`: a random FLUX of two layers, with every component, built in code.
+"""The model `tiny`: a FLUX of two layers with random weights, built in code. It draws coloured noise.
 
-It draws coloured noise. It exists so that the real path (tokenizers, both text encoders, transformer, scheduler, VAE,
-all of them the real classes) runs in seconds on a CPU. The same seed gives the same weights on every machine.
+With it the whole path (tokenizers, both text encoders, transformer, scheduler and VAE, all of the real classes) runs in
+seconds on a CPU. The weights are the same on every machine.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 TEXT_TOKENS = 64
-WIDTH = 32  # of every hidden state
+WIDTH = 32  # of all hidden states
 SEED = 20250917
 TRANSFORMER = {
     "in_channels": 64,
@@ -49,7 +49,7 @@ VAE = {
 
 
 def build(dtype: torch.dtype = torch.float32, **overrides: Any) -> FluxPipeline:
-    """The pipeline, in evaluation mode on the CPU. `overrides` go to the transformer's configuration."""
+    """The pipeline in evaluation mode on the CPU. `overrides` change the transformer's configuration."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         clip_tokens = byte_tokenizer("<|startoftext|>", "<|endoftext|>", "<pad>", TEXT_TOKENS)
@@ -103,7 +103,7 @@ def t5_encoder(tokens: PreTrainedTokenizerFast) -> T5EncoderModel:
 
 
 def byte_tokenizer(start: str | None, end: str, pad: str, length: int) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: every text has tokens, and none is unknown."""
+    """A byte-level tokenizer without merges: it has a token for every byte, so no text is unknown to it."""
     specials = [pad, end, *([start] if start else []), "<unk>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*specials, *alphabet])}

@@ -27,7 +27,7 @@ from pipelines.engine.vae_tiling import tiles
 from pipelines.errors import NonFinitePixels
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from weights.latent_rgb import PreviewMap
+from weights.latent_rgb import LatentRGB
 
 UNGUIDED = "guidance_scale: this model has no guidance; ignored"
 TILED = "decode: in overlapping tiles, which is not exact (SRPO_TILE_ABOVE)"
@@ -43,7 +43,7 @@ class FluxEngine:
         pipeline: FluxPipeline,
         text_tokens: int,
         info: EngineInfo,
-        preview: PreviewMap | None = None,
+        preview: LatentRGB | None = None,
         guidance: Range | None = None,
         canvas: tuple[int, int] | None = None,
     ) -> None:

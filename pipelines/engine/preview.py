@@ -8,12 +8,12 @@ from torch.nn.functional import interpolate
 
 from pipelines.engine.base import Thumbnail
 from pipelines.request import ImageRequest
-from weights.latent_rgb import PreviewMap
+from weights.latent_rgb import LatentRGB
 
 PATCH = 2  # latents a side in one packed token
 
 
-def draw_preview(colours: PreviewMap, clean: torch.Tensor | None, request: ImageRequest, side: int) -> Thumbnail | None:
+def draw_preview(colours: LatentRGB, clean: torch.Tensor | None, request: ImageRequest, side: int) -> Thumbnail | None:
     """From packed latents `(1, tokens, channels * 4)` to a picture of at most `side` pixels on its longer side.
 
     None before the first step, or if the map is for another number of channels. Area averages make it smaller, so a

@@ -23,7 +23,7 @@ from pipelines.optimize.batching import exact_batches
 from pipelines.optimize.compile import COMPILED, freeze, keep_in
 from pipelines.optimize.optimizations import chosen, described, moving_bits
 from pipelines.optimize.tuning_cache import TuningCache
-from weights.checkpoints import CHECKPOINTS, Checkpoint, locate
+from weights.checkpoints import CHECKPOINTS, Checkpoint, locate_files
 from weights.load import load_pipeline
 
 
@@ -42,7 +42,7 @@ def load_one(config: EngineConfig, report: Report, meet: Meet | None = None) -> 
     device = torch.device(choose_device(config.device))
     dtype = choose_dtype(config.dtype, device)
     given = Path(config.transformer) if config.transformer else None
-    located = locate(CHECKPOINTS[config.model], Path(config.models_dir), given)
+    located = locate_files(CHECKPOINTS[config.model], Path(config.models_dir), given)
     row = located.checkpoint
     placement = placed(row, device, dtype, config.placement)
     report(f"placing ({placement})", 0.06)

@@ -125,8 +125,8 @@ async def get_model(request: Request, model: str) -> JSONResponse:
 def model_card(name: str, served: str) -> dict[str, Any]:
     row = CHECKPOINTS[served]
     info: dict[str, Any] = {"name": name, "served_by": served, "description": row.title, "licence": row.licence}
-    if row.knows:
-        info["knows"] = row.knows
+    if row.subjects:
+        info["knows"] = row.subjects
     return {
         "id": name,
         "object": "model",

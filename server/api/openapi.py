@@ -13,7 +13,7 @@ from server.schema import (
     JobReply,
     body_of,
 )
-from weights.checkpoints import SERVED_AS
+from weights.checkpoints import HOSTED_MODEL
 
 MAX_PAGE = 100  # jobs
 
@@ -121,7 +121,7 @@ GENERATION: dict[str, Any] = {
         "parameters": [PREFER, IDEMPOTENCY_KEY],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": bodies(SERVED_AS), "examples": EXAMPLES}},
+            "content": {"application/json": {"schema": bodies(HOSTED_MODEL), "examples": EXAMPLES}},
         },
     },
 }
@@ -131,7 +131,7 @@ EDITS: dict[str, Any] = GENERATION | {
     "openapi_extra": {
         "security": [{"access-token": []}],
         "parameters": [PREFER, IDEMPOTENCY_KEY],
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form(SERVED_AS)}}},
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form(HOSTED_MODEL)}}},
     },
 }
 

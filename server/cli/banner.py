@@ -9,7 +9,7 @@ from rich.table import Table
 
 from server.settings import EngineSettings, Settings
 from server.state import AppState
-from weights.checkpoints import CHECKPOINTS, SERVED_AS
+from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 
 def address_of(settings: Settings, port: int) -> str:
@@ -51,9 +51,9 @@ def show_start(console: Console, server: AppState, address: str) -> None:
 
 def stand_in(settings: EngineSettings, model: str) -> str:
     """That another model than SRPO draws, and why."""
-    missing = f"No {SERVED_AS} weights in {settings.models_dir.absolute()}"
+    missing = f"No {HOSTED_MODEL} weights in {settings.models_dir.absolute()}"
     reason = missing if settings.model == "auto" else f"As --model {settings.model} says"
-    return f"{reason}: the embedded model {model} answers in place of {SERVED_AS}."
+    return f"{reason}: the embedded model {model} answers in place of {HOSTED_MODEL}."
 
 
 def open_to(settings: Settings) -> str:
@@ -96,5 +96,5 @@ def show_stopping(console: Console, server: AppState) -> None:
 def curl(address: str, prompt: str, needs_key: bool) -> str:
     """A first request to paste into a shell."""
     key = "  -H 'Authorization: Bearer YOUR_KEY' \\\n" if needs_key else ""
-    body = json.dumps({"model": SERVED_AS, "prompt": prompt})
+    body = json.dumps({"model": HOSTED_MODEL, "prompt": prompt})
     return f"curl {address}/v1/images/generations \\\n{key}  -H 'Content-Type: application/json' \\\n  -d '{body}'"

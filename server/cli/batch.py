@@ -21,7 +21,7 @@ from server.images.signing import FileSigner
 from server.images.source import Sources, UnusableImage
 from server.schema import issues_of
 from server.settings import EngineSettings
-from weights.checkpoints import choose
+from weights.checkpoints import choose_checkpoint
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 RECORD = "requests.jsonl"
@@ -115,7 +115,7 @@ def plan(settings: GenerateSettings) -> list[BatchItem]:
     folder = settings.output.parent if one_file else settings.output
     folder.mkdir(parents=True, exist_ok=True)
     record = None if one_file else folder / RECORD
-    done, model = drawn(record), choose(settings.model, settings.models_dir).id
+    done, model = drawn(record), choose_checkpoint(settings.model, settings.models_dir).id
     return [
         item(number, line, model, settings.output if one_file else None, folder, record)
         for number, line in enumerate(lines, 1)

@@ -21,7 +21,7 @@ from server.cli.serve import listen
 from server.security.keys import KeyRing
 from server.settings import Settings
 from server.state import build_guard, build_prompt_guard, build_signer
-from weights.checkpoints import SERVED_AS, choose, locate
+from weights.checkpoints import HOSTED_MODEL, choose_checkpoint, locate_files
 from weights.errors import WeightsError
 from weights.formats.architecture import TransformerConfig
 from weights.formats.detect import match_tensors, require_match
@@ -84,7 +84,7 @@ def gpu(settings: DoctorSettings) -> Finding:
 
 
 def placement(settings: DoctorSettings) -> Finding:
-    row = choose(settings.model, settings.models_dir)
+    row = choose_checkpoint(settings.model, settings.models_dir)
     found = [] if set(settings.devices) == {"cpu"} else cards()
     precision = ("bfloat16" if found else "float32") if settings.dtype == "auto" else settings.dtype
     if not found:
@@ -110,11 +110,13 @@ def disk(settings: DoctorSettings) -> Finding:
 
 def weights(settings: DoctorSettings) -> Finding:
     """The served row's files, and whether they are what was published."""
-    row = choose(settings.model, settings.models_dir)
+    row = choose_checkpoint(settings.model, settings.models_dir)
     if row.embedded:
-        return Finding("warning", f"{row.id} stands in for {SERVED_AS}: `srpo weights pull {SERVED_AS}` brings it")
+        return Finding(
+            "warning", f"{row.id} stands in for {HOSTED_MODEL}: `srpo weights pull {HOSTED_MODEL}` brings it"
+        )
     try:
-        located = locate(row, settings.models_dir, settings.transformer)
+        located = locate_files(row, settings.models_dir, settings.transformer)
         folders = [settings.models_dir / part.folder for part in row.repositories]
         if settings.transformer and located.folder:
             folders = [folder for folder in folders if folder.is_dir()]

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from server.cli.parsing import parse
 from server.cli.progress import ProgressBars, make_progress
-from weights.checkpoints import APACHE, Repository, downloads
+from weights.checkpoints import APACHE, Repository, list_downloads
 from weights.errors import WeightsError
 from weights.hub import manifest
 from weights.hub.listing import MANIFEST
@@ -31,7 +31,7 @@ class Folder(BaseSettings):
 class PullSettings(Folder):
     """Bring a model's files to the models folder, each checked before it is put in place. Goes on where it stopped."""
 
-    names: CliPositionalArg[list[str]] = Field([], description=f"what to pull: {', '.join(downloads())}")
+    names: CliPositionalArg[list[str]] = Field([], description=f"what to pull: {', '.join(list_downloads())}")
     revision: list[str] = Field(
         [],
         description="a commit, tag or branch in the place of the row's own; REPOSITORY=REVISION where a name needs "
@@ -55,7 +55,7 @@ class VerifySettings(Folder):
 
 def pull_files(arguments: list[str]) -> int:
     settings = parse(PullSettings, "weights pull", arguments)
-    known = downloads()
+    known = list_downloads()
     if not settings.names or not set(settings.names) <= set(known):
         return usage_error("pull", f"expected one or more of {', '.join(known)}")
     repositories = list(dict.fromkeys(part for name in settings.names for part in known[name]))
@@ -100,7 +100,7 @@ def licences_accepted(repositories: list[Repository], accepted: bool) -> bool:
     """Say in plain words what binds the operator; True where that needs no agreement or was agreed to."""
     for part in repositories:
         licence = part.licence
-        print(f"{part.name}: {licence.name} ({licence.url})\n  {licence.asks}")
+        print(f"{part.name}: {licence.name} ({licence.url})\n  {licence.conditions}")
     if accepted or all(part.licence is APACHE for part in repositories):
         return True
     print("srpo weights pull: read the licences; if you accept them, say --accept-license", file=sys.stderr)
@@ -118,7 +118,7 @@ def next_steps(names: list[str], models_dir: Path) -> str:
 
 def verify(arguments: list[str]) -> int:
     settings = parse(VerifySettings, "weights verify", arguments)
-    known = downloads()
+    known = list_downloads()
     if not set(settings.names) <= set(known):
         return usage_error("verify", f"expected some of {', '.join(known)}")
     parts = [part for name in settings.names or known for part in known[name]]

@@ -1,1 +1,1 @@
-"""What a weights file is: its headers recognized, its tensors read, written and converted."""
+"""Weights files: recognizing their formats, and reading, writing and converting their tensors."""

@@ -1,1 +1,1 @@
-"""Getting model files: pulling, verifying and listing what a published model is made of."""
+"""Fetching the files of published models, and verifying them."""

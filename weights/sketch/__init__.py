@@ -1,4 +1,4 @@
-"""`flux/sketch`, the embedded model that draws: `model` holds its files, `recipe` made them, README.md is its card."""
+"""The embedded model `flux/sketch`. `model` holds its files, README.md is its card; `bench.sketch.recipe` trains it."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""How `flux/sketch`, the embedded model, is to be made. Training code: not part of the wheel.
+"""Training code for `flux/sketch`, the embedded model. It is not part of the wheel.
 
     python -m bench.sketch.recipe STAGE --out DIR --minutes M
 
-Every stage resumes from its checkpoint in DIR. There today: the data, the linear code, the decoder, flow matching. Not
-there yet: the encoder, guidance distillation, export, evaluation, and so the weights themselves.
+Every stage resumes from its checkpoint in DIR; `__main__` lists them.
 """
