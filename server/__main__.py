@@ -3,23 +3,30 @@
 import sys
 from collections.abc import Mapping
 
-from server.cli.commands import Command, run
+from server.cli.parsing import Command, Group, run
 
-COMMANDS: Mapping[str, Command] = {
+WEIGHTS: Mapping[str, Command] = {
+    "pull": Command("bring a model's published files, verified", "server.cli.weights.pull:main"),
+    "verify": Command("compare pulled files with their manifest", "server.cli.weights.verify:main"),
+    "inspect": Command("say what a file or folder holds, from its headers", "server.cli.weights.inspect:main"),
+    "convert": Command("write a transformer in bf16, fp8 or 4-bit", "server.cli.weights.convert:main"),
+}
+COMMANDS: Mapping[str, Command | Group] = {
     "serve": Command("serve the HTTP API", "server.cli.serve:main"),
     "generate": Command("draw images without a server, from prompts or a JSONL file", "server.cli.generate:main"),
     "verify": Command("read an image file's marks: made by a model? with which parameters?", "server.cli.verify:main"),
     "selfcheck": Command("draw the fixed pictures, and compare them with earlier ones", "server.cli.selfcheck:main"),
     "bench": Command("measure speed or quality on this device (from a checkout)", "server.cli.bench:main"),
     "doctor": Command("say what stands and what is missing, before serving", "server.cli.doctor:main"),
-    "weights": Command("bring, check, look into and convert model files", "server.cli.weights:main"),
+    "weights": Group("bring, check, look into and convert model files", WEIGHTS),
     "jobs": Command("list and cancel jobs", "server.cli.jobs:main"),
-    "keys": Command("make an API key and the hash line for SRPO_API_KEYS_FILE", "server.cli.serve:make_key"),
+    "keys": Command("make an API key and the hash line for SRPO_API_KEYS_FILE", "server.cli.keys:main"),
 }
 
 
-def main() -> int:
-    return run("srpo", COMMANDS, sys.argv[1:])
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that `arguments` name, by default those of this process. Returns the exit code."""
+    return run("srpo", COMMANDS, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

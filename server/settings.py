@@ -27,8 +27,8 @@ def split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-class EngineSettings(BaseSettings):
-    """What is served, and on what: the settings that `srpo serve` and `srpo generate` share."""
+class EnvironmentSettings(BaseSettings):
+    """Settings from `SRPO_*` environment variables, and from flags where a command has them."""
 
     model_config = SettingsConfigDict(
         env_prefix="SRPO_",
@@ -40,6 +40,10 @@ class EngineSettings(BaseSettings):
         cli_avoid_json=True,
         env_prefix_target="all",  # SRPO_ also before a former name that is still accepted
     )
+
+
+class EngineSettings(EnvironmentSettings):
+    """What is served, and on what: the settings that `srpo serve` and `srpo generate` share."""
 
     models_dir: Path = Field(Path("models"), description="folder with the model files")
     model: str = Field(

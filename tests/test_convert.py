@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from support.engines import engine_with, weights_of
 from support.written_formats import TINY, WRITTEN, Tensors, sparse_file
 
-from server.cli.convert import main as convert
+from server.cli.weights.convert import main as convert
 from weights.formats.architecture import BLOCK_LINEARS, TransformerConfig, tensor_shapes
 from weights.formats.inspection import inspect
 
@@ -112,7 +112,7 @@ def test_memory_is_bounded_by_the_largest_tensor_not_by_the_file(tmp_path: Path)
     config = TransformerConfig(num_layers=1, num_single_layers=1)
     (source / "config.json").write_text(json.dumps(asdict(config)))
     sparse_file(source / "diffusion_pytorch_model.safetensors", tensor_shapes(config), "F32", 4)
-    command = f"import sys, server.cli.convert as c; sys.exit(c.main(['{source}', '{tmp_path / 'bf16'}']))"
+    command = f"import sys, server.cli.weights.convert as c; sys.exit(c.main(['{source}', '{tmp_path / 'bf16'}']))"
     usage = (
         "import resource, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)"

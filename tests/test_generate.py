@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.server import LiveServer
 
-from server.cli.terminal import shower
+from server.cli.terminal import choose_renderer
 
 SURROUNDINGS = {
     "PATH": "/usr/bin:/bin",
@@ -126,10 +126,10 @@ def test_preview_says_when_the_terminal_cannot(tmp_path: Path) -> None:
 def test_each_terminal_is_shown_pictures_in_its_own_way(environment: dict[str, str], begins: str) -> None:
     picture = Image.new("RGB", (2, 2), (255, 0, 0))
     picture.paste((0, 0, 255), (0, 1, 2, 2))
-    show = shower(environment)
+    show = choose_renderer(environment)
     assert show is not None
     assert show(picture).startswith(begins)
-    assert shower({"TERM": "dumb"}) is None
+    assert choose_renderer({"TERM": "dumb"}) is None
 
 
 def test_a_picture_becomes_the_servers_picture(tmp_path: Path, live: LiveServer) -> None:

@@ -21,7 +21,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["server.app", *(f"server.cli.{name}" for name in ("serve", "generate", "doctor", "weights"))]
+    ["server.app", *(f"server.cli.{name}" for name in ("serve", "generate", "doctor", "weights.pull"))]
     + [f"pipelines.workers.{name}" for name in ("worker", "pool")],
 )
 def test_importing_the_http_room_or_the_worker_never_imports_torch(module: str) -> None:

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from support.traps import Trap
 from support.written_formats import TINY, WRITTEN, Tensors, sparse_file
 
-from server.__main__ import COMMANDS
-from server.cli.inspect import main
+from server.cli.weights.inspect import main
 from weights import tiny
 from weights.errors import UnsafeFile, WrongWeights
 from weights.formats.architecture import (
@@ -130,8 +129,7 @@ def test_the_command_reads_headers_only(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_it_imports_no_torch() -> None:
-    module = COMMANDS["weights"].function.partition(":")[0]
-    code = f"import sys, {module}, server.cli.inspect; print('torch' in sys.modules)"
+    code = "import sys, server.__main__, server.cli.weights.inspect; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 

@@ -90,8 +90,7 @@ async def test_verify_reads_back_what_was_written(
     broken.write_bytes(data[: len(data) // 3])
 
     def verify(*arguments: Path) -> int:
-        monkeypatch.setattr("sys.argv", ["srpo", "verify", *map(str, arguments)])
-        return srpo()
+        return srpo(["verify", *map(str, arguments)])
 
     assert verify(ours) == 0
     said = capsys.readouterr().out
@@ -111,12 +110,9 @@ async def test_verify_reads_back_what_was_written(
     assert capsys.readouterr().err == f"srpo verify: {broken}: not an image that can be read\n"
 
 
-def test_verify_lets_no_file_steer_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify_lets_no_file_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "hostile.webp"
     hostile = b'<rdf:Description Iptc4xmpExt:DigitalSourceType="\x1b]0;owned\x07"/>'
     Image.new("RGB", (8, 8)).save(file, xmp=hostile)
-    monkeypatch.setattr("sys.argv", ["srpo", "verify", str(file)])
-    assert srpo() == 1
+    assert srpo(["verify", str(file)]) == 1
     assert "\x1b" not in capsys.readouterr().out

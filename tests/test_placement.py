@@ -38,7 +38,7 @@ from pipelines.loading.placement import (
     host_memory,
     place,
 )
-from server.cli.convert import main as convert
+from server.cli.weights.convert import main as convert
 from server.settings import EngineSettings, Settings
 from server.state import build_engine_config
 from weights import tiny

@@ -19,8 +19,8 @@ from support.loopback_hub import COMMIT, TOKEN, Hub, git_id, serving, sha256
 from support.namespaces import NAMESPACE, permitted
 
 import weights.hub.pull
-from server.cli import pull as pull_cli
-from server.cli import weights as weights_cli
+from server.__main__ import main as srpo
+from server.cli.weights import pull as pull_cli
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate_files
 from weights.hub import manifest
@@ -82,7 +82,7 @@ def pull(hub: Hub, models: Path, capsys: pytest.CaptureFixture[str]) -> Pull:
     """`srpo weights pull` in this process: the exit code, and what it printed."""
 
     def run(*arguments: str) -> tuple[int, str]:
-        code = pull_cli.pull_files([*arguments, "--models-dir", str(models)])
+        code = pull_cli.main([*arguments, "--models-dir", str(models)])
         said = capsys.readouterr()
         return code, " ".join((said.out + said.err).split())
 
@@ -92,9 +92,9 @@ def pull(hub: Hub, models: Path, capsys: pytest.CaptureFixture[str]) -> Pull:
 IN_SMALL_CHUNKS = """
 import sys
 import huggingface_hub.constants
-from server.cli.weights import main
+from server.__main__ import main
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1024  # it is 10 MiB, more than any file here
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(["weights", *sys.argv[1:]]))
 """
 
 
@@ -263,7 +263,7 @@ def test_a_full_tmpfs_is_an_error_that_names_the_file(hub: Hub, models: Path, tm
     models.mkdir()
     full = (
         "import sys; import weights.hub.pull as p; p.check_disk_space = lambda *_: None; "
-        "from server.cli.weights import main; sys.exit(main(sys.argv[1:]))"
+        "from server.__main__ import main; sys.exit(main(['weights', *sys.argv[1:]]))"
     )
     pull_all(hub, tmp_path / "mirror")
     inside = [sys.executable, "-c", full, "pull", "flux/srpo", "--accept-license", "--offline"]
@@ -281,7 +281,7 @@ def test_a_full_tmpfs_is_an_error_that_names_the_file(hub: Hub, models: Path, tm
 
 def pull_all(hub: Hub, models: Path) -> None:
     arguments = ["flux/srpo", "--accept-license", "--models-dir", str(models)]
-    assert pull_cli.pull_files(arguments) == 0
+    assert pull_cli.main(arguments) == 0
     hub.requests.clear()
 
 
@@ -392,15 +392,15 @@ def test_a_pin_says_of_which_repository_it_is(pull: Pull, hub: Hub, revision: st
 def test_verify_names_what_has_changed_since(pull: Pull, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pull("safety")[0] == 0
     arguments = ["--models-dir", str(models)]
-    assert weights_cli.main(["verify", *arguments]) == 0
+    assert srpo(["weights", "verify", *arguments]) == 0
     file = models / "safety" / "model.safetensors"
     file.write_bytes(b"s" * 98 + b"t")
-    assert weights_cli.main(["verify", "safety", *arguments]) == 1
+    assert srpo(["weights", "verify", "safety", *arguments]) == 1
     assert f"{file}: expected sha256" in capsys.readouterr().out
     file.unlink()
-    assert weights_cli.main(["verify", *arguments]) == 1
+    assert srpo(["weights", "verify", *arguments]) == 1
     assert f"{file}: missing" in capsys.readouterr().out
-    assert weights_cli.main(["verify", "flux/srpo", *arguments]) == 1
+    assert srpo(["weights", "verify", "flux/srpo", *arguments]) == 1
 
 
 OFFLINE = """

@@ -61,6 +61,20 @@ def test_an_unknown_command_lists_the_known_ones() -> None:
     assert "serve" in ended.stderr
 
 
+@pytest.mark.parametrize("command", [("verify",), ("keys", "extra"), ("weights", "inspect"), ("bench", "nothing")])
+def test_wrong_arguments_exit_with_2(command: tuple[str, ...]) -> None:
+    ended = srpo(*command)
+    assert ended.returncode == 2
+    assert f"srpo {' '.join(command[: 2 if command[0] == 'weights' else 1])}: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_commands_about_files_read_no_environment_variables(tmp_path: Path) -> None:
+    ended = srpo("weights", "convert", str(tmp_path / "absent"), str(tmp_path / "out"), TO="nonsense", SRPO_TO="q5")
+    assert f"{tmp_path / 'absent'}" in ended.stderr
+    assert "nonsense" not in ended.stderr
+
+
 def test_flags_win_over_the_environment_and_sizes_take_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRPO_MAX_BODY", "2MiB")
     monkeypatch.setenv("SRPO_API_KEYS", " one-long-key , another-key ")

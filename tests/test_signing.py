@@ -73,8 +73,7 @@ async def test_a_signed_file_is_read_back_and_one_flipped_byte_breaks_it(
     tmp_path: Path, pki: Path, format: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def verify(*arguments: object) -> int:
-        monkeypatch.setattr("sys.argv", ["srpo", "verify", *map(str, arguments)])
-        return srpo()
+        return srpo(["verify", *map(str, arguments)])
 
     (data,) = await signed(tmp_path, pki, output_format=format)
     (unsigned,) = (await post(tmp_path, (False,), output_format=format)).extensions["fetched"]

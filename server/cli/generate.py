@@ -17,8 +17,8 @@ from pipelines.safety.guard import InspectedResult
 from pipelines.workers.pool import WorkerPool
 from server.cli.banner import stand_in
 from server.cli.batch import BatchItem, GenerateSettings, Refused, plan, with_parameters
-from server.cli.parsing import parse, told
-from server.cli.terminal import Show, shower
+from server.cli.parsing import format_error, parse
+from server.cli.terminal import Renderer, choose_renderer
 from server.images.source import Sources, UnusableImage
 from server.jobs.generation import BLURRED, SHARP
 from server.state import build_engine_config, build_guard, build_prompt_guard, build_signer
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
             return 0
         return asyncio.run(draw_all(work, settings))
     except (Refused, OSError, ValueError) as error:
-        print(f"srpo generate: {told(error)}", file=sys.stderr)
+        print(f"srpo generate: {format_error(error)}", file=sys.stderr)
         return 2
     except SafetyUnavailable as error:
         print(f"srpo generate: the safety checker: {error.cause}", file=sys.stderr)
@@ -54,8 +54,8 @@ async def draw_all(work: list[BatchItem], settings: GenerateSettings) -> int:
         print(f"srpo generate: {stand_in(settings, engine.model)}", file=sys.stderr)
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    show = shower(os.environ) if settings.preview else None
-    if settings.preview and show is None:
+    render = choose_renderer(os.environ) if settings.preview else None
+    if settings.preview and render is None:
         raise Refused("this terminal is not known to show images or 24-bit colour; leave --preview out")
     sources = Sources(may_fetch=True)
     failures = 0
@@ -73,17 +73,17 @@ async def draw_all(work: list[BatchItem], settings: GenerateSettings) -> int:
                 try:
                     await asyncio.to_thread(prompts.check, item.params.prompt)
                     sharp = not guard.withholds(item.params.enable_safety_checker)
-                    plan = PreviewPlan(PREVIEWS, SHARP if sharp else BLURRED) if show else PreviewPlan()
+                    plan = PreviewPlan(PREVIEWS, SHARP if sharp else BLURRED) if render else PreviewPlan()
                     job = pool.submit(await item.request(engine.model, sources), plan)
-                    result = await watch(job, progress, steps, overall, show)
+                    result = await watch(job, progress, steps, overall, render)
                     inspected = await asyncio.to_thread(guard.inspect, result, item.params.enable_safety_checker)
                     await asyncio.to_thread(item.save, inspected, settings, signer)
                     if any(inspected.flagged):
                         progress.console.print(f"flagged by the safety checker: {item.files[0]}", soft_wrap=True)
-                    if show:
+                    if render:
                         size = (result.request.width, result.request.height)
                         for pixels in inspected.result.pixels:
-                            display(show, progress, pixels, *size)
+                            display(render, progress, pixels, *size)
                     print(report(item, inspected) if settings.as_json else summary(item), flush=True)
                 except (PipelineError, UnusableImage) as error:
                     failures += 1
@@ -115,22 +115,24 @@ def report(item: BatchItem, inspected: InspectedResult) -> str:
     )
 
 
-def display(show: Show, progress: Progress, pixels: bytes, width: int, height: int) -> None:
+def display(render: Renderer, progress: Progress, pixels: bytes, width: int, height: int) -> None:
     """Put a picture above the bars."""
     picture = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
     picture.thumbnail((SHARP, SHARP))
     progress.stop()
-    progress.console.file.write(show(picture) + "\n")
+    progress.console.file.write(render(picture) + "\n")
     progress.start()
 
 
-async def watch(job: Job, progress: Progress, steps: TaskID, overall: TaskID, show: Show | None = None) -> ImageResult:
+async def watch(
+    job: Job, progress: Progress, steps: TaskID, overall: TaskID, render: Renderer | None = None
+) -> ImageResult:
     """Follow a job on the bars until it is done."""
     total = job.request.steps
     async for step in job.events():
         if isinstance(step, Preview):
-            if show:
-                display(show, progress, step.pixels, step.width, step.height)
+            if render:
+                display(render, progress, step.pixels, step.width, step.height)
             continue
         stage = {"denoise": "steps", "text": "reading the prompt"}.get(step.stage, step.stage)
         progress.update(steps, description=f"image {step.image + 1}, {stage}", total=total, completed=step.step)

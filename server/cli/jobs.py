@@ -15,14 +15,14 @@ from pipelines.errors import Cancelled
 from server.cli.parsing import parse
 from server.errors import StorageBusy, StorageFull, envelope, row_of
 from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord, Ledger
-from server.settings import EngineSettings
+from server.settings import EnvironmentSettings
 
 FILE = "jobs.sqlite3"
 HEADINGS = ["job", "state", "accepted", "seconds", "size", "steps", "images"]
 STATES = {"unfinished": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 
 
-class JobsSettings(EngineSettings):
+class JobsSettings(EnvironmentSettings):
     """List jobs, newest first; or cancel some. Prompts are not shown."""
 
     cancel: CliPositionalArg[list[str]] = Field([], description="`cancel ID...` cancels; nothing lists")

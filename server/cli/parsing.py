@@ -1,40 +1,113 @@
-"""Settings from the command line, with errors for people."""
+"""Command lines: a table of commands finds the function, and a class of settings reads its flags.
 
+Every subcommand describes its flags as a pydantic-settings class: one with the settings of the server (flag, then
+environment variable, then default), or a subclass of `Arguments`, which reads no environment.
+"""
+
+import importlib
 import sys
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource
+from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 S = TypeVar("S", bound=BaseSettings)
 
 
+class Command(NamedTuple):
+    """A command: its one-line help, and `module:function`, which takes the arguments and returns the exit code."""
+
+    help: str
+    function: str
+
+
+class Group(NamedTuple):
+    """A command that only has commands below it."""
+
+    help: str
+    commands: Mapping[str, Command]
+
+
+class Arguments(BaseSettings):
+    """Flags and positional arguments only: the environment is not read."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags="toggle",
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the method is pydantic-settings' own
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def run(program: str, commands: Mapping[str, Command | Group], arguments: list[str]) -> int:
+    """Run the command that the first argument names. Returns its exit code, 2 for an unknown command."""
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(format_usage(program, commands))
+        return 0
+    command = commands.get(name)
+    if command is None:
+        print(f"{program}: there is no command {name!r}\n\n{format_usage(program, commands)}", file=sys.stderr)
+        return 2
+    if isinstance(command, Group):
+        return run(f"{program} {name}", command.commands, rest)
+    module, _, function = command.function.partition(":")
+    code: int = getattr(importlib.import_module(module), function)(rest)
+    return code
+
+
+def format_usage(program: str, commands: Mapping[str, Command | Group]) -> str:
+    rows = "\n".join(f"  {name:<10} {command.help}" for name, command in commands.items())
+    return (
+        f"usage: {program} COMMAND [options]\n\ncommands:\n{rows}\n\n"
+        f"`{program} COMMAND --help` lists a command's options."
+    )
+
+
 def parse(kind: type[S], command: str, arguments: list[str]) -> S:
-    """`kind` from flags, then environment, then defaults. Prints what is wrong and exits with 2."""
-    spelled = [with_hyphens(argument) for argument in arguments]
-    source: CliSettingsSource[S] = CliSettingsSource(kind, cli_prog_name=f"srpo {command}", cli_parse_args=spelled)
+    """Read `kind` from flags, then environment variables, then defaults. Prints each problem and exits with 2."""
+    hyphenated = [with_hyphens(argument) for argument in arguments]
+    source: CliSettingsSource[S] = CliSettingsSource(kind, cli_prog_name=f"srpo {command}", cli_parse_args=hyphenated)
     try:
         return kind(_cli_settings_source=source)
     except ValidationError as error:
         for issue in error.errors(include_url=False):
-            name = "_".join(str(part) for part in issue["loc"]).upper()
-            place = f"SRPO_{name} (--{name.lower().replace('_', '-')}): " if name else ""
+            name = "_".join(str(part) for part in issue["loc"])
+            place = f"{describe_setting(kind, name)}: " if name else ""
             print(f"srpo {command}: {place}{issue['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"srpo {command}: {told(error)}", file=sys.stderr)
+        print(f"srpo {command}: {format_error(error)}", file=sys.stderr)
         sys.exit(2)
 
 
+def describe_setting(kind: type[BaseSettings], name: str) -> str:
+    """How a person can give the setting: its environment variable, if the class reads them, and its flag."""
+    flag = f"--{name.lower().replace('_', '-')}"
+    return flag if issubclass(kind, Arguments) else f"SRPO_{name.upper()} ({flag})"
+
+
 def with_hyphens(argument: str) -> str:
-    """A flag as it is spelled here, also where it was typed as the API's field: --num_inference_steps."""
+    """A flag in its usual spelling where it was typed like the API's field: --num_inference_steps."""
     flag, equals, value = argument.partition("=")
-    spelled = flag.startswith("--") and " " not in flag
-    return flag.replace("_", "-") + equals + value if spelled else argument
+    is_flag = flag.startswith("--") and " " not in flag
+    return flag.replace("_", "-") + equals + value if is_flag else argument
 
 
-def told(error: Exception) -> str:
-    """An error in words; of a file without Python's `[Errno 2]`."""
+def format_error(error: Exception) -> str:
+    """The error's message; an error about a file without Python's `[Errno 2]`."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -1,4 +1,4 @@
-"""`srpo serve`: the app on a socket, with a banner; and `srpo keys`."""
+"""`srpo serve`: the app on a socket, with a banner."""
 
 import asyncio
 import fcntl
@@ -18,8 +18,7 @@ from server import logs
 from server.api.malformed import EnvelopeProtocol
 from server.app import create_app
 from server.cli import banner
-from server.cli.parsing import parse, told
-from server.security.keys import new_key
+from server.cli.parsing import format_error, parse
 from server.settings import Settings
 from server.state import AppState
 
@@ -39,7 +38,7 @@ def main(arguments: list[str]) -> int:
         print(f"srpo serve: the safety checker: {error.cause}. Without one: --safety-checker none", file=sys.stderr)
         return EXIT_CONFIG
     except (OSError, ValueError) as error:
-        print(f"srpo serve: {told(error)}", file=sys.stderr)
+        print(f"srpo serve: {format_error(error)}", file=sys.stderr)
         return 2
     config = uvicorn.Config(
         app,
@@ -137,13 +136,3 @@ def listen(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another port with --port"
         ) from error
     return listener
-
-
-def make_key(arguments: list[str]) -> int:
-    if arguments:
-        print("usage: srpo keys [-h]\n\nMakes an API key. The key is shown once; keep the hash line in the key file.")
-        return 0 if arguments[0] in ("-h", "--help") else 2
-    key, line = new_key()
-    print(f"key (give it to the client):           {key}")
-    print(f"line (append it to SRPO_API_KEYS_FILE): {line}")
-    return 0

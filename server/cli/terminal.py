@@ -1,4 +1,7 @@
-"""Small pictures in terminals that can show them: one row of PROTOCOLS each."""
+"""What a terminal is shown: text of strangers without control characters, and small pictures.
+
+Each way to show a picture is a row of `PROTOCOLS`.
+"""
 
 import base64
 import io
@@ -7,13 +10,18 @@ from typing import NamedTuple
 
 from PIL import Image
 
-Show = Callable[[Image.Image], str]  # to the text that makes a terminal show it
+Renderer = Callable[[Image.Image], str]  # returns the text that makes a terminal show it
 BLOCK = "▀"  # its upper half in the foreground's colour, its lower half in the background's
 BLOCKS_WIDE = 48  # characters
 CHUNK = 4096  # bytes of base64 in one kitty command
 
 
-def png(picture: Image.Image) -> str:
+def escape(text: str) -> str:
+    """Text from a file of a stranger, which must not control the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def encode_png(picture: Image.Image) -> str:
     with io.BytesIO() as file:
         picture.save(file, "png")
         return base64.b64encode(file.getvalue()).decode("ascii")
@@ -21,7 +29,7 @@ def png(picture: Image.Image) -> str:
 
 def kitty(picture: Image.Image) -> str:
     """The kitty graphics protocol (also Ghostty, WezTerm, Konsole)."""
-    data = png(picture)
+    data = encode_png(picture)
     chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
     commands = []
     for number, chunk in enumerate(chunks):
@@ -32,7 +40,7 @@ def kitty(picture: Image.Image) -> str:
 
 def iterm(picture: Image.Image) -> str:
     """iTerm2's inline images."""
-    return f"\033]1337;File=inline=1;width=32:{png(picture)}\a"
+    return f"\033]1337;File=inline=1;width=32:{encode_png(picture)}\a"
 
 
 def blocks(picture: Image.Image) -> str:
@@ -50,13 +58,13 @@ def blocks(picture: Image.Image) -> str:
 
 
 class Protocol(NamedTuple):
-    """How a terminal is known by its environment, and how it is shown a picture."""
+    """How a terminal is recognized by its environment variables, and how it is shown a picture."""
 
-    known: Callable[[Mapping[str, str]], bool]
-    show: Show
+    matches: Callable[[Mapping[str, str]], bool]
+    render: Renderer
 
 
-PROTOCOLS: Mapping[str, Protocol] = {  # the first that fits
+PROTOCOLS: Mapping[str, Protocol] = {  # the first that matches is taken
     "kitty": Protocol(
         lambda env: "KITTY_WINDOW_ID" in env or env.get("TERM") in ("xterm-kitty", "xterm-ghostty"), kitty
     ),
@@ -65,6 +73,6 @@ PROTOCOLS: Mapping[str, Protocol] = {  # the first that fits
 }
 
 
-def shower(environment: Mapping[str, str]) -> Show | None:
-    """What turns a picture into text for this terminal; None if it cannot show one."""
-    return next((protocol.show for protocol in PROTOCOLS.values() if protocol.known(environment)), None)
+def choose_renderer(environment: Mapping[str, str]) -> Renderer | None:
+    """The function that turns a picture into text for this terminal; None if it cannot show one."""
+    return next((protocol.render for protocol in PROTOCOLS.values() if protocol.matches(environment)), None)

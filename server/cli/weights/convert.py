@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import CliPositionalArg
 
-from server.cli.parsing import parse
-from server.cli.progress import ProgressBars, make_progress
-from server.cli.verify import printable
+from server.cli.parsing import Arguments, parse
+from server.cli.terminal import escape
+from server.cli.weights.progress import ProgressBars, make_progress
 from weights.errors import WeightsError
 
 
-class ConvertSettings(BaseSettings):
+class ConvertSettings(Arguments):
     """Write a transformer in another form: tensor by tensor, in place only when it is whole."""
-
-    model_config = SettingsConfigDict(cli_kebab_case=True, cli_hide_none_type=True, frozen=True)
 
     source: CliPositionalArg[Path] = Field(description="a transformer in any format")
     target: CliPositionalArg[Path] = Field(description="the file to write")
@@ -36,7 +34,7 @@ def main(arguments: list[str]) -> int:
         with make_progress() as progress:
             made = convert(settings.source, settings.to, settings.target, settings.revision, ProgressBars(progress))
     except (WeightsError, OSError) as error:
-        print(f"srpo weights convert: {printable(str(error))}", file=sys.stderr)
+        print(f"srpo weights convert: {escape(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("srpo weights convert: stopped; nothing was put in place", file=sys.stderr)

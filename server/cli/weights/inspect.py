@@ -6,23 +6,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import CliPositionalArg
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.cli.parsing import parse
-from server.cli.verify import printable
+from server.cli.parsing import Arguments, parse
+from server.cli.terminal import escape
 from weights.errors import WeightsError
 from weights.formats.inspection import Inspection, inspect
 
 SHOWN = 5  # names of a long list
 
 
-class InspectSettings(BaseSettings):
+class InspectSettings(Arguments):
     """Say what a weights file or folder holds: format, types, parameters, and which model it would serve."""
-
-    model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags="toggle", frozen=True)
 
     path: CliPositionalArg[Path] = Field(description="a safetensors or GGUF file, or a diffusers folder")
     json_: bool = Field(False, alias="json", description="print one JSON object")
@@ -34,7 +32,7 @@ def main(arguments: list[str]) -> int:
     try:
         found = inspect(settings.path)
     except (WeightsError, OSError) as error:
-        print(f"srpo weights inspect: {printable(str(error))}", file=sys.stderr)
+        print(f"srpo weights inspect: {escape(str(error))}", file=sys.stderr)
         return 2
     if settings.json_:
         print(json.dumps(asdict(found)))
@@ -44,15 +42,15 @@ def main(arguments: list[str]) -> int:
 
 
 def show(found: Inspection) -> None:
-    types = ", ".join(f"{dtype} ({amount(count)})" for dtype, count in found.dtypes.items())
+    types = ", ".join(f"{dtype} ({format_count(count)})" for dtype, count in found.dtypes.items())
     rows = {
         "file": f"{found.path} ({found.bytes / 1e9:.2f} GB, {found.tensors} tensors)",
         "format": f"{found.format}: {found.title}",
         "types": types,
-        "parameters": f"{amount(found.parameters)} ({found.parameters:,})",
+        "parameters": f"{format_count(found.parameters)} ({found.parameters:,})",
         "architecture": found.architecture,
-        "missing": some(found.missing),
-        "unexpected": some(found.unexpected),
+        "missing": format_names(found.missing),
+        "unexpected": format_names(found.unexpected),
         "beside": f"{found.beside} tensors of other models, which are not read" if found.beside else None,
         "serves": " or ".join(found.models),
         "problem": found.problem,
@@ -60,15 +58,15 @@ def show(found: Inspection) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         if value:
-            table.add_row(name, Text(printable(value)))
+            table.add_row(name, Text(escape(value)))
     Console(highlight=False, soft_wrap=True).print(table)
 
 
-def amount(count: int) -> str:
+def format_count(count: int) -> str:
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
 
 
-def some(names: tuple[str, ...]) -> str | None:
+def format_names(names: tuple[str, ...]) -> str | None:
     if not names:
         return None
     return f"{len(names)}: {', '.join(names[:SHOWN])}" + (" ..." if len(names) > SHOWN else "")

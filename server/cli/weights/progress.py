@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from server.cli.verify import printable
+from server.cli.terminal import escape
 from weights.progress import Advance
 
 
@@ -26,5 +26,5 @@ class ProgressBars:
         self._progress = progress
 
     def start(self, description: str, size: int) -> Advance:
-        bar = self._progress.add_task(printable(description), total=size)
+        bar = self._progress.add_task(escape(description), total=size)
         return lambda count: self._progress.advance(bar, count)

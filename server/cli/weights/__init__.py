@@ -1,0 +1,1 @@
+"""`srpo weights`: one module a subcommand."""
