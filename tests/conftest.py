@@ -7,10 +7,15 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from support.clients import failing, failing_server
+from support.node import clients, node
+from support.pictures import canary, public
 from support.server import LiveServer, running
 
 # The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+__all__ = ["canary", "clients", "failing", "failing_server", "node", "public"]  # fixtures
 
 
 @pytest.fixture(scope="session")

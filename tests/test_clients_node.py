@@ -19,17 +19,12 @@ from support.clients import (
     body_of,
     check_published_reply,
     each_failure,
-    failing,
-    failing_server,
     run_example,
     statuses,
 )
 from support.node import FOLDER, ask
 from support.pictures import open_image
 from support.server import PROMPT, LiveServer
-
-__all__ = ["failing", "failing_server"]  # fixtures
-
 
 JS_1440x512 = """async function main() {
   const response = await fetch('https://api.aimlapi.com/v1/images/generations', {

@@ -16,14 +16,12 @@ import pytest
 from PIL import Image
 from support.img2img import FILE, PIXELS, peak, picture, post, uri
 from support.jobs import PREFER, ended
-from support.node import ask, clients, node
+from support.node import ask
 from support.pictures import file_of
 from support.scripted_server import Scripted
 from support.server import START_LIMIT, LiveServer
 
 from server.images.metadata import read_marks
-
-__all__ = ["clients", "node"]  # fixtures
 
 FIELDS = {"model": "flux/srpo", "prompt": "quick", "output_format": "png", "response_format": "b64_json"}
 

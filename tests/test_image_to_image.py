@@ -19,15 +19,13 @@ from diffusers import FluxImg2ImgPipeline
 from PIL import Image
 from support.img2img import BODY, FILE, MODEL, PATH, PICTURE, PIXELS, peak, picture, post, uri
 from support.jobs import PREFER, ended, events_of
-from support.pictures import INWARD, Peer, canary, public
+from support.pictures import INWARD, Peer
 from support.scripted_server import Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer
 
 from server.images import fetch
 from server.images.metadata import read_marks
 from weights import tiny
-
-__all__ = ["canary", "public"]  # fixtures
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from support.node import ask, clients, node
+from support.node import ask
 from support.pictures import open_image
 from support.scripted_server import Gate, Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer
-
-__all__ = ["clients", "node"]  # fixtures
 
 PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {
