@@ -19,9 +19,9 @@ from server.api.sse import EventStream, accepts_events, completed, event, progre
 from server.errors import ServerError, envelope
 from server.images.store import LocalStore
 from server.jobs.generation import run_headers
+from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.service import ActiveJob, Jobs
 from server.jobs.spec import JobSpec
-from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.state import get_app_state
 
 STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}

@@ -1,6 +1,6 @@
 """`srpo jobs`: lists and cancels jobs, whether or not the server runs.
 
-It reads and writes the ledger itself; a running server notices a cancellation within a second.
+It reads and writes the job database itself; a running server notices a cancellation within a second.
 """
 
 import json
@@ -14,10 +14,10 @@ from pydantic_settings import CliPositionalArg
 from pipelines.errors import Cancelled
 from server.cli.parsing import parse
 from server.errors import StorageBusy, StorageFull, envelope, row_of
-from server.jobs.store import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord, Ledger
+from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
+from server.jobs.store import FILE, JobStore
 from server.settings import EnvironmentSettings
 
-FILE = "jobs.sqlite3"
 HEADINGS = ["job", "state", "accepted", "seconds", "size", "steps", "images"]
 STATES = {"unfinished": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 
@@ -45,25 +45,25 @@ def main(arguments: list[str]) -> int:
     if not file.exists():
         print(f"srpo jobs: there is no {file}: no server has run there (see --data-dir)", file=sys.stderr)
         return 2
-    ledger = Ledger(file)
+    store = JobStore(file)
     try:
-        ledger.open()
-        return cancel(ledger, identities) if identities else show(ledger, settings)
+        store.open()
+        return cancel(store, identities) if identities else show(store, settings)
     except (StorageBusy, StorageFull) as error:
         print(f"srpo jobs: {error}", file=sys.stderr)
         return 2
     finally:
-        ledger.close()
+        store.close()
 
 
-def cancel(ledger: Ledger, identities: list[str]) -> int:
+def cancel(store: JobStore, identities: list[str]) -> int:
     error = Cancelled()
     code = 0
     for identity in identities:
         told = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
-        if ledger.end(identity, CANCELLED, row_of(error).status, {}, told, free_key=True):
+        if store.end(identity, CANCELLED, row_of(error).status, {}, told, free_key=True):
             print(f"{identity} cancelled")
-        elif record := ledger.find(identity):
+        elif record := store.find(identity):
             print(f"{identity} had {record.state} before")
         else:
             print(f"srpo jobs: there is no job {identity}", file=sys.stderr)
@@ -71,9 +71,9 @@ def cancel(ledger: Ledger, identities: list[str]) -> int:
     return code
 
 
-def show(ledger: Ledger, settings: JobsSettings) -> int:
+def show(store: JobStore, settings: JobsSettings) -> int:
     states = (STATES[settings.state],) if settings.state else tuple(STATES.values())
-    records = ledger.page(None, settings.limit, None, states)
+    records = store.page(None, settings.limit, None, states)
     if settings.json_:
         for record in records:
             print(json.dumps(facts(record)))

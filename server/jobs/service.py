@@ -1,6 +1,6 @@
 """Requests that outlive their client and their server: accepted once, finished once.
 
-The ledger knows what was accepted; here it is carried out. At start, everything unfinished is taken up again, in the
+The job store knows what was accepted; here it is carried out. At start, everything unfinished is taken up again, in the
 order in which it came: jobs are pure, so the bytes are the same.
 """
 
@@ -17,8 +17,9 @@ from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, Queue
 from pipelines.request import ImageRequest
 from server.errors import Gone, KeyReused, NotFound, ServerError, StorageBusy, StorageFull, envelope, headers_of, row_of
 from server.jobs.generation import Generation, reply_headers
+from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.spec import JobSpec
-from server.jobs.store import ACCEPTED, CANCELLED, EXPIRED, FAILED, SUCCEEDED, JobRecord, Ledger
+from server.jobs.store import JobStore
 from server.schema import GenerationReply
 from server.state import AppState
 
@@ -51,29 +52,29 @@ class ActiveJob:
 class Jobs:
     """All durable jobs of one server."""
 
-    def __init__(self, server: AppState, ledger: Ledger) -> None:
+    def __init__(self, server: AppState, store: JobStore) -> None:
         self.epoch = secrets.token_hex(4)  # event numbers begin anew with every process
         self._server = server
-        self._ledger = ledger
+        self._store = store
         self._live: dict[str, ActiveJob] = {}
         self._keys = asyncio.Lock()  # one keyed request at a time is looked up and accepted
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Open the ledger and take up what was left unfinished."""
-        await asyncio.to_thread(self._ledger.open)
-        records = await asyncio.to_thread(self._ledger.unfinished)
+        """Open the store and take up what was left unfinished."""
+        await asyncio.to_thread(self._store.open)
+        records = await asyncio.to_thread(self._store.unfinished)
         for record in records:
             self._live[record.id] = ActiveJob(record)
         resuming = self._resume([self._live[record.id] for record in records])
         self._duties = [asyncio.ensure_future(duty) for duty in (resuming, self._look_around())]
 
     async def stop(self) -> None:
-        """Call it when the pool has stopped. What is unfinished stays in the ledger."""
+        """Call it when the pool has stopped. What is unfinished stays in the store."""
         for duty in self._duties:
             duty.cancel()
         await asyncio.gather(*self._duties, *self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._ledger.close)
+        await asyncio.to_thread(self._store.close)
 
     async def accept(self, spec: JobSpec, owner: str, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
         """Admit a request and write it down, or find the one that has its key. True: it had been accepted before.
@@ -98,7 +99,7 @@ class Jobs:
             return await self._admit(spec, request, owner, key, body_hash), False
 
     async def _known(self, owner: str, key: str, body_hash: str) -> JobRecord | None:
-        record = await asyncio.to_thread(self._ledger.find_key, owner, key)
+        record = await asyncio.to_thread(self._store.find_key, owner, key)
         if record is not None and record.body_hash != body_hash:
             raise KeyReused
         return record
@@ -111,7 +112,7 @@ class Jobs:
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, owner, key, body_hash, spec.to_json(request), created=time.time())
         try:
-            await asyncio.to_thread(self._ledger.add, record, request.source.pixels if request.source else None)
+            await asyncio.to_thread(self._store.add, record, request.source.pixels if request.source else None)
         except Exception:
             generation.cancel()
             raise
@@ -123,7 +124,7 @@ class Jobs:
     async def find(self, identity: str, owner: str) -> tuple[JobRecord, ActiveJob | None]:
         """A job of this owner's. Raises `NotFound` or `Gone`."""
         live = self._live.get(identity)
-        record = live.record if live else await asyncio.to_thread(self._ledger.find, identity)
+        record = live.record if live else await asyncio.to_thread(self._store.find, identity)
         if record is None or record.owner != owner:
             raise NotFound("There is no such job.")
         if record.state == EXPIRED:
@@ -133,8 +134,8 @@ class Jobs:
     async def page(self, owner: str, limit: int, after: str | None, states: tuple[str, ...]) -> list[JobRecord]:
         before = (await self.find(after, owner))[0] if after else None
         if before and not before.number:  # accepted by this process
-            before = await asyncio.to_thread(self._ledger.find, before.id)
-        return await asyncio.to_thread(self._ledger.page, owner, limit, before.number if before else None, states)
+            before = await asyncio.to_thread(self._store.find, before.id)
+        return await asyncio.to_thread(self._store.page, owner, limit, before.number if before else None, states)
 
     def live(self, identity: str) -> ActiveJob | None:
         return self._live.get(identity)
@@ -143,7 +144,7 @@ class Jobs:
         """The job when it is over. Raises `Draining` if the server goes down before."""
         if live := self._live.get(record.id):
             return await asyncio.shield(live.ended)
-        found = await asyncio.to_thread(self._ledger.find, record.id)
+        found = await asyncio.to_thread(self._store.find, record.id)
         if found is None or found.state == ACCEPTED:
             raise Draining
         return found
@@ -177,7 +178,7 @@ class Jobs:
                 self._spawn(self._carry(live, generation))
 
     async def _admit_again(self, live: ActiveJob, spec: JobSpec) -> Generation | None:
-        request = spec.again(self._server, await asyncio.to_thread(self._ledger.source, live.record.id))
+        request = spec.again(self._server, await asyncio.to_thread(self._store.source, live.record.id))
         while not live.cancelled:
             try:
                 return Generation(self._server, spec, request)
@@ -191,7 +192,7 @@ class Jobs:
             text = await asyncio.to_thread(reply.text)
             headers = reply_headers(reply, generation.translated, self._server)
             status = self._server.settings.success_status
-            await asyncio.to_thread(self._ledger.end, live.record.id, SUCCEEDED, status, headers, text)
+            await asyncio.to_thread(self._store.end, live.record.id, SUCCEEDED, status, headers, text)
             await self._close(live)
         except Draining:
             self._forget(live)
@@ -222,15 +223,15 @@ class Jobs:
         text = json.dumps(told)
         try:
             await asyncio.to_thread(
-                self._ledger.end, live.record.id, state, row.status, headers_of(error), text, free_key=free
+                self._store.end, live.record.id, state, row.status, headers_of(error), text, free_key=free
             )
             await self._close(live)
-        except ServerError as full:  # the ledger cannot be written: the next start tries again
+        except ServerError as full:  # the store cannot be written: the next start tries again
             log.error("job", job=live.record.id, error=type(full).__name__)
             self._forget(live)
 
     async def _close(self, live: ActiveJob) -> None:
-        ended = await asyncio.to_thread(self._ledger.find, live.record.id)
+        ended = await asyncio.to_thread(self._store.find, live.record.id)
         assert ended is not None
         live.ended.set_result(ended)
         del self._live[live.record.id]
@@ -247,11 +248,11 @@ class Jobs:
         while True:
             try:
                 if self._live:
-                    gone = await asyncio.to_thread(self._ledger.cancelled_among, list(self._live))
+                    gone = await asyncio.to_thread(self._store.cancelled_among, list(self._live))
                     for identity in gone & set(self._live):
                         self._live[identity].cancel()
                 if time.monotonic() > swept + SWEEP_EVERY:
-                    await asyncio.to_thread(self._ledger.sweep, self._server.settings.images_expire)
+                    await asyncio.to_thread(self._store.sweep, self._server.settings.images_expire)
                     swept = time.monotonic()
             except (StorageBusy, StorageFull) as error:
                 log.error("jobs", error=type(error).__name__)
