@@ -18,12 +18,13 @@
 #            without a GPU, a much smaller image:
 #              docker build --build-arg INSTALL_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu" .
 #
-# Without a container engine, `deploy/rootfs.py` executes this very file in a debootstrap root and checks the result.
+# `make image-test` builds this very file with buildah, which needs no daemon and no registry, and checks the result.
 
-ARG PYTHON=3.12
+# Debian with `python` and `pip`.
+ARG BASE=python:3.12-slim-bookworm
 
-FROM python:${PYTHON}-slim-bookworm AS build
-# Options for every `pip install` of dependencies: an index, find-links, ...
+FROM ${BASE} AS build
+# Options for every step that asks pip for packages: an index, find-links, ...
 ARG INSTALL_OPTIONS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
@@ -41,10 +42,10 @@ COPY server server/
 COPY pipelines pipelines/
 COPY weights weights/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip wheel --no-deps --wheel-dir /dist . \
+    pip wheel ${INSTALL_OPTIONS} --no-deps --wheel-dir /dist . \
     && pip --python /opt/srpo/bin/python install --no-deps --no-index --root /code /dist/*.whl
 
-FROM python:${PYTHON}-slim-bookworm
+FROM ${BASE}
 RUN groupadd --gid 10001 srpo \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin srpo \
     && install -d -o 10001 -g 10001 /models /data

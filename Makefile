@@ -46,8 +46,8 @@ bench-gpu: $(VENV)/.test  ## all that is to be measured on a GPU (hours; stopped
 	test -f bench-gpu/engine.json || $(BIN)/srpo bench engine --compiled --json bench-gpu/engine.json $(ARGS)
 	$(BIN)/srpo bench levers --json bench-gpu/levers.json $(ARGS)
 
-image-test:  ## execute the Dockerfile without a container engine, then check the server in it (root, Debian)
-	$(PYTHON) -m deploy.rootfs $(or $(TARGET),/var/tmp/srpo-image) $(ARGS)
+image-test: $(VENV)/.test  ## build the Dockerfile, try the server in it (root; apt-get install buildah mmdebstrap)
+	$(BIN)/python -m pytest -m image -rs $(ARGS)
 
 clean:  ## remove the environment and caches; models and images stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,49 @@
+"""What compose and systemd are told, held against the Dockerfile and the settings; test_image.py runs the image."""
+
+import configparser
+import re
+from pathlib import Path
+
+import yaml
+
+from server.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PREFIX = str(Settings.model_config["env_prefix"])
+
+
+def settings_of(variables: dict[str, str]) -> dict[str, str]:
+    return {name.removeprefix(PREFIX).lower(): value for name, value in variables.items() if name.startswith(PREFIX)}
+
+
+def test_dependencies_are_installed_before_any_code_is_copied() -> None:
+    """So an engine's cache holds them, whatever changes in the code."""
+    before, install, _ = DOCKERFILE.partition("-c constraints.txt -r requirements.txt")
+    assert install
+    assert re.findall(r"^COPY (.*)$", before, re.MULTILINE) == ["pyproject.toml constraints.txt ./"]
+
+
+def test_compose_agrees_with_the_image() -> None:
+    (service,) = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"].values()
+    assert service["read_only"]
+    assert service["init"]
+    assert "/tmp" in service["tmpfs"]
+    assert set(settings_of(service["environment"])) <= set(Settings.model_fields)
+    assert sorted(volume.split(":")[1] for volume in service["volumes"]) == ["/data", "/models"]
+    (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    assert service["ports"] == [f"{port}:{port}"]
+    assert int(service["stop_grace_period"].rstrip("s")) > Settings.model_fields["shutdown_grace"].default
+    assert service["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+
+
+def test_the_unit_agrees_with_the_server() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(ROOT / "deploy/srpo.service")
+    service = unit["Service"]
+    assert service["ExecStart"].endswith("/srpo serve")
+    assert int(service["TimeoutStopSec"]) > Settings.model_fields["shutdown_grace"].default
+    text = (ROOT / "deploy/srpo.service").read_text()
+    assigned = [word for line in text.splitlines() if line.startswith("Environment=") for word in line[12:].split()]
+    assert set(settings_of(dict(word.split("=", 1) for word in assigned))) == {"models_dir", "data_dir"}
