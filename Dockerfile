@@ -20,7 +20,7 @@
 #
 # `make image-test` builds this very file with buildah, which needs no daemon and no registry, and checks the result.
 
-# Debian with `python` and `pip`.
+# Debian with `python`, `pip` and Python's headers, from which Triton and Inductor build modules while the server runs.
 ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS build
@@ -30,10 +30,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/srpo
 
-# Dependencies, from their list alone: nothing below reruns or reships them when only code changes.
+# Dependencies, and torchao (the extra `fp8`), from their list alone: nothing below reruns or reships them when only code
+# changes.
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
+    python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        print(*project['dependencies'], *project['optional-dependencies']['fp8'], sep='\n')" > requirements.txt \
     && pip --python /opt/srpo/bin/python install ${INSTALL_OPTIONS} -c constraints.txt -r requirements.txt
 
 # The project's wheel, installed beside the environment instead of into it, so that it can be a layer of its own.
@@ -46,6 +48,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip --python /opt/srpo/bin/python install --no-deps --no-index --root /code /dist/*.whl
 
 FROM ${BASE}
+# torch.compile needs a C compiler at run time: Triton builds its driver module with it, Inductor its code for the CPU
+# (in C++). Without one the server would leave its compiled optimizations out.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 srpo \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin srpo \
     && install -d -o 10001 -g 10001 /models /data

@@ -43,6 +43,11 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT = 300.0  # seconds until the health check must pass
 # Files that must never reach an image, where people have them.
 SECRETS = (".env", "data/keys.json", "models/FLUX.1-dev/flux1-dev.safetensors", "server/__pycache__/old.pyc")
+COMPILE = """
+import torch, torchao
+double = torch.compile(lambda x: (2 * x).relu())
+assert double(torch.tensor([-1.0, 3.0])).tolist() == [0.0, 6.0]
+"""
 
 
 @dataclass(frozen=True)
@@ -163,13 +168,14 @@ def base(buildah: Buildah) -> str:
 def wheels(buildah: Buildah, base: str, context: Path) -> Path:
     """What the image installs, for the base's Python."""
     project = tomllib.loads((context / "pyproject.toml").read_text())
+    needs = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["fp8"]]
     container = buildah.create(base)
     version = container.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
     container.remove()
     folder = buildah.folder / "wheels"
     download = [sys.executable, "-m", "pip", "download", "--quiet", f"--dest={folder}", f"--python-version={version}"]
     download += ["--only-binary=:all:", f"--constraint={context}/constraints.txt"]
-    subprocess.run([*download, *project["project"]["dependencies"], *project["build-system"]["requires"]], check=True)
+    subprocess.run([*download, *needs, *project["build-system"]["requires"]], check=True)
     return folder
 
 
@@ -273,6 +279,12 @@ def test_it_refuses_to_start_without_keys(container: Container, config: dict[str
     done = container.run(*config["Entrypoint"], *config["Cmd"])
     assert done.returncode == 2
     assert f"{PREFIX}API_KEYS" in done.stderr
+
+
+def test_torch_compiles_in_it(container: Container) -> None:
+    """Inductor compiles C++ that includes Python.h: what Triton's driver module needs too."""
+    done = container.run("python", "-c", COMPILE)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_is_healthy_once_the_model_is_loaded(server: Server) -> None:
