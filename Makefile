@@ -35,7 +35,7 @@ lint: $(VENV)/.test  ## style, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-docs: $(VENV)/.serve  ## write the README's generated tables anew
+docs: $(VENV)/.serve  ## write the generated tables of docs/ anew
 	$(BIN)/python -m docs.tables
 
 bench: $(VENV)/.test  ## our own part of a request's time, beside the bare pipeline's

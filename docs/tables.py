@@ -1,8 +1,8 @@
-"""The README's generated tables: parameters, settings, errors. `make docs` writes them; a test fails on drift."""
+"""The pages' generated tables (parameters, settings, errors, ...). `make docs` writes them; a test fails on drift."""
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from server.aliases import param_type
 from server.errors import TABLE
 from server.settings import UNITS, Settings
 
-README = Path(__file__).parent.parent / "README.md"
+FOLDER = Path(__file__).parent
 PARAMETERS = ("field", "expects", "default", "meaning")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -123,10 +123,16 @@ TABLES: Mapping[str, Callable[[], str]] = {
 }
 
 
+def pages() -> Sequence[Path]:
+    """The pages of this folder, of which some have tables."""
+    return sorted(FOLDER.glob("*.md"))
+
+
 def render(text: str) -> str:
-    """The README's text with every marked table made anew."""
+    """A page's text with every marked table made anew."""
     return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
 
 
 if __name__ == "__main__":
-    README.write_text(render(README.read_text()))
+    for page in pages():
+        page.write_text(render(page.read_text()))

@@ -2,7 +2,7 @@
 
 A kind is the one place that knows what a value may look like: it parses strictly (no `"28"` for 28, no `true` for 1),
 says in words what it expects, and gives its JSON schema. `pipelines.request.GenerationParams` is written in kinds;
-validation, error text, OpenAPI, the README table and the command line follow from them.
+validation, error text, OpenAPI, the table in docs/api.md and the command line follow from them.
 """
 
 from collections.abc import Mapping

@@ -112,7 +112,7 @@ class SourceImageParams(PromptParams):
 
 
 class GenerationParams(CommonParams, TextToImageParams):
-    """The generation parameters: each is a field on the wire, a flag of `srpo generate` and a row in the README."""
+    """The generation parameters: each is a field on the wire, a flag of `srpo generate` and a row in docs/api.md."""
 
     def to_request(self, model: str) -> "ImageRequest":
         return self._request(model, self.image_size, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.tables import README, render
+from docs.tables import TABLES, pages, render
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.api.openapi import GENERATION
 
@@ -43,8 +43,11 @@ def test_style_and_types(command: tuple[str, ...]) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def test_the_readmes_tables_are_current() -> None:
-    assert README.read_text() == render(README.read_text()), "run `make docs`"
+def test_the_tables_of_the_pages_are_current_and_each_is_on_one_page() -> None:
+    text = {page.name: page.read_text() for page in pages()}
+    assert text == {name: render(content) for name, content in text.items()}, "run `make docs`"
+    marks = [f"<!-- table: {name} -->" for name in TABLES]
+    assert [sum(content.count(mark) for content in text.values()) for mark in marks] == [1] * len(marks)
 
 
 def test_every_parameter_is_in_the_openapi_document() -> None:

@@ -2,8 +2,6 @@
 
 import datetime
 import io
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +119,6 @@ def test_a_certificate_that_does_not_work_is_refused_at_the_start(
     settings = Settings(**{name: pki / file for name, file in names.items()})
     with pytest.raises((ValueError, OSError), match=complaint):
         build_signer(settings)
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_the_readmes_certificate_signs(tmp_path: Path) -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    command = readme[readme.index("openssl req") :].partition("```")[0]
-    subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
-    settings = Settings(c2pa_certificate=tmp_path / "chain.pem", c2pa_key=tmp_path / "key.pem")
-    assert build_signer(settings) is not None
 
 
 def test_a_certificate_without_its_key_is_refused(pki: Path) -> None:

@@ -12,7 +12,7 @@ class MissingFiles(WeightsError):
         missing = "\n".join(f"  {path}" for path in paths)
         super().__init__(
             f"{model} is not complete. Missing:\n{missing}\n"
-            f"`srpo weights pull {model}` brings them (see the README, 'The real weights'). Or choose another model "
+            f"`srpo weights pull {model}` brings them (see docs/weights.md). Or choose another model "
             "with SRPO_MODEL."
         )
 
