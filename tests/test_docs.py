@@ -2,7 +2,7 @@
 
 A page's commands run in order, in a folder of their own that looks like a checkout after `make serve`, against a live
 server: only its address, and the hub's, are others than on the page. What cannot run here is in
-`doc_pages.EXCEPTIONS` with a reason.
+`pages.EXCEPTIONS` with a reason.
 """
 
 import functools
@@ -10,47 +10,32 @@ import importlib.util
 import os
 import re
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-from conftest import START_LIMIT, LiveServer, free_port
-from doc_pages import EXCEPTIONS, PAGES, ROOT, RUN, SHOWN, anchors, blocks, code_spans, exception_of, links
-from loopback_hub import TOKEN, Hub, serving
 from PIL import Image
-from test_clients_node import clients, node  # noqa: F401 - fixtures
-from test_pull import DEV, SAFETY, files  # noqa: F401 - a fixture
+from support.checkout import ADDRESS, BIN, Checkout, run
+from support.loopback_hub import TOKEN, Hub, serving
+from support.node import FOLDER
+from support.pages import EXCEPTIONS, PAGES, ROOT, RUN, SHOWN, anchors, blocks, code_spans, exception_of, links
+from support.published import DEV, publish
+from support.server import LiveServer
 
-from server.__main__ import COMMANDS
-from server.cli import weights
+from server.__main__ import COMMANDS, WEIGHTS
 from server.cli.bench import BENCHES
 from server.settings import Settings
+from weights.checkpoints import SAFETY
 
-ADDRESS = "http://127.0.0.1:8000"
 EXAMPLES = sorted(path for path in (ROOT / "docs" / "examples").iterdir() if path.suffix != ".md")
-SERVES = re.compile(r"^(\w+=\S+ )*(srpo serve|make serve)\b")
-BIN = Path(sys.executable).parent
-MAY_BE_MISSING = ("node", "openssl")
 REAL_MODELS = (
     "README.md",
     "docs/weights.md",
-)  # pages that serve what a reader would: flux/sketch, then the pulled weights
-NODE_MODULES = ROOT / "tests" / "node" / "node_modules"
+)  # their commands serve flux/sketch, then the pulled weights; others `tiny`
+NODE_MODULES = FOLDER / "node_modules"
 SCRIPTS = [(page, number) for page in PAGES for number in range(len(blocks(page, "js")))]
 each_page = pytest.mark.parametrize("page", PAGES)
-
-
-def run(command: list[str], folder: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    ended = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, f"{shlex.join(command)}\n{ended.stdout}{ended.stderr}"
-    return ended
 
 
 # ---- What the pages say
@@ -96,7 +81,7 @@ def test_every_path_setting_target_and_command_that_a_page_names_exists(page: st
         if typed := re.match(r"(?:\.venv/bin/)?srpo ([a-z]+)", span):
             assert typed[1] in COMMANDS, span
         if typed := re.match(r"srpo (bench|weights) ([a-z]+)", span):
-            assert typed[2] in {"bench": BENCHES, "weights": weights.COMMANDS}[typed[1]], span
+            assert typed[2] in {"bench": BENCHES, "weights": WEIGHTS}[typed[1]], span
 
 
 @each_page
@@ -107,76 +92,10 @@ def test_every_code_block_says_what_it_is(page: str) -> None:
 # ---- The commands
 
 
-class Checkout:
-    """A folder that looks like a checkout after `make serve`, and the server that its commands talk to."""
-
-    def __init__(self, folder: Path, url: str, env: Mapping[str, str]) -> None:
-        for entry in ROOT.iterdir():
-            if entry.name not in ("data", "models", "bench-gpu", ".git", ".venv"):
-                (folder / entry.name).symlink_to(entry)
-        (folder / ".venv").symlink_to(BIN.parent)
-        (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
-        self.folder, self.url = folder, url
-        self.servers: list[subprocess.Popen[bytes]] = []
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SRPO_", "HF_"))}
-        self.env = clean | {
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "CURL_HOME": str(folder),
-            "SRPO_PORT": str(free_port()),
-            "SRPO_URL": url,
-            **env,
-        }
-
-    def run(self, command: str) -> None:
-        """Carry out one command, as it stands on the page but for the server's address."""
-        tool = shlex.split(command)[0]
-        if tool in MAY_BE_MISSING and shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
-        if SERVES.match(command):
-            self.serve(command)
-        else:
-            run(["bash", "-o", "pipefail", "-c", command.replace(ADDRESS, self.url)], self.folder, self.env)
-
-    def serve(self, command: str) -> None:
-        """Start a server on a free port, in the place of the one before, and wait until it is ready."""
-        self.stop()
-        port = str(free_port())
-        command = command.replace("make serve", "make --assume-old=.venv/.serve serve").replace("9000", port)
-        self.url = f"http://127.0.0.1:{port}"
-        self.env["SRPO_URL"] = self.url
-        log = self.folder / "server.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                ["bash", "-c", command],
-                cwd=self.folder,
-                env=self.env | {"SRPO_PORT": port},
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        self.servers.append(process)
-        deadline = time.monotonic() + START_LIMIT
-        while time.monotonic() < deadline:
-            assert process.poll() is None, f"{command}\n{log.read_text()}"
-            try:
-                if httpx.get(f"{self.url}/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-        pytest.fail(f"{command} is not ready after {START_LIMIT} s:\n{log.read_text()}")
-
-    def stop(self) -> None:
-        while self.servers:
-            process = self.servers.pop()
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
-
-
 @pytest.fixture(scope="module")
-def hub(files: Any) -> Iterator[Hub]:  # noqa: F811
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """The hub, with the tiny model's files under FLUX.1 [dev]'s and SRPO's names."""
+    files = publish(tmp_path_factory.mktemp("published"))
     with serving(Hub(files, {DEV.name: DEV.revision, SAFETY.name: SAFETY.revision}, gated={DEV.name})) as server:
         yield server
 
@@ -223,7 +142,7 @@ def test_what_no_test_runs_would_be_understood() -> None:
 
 
 @pytest.mark.parametrize(("page", "number"), SCRIPTS, ids=[f"{page}-{number}" for page, number in SCRIPTS])
-def test_the_javascript_of_a_page_runs(page: str, number: int, live: LiveServer, clients: str, tmp_path: Path) -> None:  # noqa: F811
+def test_the_javascript_of_a_page_runs(page: str, number: int, live: LiveServer, clients: str, tmp_path: Path) -> None:
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     (tmp_path / "script.mjs").write_text(blocks(page, "js")[number].text.replace(ADDRESS, live.url))
     assert run([clients, "script.mjs"], tmp_path, os.environ).stdout.strip()

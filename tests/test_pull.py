@@ -17,38 +17,22 @@ import pytest
 from huggingface_hub import constants
 from support.loopback_hub import COMMIT, TOKEN, Hub, git_id, serving, sha256
 from support.namespaces import NAMESPACE, permitted
+from support.published import BIG, DEV, SRPO_FILE, publish
 
 import weights.hub.pull
 from server.__main__ import main as srpo
 from server.cli.weights import pull as pull_cli
-from weights import tiny
 from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate_files
 from weights.hub import manifest
 from weights.hub.listing import MANIFEST
 
-DEV = CHECKPOINTS["flux/srpo"].repositories[0]
-SRPO_FILE = "diffusion_pytorch_model.safetensors"
-BIG = b"\x01" * 300_000
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
     """FLUX.1-dev and SRPO at the tiny model's size, under the real names, with what serving does not need beside it."""
-    folder = tmp_path_factory.mktemp("published")
-    pipeline = tiny.build()
-    pipeline.save_pretrained(folder)
-    for file in (folder / "text_encoder_2").glob("*.safetensors*"):
-        file.unlink()
-    pipeline.text_encoder_2.save_pretrained(folder / "text_encoder_2", max_shard_size="20KB")
-    (transformer,) = (folder / "transformer").glob("*.safetensors")
-    srpo = transformer.read_bytes()
-    dev = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    useless = ("flux1-dev.safetensors", "ae.safetensors", "dev_grid.jpg", "text_encoder/pytorch_model.bin", "README.md")
-    dev |= dict.fromkeys(useless, BIG) | {"LICENSE.md": b"a licence"}
-    assert any(path.startswith("text_encoder_2/model-00002-of-") for path in dev)
-    safety = {"config.json": b"{}", "preprocessor_config.json": b"{ }", "model.safetensors": b"s" * 99, "a.bin": BIG}
-    return {DEV.name: dev, SRPO.name: {SRPO_FILE: srpo, "SRPO_lora.safetensors": BIG}, SAFETY.name: safety}
+    return publish(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
