@@ -15,7 +15,7 @@ from pipelines.optimize import tuning_cache
 from pipelines.safety.guard import Guard, make_guard
 from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 from pipelines.workers.pool import WorkerPool
-from server.images.signing import FileSigner, signer_of
+from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
 from server.images.store import LocalStore
 from server.security.keys import KeyRing
@@ -120,4 +120,4 @@ def build_signer(settings: EngineSettings) -> FileSigner | None:
     """What signs image files, where there is a certificate. Raises `OSError` or `ValueError` if it does not work."""
     if settings.c2pa_certificate is None or settings.c2pa_key is None:
         return None
-    return signer_of(settings.c2pa_certificate, settings.c2pa_key, settings.c2pa_algorithm)
+    return load_signer(settings.c2pa_certificate, settings.c2pa_key, settings.c2pa_algorithm)

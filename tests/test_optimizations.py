@@ -23,7 +23,7 @@ from pipelines.optimize.compile import COMPILED
 from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, OPTIMIZATIONS, ROUNDINGS, chosen, validate_names
 from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.parsing import parse
-from server.cli.selfcheck import renew
+from server.cli.selfcheck import forget_results
 from server.settings import Settings
 from server.state import build_engine_config
 
@@ -324,7 +324,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
         first.info.fingerprint
         == made_fast(other.path.parent, *works.replace(" (native)", "").split(", ")).info.fingerprint
     )
-    renew(tmp_path)
+    forget_results(tmp_path)
     assert not TuningCache(tmp_path / "engine.json").section("levers")
 
 

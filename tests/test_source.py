@@ -101,7 +101,7 @@ def test_a_silent_host_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_fetched_where_the_operator_said_so() -> None:
     with pytest.raises(UnusableImage, match="--no-fetch"):
-        asyncio.run(inputs.obtain("https://example.com/a.png", may_fetch=False))
+        asyncio.run(inputs.read_url("https://example.com/a.png", may_fetch=False))
 
 
 # --- from bytes to pixels -------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_a_data_uri_of_a_size_that_is_drawn_keeps_every_pixel(format: str) -> No
     pixels = np.random.default_rng(1).integers(0, 256, (512, 544, 3), dtype=np.uint8)
     data = file_of(Image.fromarray(pixels), format, **({"lossless": True} if format == "WEBP" else {}))
     uri = f"data:image/{format.lower()};base64,{base64.b64encode(data).decode()}"
-    size, drawn = inputs.decode(io.BytesIO(asyncio.run(inputs.obtain(uri, may_fetch=False))))
+    size, drawn = inputs.decode(io.BytesIO(asyncio.run(inputs.read_url(uri, may_fetch=False))))
     assert (size.width, size.height) == (544, 512)
     assert drawn == pixels.tobytes()
 
@@ -130,7 +130,7 @@ def test_a_data_uri_of_a_size_that_is_drawn_keeps_every_pixel(format: str) -> No
     ],
 )
 def test_the_size_that_is_drawn(sides: tuple[int, int], drawn: tuple[int, int]) -> None:
-    assert tuple(inputs.drawn_size(*sides)) == drawn
+    assert tuple(inputs.nearest_size(*sides)) == drawn
 
 
 def test_a_picture_is_turned_upright_and_laid_on_white() -> None:
@@ -170,7 +170,7 @@ def test_what_is_not_a_whole_picture_is_said(data: bytes, message: str) -> None:
 @pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64,%%%", "data:"])
 def test_a_data_uri_that_is_none(uri: str) -> None:
     with pytest.raises(UnusableImage, match="base64"):
-        asyncio.run(inputs.obtain(uri, may_fetch=True))
+        asyncio.run(inputs.read_url(uri, may_fetch=True))
 
 
 MEMORY = """
@@ -184,7 +184,7 @@ Image.new("RGBA", (5792, 5792), (9, 8, 7, 100)).save(file, "PNG", compress_level
 uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 async def main():
     sources = Sources(may_fetch=False)
-    await asyncio.gather(*(sources.take(uri) for _ in range(4)))
+    await asyncio.gather(*(sources.load(uri) for _ in range(4)))
 asyncio.run(main())
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """

@@ -36,7 +36,7 @@ router = APIRouter()
 async def generate_images(request: Request) -> Response:
     """Generate images from a prompt."""
     server = get_app_state(request)
-    owner = server.keys.check(request.headers.get("authorization"))
+    owner = server.keys.authenticate(request.headers.get("authorization"))
     fields = await read_object(request, server.settings.max_body, server.settings.body_timeout)
     return await answer(request, owner, fields, translate(fields, server.served))
 
@@ -48,7 +48,7 @@ async def generate_images(request: Request) -> Response:
 async def edit_image(request: Request) -> Response:
     """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
     server = get_app_state(request)
-    owner = server.keys.check(request.headers.get("authorization"))
+    owner = server.keys.authenticate(request.headers.get("authorization"))
     settings = server.settings
     fields, picture = await read_form(request, settings.max_body, settings.max_upload, settings.body_timeout)
     with closing(picture or io.BytesIO()):

@@ -139,7 +139,7 @@ def describe(request: Request, record: JobRecord, live: ActiveJob | None, *, who
 @router.get("/v1/jobs", **JOB_PAGE)
 async def list_jobs(request: Request) -> Response:
     """This key's jobs, newest first."""
-    owner = get_app_state(request).keys.check(request.headers.get("authorization"))
+    owner = get_app_state(request).keys.authenticate(request.headers.get("authorization"))
     query = request.query_params
     limit, status = query.get("limit", "20"), query.get("status")
     if not (limit.isascii() and limit.isdecimal()) or not 1 <= int(limit[:9]) <= MAX_PAGE:
@@ -171,21 +171,21 @@ def wrong_query(name: str, expected: str, received: str) -> Exception:
 @router.get("/v1/jobs/{identity}", **JOB)
 async def get_job(request: Request, identity: str) -> Response:
     """One job; with its reply when it has one."""
-    owner = get_app_state(request).keys.check(request.headers.get("authorization"))
+    owner = get_app_state(request).keys.authenticate(request.headers.get("authorization"))
     return JSONResponse(describe(request, *await jobs_of(request).find(identity, owner)))
 
 
 @router.delete("/v1/jobs/{identity}", **JOB)
 async def cancel_job(request: Request, identity: str) -> Response:
     """Cancel a job within a step. Idempotent: one that has ended stays as it is."""
-    owner = get_app_state(request).keys.check(request.headers.get("authorization"))
+    owner = get_app_state(request).keys.authenticate(request.headers.get("authorization"))
     return JSONResponse(describe(request, await jobs_of(request).cancel(identity, owner), None))
 
 
 @router.get("/v1/jobs/{identity}/events", **JOB_EVENTS)
 async def watch_job(request: Request, identity: str) -> Response:
     """What happens to a job, as server-sent events; after `Last-Event-ID` where that is given."""
-    owner = get_app_state(request).keys.check(request.headers.get("authorization"))
+    owner = get_app_state(request).keys.authenticate(request.headers.get("authorization"))
     jobs = jobs_of(request)
     record, live = await jobs.find(identity, owner)
     return event_stream(

@@ -44,7 +44,7 @@ class RequestMiddleware:
             return
         context = RequestContext(scope, send, self._origins, self._headers)
         try:
-            self._origins.check(scope, context.headers)
+            self._origins.check_request(scope, context.headers)
             if scope["method"] == "OPTIONS":
                 await Response(status_code=204)(scope, receive, context.send)
             else:

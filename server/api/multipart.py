@@ -16,7 +16,7 @@ from pipelines.fields import Boolean, Integer, Issue, Number
 from server.aliases import ALIASES, IMAGE_TO_IMAGE, PARAM_TYPES
 from server.api.json_body import chunks_of, receiving, wrong
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull
-from server.jobs.spec import KEPT_APART
+from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issue_of
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`
@@ -45,7 +45,7 @@ async def read_form(
         if isinstance(model, str) and not model.endswith(IMAGE_TO_IMAGE):
             fields["model"] = model + IMAGE_TO_IMAGE  # an edit begins at a picture, whichever name it is asked by
         if picture is not None:
-            fields["image_url"] = KEPT_APART
+            fields["image_url"] = PLACEHOLDER_URL
         elif not {"image", "image_url"} & set(fields):
             raise InvalidRequest(
                 [issue_of("required", ("image",), Issue((), "a PNG, JPEG or WebP file", None), missing=True)]

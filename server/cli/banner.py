@@ -1,4 +1,4 @@
-"""What a person sees when the server starts: what is served, where, to whom, and a first request to paste."""
+"""The start banner: what is served, where, to whom, and a first request to paste."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from server.state import AppState
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 
-def address_of(settings: Settings, port: int) -> str:
+def format_address(settings: Settings, port: int) -> str:
     """The server's address to show and to paste."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - shown, not bound
     host = f"[{host}]" if ":" in host else host
@@ -20,19 +20,19 @@ def address_of(settings: Settings, port: int) -> str:
 
 
 def show_start(console: Console, server: AppState, address: str) -> None:
-    """What is about to be served. Goes to standard error."""
+    """Print what is about to be served."""
     settings, row = server.settings, CHECKPOINTS[server.served]
     table = Table.grid(padding=(0, 2))
     table.add_row("model", f"{row.id}: {row.title}")
     table.add_row("licence", row.licence)
     table.add_row("address", address)
-    table.add_row("keys", open_to(settings))
+    table.add_row("keys", describe_access(settings))
     table.add_row("safety", ", ".join(f"{name} {value}" for name, value in server.guard.description.items()))
     table.add_row("images", f"{settings.data_dir.absolute() / 'images'}, kept for {settings.images_expire / 3600:g} h")
     console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
     if row.embedded:
         console.print(
-            f"[yellow]{stand_in(settings, row.id)} Every reply says so (x-served-model).[/]",
+            f"[yellow]{describe_substitute(settings, row.id)} Every reply says so (x-served-model).[/]",
             soft_wrap=True,
         )
     if server.guard.description["checker"] == "none":
@@ -49,15 +49,15 @@ def show_start(console: Console, server: AppState, address: str) -> None:
         )
 
 
-def stand_in(settings: EngineSettings, model: str) -> str:
-    """That another model than SRPO draws, and why."""
+def describe_substitute(settings: EngineSettings, model: str) -> str:
+    """The sentence that says which model answers in place of SRPO, and why."""
     missing = f"No {HOSTED_MODEL} weights in {settings.models_dir.absolute()}"
     reason = missing if settings.model == "auto" else f"As --model {settings.model} says"
     return f"{reason}: the embedded model {model} answers in place of {HOSTED_MODEL}."
 
 
-def open_to(settings: Settings) -> str:
-    """Who may send requests."""
+def describe_access(settings: Settings) -> str:
+    """Whether a request needs a key, and who can send one if not."""
     if settings.needs_key:
         return "required"
     alone = settings.is_loopback and settings.public_url is None
@@ -65,7 +65,7 @@ def open_to(settings: Settings) -> str:
 
 
 async def follow_loading(console: Console, server: AppState, address: str) -> None:
-    """Show the stages until the model is ready, then a curl to paste."""
+    """Print the stages of loading, then a command that asks for a first image."""
     start, shown = time.monotonic(), ""
     while (status := server.pool.status()).state == "loading":
         if status.stage != shown:
@@ -80,20 +80,20 @@ async def follow_loading(console: Console, server: AppState, address: str) -> No
         f"fingerprint {info.fingerprint}\n"
         f"Placement {info.placement} (--placement chooses another)\n"
         f"Optimizations {info.optimizations}\n"
-        f"Try it:\n{curl(address, CHECKPOINTS[server.served].sample_prompt, server.settings.needs_key)}",
+        f"Try it:\n{format_curl(address, CHECKPOINTS[server.served].sample_prompt, server.settings.needs_key)}",
         soft_wrap=True,
     )
 
 
 def show_stopping(console: Console, server: AppState) -> None:
-    """What a signal to stop still waits for."""
+    """Print how many requests the server still finishes after a signal to stop."""
     status = server.pool.status()
     if count := status.running + status.waiting:
         requests = "1 request" if count == 1 else f"{count} requests"
         console.print(f"Stopping: {requests} in flight may take {server.settings.shutdown_grace} s more ...")
 
 
-def curl(address: str, prompt: str, needs_key: bool) -> str:
+def format_curl(address: str, prompt: str, needs_key: bool) -> str:
     """A first request to paste into a shell."""
     key = "  -H 'Authorization: Bearer YOUR_KEY' \\\n" if needs_key else ""
     body = json.dumps({"model": HOSTED_MODEL, "prompt": prompt})

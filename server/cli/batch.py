@@ -1,7 +1,7 @@
-"""What `srpo generate` has to draw: prompts or a JSONL of requests, and the files they become.
+"""The requests of `srpo generate`, from prompts or a JSONL file, and the image files that they become.
 
 Every finished request is written to `requests.jsonl` beside the images, with the seed that was used, so that the same
-command goes on where it stopped.
+command continues where it stopped.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from server.aliases import IMAGE_TO_IMAGE, param_type, translate
 from server.images.encoding import encode_one
 from server.images.signing import FileSigner
 from server.images.source import Sources, UnusableImage
+from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issues_of
 from server.settings import EngineSettings
 from weights.checkpoints import choose_checkpoint
@@ -29,14 +30,13 @@ NOT_FLAGS = ("prompt", "sync_mode", "output_format", "image_url")
 PARAMETERS = GenerationParams.model_fields | {
     name: field for name, field in ImageToImageParams.model_fields.items() if name not in GenerationParams.model_fields
 }
-KEPT_APART = "data:,"  # as `image_url`: the picture is a file of ours
 
 
 Params = GenerationParams | ImageToImageParams
 
 
-class Refused(Exception):
-    """A request or an argument that cannot be drawn; the message is for the person who typed it."""
+class CannotGenerate(Exception):
+    """Nothing can be drawn as the command stands; the message tells the person who typed it why."""
 
 
 class GenerateSettings(EngineSettings):
@@ -57,8 +57,8 @@ class GenerateSettings(EngineSettings):
     preview: bool = Field(False, description="show the images on their way, in a terminal that can (24-bit colour)")
 
 
-def with_parameters() -> type[GenerateSettings]:
-    """Every generation parameter as a flag; values are JSON or text and go through the same validation as the API's."""
+def add_parameter_flags() -> type[GenerateSettings]:
+    """The settings with every generation parameter as a flag; its value is validated as in the API."""
     fields: dict[str, Any] = {
         name: (str | None, Field(None, description=f"{info.description} ({param_type(name).expected})"))
         for name, info in PARAMETERS.items()
@@ -68,7 +68,7 @@ def with_parameters() -> type[GenerateSettings]:
 
 
 class BatchItem:
-    """One request, and the files it becomes."""
+    """One request, and the files that its images are written to."""
 
     def __init__(self, params: Params, files: list[Path], record: Path | None, line: dict[str, Any]) -> None:
         self.params = params
@@ -77,7 +77,7 @@ class BatchItem:
         self.line = line
 
     async def request(self, model: str, sources: Sources) -> ImageRequest:
-        """What is to be drawn, its source picture read. Raises `UnusableImage`."""
+        """The request for the engine, with its source picture read. Raises `UnusableImage`."""
         if isinstance(self.params, GenerationParams):
             return self.params.to_request(model)
         file = self.line.get("image")
@@ -85,11 +85,11 @@ class BatchItem:
             picture = self.params.image_url if file is None else await asyncio.to_thread(Path(file).read_bytes)
         except OSError as error:
             raise UnusableImage(f"{file}: {error.strerror}") from error
-        size, pixels = await sources.take(picture)
+        size, pixels = await sources.load(picture)
         return self.params.to_request(model, size, pixels)
 
     def save(self, inspected: InspectedResult, settings: EngineSettings, signer: FileSigner | None) -> None:
-        """Write the images atomically, then the line that says they are done."""
+        """Write the images atomically, then their line in `requests.jsonl`."""
         for index, file in enumerate(self.files):
             image = encode_one(inspected, index, self.params.output_format, settings, signer)
             temporary = file.with_name(file.name + ".partial")
@@ -101,32 +101,32 @@ class BatchItem:
                 record.write(json.dumps(done) + "\n")
 
 
-def plan(settings: GenerateSettings) -> list[BatchItem]:
-    """The requests that are still to be drawn. Raises `Refused`."""
-    lines = requested(settings)
+def plan_batch(settings: GenerateSettings) -> list[BatchItem]:
+    """The requests that are not drawn yet. Raises `CannotGenerate`."""
+    lines = read_requests(settings)
     if not lines:
-        raise Refused("nothing to draw: give a prompt or --jsonl FILE (see srpo generate --help)")
+        raise CannotGenerate("nothing to draw: give a prompt or --jsonl FILE (see srpo generate --help)")
     suffix = settings.output.suffix.lower()
     one_file = suffix in SUFFIXES
     if not one_file and suffix in Image.registered_extensions() and not settings.output.is_dir():
-        raise Refused(f"--output: a file must end in one of {', '.join(SUFFIXES)}, not in {suffix}")
+        raise CannotGenerate(f"--output: a file must end in one of {', '.join(SUFFIXES)}, not in {suffix}")
     if one_file and len(lines) > 1:
-        raise Refused(f"{len(lines)} requests do not fit one file; give a folder as --output")
+        raise CannotGenerate(f"{len(lines)} requests do not fit one file; give a folder as --output")
     folder = settings.output.parent if one_file else settings.output
     folder.mkdir(parents=True, exist_ok=True)
     record = None if one_file else folder / RECORD
-    done, model = drawn(record), choose_checkpoint(settings.model, settings.models_dir).id
+    done, model = read_finished(record), choose_checkpoint(settings.model, settings.models_dir).id
     return [
-        item(number, line, model, settings.output if one_file else None, folder, record)
+        make_item(number, line, model, settings.output if one_file else None, folder, record)
         for number, line in enumerate(lines, 1)
         if (number, json.dumps(line, sort_keys=True)) not in done
     ]
 
 
-def requested(settings: GenerateSettings) -> list[dict[str, Any]]:
-    """Every request in the API's own fields: the flags are the defaults of each."""
+def read_requests(settings: GenerateSettings) -> list[dict[str, Any]]:
+    """Every request in the API's own fields. Flags are the defaults of each request."""
     given = {name: getattr(settings, name) for name in PARAMETERS if name not in NOT_FLAGS}
-    shared = {name: from_text(value) for name, value in given.items() if value is not None}
+    shared = {name: parse_flag(value) for name, value in given.items() if value is not None}
     if settings.output.suffix.lower() in SUFFIXES:
         shared["output_format"] = SUFFIXES[settings.output.suffix.lower()]
     elif settings.format is not None:
@@ -136,24 +136,24 @@ def requested(settings: GenerateSettings) -> list[dict[str, Any]]:
         lines += read_jsonl(settings.jsonl)
     if settings.image is not None:
         lines = [{"image": str(settings.image)} | line for line in lines]
-    if "strength" in shared and not all(is_sourced(line) for line in lines):
-        raise Refused("--strength needs a picture to begin with: --image FILE")
-    return [native_of(shared | line) for line in lines]
+    if "strength" in shared and not all(has_source_image(line) for line in lines):
+        raise CannotGenerate("--strength needs a picture to begin with: --image FILE")
+    return [to_native(shared | line) for line in lines]
 
 
-def is_sourced(line: dict[str, Any]) -> bool:
+def has_source_image(line: dict[str, Any]) -> bool:
     return "image" in line or "image_url" in line
 
 
-def native_of(line: dict[str, Any]) -> dict[str, Any]:
-    """A line in native fields; `image` names a file of ours."""
-    native = translate({**line, "model": IMAGE_TO_IMAGE if is_sourced(line) else "", "image": None}).native
+def to_native(line: dict[str, Any]) -> dict[str, Any]:
+    """A line in the API's native fields, and `image`, which names a local file."""
+    native = translate({**line, "model": IMAGE_TO_IMAGE if has_source_image(line) else "", "image": None}).native
     del native["model"]
     return native | ({"image": line["image"]} if "image" in line else {})
 
 
-def from_text(text: str) -> Any:
-    """A flag's value: JSON where it is JSON (28, true), `WxH` as a size, else the text itself."""
+def parse_flag(text: str) -> Any:
+    """A flag's value: a size if it reads like 512x768, JSON if it is JSON (28, true), else the text itself."""
     width, x, height = text.partition("x")
     if x and width.isdigit() and height.isdigit():
         return {"width": int(width), "height": int(height)}
@@ -170,15 +170,15 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
             try:
                 line = json.loads(text)
             except ValueError as error:
-                raise Refused(f"{file}, line {number}: not JSON: {error}") from error
+                raise CannotGenerate(f"{file}, line {number}: not JSON: {error}") from error
             if not isinstance(line, dict):
-                raise Refused(f"{file}, line {number}: expected a JSON object")
+                raise CannotGenerate(f"{file}, line {number}: expected a JSON object")
             lines.append(line)
     return lines
 
 
-def drawn(record: Path | None) -> set[tuple[int, str]]:
-    """Number and request of everything the record says is done, and whose files are still there."""
+def read_finished(record: Path | None) -> set[tuple[int, str]]:
+    """(number, request) of every line in the record whose files still exist."""
     if record is None or not record.exists():
         return set()
     done = set()
@@ -193,20 +193,20 @@ def drawn(record: Path | None) -> set[tuple[int, str]]:
     return done
 
 
-def item(
+def make_item(
     number: int, line: dict[str, Any], model: str, file: Path | None, folder: Path, record: Path | None
 ) -> BatchItem:
     if "image" in line and not Path(str(line["image"])).is_file():
-        raise Refused(f"request {number}: image: there is no file {line['image']}")
+        raise CannotGenerate(f"request {number}: image: there is no file {line['image']}")
     try:
-        if is_sourced(line):
-            params: Params = for_model(model, ImageToImageParams).model_validate({"image_url": KEPT_APART, **line})
+        if has_source_image(line):
+            params: Params = for_model(model, ImageToImageParams).model_validate({"image_url": PLACEHOLDER_URL, **line})
         else:
             params = for_model(model, GenerationParams).model_validate(line)
     except ValidationError as error:
         issues = [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
         listed = "; ".join(f"{'.'.join(map(str, issue['path']))}: {issue['message']}" for issue in issues)
-        raise Refused(f"request {number}: {listed}") from error
+        raise CannotGenerate(f"request {number}: {listed}") from error
     stem, suffix = (file.stem, file.suffix) if file else (f"{number:04d}", f".{params.output_format}")
     count = params.num_images
     names = [f"{stem}{suffix}"] if count == 1 else [f"{stem}-{index}{suffix}" for index in range(1, count + 1)]

@@ -1,4 +1,4 @@
-"""`srpo doctor`: what stands and what is missing, on one screen, before the server is started. Imports no torch."""
+"""`srpo doctor`: what works and what is missing, on one screen, before the server is started. Imports no torch."""
 
 import json
 import platform
@@ -41,7 +41,7 @@ class DoctorSettings(Settings):
 
 
 class Finding(NamedTuple):
-    """What was found about one thing."""
+    """The result of one check."""
 
     state: Literal["ok", "warning", "failed"]
     text: str
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def software(_: DoctorSettings) -> Finding:
+def check_software(_: DoctorSettings) -> Finding:
     names = ("srpo-server", "torch", "diffusers", "transformers")
     try:
         listed = ", ".join(f"{name} {version(name)}" for name in names)
@@ -70,7 +70,7 @@ def software(_: DoctorSettings) -> Finding:
     return Finding("ok", f"Python {platform.python_version()}, {listed}")
 
 
-def gpu(settings: DoctorSettings) -> Finding:
+def check_gpu(settings: DoctorSettings) -> Finding:
     found = cards()
     if not found:
         wanted = any(device.startswith("cuda") for device in settings.devices)
@@ -83,7 +83,7 @@ def gpu(settings: DoctorSettings) -> Finding:
     return Finding("ok", f"{'; '.join(listed)}; driver {found[0].driver}")
 
 
-def placement(settings: DoctorSettings) -> Finding:
+def check_placement(settings: DoctorSettings) -> Finding:
     row = choose_checkpoint(settings.model, settings.models_dir)
     found = [] if set(settings.devices) == {"cpu"} else cards()
     precision = ("bfloat16" if found else "float32") if settings.dtype == "auto" else settings.dtype
@@ -97,19 +97,19 @@ def placement(settings: DoctorSettings) -> Finding:
     return Finding("ok", f"{'; '.join(placed)} (--placement chooses another)")
 
 
-def disk(settings: DoctorSettings) -> Finding:
-    low, said = False, []
+def check_disk(settings: DoctorSettings) -> Finding:
+    is_low, lines = False, []
     for folder in (settings.models_dir, settings.data_dir):
         free = shutil.disk_usage(
             next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
         )
-        low |= free.free < LOW_DISK
-        said.append(f"{folder}: {free.free / 1e9:.1f} GB free")
-    return Finding("warning" if low else "ok", "; ".join(said))
+        is_low |= free.free < LOW_DISK
+        lines.append(f"{folder}: {free.free / 1e9:.1f} GB free")
+    return Finding("warning" if is_low else "ok", "; ".join(lines))
 
 
-def weights(settings: DoctorSettings) -> Finding:
-    """The served row's files, and whether they are what was published."""
+def check_weights(settings: DoctorSettings) -> Finding:
+    """Whether the files of the served model are there, and are those that were published."""
     row = choose_checkpoint(settings.model, settings.models_dir)
     if row.embedded:
         return Finding(
@@ -127,25 +127,25 @@ def weights(settings: DoctorSettings) -> Finding:
         if unlisted:
             return Finding("warning", f"{row.id} is there; {unlisted[0]} has no manifest to verify it against")
         if settings.verify:
-            if wrong := [problem for folder in folders for problem in manifest.find_problems(folder)]:
-                return Finding("failed", "; ".join(wrong))
+            if problems := [problem for folder in folders for problem in manifest.find_problems(folder)]:
+                return Finding("failed", "; ".join(problems))
             return Finding("ok", f"{row.id} is there, every byte as it was published")
-        if wrong := [problem for folder in folders for problem in sizes(folder)]:
-            return Finding("failed", "; ".join(wrong))
+        if problems := [problem for folder in folders for problem in find_wrong_sizes(folder)]:
+            return Finding("failed", "; ".join(problems))
     except WeightsError as error:
         return Finding("failed", str(error))
     return Finding("ok", f"{row.id} is there, verified when it was pulled (--verify reads every byte again)")
 
 
-def sizes(folder: Path) -> Iterator[str]:
-    """Files that are missing or of another size than the manifest's."""
+def find_wrong_sizes(folder: Path) -> Iterator[str]:
+    """A line for each file that is missing or has another size than in the manifest."""
     for path, entry in manifest.read(folder)["files"].items():
         if not (folder / path).is_file() or (folder / path).stat().st_size != entry["size"]:
             yield f"{folder / path}: missing or not of {entry['size']} bytes"
 
 
-def safety(settings: DoctorSettings) -> Finding:
-    """Loading the checker judges two harmless canaries, one of which it must flag."""
+def check_safety(settings: DoctorSettings) -> Finding:
+    """Loading a checker tests it: of two harmless test pictures it must flag exactly one."""
     try:
         guard = build_guard(settings)
         build_prompt_guard(settings)
@@ -153,13 +153,13 @@ def safety(settings: DoctorSettings) -> Finding:
         return Finding("failed", error.cause)
     except (OSError, ValueError) as error:
         return Finding("failed", str(error))
-    said = ", ".join(f"{name} {value}" for name, value in guard.description.items())
+    policy = ", ".join(f"{name} {value}" for name, value in guard.description.items())
     if guard.description["checker"] == "none":
         return Finding("warning", "no image is checked; FLUX.1 [dev]'s licence asks for a filter or a review")
-    return Finding("ok", f"{said}; it told the two canaries apart")
+    return Finding("ok", f"{policy}; it told the two canaries apart")
 
 
-def port(settings: DoctorSettings) -> Finding:
+def check_port(settings: DoctorSettings) -> Finding:
     try:
         with closing(listen(settings)):
             return Finding("ok", f"{settings.host}:{settings.port} is free")
@@ -167,7 +167,7 @@ def port(settings: DoctorSettings) -> Finding:
         return Finding("failed", str(error))
 
 
-def keys(settings: DoctorSettings) -> Finding:
+def check_keys(settings: DoctorSettings) -> Finding:
     try:
         KeyRing(settings.api_keys, settings.api_keys_file)
         build_signer(settings)
@@ -179,12 +179,12 @@ def keys(settings: DoctorSettings) -> Finding:
 
 
 CHECKS: dict[str, Callable[[DoctorSettings], Finding]] = {
-    "software": software,
-    "gpu": gpu,
-    "placement": placement,
-    "disk": disk,
-    "weights": weights,
-    "safety": safety,
-    "port": port,
-    "keys": keys,
+    "software": check_software,
+    "gpu": check_gpu,
+    "placement": check_placement,
+    "disk": check_disk,
+    "weights": check_weights,
+    "safety": check_safety,
+    "port": check_port,
+    "keys": check_keys,
 }

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     store = JobStore(file)
     try:
         store.open()
-        return cancel(store, identities) if identities else show(store, settings)
+        return cancel_jobs(store, identities) if identities else list_jobs(store, settings)
     except (StorageBusy, StorageFull) as error:
         print(f"srpo jobs: {error}", file=sys.stderr)
         return 2
@@ -56,12 +56,12 @@ def main(arguments: list[str]) -> int:
         store.close()
 
 
-def cancel(store: JobStore, identities: list[str]) -> int:
+def cancel_jobs(store: JobStore, identities: list[str]) -> int:
     error = Cancelled()
     code = 0
     for identity in identities:
-        told = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
-        if store.end(identity, CANCELLED, row_of(error).status, {}, told, free_key=True):
+        outcome = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
+        if store.end(identity, CANCELLED, row_of(error).status, {}, outcome, free_key=True):
             print(f"{identity} cancelled")
         elif record := store.find(identity):
             print(f"{identity} had {record.state} before")
@@ -71,24 +71,25 @@ def cancel(store: JobStore, identities: list[str]) -> int:
     return code
 
 
-def show(store: JobStore, settings: JobsSettings) -> int:
+def list_jobs(store: JobStore, settings: JobsSettings) -> int:
     states = (STATES[settings.state],) if settings.state else tuple(STATES.values())
     records = store.page(None, settings.limit, None, states)
     if settings.json_:
         for record in records:
-            print(json.dumps(facts(record)))
+            print(json.dumps(summarize(record)))
         return 0
     if not records:
         print("no jobs")
         return 0
-    rows = [HEADINGS, *([str(value) for value in facts(record).values()] for record in records)]
+    rows = [HEADINGS, *([str(value) for value in summarize(record).values()] for record in records)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:  # never cut short to fit: an id is there to be copied
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
 
-def facts(record: JobRecord) -> dict[str, object]:
+def summarize(record: JobRecord) -> dict[str, object]:
+    """The job as a row of the list; its prompt is left out."""
     native = (record.request or {"spoken": {"native": {}}})["spoken"]["native"]
     size = native.get("image_size", {"width": 0, "height": 0})
     return {

@@ -27,18 +27,18 @@ def main(arguments: list[str]) -> int:
     settings = parse(SelfcheckSettings, "selfcheck", arguments)
     cache = TuningCache(settings.data_dir / NAME)
     if settings.renew:
-        renew(settings.data_dir)
-    return asyncio.run(check(settings, cache))
+        forget_results(settings.data_dir)
+    return asyncio.run(compare_pictures(settings, cache))
 
 
-def renew(data_dir: Path) -> None:
-    """What comes next is the first again."""
+def forget_results(data_dir: Path) -> None:
+    """Forget the golden pictures and which optimizations failed: the next start counts as the first."""
     cache = TuningCache(data_dir / NAME)
     for section in (SECTION, OPTIMIZATIONS):
         cache.forget(section)
 
 
-async def check(settings: SelfcheckSettings, cache: TuningCache) -> int:
+async def compare_pictures(settings: SelfcheckSettings, cache: TuningCache) -> int:
     known = cache.section(SECTION)
     engine = replace(build_engine_config(settings), tuning_cache=str(cache.path.absolute()))
     pool = WorkerPool(engine, devices=settings.devices)

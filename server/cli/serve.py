@@ -77,7 +77,7 @@ class DrainingServer(uvicorn.Server):
 async def run(server: DrainingServer, parts: AppState, listener: socket.socket) -> int:
     """Serve until a signal, or until the model turns out not to load."""
     console = server.console
-    address = banner.address_of(parts.settings, listener.getsockname()[1])
+    address = banner.format_address(parts.settings, listener.getsockname()[1])
     banner.show_start(console, parts, address)
     announcing = asyncio.create_task(banner.follow_loading(console, parts, address))
     failing = asyncio.create_task(stop_if_failed(server, parts.pool))

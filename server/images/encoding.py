@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from pipelines.safety.guard import InspectedResult
-from server.images.metadata import WITHHELD, mark, parameters_of
+from server.images.metadata import WITHHELD, format_parameters, make_save_options
 from server.images.signing import FileSigner
 from server.settings import EngineSettings
 
@@ -40,7 +40,7 @@ def encode_one(
 ) -> EncodedImage:
     """Image `index` as a file with its marks. A withheld one says so, in place of what it was asked for with."""
     result = inspected.result
-    parameters = None if settings.omit_parameters else parameters_of(result.request, index)
+    parameters = None if settings.omit_parameters else format_parameters(result.request, index)
     text = WITHHELD if inspected.withheld[index] else parameters
     size = (result.request.width, result.request.height)
     image = encode(result.pixels[index], *size, format, settings.jpeg_quality, text)
@@ -54,7 +54,7 @@ def encode(
 ) -> EncodedImage:
     """Encode 8-bit RGB `pixels`, `width * height * 3` bytes, row-major. `quality` is of JPEG and WebP, 1 to 100.
 
-    The mark that a model made it is always in the file; `parameters` is the text beside it.
+    The mark that a model made the image is always in the file; `parameters` is a text beside it.
     """
     options: dict[str, dict[str, Any]] = {
         "jpeg": {"quality": quality, "subsampling": "4:4:4"},
@@ -63,5 +63,5 @@ def encode(
     }
     out = io.BytesIO()
     picture = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
-    picture.save(out, format, **options[format], **mark(format, parameters))
+    picture.save(out, format, **options[format], **make_save_options(format, parameters))
     return EncodedImage(out.getvalue(), format, width, height)

@@ -44,11 +44,11 @@ class Marks:
 
 
 @cache
-def software() -> str:
+def get_software() -> str:
     return f"srpo-server {version('srpo-server')}"
 
 
-def parameters_of(request: ImageRequest, index: int) -> str:
+def format_parameters(request: ImageRequest, index: int) -> str:
     """The common `parameters` text of one image: the prompt, then a line of names and values.
 
     Image `index` carries its own seed, so it reads like the single image of that seed.
@@ -60,18 +60,18 @@ def parameters_of(request: ImageRequest, index: int) -> str:
         "Seed": request.seeds[index],
         "Size": f"{request.width}x{request.height}",
         "Model": request.model,
-        "Version": software(),
+        "Version": get_software(),
     }
     if request.source is not None:
         facts["Denoising strength"] = f"{request.source.strength:g}"
-    return f"{request.prompt}\n" + ", ".join(f"{name}: {quoted(str(value))}" for name, value in facts.items())
+    return f"{request.prompt}\n" + ", ".join(f"{name}: {quote_value(str(value))}" for name, value in facts.items())
 
 
-def quoted(value: str) -> str:
+def quote_value(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
 
 
-def mark(format: str, parameters: str | None) -> dict[str, Any]:
+def make_save_options(format: str, parameters: str | None) -> dict[str, Any]:
     """The options that make Pillow's `save` write the marks into a file of this format."""
     if format == "png":
         chunks = PngImagePlugin.PngInfo()
@@ -81,11 +81,11 @@ def mark(format: str, parameters: str | None) -> dict[str, Any]:
         return {"pnginfo": chunks}
     options: dict[str, Any] = {"xmp": XMP.encode()}
     if parameters is not None:
-        options["exif"] = exif_with(UNICODE + parameters.encode("utf-16-be"))
+        options["exif"] = build_exif(UNICODE + parameters.encode("utf-16-be"))
     return options
 
 
-def exif_with(comment: bytes) -> bytes:
+def build_exif(comment: bytes) -> bytes:
     """EXIF with nothing but a UserComment, big-endian. Pillow's own writer gives the tag a wrong type."""
     long, undefined, end = 4, 7, 0
     first = struct.pack(">HHHIII", 1, EXIF_IFD, long, 1, 26, end)  # at 8, the only entry points to 26

@@ -43,7 +43,7 @@ class FileSigner:
             info = c2pa.C2paSignerInfo(algorithm.encode(), certificate.read_bytes(), key.read_bytes(), None)
             self._signer: Any = c2pa.Signer.from_info(info)
             self._context: Any = c2pa.Context.from_dict(SETTINGS)
-            self._prove()
+            self._test_signature()
         except c2pa.C2paError as error:
             raise ValueError(f"{certificate} and {key} cannot sign ({algorithm}): {error}") from error
 
@@ -64,7 +64,7 @@ class FileSigner:
             builder.sign(self._signer, content_type, io.BytesIO(data), signed)
         return signed.getvalue()
 
-    def _prove(self) -> None:
+    def _test_signature(self) -> None:
         """Sign a picture of one pixel and read it back: a key of another certificate is an error at start."""
         with io.BytesIO() as file:
             Image.new("RGB", (1, 1)).save(file, "png")
@@ -74,7 +74,7 @@ class FileSigner:
 
 
 @cache
-def signer_of(certificate: Path, key: Path, algorithm: str) -> FileSigner:
+def load_signer(certificate: Path, key: Path, algorithm: str) -> FileSigner:
     """One signer for each set of files, proved once."""
     return FileSigner(certificate, key, algorithm)
 
@@ -84,7 +84,7 @@ def read_signature(data: bytes, content_type: str, trust: Path | None = None) ->
     try:
         import c2pa
     except ModuleNotFoundError:
-        if looks_signed(data):
+        if contains_c2pa(data):
             raise ValueError(f"the file is signed. {INSTALL}") from None
         return None
     settings: dict[str, Any] = {"verify": {"remote_manifest_fetch": False}}
@@ -99,9 +99,9 @@ def read_signature(data: bytes, content_type: str, trust: Path | None = None) ->
             manifest = reader.get_active_manifest() or {}
             return Signature(reader.get_validation_state(), manifest.get("signature_info", {}).get("issuer", "unknown"))
     except c2pa.C2paError:  # of the manifest; or of a file that is none
-        return Signature("Invalid", "unknown") if looks_signed(data) else None
+        return Signature("Invalid", "unknown") if contains_c2pa(data) else None
 
 
-def looks_signed(data: bytes) -> bool:
+def contains_c2pa(data: bytes) -> bool:
     """Whether there is a box of C2PA's in the file, sound or not."""
     return b"jumb" in data and b"c2pa" in data

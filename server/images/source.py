@@ -33,15 +33,15 @@ class Sources:
         self._fetching = ThreadPoolExecutor(FILES, "fetch")  # hosts that are slow must not slow anything else
         self._decoding = ThreadPoolExecutor(1, "decode")  # one, since malloc keeps memory for every thread that had it
 
-    async def take(self, picture: str | bytes | BinaryIO) -> tuple[Size, bytes]:
+    async def load(self, picture: str | bytes | BinaryIO) -> tuple[Size, bytes]:
         """The size to draw, and the picture in it as RGB pixels; from its URL or its file. Raises `UnusableImage`."""
         async with self._files:
-            data = await obtain(picture, self._may_fetch, self._fetching) if isinstance(picture, str) else picture
+            data = await read_url(picture, self._may_fetch, self._fetching) if isinstance(picture, str) else picture
             file = io.BytesIO(data) if isinstance(data, bytes) else data
             return await asyncio.get_running_loop().run_in_executor(self._decoding, decode, file)
 
 
-async def obtain(url: str, may_fetch: bool, threads: Executor | None = None) -> bytes:
+async def read_url(url: str, may_fetch: bool, threads: Executor | None = None) -> bytes:
     """The file behind an https (or http) URL or inside a data URI. Raises `UnusableImage`."""
     if url[:5].lower() == "data:":
         return read_data_uri(url)
@@ -73,18 +73,18 @@ def decode(file: BinaryIO) -> tuple[Size, bytes]:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             ImageOps.exif_transpose(image, in_place=True)
-            flat = on_white(image)
+            flat = flatten_on_white(image)
     except UnidentifiedImageError:
         raise UnusableImage("it is not a PNG, JPEG or WebP picture") from None
     except Image.DecompressionBombError:  # Pillow's own bound is higher, and looked at first
         raise UnusableImage(f"it has more than {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError):
         raise UnusableImage("it is damaged") from None
-    size = drawn_size(flat.width, flat.height)
+    size = nearest_size(flat.width, flat.height)
     return size, ImageOps.fit(flat, size, Image.Resampling.LANCZOS).tobytes()
 
 
-def on_white(image: Image.Image) -> Image.Image:
+def flatten_on_white(image: Image.Image) -> Image.Image:
     """RGB; what is transparent becomes white, as a browser's page shows it."""
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -94,7 +94,7 @@ def on_white(image: Image.Image) -> Image.Image:
     return ground
 
 
-def drawn_size(width: int, height: int) -> Size:
+def nearest_size(width: int, height: int) -> Size:
     """The size nearest to the picture's that the model draws: sides of 512 to 1536, multiples of 32.
 
     Proportions are kept up to 3:1; what is longer is cropped at the ends.

@@ -11,7 +11,7 @@ from server.images.source import UnusableImage
 from server.schema import Body, GenerationBody, read_body
 from server.state import AppState
 
-KEPT_APART = "data:,"  # as `image_url`: the picture lies beside the request
+PLACEHOLDER_URL = "data:,"  # the `image_url` of a request whose picture is a file, uploaded or local
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class JobSpec:
             return self.body.to_request(server.served)
         server.pool.check_room()
         try:
-            size, pixels = await server.sources.take(self.body.image_url if self.upload is None else self.upload)
+            size, pixels = await server.sources.load(self.body.image_url if self.upload is None else self.upload)
         except UnusableImage as error:
             raise wrong(
                 f"the picture cannot be used: {error}",
@@ -48,7 +48,7 @@ class JobSpec:
         """All but the source's pixels, for which there is a better place."""
         fields = self.body.model_dump(mode="json", exclude={"image_size"})
         if request.source is not None:
-            fields["image_url"] = KEPT_APART
+            fields["image_url"] = PLACEHOLDER_URL
         fields["image_size"] = {"width": request.width, "height": request.height}
         translated = asdict(replace(self.translated, native=fields))
         return {"spoken": translated, "base_url": self.base_url, "fingerprint": self.fingerprint}

@@ -31,7 +31,7 @@ class KeyRing:
     def __init__(self, keys: Iterable[str] = (), file: Path | None = None) -> None:
         self._hashes = [hash_key(key) for key in keys] + (read_hashes(file) if file else [])
 
-    def check(self, authorization: str | None) -> str:
+    def authenticate(self, authorization: str | None) -> str:
         """Admit an `Authorization: Bearer KEY` header or raise `Unauthorized`. Returns its hash; "" without keys."""
         if not self._hashes:
             return ""

@@ -37,7 +37,7 @@ class OriginPolicy:
         if settings.is_loopback and settings.public_url:
             self._hosts += (host_of(urlsplit(settings.public_url).netloc),)
 
-    def check(self, scope: Scope, headers: Headers) -> None:
+    def check_request(self, scope: Scope, headers: Headers) -> None:
         """Raises `UnknownHost` for a host name that is not ours, `ForeignOrigin` for a keyless post from elsewhere."""
         if self._hosts and host_of(headers.get("host", "")) not in self._hosts:
             raise UnknownHost

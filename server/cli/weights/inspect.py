@@ -37,11 +37,11 @@ def main(arguments: list[str]) -> int:
     if settings.json_:
         print(json.dumps(asdict(found)))
     else:
-        show(found)
+        print_inspection(found)
     return 1 if found.problem else 0
 
 
-def show(found: Inspection) -> None:
+def print_inspection(found: Inspection) -> None:
     types = ", ".join(f"{dtype} ({format_count(count)})" for dtype, count in found.dtypes.items())
     rows = {
         "file": f"{found.path} ({found.bytes / 1e9:.2f} GB, {found.tensors} tensors)",
