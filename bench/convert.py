@@ -1,11 +1,12 @@
-"""What `srpo weights inspect` and `convert` take at FLUX.1 [dev]'s real shapes: seconds, and peak memory.
+"""Seconds and peak memory of `srpo weights inspect` and `convert` at FLUX.1 [dev]'s real shapes.
 
-The source is a sparse file of SRPO's 1,160 tensors in float32: 47.6 GB that take no room. What is written does: 23.8 GB
-in bf16. `--layers 5 10` keeps 5 of the 19 double and 10 of the 38 single blocks, for a smaller disk; the largest
-tensor, which bounds the memory, is the same.
+    srpo bench convert [--to bf16] [--layers 19 38] [--folder DIR] [--json FILE]
+
+The source is a sparse file of SRPO's 1,160 tensors in float32: 47.6 GB that take no space on the disk. The target does:
+23.8 GB in bf16. For a smaller disk, `--layers 5 10` keeps 5 of the 19 double and 10 of the 38 single blocks; the
+largest tensor, which bounds the memory, is the same.
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -13,53 +14,45 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 
+from bench.support.report import make_parser, print_table, write_json
+from bench.support.sparse_weights import write_sparse
 from weights.formats.architecture import TransformerConfig, tensor_shapes
 
 
-def source(folder: Path, config: TransformerConfig) -> int:
+def write_source(folder: Path, config: TransformerConfig) -> int:
     """Write a transformer's folder with a sparse file; returns the file's logical size in bytes."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(asdict(config)))
-    path = folder / "diffusion_pytorch_model.safetensors"
-    entries: dict[str, object] = {}
-    offset = 0
-    for name, shape in tensor_shapes(config).items():
-        length = 4 * prod(shape)
-        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, offset + length]}
-        offset += length
-    header = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + offset)
-    return path.stat().st_size
+    return write_sparse(folder / "diffusion_pytorch_model.safetensors", tensor_shapes(config), "F32", 4)
 
 
-def run(*arguments: str) -> str:
-    """Seconds and peak resident memory of one `srpo weights` command."""
-    before = time.monotonic()
+def run_command(*arguments: str) -> dict[str, float]:
+    """Run one `srpo weights` command: its seconds, and the peak of resident memory in MiB of the commands so far."""
+    start = time.monotonic()
     subprocess.run([sys.executable, "-m", "server", "weights", *arguments], check=True, stdout=subprocess.DEVNULL)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # of the largest child so far
-    return f"{time.monotonic() - before:.1f} s, at most {peak:.0f} MiB"
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {"seconds": time.monotonic() - start, "peak_mib": peak}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure inspect and convert on a synthetic SRPO file.")
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
+def main(arguments: list[str]) -> int:
+    parser = make_parser("convert", __doc__)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is space")
     parser.add_argument("--to", default="bf16", help="bf16, fp8 or q4")
     parser.add_argument("--layers", type=int, nargs=2, default=(19, 38), help="double and single blocks")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     config = TransformerConfig(num_layers=options.layers[0], num_single_layers=options.layers[1])
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        made, target = Path(folder) / "transformer", Path(folder) / "target"
-        size = source(made, config)
-        print(f"source: {size / 1e9:.1f} GB")
-        print("inspect:", run("inspect", str(made)))
-        print("convert:", run("convert", str(made), str(target), "--to", options.to))
-        print(f"target: {target.stat().st_size / 1e9:.1f} GB")
-
-
-if __name__ == "__main__":
-    main()
+        source, target = Path(folder) / "transformer", Path(folder) / "target"
+        source_bytes = write_source(source, config)
+        commands = {
+            "inspect": run_command("inspect", str(source)),
+            "convert": run_command("convert", str(source), str(target), "--to", options.to),
+        }
+        target_bytes = target.stat().st_size
+    title = f"{source_bytes / 1e9:.1f} GB to {target_bytes / 1e9:.1f} GB"
+    rows = [(name, f"{row['seconds']:.1f}", f"{row['peak_mib']:.0f}") for name, row in commands.items()]
+    print_table(title, ("command", "seconds", "at most MiB"), rows)
+    write_json({"source_bytes": source_bytes, "target_bytes": target_bytes, **commands}, options.json)
+    return 0

@@ -1,14 +1,12 @@
-"""What the presets do to the pictures of a model: drift against `none` on the same seeds, and a sheet to look at.
+"""How much the presets change a model's pictures: the drift from `none` on the same seeds, and a contact sheet.
 
     srpo bench quality [--model flux/sketch|flux/srpo] [--images 8] [--steps 28,50] [--sheet FILE.png] [--json FILE]
 
 PSNR in dB and SSIM (Wang et al. 2004: luma, Gaussian window of 11, sigma 1.5), mean and worst over the images, and the
-seconds of denoising, alone and beside those of `none`. `other seed` is the distance between two unlike pictures: what
-no drift at all may come near to.
+seconds of denoising, with the speed-up over `none`. `other seed` is the distance between two different pictures: a
+drift that comes near it means another picture.
 """
 
-import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -16,9 +14,8 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from rich.console import Console
-from rich.table import Table
 
+from bench.support.report import make_parser, print_table, write_json
 from pipelines.acceleration import PRESETS
 from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine
@@ -91,7 +88,7 @@ def compare(pictures: list[torch.Tensor], exact: list[torch.Tensor]) -> dict[str
     }
 
 
-def sheet(columns: dict[str, list[torch.Tensor]]) -> Image.Image:
+def make_sheet(columns: dict[str, list[torch.Tensor]]) -> Image.Image:
     """A contact sheet: a column a preset, a row a picture."""
     height, width, _ = next(iter(columns.values()))[0].shape
     scale = TILE / max(width, height)
@@ -124,13 +121,11 @@ def measure(engine: FluxEngine, images: int, size: tuple[int, int], steps: int) 
     }
     alone = {"computed_steps": steps, "denoise_s": seconds["none"], "denoise_speed_up": 1.0}
     rows["other seed"] = alone | compare([*exact[1:], exact[0]], exact)
-    return rows, sheet(columns)
+    return rows, make_sheet(columns)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="srpo bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main(arguments: list[str]) -> int:
+    parser = make_parser("quality", __doc__)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--models-dir", default="models")
     parser.add_argument("--device", default="auto")
@@ -139,7 +134,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", default="28", help="one number or several: 4,8,12,28,40,50")
     parser.add_argument("--size", default="1024x768")
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     width, _, height = options.size.partition("x")
     config = EngineConfig(options.model, options.models_dir, options.device, options.dtype)
@@ -149,16 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
         rows, page = measure(engine, options.images, (int(width), int(height)), int(steps))
         figures[steps] = rows
         names = list(next(iter(rows.values())))
-        table = Table("against none", *names, title=f"{options.model}, {options.size}, {steps} steps")
-        for preset, row in rows.items():
-            table.add_row(preset, *(f"{row[name]:.3g}" for name in names))
-        Console().print(table)
+        cells = [(preset, *(f"{row[name]:.3g}" for name in names)) for preset, row in rows.items()]
+        print_table(f"{options.model}, {options.size}, {steps} steps", ("against none", *names), cells)
     if options.sheet:  # of the last number of steps
         page.save(options.sheet)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(figures, options.json)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

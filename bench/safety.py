@@ -1,29 +1,26 @@
-"""Which of your harmless pictures a safety checker flags, and what it takes an image.
+"""Which of your harmless pictures a safety checker flags, and how long it takes for each image.
 
     srpo bench safety FOLDER ... [--checker embedded] [--json FILE]
 
-Every picture below the folders that Pillow reads is scored as a finished image is. Choose the threshold by it: whatever
-is flagged here would have been withheld wrongly. It says nothing about recall.
+Every picture in the folders that Pillow can read is scored as a finished image would be. Choose the threshold by these
+scores: a harmless picture that is flagged here would be withheld. They say nothing about recall.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
-from rich.console import Console
-from rich.table import Table
 
+from bench.support.report import make_parser, print_table, write_json
 from pipelines.safety.checkers import load
 
 SHOWN = 10  # of the highest scores
 THRESHOLDS = (0.1, 0.2, 0.5, 0.8, 0.85)
 
 
-def pictures(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
+def read_pictures(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
     for folder in folders:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             try:
@@ -33,12 +30,9 @@ def pictures(folders: list[Path]) -> Iterator[tuple[str, Image.Image]]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "srpo bench safety", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("safety", __doc__)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--checker", default="embedded")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     try:
         checker = load(options.checker)
@@ -48,7 +42,7 @@ def main(arguments: list[str]) -> int:
         parser.error("--checker: none scores nothing")
     checker.self_test()
     scores, seconds = {}, []
-    for name, picture in pictures(options.folders):
+    for name, picture in read_pictures(options.folders):
         start = time.perf_counter()
         scores[name] = checker.score(picture)
         seconds.append(time.perf_counter() - start)
@@ -56,13 +50,9 @@ def main(arguments: list[str]) -> int:
         parser.error("no pictures were found there")
     milliseconds = 1000 * statistics.median(seconds)
     highest = sorted(scores.items(), key=lambda item: -item[1])
-    table = Table("picture", "score", title=f"{checker.name}: {len(scores)} pictures, {milliseconds:.1f} ms each")
-    for name, score in highest[:SHOWN]:
-        table.add_row(name, f"{score:.3f}")
-    console = Console()
-    console.print(table)
+    title = f"{checker.name}: {len(scores)} pictures, {milliseconds:.1f} ms each"
+    print_table(title, ("picture", "score"), [(name, f"{score:.3f}") for name, score in highest[:SHOWN]])
     flagged = {threshold: sum(score >= threshold for score in scores.values()) for threshold in THRESHOLDS}
-    console.print("flagged at " + ", ".join(f"{threshold}: {count}" for threshold, count in flagged.items()))
-    if options.json:
-        options.json.write_text(json.dumps({"ms": milliseconds, "scores": dict(highest)}, indent=2) + "\n")
+    print("flagged at " + ", ".join(f"{threshold}: {count}" for threshold, count in flagged.items()))
+    write_json({"ms": milliseconds, "scores": dict(highest)}, options.json)
     return 0

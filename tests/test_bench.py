@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.geometry import MODELS, step_flops
-from bench.levers import contenders
+from bench.optimizations import list_contenders
 from bench.quality import psnr, ssim
+from bench.support.geometry import MODELS, step_flops
 from pipelines.acceleration import PRESETS
 from pipelines.fields import Size
 from pipelines.optimize.optimizations import OPTIMIZATIONS
@@ -42,18 +42,22 @@ def test_bench_engine_measures_every_preset_beside_the_stock_pipeline(
     assert all(name in printed for name in [*rows, "skipped_step", "poisson_scheduler"])
 
 
-FEW = [contenders()[0], *contenders()[2:4], *(row for row in contenders() if row.name in ("modulation", "all, high"))]
+FEW = [
+    list_contenders()[0],
+    *list_contenders()[2:4],
+    *(row for row in list_contenders() if row.name in ("modulation", "all, high")),
+]
 
 
 @pytest.mark.filterwarnings("ignore:.*progress")
-def test_bench_levers_measures_each_alone_and_goes_on_where_it_was_stopped(
+def test_bench_optimizations_measures_each_alone_and_goes_on_where_it_was_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    file = tmp_path / "levers.json"
+    file = tmp_path / "optimizations.json"
     small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--sizes", "512x512", "--steps", "9"]
-    command = ["levers", *small, "--repeats", "1", "--compiler", "eager", "--json", str(file)]
-    monkeypatch.setattr("bench.levers.contenders", lambda: FEW)
+    command = ["optimizations", *small, "--repeats", "1", "--compiler", "eager", "--json", str(file)]
+    monkeypatch.setattr("bench.optimizations.list_contenders", lambda: FEW)
     monkeypatch.setattr("pipelines.optimize.compile.SIZES", (Size(512, 512),))
     assert main(command) == 0
     figures = json.loads(file.read_text())
@@ -62,7 +66,7 @@ def test_bench_levers_measures_each_alone_and_goes_on_where_it_was_stopped(
     assert rows["FluxPipeline eager"]["speed_up"] == 1
     drawn = [row for row in rows.values() if "error" not in row]
     assert all(row["p95_s"] >= row["median_s"] > 0 < row["of_ceiling"] for row in drawn)
-    assert rows["no lever"]["step_s"] > 0 < rows["no lever"]["rest_s"]
+    assert rows["no optimization"]["step_s"] > 0 < rows["no optimization"]["rest_s"]
     assert rows["all, high"].get("skipped_step_s", 1) > 0  # without torchao the row says why it is missing
     capsys.readouterr()
     figures["rows"] = [row for row in figures["rows"] if row["name"] != "texts"]
@@ -78,8 +82,10 @@ def test_bench_levers_measures_each_alone_and_goes_on_where_it_was_stopped(
     assert "give another file" in capsys.readouterr().err
 
 
-def test_every_lever_has_a_row_of_its_own() -> None:
-    alone = [row.levers for row in contenders() if row.levers is not None and len(row.levers) == 1]
+def test_every_optimization_has_a_row_of_its_own() -> None:
+    alone = [
+        row.optimizations for row in list_contenders() if row.optimizations is not None and len(row.optimizations) == 1
+    ]
     assert alone == [(name,) for name in OPTIMIZATIONS]
 
 
@@ -142,6 +148,22 @@ def test_bench_start_shows_that_files_are_never_in_memory_as_a_whole(
     assert figures["peak"] - figures["before"] < 0.5 * figures["files"]
     assert figures["stages"]["loading the transformer"] > 0
     assert "host's memory, peak" in capsys.readouterr().out
+
+
+def test_levers_is_still_a_name_of_optimizations(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["levers", "--help"])
+    assert ended.value.code == 0
+    assert "usage: srpo bench optimizations" in capsys.readouterr().out
+
+
+def test_bench_convert_measures_both_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    assert main(["convert", "--layers", "0", "0", "--folder", str(tmp_path), "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["source_bytes"] == pytest.approx(2 * figures["target_bytes"], rel=0.01)  # float32 to bfloat16
+    assert set(figures["inspect"]) == set(figures["convert"]) == {"seconds", "peak_mib"}
+    assert "at most MiB" in capsys.readouterr().out
 
 
 def test_an_unknown_bench_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,8 @@ from support.waiting import LIMIT, within
 
 import pipelines.loading.build
 import pipelines.loading.offload
-from bench.geometry import MODELS
 from bench.quality import psnr
+from bench.support.geometry import MODELS
 from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine
 from pipelines.loading import placement

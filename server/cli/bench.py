@@ -1,4 +1,4 @@
-"""`srpo bench`: the measurements of a checkout, one row each. The installed package does not carry them."""
+"""`srpo bench`: measurements that need a checkout, one row of `BENCHES` each. They are not part of the wheel."""
 
 import sys
 from collections.abc import Mapping
@@ -6,29 +6,27 @@ from collections.abc import Mapping
 from server.cli.parsing import Command, run
 
 BENCHES: Mapping[str, Command] = {
-    "engine": Command(
-        "the engine beside FluxPipeline, at every size and preset, and under mixed load", "bench.engine:main"
-    ),
-    "levers": Command(
-        "each lever of the engine alone and all together, at every size; goes on where it was stopped",
-        "bench.levers:main",
-    ),
-    "quality": Command("what the presets do to the pictures of a model, with a contact sheet", "bench.quality:main"),
-    "safety": Command(
-        "which of your harmless pictures a safety checker flags, and its milliseconds", "bench.safety:main"
-    ),
-    "page": Command("seconds from opening the playground to a first image, in Chromium", "bench.page:main"),
-    "previews": Command("what previews add to a request", "bench.previews:main"),
-    "start": Command("seconds and peak memory of loading a model, beside the size of its files", "bench.start:main"),
-    "readers": Command(
-        "100 streams of which 60 hang or are left: the others' latency, and memory", "bench.readers:main"
-    ),
+    name: Command(text, f"bench.{name}:main")
+    for name, text in {
+        "engine": "the engine compared with FluxPipeline, at every size and preset, and under mixed load",
+        "optimizations": "each optimization alone and all together, at every size; continues an interrupted run",
+        "load": "what our part of a request costs, one by one and with many clients at once",
+        "quality": "what the presets do to the pictures of a model, with a contact sheet",
+        "safety": "which of your harmless pictures a safety checker flags, and its milliseconds",
+        "page": "seconds from opening the playground to a first image, in Chromium",
+        "previews": "what previews add to a request",
+        "start": "seconds and peak memory of loading a model",
+        "convert": "seconds and peak memory of inspecting and converting weights",
+        "readers": "latency and memory of 100 streams, of which 60 hang or are left",
+    }.items()
 }
+ALIASES = {"levers": "optimizations"}
 
 
 def main(arguments: list[str]) -> int:
+    names = [ALIASES.get(name, name) for name in arguments[:1]]
     try:
-        return run("srpo bench", BENCHES, arguments)
+        return run("srpo bench", BENCHES, [*names, *arguments[1:]])
     except ModuleNotFoundError as error:
         if error.name != "bench":
             raise

@@ -69,7 +69,8 @@ def run(program: str, commands: Mapping[str, Command | Group], arguments: list[s
 
 
 def format_usage(program: str, commands: Mapping[str, Command | Group]) -> str:
-    rows = "\n".join(f"  {name:<10} {command.help}" for name, command in commands.items())
+    width = max(10, *map(len, commands))
+    rows = "\n".join(f"  {name:<{width}} {command.help}" for name, command in commands.items())
     return (
         f"usage: {program} COMMAND [options]\n\ncommands:\n{rows}\n\n"
         f"`{program} COMMAND --help` lists a command's options."

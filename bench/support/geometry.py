@@ -1,6 +1,6 @@
-"""FLUX.1 [dev]'s own geometry with random weights, made on the device: nothing is downloaded.
+"""FLUX.1 [dev]'s real shapes with random weights, created on the device: nothing is downloaded.
 
-Seconds depend on shapes and not on weights, as long as nothing is skipped by the data; our presets' masks are fixed.
+Seconds depend on the shapes and not on the weights, because our presets skip steps by a fixed mask, never by the data.
 """
 
 import copy
@@ -33,7 +33,7 @@ class Model(NamedTuple):
 def flux(dtype: torch.dtype, device: torch.device) -> Model:
     """FLUX.1 [dev]: 11.9 billion parameters in the transformer, 4.8 in T5. Needs 34 GB in bfloat16."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # born in `dtype`: float32 first would need twice the memory
+    torch.set_default_dtype(dtype)  # created in `dtype`: float32 first would need twice the memory
     try:
         with torch.device(device), torch.random.fork_rng():
             torch.manual_seed(tiny.SEED)
@@ -62,9 +62,9 @@ def small(dtype: torch.dtype, device: torch.device) -> Model:
 
 
 def own_copy(pipeline: FluxPipeline) -> FluxPipeline:
-    """A pipeline whose levers can be pulled without the other's knowing. Shares all weights but the VAE's."""
+    """A pipeline to optimize without changing the other. It shares all weights but the VAE's."""
     parts = {"transformer": share_weights_copy(pipeline.transformer), "vae": copy.deepcopy(pipeline.vae)}
-    parts["transformer"].set_attention_backend("native")  # the choice is the process's: the last pipeline's holds
+    parts["transformer"].set_attention_backend("native")  # diffusers keeps one backend for the process
     return FluxPipeline(**{name: part for name, part in (pipeline.components | parts).items() if part is not None})
 
 

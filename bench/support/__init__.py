@@ -1,0 +1,1 @@
+"""What several measurements share: models, servers, memory figures, and the command line."""
