@@ -6,7 +6,7 @@ ARGS   ?=
 # A file of tests is one process's, a core each, up to four: more would only wait for memory.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help faults serve test test-offline browser lint docs bench bench-gpu image-test clean
+.PHONY: help faults serve test test-offline browser clients lint docs bench bench-gpu image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -28,6 +28,9 @@ test-offline: $(VENV)/.test  ## the whole suite where there is no network (Linux
 
 browser: $(VENV)/.browser  ## set up, then try the pages in Chromium (Debian: sudo apt-get install chromium)
 	$(BIN)/python -m pytest -m browser -rs $(ARGS)
+
+clients: $(VENV)/.test  ## install real clients, each on its own, and see which work (a few of them: ARGS=--light)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/clients $(ARGS)
 
 lint: $(VENV)/.test  ## style, types, direction of imports
 	$(BIN)/ruff check .
