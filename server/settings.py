@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
@@ -18,13 +18,23 @@ from pipelines.safety.checkers import spelled
 from weights.checkpoints import CHECKPOINTS
 from weights.lora_file import parse_lora
 
-Names = Annotated[tuple[str, ...], NoDecode]
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-def split(value: Any) -> Any:
-    """A list from text with commas; anything else as it is."""
+def split_list(value: Any) -> Any:
+    """Split text at its commas; any other value is returned unchanged."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def parse_bytes(value: Any) -> Any:
+    """The bytes that text like 16MiB means; any other value is returned unchanged."""
+    if isinstance(value, str) and value[-3:] in UNITS:
+        return int(float(value[:-3]) * UNITS[value[-3:]])
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
 class EnvironmentSettings(BaseSettings):
@@ -48,105 +58,118 @@ class EngineSettings(EnvironmentSettings):
     models_dir: Path = Field(Path("models"), description="folder with the model files")
     model: str = Field(
         "auto",
-        description=f"auto (SRPO where its files are, else the embedded model), or one of {', '.join(CHECKPOINTS)}",
+        description="auto (flux/srpo if its files are in models_dir, else the embedded model), or one of "
+        + ", ".join(CHECKPOINTS),
     )
     transformer: Path | None = Field(
         None,
-        description="a transformer in any format (see docs/weights.md), in the place of the model's own: safetensors, "
-        "GGUF or a diffusers folder",
+        description="a transformer to use instead of the model's own: a safetensors or GGUF file, or a diffusers "
+        "folder (see docs/weights.md)",
     )
     lora: Names = Field(
-        (), description="LoRA files to merge, FILE or FILE:SCALE; the flag can be repeated, or separate them by commas"
+        (), description="LoRA files to merge into the transformer: FILE or FILE:SCALE, separated by commas"
     )
     devices: Names = Field(
         ("auto",),
-        description="auto (CUDA when there is one), cpu, cuda, cuda:1, ...; several, separated by commas, get a worker "
-        "each; joined like cuda:0+cuda:1 they draw each image together",
+        description="auto (CUDA if there is a card, else the CPU), cpu, cuda, cuda:1, ...; each of several devices, "
+        "separated by commas, gets its own worker; devices joined like cuda:0+cuda:1 draw each image together",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="precision; auto is bfloat16 on CUDA and float32 on a CPU"
+        "auto", description="precision of the weights; auto: bfloat16 on CUDA, float32 on a CPU"
     )
     placement: Literal["auto", "resident", "offload-text", "float8", "float8-offload", "offload"] = Field(
         "auto",
-        description="what stays on the card, and how it is stored: resident, offload-text, float8, float8-offload, "
-        "offload; auto takes the first of them but the last that the card's total memory holds",
+        description="which parts of the model stay on the card, and in which precision: resident, offload-text, "
+        "float8, float8-offload or offload; auto: the first that fits the card's total memory, never offload",
     )
     batch_sizes: Names = Field(
         ("512x512",),
-        description="sizes at which requests share a step, if the device is seen to change no bit by that; small sizes "
-        "gain, large ones do not",
+        description="image sizes at which several requests share one forward pass, if a measurement shows that this "
+        "changes no bit of the images on this device; small sizes become faster, large ones do not",
     )
     tile_above: float | None = Field(
         None,
         gt=0,
-        description="megapixels (2^20) above which images are decoded in tiles: less memory, not exact; none: never",
+        description="image size, in megapixels of 2^20, above which images are decoded in tiles: this needs less "
+        "memory, and changes the pixels slightly; none: never",
     )
-    optimizations: Names = Field(
+    optimizations: Annotated[Names, AfterValidator(validate_names)] = Field(
         ("default",),
         validation_alias=AliasChoices("optimizations", "levers"),  # its name up to 0.1
-        description=f"what makes the engine fast: default (by device), none, or some of {', '.join(OPTIMIZATIONS)}",
+        description="how the engine is made faster: default (those that suit the device), none, or some of "
+        + ", ".join(OPTIMIZATIONS),
     )
     compile_cache: Path | None = Field(
         None,
-        description="folder that keeps compiled kernels over restarts; none: compiled/ in the server's data folder",
+        description="folder for compiled kernels, so that a restart need not compile again; none: compiled/ in "
+        "data_dir",
     )
-    step_timeout: float = Field(120.0, gt=0, description="seconds of silence after which a busy worker is replaced")
-    jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files")
+    step_timeout: float = Field(120.0, gt=0, description="seconds without a step, then a busy worker is restarted")
+    jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files, 1 to 100")
     omit_parameters: bool = Field(
-        False, description="leave prompt, seed and the like out of image files; that a model made them is always there"
+        False,
+        description="write no prompt, seed or other parameter into image files; the mark that a model made them stays",
     )
     c2pa_certificate: Path | None = Field(
-        None, description="PEM file of your certificate chain, leaf first: image files are then signed (C2PA)"
+        None, description="PEM file with your certificate chain, leaf first; with it, image files are signed (C2PA)"
     )
-    c2pa_key: Path | None = Field(None, description="PEM file of the certificate's private key")
+    c2pa_key: Path | None = Field(None, description="PEM file with the private key of the certificate")
     c2pa_algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = Field(
-        "es256", description="the key's signature algorithm"
+        "es256", description="signature algorithm of the private key"
     )
 
     safety_checker: str = Field(
         "embedded",
-        description="embedded (open_nsfw: photographic nudity only), folder:PATH, compvis:PATH, hook:URL, several "
-        "separated by commas, or none",
+        description="what checks images: embedded (open_nsfw: photographic nudity only), folder:PATH, compvis:PATH, "
+        "hook:URL, several of them separated by commas, or none",
     )
     safety_labels: Names = Field(
-        (), description="the labels of folder:PATH that are unsafe, separated by commas; none: those of usual names"
+        (),
+        description="the labels of the classifier in folder:PATH that mean unsafe, separated by commas; none: labels "
+        "with common names such as nsfw",
     )
-    safety_device: str = Field("cpu", description="device of folder:PATH and compvis:PATH: cpu, cuda, cuda:1, ...")
-    safety_threshold: float = Field(0.5, gt=0, le=1, description="score from which an image is flagged")
+    safety_device: str = Field(
+        "cpu", description="device that runs folder:PATH and compvis:PATH: cpu, cuda, cuda:1, ..."
+    )
+    safety_threshold: float = Field(
+        0.5, gt=0, le=1, description="score, from 0 to 1, at and above which an image is flagged"
+    )
     safety_policy: Literal["client", "always", "never"] = Field(
-        "client", description="client (enable_safety_checker decides), always or never"
+        "client",
+        description="which images are checked: client (enable_safety_checker in the request decides), always or never",
     )
     safety_action: Literal["black", "blur", "error", "flag"] = Field(
         "black",
-        description="a flagged image becomes: black, blur, error (if all are flagged, else black), flag (unchanged)",
+        description="what happens to a flagged image: black, blur, error (an error if every image is flagged, else "
+        "black) or flag (the image is unchanged and marked in the reply)",
     )
-    prompt_hook: str | None = Field(None, description="URL of your moderation service for prompts")
+    prompt_hook: str | None = Field(None, description="URL of a moderation service that judges each prompt")
     prompt_list: Path | None = Field(
-        None, description="file of words and /regular expressions/ that no prompt may contain, one a line"
+        None, description="file with words and /regular expressions/, one a line, that no prompt may contain"
     )
 
     @field_validator("model")
     @classmethod
-    def _known_model(cls, value: str) -> str:
+    def _check_model(cls, value: str) -> str:
         if value != "auto" and value not in CHECKPOINTS:
             raise ValueError(f"expected auto or one of {', '.join(CHECKPOINTS)}")
         return value
 
     @model_validator(mode="after")
-    def _whole_pair(self) -> Self:
+    def _check_certificate(self) -> Self:
         if (self.c2pa_certificate is None) != (self.c2pa_key is None):
             raise ValueError("C2PA needs both SRPO_C2PA_CERTIFICATE and SRPO_C2PA_KEY")
         return self
 
     @field_validator("safety_checker")
     @classmethod
-    def _known_checker(cls, value: str) -> str:
+    def _check_checker(cls, value: str) -> str:
         spelled(value)
         return value
 
     @field_validator("batch_sizes")
     @classmethod
-    def _sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_sizes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             try:
                 width, height = map(int, text.split("x"))
@@ -157,28 +180,18 @@ class EngineSettings(EnvironmentSettings):
 
     @field_validator("devices")
     @classmethod
-    def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         known = re.compile(r"auto|cuda|cuda:\d+(\+cuda:\d+)*|cpu(\+cpu)*")
         if not value or not all(known.fullmatch(device) for device in value):
             raise ValueError("expected auto, cpu, cuda, or devices like cuda:0,cuda:1 or cuda:0+cuda:1")
         return value
 
-    @field_validator("optimizations")
-    @classmethod
-    def _known_optimizations(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return validate_names(value)
-
     @field_validator("lora")
     @classmethod
-    def _valid_loras(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_loras(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for text in value:
             parse_lora(text)
         return value
-
-    @field_validator("devices", "lora", "safety_labels", "batch_sizes", "optimizations", mode="before")
-    @classmethod
-    def _split_labels(cls, value: Any) -> Any:
-        return split(value)
 
 
 class Settings(EngineSettings):
@@ -188,84 +201,81 @@ class Settings(EngineSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     public_url: str | None = Field(
         None,
-        description="the server's address as clients see it, behind a proxy or in a container; begins image URLs",
+        description="the server's address as clients see it, if it runs behind a proxy or in a container; image URLs "
+        "begin with it",
     )
-    data_dir: Path = Field(Path("data"), description="folder for images and other state; one server at a time")
+    data_dir: Path = Field(
+        Path("data"), description="folder for images and other state; only one server at a time can use it"
+    )
     api_keys: Names = Field(
-        (), description="keys that clients may use, separated by commas; none: open to all on loopback"
+        (),
+        description="keys that clients may use, separated by commas; none: every client on this machine may use the "
+        "API",
     )
-    api_keys_file: Path | None = Field(None, description="file of key hashes, a line each, as `srpo keys` prints them")
-    allow_no_keys: bool = Field(False, description="serve beyond this machine without keys")
-    queue_size: int = Field(64, ge=0, description="requests that may wait; one more gets a 429")
-    max_running: int = Field(16, ge=1, description="requests that progress together, step by step, the shortest first")
+    api_keys_file: Path | None = Field(None, description="file with key hashes, one a line, as `srpo keys` prints them")
+    allow_no_keys: bool = Field(False, description="let other machines use the API without a key")
+    queue_size: int = Field(64, ge=0, description="requests that may wait; one more is answered with 429")
+    max_running: int = Field(16, ge=1, description="requests that are drawn at the same time, step by step in turn")
     request_timeout: float = Field(
-        600.0, gt=0, description="seconds a request may take, waiting included; then it is a 504"
+        600.0, gt=0, description="seconds a request may take, waiting included, then the answer is 504"
     )
-    body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send its request")
-    shutdown_grace: int = Field(60, ge=0, description="seconds that requests in flight get to finish at shutdown")
-    max_body: int = Field(2**24, ge=1024, description="largest request body, in bytes or with a unit (16MiB)")
-    max_upload: int = Field(
-        50 * 2**20, ge=1024, description="largest picture in a form to /v1/images/edits (50MiB), beside a body's text"
+    body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send a request's body")
+    shutdown_grace: int = Field(60, ge=0, description="seconds that unfinished requests get at shutdown")
+    max_body: Bytes = Field(2**24, ge=1024, description="size limit of a request body, in bytes or with a unit (16MiB)")
+    max_upload: Bytes = Field(
+        50 * 2**20, ge=1024, description="size limit of the picture in a form to /v1/images/edits, as for max_body"
     )
     no_fetch: bool = Field(
-        False, description="fetch no source pictures from the internet: image-to-image then takes only data URIs"
+        False, description="never fetch source pictures from the internet; image-to-image then accepts data URIs only"
     )
     previews: Literal["blurred", "sharp", "none"] = Field(
         "blurred",
-        description="what a stream shows of an image that is not checked yet: blurred (a thumbnail), sharp or none",
+        description="how a stream shows an unfinished image that is not checked yet: blurred (a small thumbnail), "
+        "sharp or none",
     )
-    safety_timeout: float = Field(10.0, gt=0, description="seconds a safety check may take; then it is a 503")
-    images_expire: float = Field(86400.0, gt=0, description="seconds an image stays at its URL")
-    images_cap: int = Field(
-        10 * 2**30, gt=0, description="disk space for images (10GiB); beyond it the oldest go first"
+    safety_timeout: float = Field(10.0, gt=0, description="seconds a safety check may take, then the answer is 503")
+    images_expire: float = Field(86400.0, gt=0, description="seconds after which a stored image is deleted")
+    images_cap: Bytes = Field(
+        10 * 2**30, gt=0, description="disk space for images (10GiB); above it the oldest images are deleted"
     )
-    success_status: int = Field(201, description="HTTP status of a success, 200 or 201: the hosted API documents both")
-    credits_per_megapixel: int = Field(52500, ge=0, description="credits an image costs for each started megapixel")
-    cors_origins: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+    success_status: int = Field(201, description="HTTP status of a success: 200 or 201 (the hosted API documents both)")
+    credits_per_megapixel: int = Field(52500, ge=0, description="credits for each started megapixel of an image")
+    cors_origins: Names | None = Field(
         None,
-        description="origins whose pages may call the API, separated by commas, or *; default: * with keys, else none",
+        description="origins of the web pages that may call the API, separated by commas, or *; default: * if keys "
+        "are required, else none",
     )
     forwarded_allow_ips: str | None = Field(
-        None, description="proxies whose X-Forwarded headers count, separated by commas"
+        None, description="addresses of proxies whose X-Forwarded headers are trusted, separated by commas"
     )
-    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal, else json")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="format of the log: console, json, or auto (console on a terminal, else json)"
+    )
     log_prompts: bool = Field(False, description="write prompts to the log")
-
-    @field_validator("api_keys", "cors_origins", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return split(value)
-
-    @field_validator("max_body", "max_upload", "images_cap", mode="before")
-    @classmethod
-    def _bytes(cls, value: Any) -> Any:
-        if isinstance(value, str) and value[-3:] in UNITS:
-            return int(float(value[:-3]) * UNITS[value[-3:]])
-        return value
 
     @field_validator("success_status")
     @classmethod
-    def _one_of_two(cls, value: int) -> int:
+    def _check_success_status(cls, value: int) -> int:
         if value not in (200, 201):
             raise ValueError("expected 200 or 201")
         return value
 
     @field_validator("public_url")
     @classmethod
-    def _http_url(cls, value: str | None) -> str | None:
+    def _check_public_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL that begins with http:// or https://")
         return value.rstrip("/") if value else None
 
     @field_validator("api_keys")
     @classmethod
-    def _printable_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key for key in value):
             raise ValueError("a key needs at least 8 printable ASCII characters and no spaces")
         return value
 
     @model_validator(mode="after")
-    def _not_open_to_the_network(self) -> "Settings":
+    def _check_access(self) -> "Settings":
         if not self.is_loopback and not self.needs_key and not self.allow_no_keys:
             raise ValueError(
                 f"{self.host} is reachable from other machines and no API keys are set. Set SRPO_API_KEYS (or "
