@@ -20,7 +20,7 @@ from server.api.images import router
 from server.api.middleware import RequestMiddleware
 from server.api.openapi import SECURITY, bodies, form
 from server.errors import MethodNotAllowed, NotFound
-from server.jobs.service import Jobs
+from server.jobs.service import JobService
 from server.jobs.store import FILE, JobStore
 from server.playground.routes import router as pages
 from server.settings import Settings
@@ -38,7 +38,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     if the prompt list or the signing certificate cannot be used.
     """
     state = AppState.from_settings(settings, pool, guard)
-    jobs = Jobs(state, JobStore(settings.data_dir / FILE))
+    jobs = JobService(state, JobStore(settings.data_dir / FILE))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -36,6 +36,15 @@ class InvalidRequest(ServerError):
         self.code = code or first["code"]
 
 
+def invalid_request(
+    message: str, *, path: tuple[str, ...] = (), code: str, expected: str, received: str
+) -> InvalidRequest:
+    """The error for one thing wrong, at `path` in the body."""
+    return InvalidRequest(
+        [{"code": code, "path": list(path), "message": message, "expected": expected, "received": received}]
+    )
+
+
 class Unauthorized(ServerError):
     headers: Mapping[str, str] = MappingProxyType({"www-authenticate": "Bearer"})
 
@@ -117,8 +126,8 @@ class StorageBusy(ServerError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """How a class of error looks on the wire. `repeats`: trying again would fail again."""
+class WireError:
+    """How a class of errors looks on the wire. `repeats`: trying again would fail again."""
 
     status: int
     code: str | None
@@ -126,39 +135,39 @@ class Row:
     repeats: bool = False
 
 
-TABLE: Mapping[type[Exception], Row] = {
-    InvalidRequest: Row(400, None, "invalid_request_error"),
-    MalformedRequest: Row(400, "malformed_request", "invalid_request_error"),
-    pipeline.ContentWithheld: Row(400, "content_policy_violation", "invalid_request_error"),
-    pipeline.PromptRefused: Row(400, "prompt_refused", "invalid_request_error"),
-    UnknownHost: Row(400, "unknown_host", "invalid_request_error"),
-    Unauthorized: Row(401, "invalid_api_key", "authentication_error"),
-    ForeignOrigin: Row(403, "foreign_origin", "permission_error"),
-    NotFound: Row(404, "not_found", "invalid_request_error"),
-    MethodNotAllowed: Row(405, "method_not_allowed", "invalid_request_error"),
-    BodyTimeout: Row(408, "body_timeout", "invalid_request_error", repeats=True),
-    KeyReused: Row(409, "idempotency_key_reused", "invalid_request_error", repeats=True),
-    Gone: Row(410, "expired", "invalid_request_error"),
-    BodyTooLarge: Row(413, "body_too_large", "invalid_request_error"),
-    BadRange: Row(416, "range_not_satisfiable", "invalid_request_error"),
-    pipeline.QueueFull: Row(429, "queue_full", "rate_limit_error"),
-    pipeline.Cancelled: Row(499, "cancelled", "client_error"),
-    pipeline.GenerationFailed: Row(500, "generation_failed", "server_error", repeats=True),
-    pipeline.OutOfMemory: Row(500, "out_of_memory", "server_error", repeats=True),
-    pipeline.NonFinitePixels: Row(500, "non_finite_pixels", "server_error", repeats=True),
-    pipeline.WorkerCrashed: Row(500, "worker_crashed", "server_error", repeats=True),
-    pipeline.NotReady: Row(503, "not_ready", "server_error"),
-    pipeline.Draining: Row(503, "draining", "server_error"),
-    pipeline.SafetyUnavailable: Row(503, "safety_unavailable", "server_error"),
-    StorageFull: Row(503, "storage_full", "server_error"),
-    StorageBusy: Row(503, "storage_busy", "server_error"),
-    pipeline.DeadlineExceeded: Row(504, "deadline_exceeded", "server_error", repeats=True),
+TABLE: Mapping[type[Exception], WireError] = {
+    InvalidRequest: WireError(400, None, "invalid_request_error"),
+    MalformedRequest: WireError(400, "malformed_request", "invalid_request_error"),
+    pipeline.ContentWithheld: WireError(400, "content_policy_violation", "invalid_request_error"),
+    pipeline.PromptRefused: WireError(400, "prompt_refused", "invalid_request_error"),
+    UnknownHost: WireError(400, "unknown_host", "invalid_request_error"),
+    Unauthorized: WireError(401, "invalid_api_key", "authentication_error"),
+    ForeignOrigin: WireError(403, "foreign_origin", "permission_error"),
+    NotFound: WireError(404, "not_found", "invalid_request_error"),
+    MethodNotAllowed: WireError(405, "method_not_allowed", "invalid_request_error"),
+    BodyTimeout: WireError(408, "body_timeout", "invalid_request_error", repeats=True),
+    KeyReused: WireError(409, "idempotency_key_reused", "invalid_request_error", repeats=True),
+    Gone: WireError(410, "expired", "invalid_request_error"),
+    BodyTooLarge: WireError(413, "body_too_large", "invalid_request_error"),
+    BadRange: WireError(416, "range_not_satisfiable", "invalid_request_error"),
+    pipeline.QueueFull: WireError(429, "queue_full", "rate_limit_error"),
+    pipeline.Cancelled: WireError(499, "cancelled", "client_error"),
+    pipeline.GenerationFailed: WireError(500, "generation_failed", "server_error", repeats=True),
+    pipeline.OutOfMemory: WireError(500, "out_of_memory", "server_error", repeats=True),
+    pipeline.NonFinitePixels: WireError(500, "non_finite_pixels", "server_error", repeats=True),
+    pipeline.WorkerCrashed: WireError(500, "worker_crashed", "server_error", repeats=True),
+    pipeline.NotReady: WireError(503, "not_ready", "server_error"),
+    pipeline.Draining: WireError(503, "draining", "server_error"),
+    pipeline.SafetyUnavailable: WireError(503, "safety_unavailable", "server_error"),
+    StorageFull: WireError(503, "storage_full", "server_error"),
+    StorageBusy: WireError(503, "storage_busy", "server_error"),
+    pipeline.DeadlineExceeded: WireError(504, "deadline_exceeded", "server_error", repeats=True),
 }
-UNEXPECTED = Row(500, "internal_error", "server_error")
+UNEXPECTED = WireError(500, "internal_error", "server_error")
 UNEXPECTED_MESSAGE = "Something went wrong in the server. Its log has the cause under this requestId."
 
 
-def row_of(error: Exception) -> Row:
+def row_of(error: Exception) -> WireError:
     return TABLE.get(type(error), UNEXPECTED)
 
 

@@ -39,6 +39,12 @@ class AppState:
     sources: Sources
     served: str  # id of the row in weights.checkpoints that the workers load
 
+    @property
+    def fingerprint(self) -> str | None:
+        """The engine's, once a worker has loaded."""
+        info = self.pool.status().info
+        return info.fingerprint if info else None
+
     @classmethod
     def from_settings(cls, settings: Settings, pool: WorkerPool | None = None, guard: Guard | None = None) -> Self:
         """All parts, loaded and tested. A `pool` or `guard` that is given is used as it is.

@@ -19,7 +19,7 @@ from server.api.multipart import read_form, sha256_of
 from server.api.openapi import EDITS, GENERATION, MODELS
 from server.api.sse import EventStream, accepts_events, client_gone, narrate, unless_gone
 from server.errors import NotFound
-from server.jobs.generation import Generation, admit, reply_headers, run_headers
+from server.jobs.generation import Generation, check_prompt, reply_headers, start_headers
 from server.jobs.spec import JobSpec
 from server.schema import GenerationReply, model_ids, read_body
 from server.state import AppState, get_app_state
@@ -67,11 +67,11 @@ async def answer(
     body = read_body(translated.native, server.served)
     if server.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
-    await admit(body.prompt, server)
+    await check_prompt(body.prompt, server)
     spec = JobSpec(translated, body, server.origins.base_url(request.scope, request.headers), picture)
     if wants_job(request) or "idempotency-key" in request.headers:
         return await durable(request, spec, owner, fields)
-    generation = Generation(server, spec, await unless_gone(spec.request(server), request.receive))
+    generation = Generation.start(server, spec, await unless_gone(spec.build_request(server), request.receive))
     if translated.stream:
         return stream(generation, request, server)
     return await respond(await attend(generation, request), translated, server)
@@ -80,7 +80,7 @@ async def answer(
 def stream(generation: Generation, request: Request, server: AppState) -> EventStream:
     named = accepts_events(request.headers.get("accept"))
     events = narrate(generation, named, request.scope["state"]["request_id"], request.scope["path"])
-    return EventStream(events, run_headers(generation.translated, server), generation.cancel)
+    return EventStream(events, start_headers(generation.translated, server), generation.cancel)
 
 
 async def attend(generation: Generation, request: Request) -> GenerationReply:

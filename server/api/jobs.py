@@ -13,14 +13,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from pipelines.errors import PipelineError
-from server.api.json_body import wrong
 from server.api.openapi import JOB, JOB_EVENTS, JOB_PAGE, MAX_PAGE
 from server.api.sse import EventStream, accepts_events, completed, event, progress, running, unless_gone
-from server.errors import ServerError, envelope
+from server.errors import ServerError, envelope, invalid_request
 from server.images.store import LocalStore
-from server.jobs.generation import run_headers
+from server.jobs.generation import start_headers
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
-from server.jobs.service import ActiveJob, Jobs
+from server.jobs.runner import ActiveJob
+from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
 from server.state import get_app_state
 
@@ -45,8 +45,8 @@ class EventPosition(NamedTuple):
         return cls(int(match[2]), int(match[3])) if match and match[1] == epoch else cls()
 
 
-def jobs_of(request: Request) -> Jobs:
-    jobs: Jobs = request.app.state.jobs
+def jobs_of(request: Request) -> JobService:
+    jobs: JobService = request.app.state.jobs
     return jobs
 
 
@@ -59,7 +59,7 @@ def wants_job(request: Request) -> bool:
 def idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise wrong(
+        raise invalid_request(
             "expected 1 to 255 printable ASCII characters",
             path=("idempotency-key",),
             code="invalid_idempotency_key",
@@ -83,17 +83,17 @@ async def durable(request: Request, spec: JobSpec, owner: str, fields: dict[str,
     record, known = await (accepting if key is not None else unless_gone(accepting, request.receive))
     replayed = {"idempotent-replayed": "true"} if known else {}
     if wants_job(request):
-        body = describe(request, record, jobs.live(record.id))
+        body = describe(request, record, jobs.active(record.id))
         headers = {"location": body["poll_url"], "preference-applied": "respond-async"}
         return JSONResponse(body, 202, headers | replayed)
     if spec.translated.stream:
         headers = {
-            **(record.headers or run_headers(spec.translated, server)),
+            **(record.headers or start_headers(spec.translated, server)),
             **replayed,
             "content-location": f"{poll_url(request, record)}/events",
         }
-        return event_stream(request, record, jobs.live(record.id), store=server.store, headers=headers)
-    ended = await jobs.ended(record)
+        return event_stream(request, record, jobs.active(record.id), store=server.store, headers=headers)
+    ended = await jobs.wait_ended(record)
     return Response(ended.outcome, ended.status or 500, {**(ended.headers or {}), **replayed}, "application/json")
 
 
@@ -150,7 +150,7 @@ async def list_jobs(request: Request) -> Response:
     states = (STATES[status],) if status else tuple(dict.fromkeys(STATES.values()))
     records = await jobs.page(owner, int(limit) + 1, query.get("after"), states)
     shown = records[: int(limit)]
-    described = [describe(request, record, jobs.live(record.id), whole=False) for record in shown]
+    described = [describe(request, record, jobs.active(record.id), whole=False) for record in shown]
     data = [job for job in described if status is None or job["status"] == status]
     more = len(records) > len(shown)
     cursor = {"next_cursor": shown[-1].id} if more else {}
@@ -159,7 +159,7 @@ async def list_jobs(request: Request) -> Response:
 
 def wrong_query(name: str, expected: str, received: str) -> Exception:
     shown = ascii(received)[:80]
-    return wrong(
+    return invalid_request(
         f"expected {expected}, received {shown}",
         path=(name,),
         code="invalid_query",
@@ -208,7 +208,7 @@ def event_stream(
 
 
 async def tell(
-    jobs: Jobs,
+    jobs: JobService,
     record: JobRecord,
     live: ActiveJob | None,
     after: EventPosition,
@@ -225,7 +225,7 @@ async def tell(
         if live and not after.images and (generation := await asyncio.shield(live.generation)):
             async for number, news in generation.channel.read(after.number):
                 yield await running(news, generation, named=named, identity=EventPosition(0, number).text(jobs.epoch))
-        ended = await jobs.ended(record)
+        ended = await jobs.wait_ended(record)
         outcome = json.loads(ended.outcome or "{}")
         if ended.state != SUCCEEDED:
             yield event(outcome, name="error")

@@ -12,20 +12,14 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
-from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest
+from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, invalid_request
 
 TOO_LARGE = "a number is too large"
 DRAINED = 2**26  # bytes of an oversized body that are read and dropped, so that the client hears the 413
 
 
-def wrong(message: str, *, path: tuple[str, ...] = (), code: str, expected: str, received: str) -> InvalidRequest:
-    return InvalidRequest(
-        [{"code": code, "path": list(path), "message": message, "expected": expected, "received": received}]
-    )
-
-
 def bad_json(problem: str) -> InvalidRequest:
-    return wrong(
+    return invalid_request(
         f"the body is not valid JSON: {problem}", code="invalid_json", expected="a JSON object", received=problem
     )
 
@@ -42,7 +36,7 @@ async def receiving(request: Request, content_type: str, seconds: float) -> Asyn
     """A body of this type is read inside, within `seconds`. Raises `InvalidRequest` or `BodyTimeout`."""
     received = request.headers.get("content-type", "none")
     if received.partition(";")[0].strip().lower() != content_type:
-        raise wrong(
+        raise invalid_request(
             f"expected {content_type}, received {ascii(received)[:80]}",
             path=("content-type",),
             code="invalid_content_type",
@@ -86,7 +80,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise bad_json(TOO_LARGE if "digits" in str(error) else str(error)) from None
     if not isinstance(value, dict):
         kind = type(value).__name__
-        raise wrong(
+        raise invalid_request(
             f"expected a JSON object, received {kind}", code="invalid_body", expected="a JSON object", received=kind
         )
     if b"\\u" in raw:  # only an escape can make a surrogate; raw UTF-8 cannot hold one

@@ -14,8 +14,8 @@ from starlette.requests import Request
 
 from pipelines.fields import Boolean, Integer, Issue, Number
 from server.aliases import ALIASES, IMAGE_TO_IMAGE, PARAM_TYPES
-from server.api.json_body import chunks_of, receiving, wrong
-from server.errors import BodyTooLarge, InvalidRequest, StorageFull
+from server.api.json_body import chunks_of, receiving
+from server.errors import BodyTooLarge, InvalidRequest, StorageFull, invalid_request
 from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issue_of
 
@@ -67,7 +67,9 @@ async def parse(request: Request, max_text: int, max_picture: int) -> FormData:
         async for _ in body:
             pass
         problem = f"the body is not a valid form: {error.message}"
-        raise wrong(problem, code="invalid_form", expected="a multipart form", received="a broken one") from error
+        raise invalid_request(
+            problem, code="invalid_form", expected="a multipart form", received="a broken one"
+        ) from error
     except OSError as error:
         raise StorageFull from error
 
@@ -90,7 +92,7 @@ def one_picture(files: list[tuple[str, UploadFile]], limit: int) -> BinaryIO | N
 
 
 def unsupported(name: str, message: str, expected: str) -> InvalidRequest:
-    return wrong(message, path=(name,), code="unsupported", expected=expected, received="a file")
+    return invalid_request(message, path=(name,), code="unsupported", expected=expected, received="a file")
 
 
 def sha256_of(file: BinaryIO) -> str:

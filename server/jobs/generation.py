@@ -1,14 +1,15 @@
-"""One admitted request, from its place in the line to its reply. Who waits for it, and how, is not known here."""
+"""One admitted request, from its place in the line to its reply. It does not know who waits for it, or how."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Self
 
 import structlog
 
 from pipelines.errors import PromptRefused, SafetyUnavailable
-from pipelines.job import EventChannel, PreviewPlan, Progress
+from pipelines.job import EventChannel, Job, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
 from server.aliases import TranslatedRequest, header_of
@@ -22,49 +23,55 @@ log = structlog.get_logger("srpo")
 
 
 class Generation:
-    """A request that the pool has admitted. Raises `NotReady`, `Draining` or `QueueFull` before any work."""
+    """A request that the pool has admitted."""
 
-    def __init__(self, server: AppState, spec: JobSpec, request: ImageRequest) -> None:
+    def __init__(self, state: AppState, spec: JobSpec, request: ImageRequest, channel: EventChannel, job: Job) -> None:
         self.spec = spec
-        self.translated = translated = spec.translated
-        self.body = body = spec.body
+        self.translated = spec.translated
+        self.body = spec.body
         self.request = request
+        self.channel = channel  # the pool's events, then those of the checks and the encoding
+        self.job = job
         self.images: list[EncodedImage] = []
-        self._server = server
-        self._base_url = spec.base_url
-        self.channel = EventChannel()  # the pool's events, then those of the checks and the encoding
-        if server.guard.overrules(body.enable_safety_checker):
-            translated.ignored.append("enable_safety_checker")
-        self.job = server.pool.submit(request, preview_plan(server, translated, body), self.channel)
+        self._state = state
+
+    @classmethod
+    def start(cls, state: AppState, spec: JobSpec, request: ImageRequest) -> Self:
+        """Submit the request. Raises `NotReady`, `Draining` or `QueueFull` before any work."""
+        if state.guard.overrules(spec.body.enable_safety_checker):
+            spec.translated.ignored.append("enable_safety_checker")
+        channel = EventChannel()
+        job = state.pool.submit(request, preview_plan(state, spec.translated, spec.body), channel)
+        return cls(state, spec, request, channel, job)
 
     def cancel(self) -> None:
-        """Stop the work within a step; nothing to do for a run that has ended."""
-        self._server.pool.cancel(self.job)
+        """Stop the work within a step; nothing to do if it has ended."""
+        self._state.pool.cancel(self.job)
 
     async def reply(self) -> GenerationReply:
         """The finished images, checked, encoded and delivered. Raises what went wrong. Await it once."""
         try:
             result = await self.job.result()
             watch = Stopwatch()
-            self._stage("safety")
+            self._publish_stage("safety")
             inspected = await self._inspect(result)
             watch.lap("safety")
-            self._stage("encode")
-            self.images = await encode_all(inspected, self.body.output_format, self._server)
+            self._publish_stage("encode")
+            self.images = await encode_all(inspected, self.body.output_format, self._state)
             items = await self._deliver()
             watch.lap("encode")
-            return GenerationReply.from_result(inspected, items, watch.seconds, self._server.settings)
+            return GenerationReply.from_result(inspected, items, watch.seconds, self._state.settings)
         finally:
             self.channel.close()
 
-    def _stage(self, stage: str) -> None:
+    def _publish_stage(self, stage: str) -> None:
         steps = self.request.steps
         self.channel.publish(Progress(stage, image=self.body.num_images - 1, step=steps, steps=steps))
 
     async def _inspect(self, result: ImageResult) -> InspectedResult:
         """The result with flagged images withheld. A checker that fails or hangs is a 503, never an unchecked image."""
-        async with closed_after(self._server.settings.safety_timeout):
-            return await asyncio.to_thread(self._server.guard.inspect, result, self.body.enable_safety_checker)
+        async with fail_closed(self._state.settings.safety_timeout):
+            return await asyncio.to_thread(self._state.guard.inspect, result, self.body.enable_safety_checker)
 
     async def _deliver(self) -> list[ImageItem]:
         """Each image as the client asked for it: bare base64, a data URI, or a URL of the stored file."""
@@ -75,24 +82,24 @@ class Generation:
             elif self.body.sync_mode:
                 place = {"url": image.data_uri()}
             else:
-                place = {"url": self._server.store.put(image, self._base_url).url}
+                place = {"url": self._state.store.put(image, self.spec.base_url).url}
             return ImageItem(width=image.width, height=image.height, content_type=image.content_type, **place)
 
         return list(await asyncio.gather(*(asyncio.to_thread(item, image) for image in self.images)))
 
 
-async def admit(prompt: str, server: AppState) -> None:
+async def check_prompt(prompt: str, state: AppState) -> None:
     """Refuse what the operator refuses, before any work. Checks that fail or hang are a 503."""
     try:
-        async with closed_after(server.settings.safety_timeout):
-            await asyncio.to_thread(server.prompts.check, prompt)
+        async with fail_closed(state.settings.safety_timeout):
+            await asyncio.to_thread(state.prompts.check, prompt)
     except PromptRefused as error:
         log.info("prompt_refused", reason=error.reason)
         raise
 
 
 @asynccontextmanager
-async def closed_after(seconds: float) -> AsyncIterator[None]:
+async def fail_closed(seconds: float) -> AsyncIterator[None]:
     """A check that fails, or gives no verdict in time, is `SafetyUnavailable`, with its cause in the log."""
     try:
         async with asyncio.timeout(seconds):
@@ -105,30 +112,30 @@ async def closed_after(seconds: float) -> AsyncIterator[None]:
         raise
 
 
-def run_headers(translated: TranslatedRequest, server: AppState) -> dict[str, str]:
-    """What is known of a reply before it is finished."""
+def start_headers(translated: TranslatedRequest, state: AppState) -> dict[str, str]:
+    """The headers that are known before a generation is finished."""
     headers = {}
-    if info := server.pool.status().info:
-        headers["x-engine-fingerprint"] = info.fingerprint
+    if fingerprint := state.fingerprint:
+        headers["x-engine-fingerprint"] = fingerprint
     if translated.ignored:
         headers["x-ignored-fields"] = header_of(translated.ignored)
     return headers
 
 
-def reply_headers(reply: GenerationReply, translated: TranslatedRequest, server: AppState) -> dict[str, str]:
+def reply_headers(reply: GenerationReply, translated: TranslatedRequest, state: AppState) -> dict[str, str]:
     usage = reply.meta.usage
-    return run_headers(translated, server) | {
+    return start_headers(translated, state) | {
         "x-aimlapi-credits-used": str(usage.credits_used),
         "x-aimlapi-usd-spent": f"{usage.usd_spent:.8f}".rstrip("0").rstrip("."),
     }
 
 
-def preview_plan(server: AppState, translated: TranslatedRequest, body: Body) -> PreviewPlan:
+def preview_plan(state: AppState, translated: TranslatedRequest, body: Body) -> PreviewPlan:
     """What may be shown of images that are not checked yet: a blur, unless nothing can be withheld at the end."""
-    allowed = server.settings.previews
+    allowed = state.settings.previews
     if allowed == "none":
         return PreviewPlan()
-    sharp = allowed == "sharp" or not server.guard.withholds(body.enable_safety_checker)
+    sharp = allowed == "sharp" or not state.guard.withholds(body.enable_safety_checker)
     return PreviewPlan(translated.partial_images, SHARP if sharp else BLURRED)
 
 
@@ -144,10 +151,10 @@ class Stopwatch:
         self.seconds[stage], self._last = now - self._last, now
 
 
-async def encode_all(inspected: InspectedResult, format: str, server: AppState) -> list[EncodedImage]:
+async def encode_all(inspected: InspectedResult, format: str, state: AppState) -> list[EncodedImage]:
     """Encode every image, each in a thread."""
     tasks = (
-        asyncio.to_thread(encode_one, inspected, index, format, server.settings, server.signer)
+        asyncio.to_thread(encode_one, inspected, index, format, state.settings, state.signer)
         for index in range(len(inspected.result.pixels))
     )
     return list(await asyncio.gather(*tasks))

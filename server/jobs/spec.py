@@ -1,4 +1,4 @@
-"""A request between its validation and its admission: what was asked, and how to turn it into work."""
+"""A request between its validation and its admission, and how it becomes work for the engine."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
@@ -6,7 +6,7 @@ from typing import Any, BinaryIO
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
 from server.aliases import TranslatedRequest, param_type
-from server.api.json_body import wrong
+from server.errors import invalid_request
 from server.images.source import UnusableImage
 from server.schema import Body, GenerationBody, read_body
 from server.state import AppState
@@ -16,7 +16,7 @@ PLACEHOLDER_URL = "data:,"  # the `image_url` of a request whose picture is a fi
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """A request as it is kept: translated, its seed chosen, where its image URLs begin, and which engine was there."""
+    """A validated request with its seed, where its image URLs begin, and which engine was there when it came."""
 
     translated: TranslatedRequest
     body: Body
@@ -24,25 +24,25 @@ class JobSpec:
     upload: BinaryIO | None = None  # the source picture, where it came with the request
     fingerprint: str | None = None
 
-    async def request(self, server: AppState) -> ImageRequest:
+    async def build_request(self, state: AppState) -> ImageRequest:
         """What is to be drawn; a source picture is fetched and decoded.
 
         Raises `InvalidRequest` if it cannot be used, and what the pool would raise, before a picture is fetched.
         """
         if isinstance(self.body, GenerationBody):
-            return self.body.to_request(server.served)
-        server.pool.check_room()
+            return self.body.to_request(state.served)
+        state.pool.check_room()
         try:
-            size, pixels = await server.sources.load(self.body.image_url if self.upload is None else self.upload)
+            size, pixels = await state.sources.load(self.body.image_url if self.upload is None else self.upload)
         except UnusableImage as error:
-            raise wrong(
+            raise invalid_request(
                 f"the picture cannot be used: {error}",
                 path=("image_url" if self.upload is None else "image",),
                 code="unusable_image",
                 expected=param_type("image_url").expected,
                 received=str(error),
             ) from error
-        return self.body.to_request(server.served, size, pixels)
+        return self.body.to_request(state.served, size, pixels)
 
     def to_json(self, request: ImageRequest) -> dict[str, Any]:
         """All but the source's pixels, for which there is a better place."""
@@ -60,8 +60,8 @@ class JobSpec:
             translated, read_body(translated.native, served), data["base_url"], fingerprint=data.get("fingerprint")
         )
 
-    def again(self, server: AppState, pixels: bytes) -> ImageRequest:
-        """The same work, of what was read back; `pixels` are the source's, or none."""
+    def rebuild_request(self, served: str, pixels: bytes) -> ImageRequest:
+        """The same work, of a spec that was read back; `pixels` are the source's, or none."""
         if isinstance(self.body, GenerationBody):
-            return self.body.to_request(server.served)
-        return self.body.to_request(server.served, Size(**self.translated.native["image_size"]), pixels)
+            return self.body.to_request(served)
+        return self.body.to_request(served, Size(**self.translated.native["image_size"]), pixels)

@@ -40,7 +40,7 @@ class Scripted:
     def runs_kept(self) -> int:
         """Requests of this server that are still in memory."""
         gc.collect()
-        return sum(type(thing) is Generation and thing._server is self.parts for thing in gc.get_objects())
+        return sum(type(thing) is Generation and thing._state is self.parts for thing in gc.get_objects())
 
     @staticmethod
     def until(condition: Any) -> None:

@@ -1,0 +1,45 @@
+"""What an earlier process left unfinished is carried out again, in the order in which it was accepted.
+
+Jobs are pure: their seeds were chosen when they were accepted, so the same engine draws the same bytes.
+"""
+
+import asyncio
+
+from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull
+from server.errors import ServerError
+from server.jobs.generation import Generation
+from server.jobs.runner import ActiveJob, JobRunner
+from server.jobs.spec import JobSpec
+from server.jobs.store import JobStore
+from server.state import AppState
+
+RETRY = 0.05  # seconds between two tries to get a job into the pool's line
+
+
+async def resume_jobs(jobs: list[ActiveJob], runner: JobRunner, store: JobStore, state: AppState) -> None:
+    """Hand every job to the runner, as soon as the pool has room for it."""
+    for job in jobs:
+        try:
+            generation = await start_again(job, store, state)
+        except Draining:
+            return
+        except (PipelineError, ServerError) as error:
+            await runner.refuse(job, error)
+            continue
+        if generation is None:
+            await runner.refuse(job, Cancelled())
+        else:
+            runner.run(job, generation)
+
+
+async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Generation | None:
+    """The job's generation when the pool admits it; None if the job is cancelled before."""
+    assert job.record.request is not None
+    spec = JobSpec.from_json(job.record.request, state.served)
+    request = spec.rebuild_request(state.served, await asyncio.to_thread(store.source, job.record.id))
+    while not job.cancelled:
+        try:
+            return Generation.start(state, spec, request)
+        except (NotReady, QueueFull):
+            await asyncio.sleep(RETRY)
+    return None

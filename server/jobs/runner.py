@@ -1,0 +1,125 @@
+"""Carries out the jobs of this process, and writes down how each one ended."""
+
+import asyncio
+import json
+from typing import cast
+
+import structlog
+
+from pipelines.errors import Cancelled, Draining
+from server.errors import ServerError, envelope, headers_of, row_of
+from server.jobs.generation import Generation, reply_headers
+from server.jobs.models import CANCELLED, FAILED, SUCCEEDED, JobRecord
+from server.jobs.store import JobStore
+from server.schema import GenerationReply
+from server.state import AppState
+
+log = structlog.get_logger("srpo")
+
+
+class ActiveJob:
+    """An unfinished job of this process.
+
+    `generation` resolves when the pool has admitted the job, to None if it never does. `ended` resolves to the record
+    as it is when the job is over, or fails with `Draining` if the server goes down before.
+    """
+
+    def __init__(self, record: JobRecord) -> None:
+        self.record = record
+        self.cancelled = False
+        loop = asyncio.get_running_loop()
+        self.generation: asyncio.Future[Generation | None] = loop.create_future()
+        self.ended: asyncio.Future[JobRecord] = loop.create_future()
+
+    @property
+    def admitted(self) -> Generation | None:
+        """The generation, if the pool has admitted it by now."""
+        return self.generation.result() if self.generation.done() else None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+        if generation := self.admitted:
+            generation.cancel()
+
+
+class JobRunner:
+    """The active jobs, by id. A job leaves when its end is written down."""
+
+    def __init__(self, state: AppState, store: JobStore) -> None:
+        self.active: dict[str, ActiveJob] = {}
+        self._state = state
+        self._store = store
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def register(self, record: JobRecord) -> ActiveJob:
+        """A job that can be found and cancelled from now on, and is not admitted yet."""
+        job = self.active[record.id] = ActiveJob(record)
+        return job
+
+    def run(self, job: ActiveJob, generation: Generation) -> None:
+        """Carry out an admitted job in the background."""
+        job.generation.set_result(generation)
+        task = asyncio.ensure_future(self._run(job, generation))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def refuse(self, job: ActiveJob, error: Exception) -> None:
+        """End a job that is not going to be admitted."""
+        job.generation.set_result(None)
+        await self._fail(job, error)
+
+    async def stop(self) -> None:
+        """Wait until every job has ended. Call it when the pool has stopped: what is unfinished stays so."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self, job: ActiveJob, generation: Generation) -> None:
+        try:
+            reply = self._note_other_engine(await generation.reply(), job.record)
+            text = await asyncio.to_thread(reply.text)
+            headers = reply_headers(reply, generation.translated, self._state)
+            status = self._state.settings.success_status
+            await asyncio.to_thread(self._store.end, job.record.id, SUCCEEDED, status, headers, text)
+            await self._close(job)
+        except Draining:
+            self._abandon(job)
+        except Exception as error:  # the edge of a request that nobody may be waiting for
+            if row_of(error).status == 500:
+                log.error("job", job=job.record.id, error=type(error).__name__, exc_info=error)
+            await self._fail(job, error)
+
+    async def _fail(self, job: ActiveJob, error: Exception) -> None:
+        """End a job without images. Its idempotency key becomes free if another try may go better."""
+        identity = job.record.id
+        state = CANCELLED if isinstance(error, Cancelled) else FAILED
+        row = row_of(error)
+        text = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
+        free_key = state == CANCELLED or (row.status >= 429 and not row.repeats)
+        try:
+            await asyncio.to_thread(
+                self._store.end, identity, state, row.status, headers_of(error), text, free_key=free_key
+            )
+            await self._close(job)
+        except ServerError as unwritten:  # the next start tries again
+            log.error("job", job=identity, error=type(unwritten).__name__)
+            self._abandon(job)
+
+    async def _close(self, job: ActiveJob) -> None:
+        record = await asyncio.to_thread(self._store.find, job.record.id)
+        assert record is not None
+        job.ended.set_result(record)
+        del self.active[job.record.id]
+
+    def _abandon(self, job: ActiveJob) -> None:
+        """The server goes down with this job unfinished."""
+        job.ended.set_exception(Draining())
+        job.ended.exception()  # looked at, whether or not anybody waits
+        del self.active[job.record.id]
+
+    def _note_other_engine(self, reply: GenerationReply, record: JobRecord) -> GenerationReply:
+        """The reply, with a note if another engine drew it than the one that was there when it was accepted."""
+        before, now = (record.request or {}).get("fingerprint"), self._state.fingerprint
+        if before is None or before == now:
+            return reply
+        note = f"accepted by the engine {before} and drawn, after a restart, by {now}: the bytes may differ"
+        notes = [*cast(list[str], reply.timings.get("notes", [])), note]
+        return reply.model_copy(update={"timings": reply.timings | {"notes": notes}})
