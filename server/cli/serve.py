@@ -1,15 +1,16 @@
 """`srpo serve`: the app on a socket, with a banner."""
 
 import asyncio
-import fcntl
 import os
 import signal
 import socket
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO
 
+import structlog
 import uvicorn
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from pipelines.errors import SafetyUnavailable
@@ -23,8 +24,9 @@ from server.settings import Settings
 from server.state import AppState
 
 KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
-UNREAD = 60  # seconds a reply may lie unread before its connection is given up
+UNREAD = 60  # seconds that a client may leave its reply unread before the connection is closed
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: the weights or the checker cannot be loaded
+log = structlog.get_logger("srpo")
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +34,7 @@ def main(arguments: list[str]) -> int:
     logs.configure(settings)
     try:
         app = create_app(settings)
-        claimed = claim(settings.data_dir)
+        lock = lock_data_folder(settings.data_dir)
         listener = listen(settings)
     except SafetyUnavailable as error:
         print(f"srpo serve: the safety checker: {error.cause}. Without one: --safety-checker none", file=sys.stderr)
@@ -55,13 +57,13 @@ def main(arguments: list[str]) -> int:
     )
     server = DrainingServer(config, app.state.app_state)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn takes them over, and raises them again after a clean end
-    with claimed:
+        signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
+    with lock:
         return asyncio.run(run(server, app.state.app_state, listener))
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, which tells the pool and the operator at the first signal that no more work is taken."""
+    """uvicorn, but the first signal to stop also makes the pool refuse new work and tells the operator."""
 
     def __init__(self, config: uvicorn.Config, parts: AppState) -> None:
         super().__init__(config)
@@ -75,7 +77,7 @@ class DrainingServer(uvicorn.Server):
 
 
 async def run(server: DrainingServer, parts: AppState, listener: socket.socket) -> int:
-    """Serve until a signal, or until the model turns out not to load."""
+    """Serve until a signal to stop. Returns the exit code, `EXIT_CONFIG` if the model cannot be loaded."""
     console = server.console
     address = banner.format_address(parts.settings, listener.getsockname()[1])
     banner.show_start(console, parts, address)
@@ -98,35 +100,35 @@ async def stop_if_failed(server: DrainingServer, pool: WorkerPool) -> None:
     server.should_exit = True
 
 
-def claim(folder: Path) -> IO[str]:
-    """Hold the data folder until the file is closed: two servers on one would both carry out its unfinished jobs."""
-    file = (folder / "server.lock").open("a+")
+def lock_data_folder(folder: Path) -> AbstractContextManager[object]:
+    """Lock the folder until the context ends: two servers on one would both run its unfinished jobs.
+
+    The lock ends with this process, however it ends. Raises `OSError` if another server holds it. A network file
+    system without locks is only warned about.
+    """
+    path = folder / "server.lock"
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)  # a soft lock would outlive a killed server
+    held: AbstractContextManager[object] = nullcontext()
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip()
-        file.close()
+        held = lock.acquire()
+    except Timeout:
+        owner = path.read_text().strip()
         raise OSError(
             f"another server (pid {owner}) uses the data folder {folder}. Choose another one with --data-dir"
         ) from None
-    except OSError as error:  # a network file system without locks
-        print(
-            f"srpo serve: {folder} cannot be locked ({error.strerror}): see that no other server uses it",
-            file=sys.stderr,
-        )
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
+    except OSError as error:
+        advice = "see that no other server uses it"
+        log.warning("data_dir_not_locked", folder=str(folder), reason=error.strerror, advice=advice)
+    path.write_text(f"{os.getpid()}\n")
+    return held
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A bound socket: a port that is taken is an error before anything is loaded."""
+    """A bound socket, opened before the model is loaded. Raises `OSError` if the port is taken."""
     family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, proto)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if sys.platform == "linux":  # a reader that no longer reads: its connection would hold its image for ever
+    if sys.platform == "linux":  # else a client that stops reading would hold its image in memory for ever
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD * 1000)
     try:
         listener.bind(address)
