@@ -1,7 +1,8 @@
 """The Dockerfile's image, and the server in it (make image-test: root on Debian, buildah and mmdebstrap).
 
 buildah needs no daemon. Its base image is Debian with Debian's own Python, so no registry is asked. Packages are
-downloaded on this machine, where pip's own configuration says from where, and the build takes nothing else.
+downloaded on this machine, where pip's own configuration says from where, and the build takes nothing else. With torch
+for the CPU (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu) 5 GB below /var/tmp are enough.
 
     IMAGE_BASE      another base, in buildah's words: docker.io/library/python:3.12-slim-bookworm, oci:FOLDER, ...
     STORAGE_DRIVER  buildah's: overlay where this machine mounts it, else vfs, which copies whole layers
@@ -307,7 +308,7 @@ def test_its_process_has_the_images_user_and_no_capability(server: Server, confi
     lines = Path(f"/proc/{server.entry_point()}/status").read_text().splitlines()
     status = dict(line.split(":\t", 1) for line in lines)
     assert ":".join((status["Uid"].split()[0], status["Gid"].split()[0])) == config["User"]
-    for name in ("CapEff", "CapPrm", "CapBnd"):
+    for name in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
         assert int(status[name], 16) == 0
 
 
