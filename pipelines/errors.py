@@ -24,6 +24,7 @@ class PipelineError(Exception):
 
 class QueueFull(PipelineError):
     def __init__(self, waiting: int, retry_after: float) -> None:
+        self.waiting = waiting
         self.retry_after = max(1.0, retry_after)
         super().__init__(f"The queue is full: {waiting} requests are waiting. Try again in {self.retry_after:.0f} s.")
 

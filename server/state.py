@@ -18,6 +18,7 @@ from pipelines.workers.pool import WorkerPool
 from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
 from server.images.store import LocalStore
+from server.logs import log_format_of
 from server.security.keys import KeyRing
 from server.security.origins import OriginPolicy
 from server.settings import EngineSettings, Settings
@@ -102,7 +103,7 @@ def build_engine_config(settings: EngineSettings, data_dir: Path | None = None) 
 def build_pool(settings: Settings, engine: EngineConfig) -> WorkerPool:
     """The workers, not started."""
     return WorkerPool(
-        engine,
+        replace(engine, log_format=log_format_of(settings)),
         devices=settings.devices,
         queue_size=settings.queue_size,
         max_running=settings.max_running,

@@ -1,6 +1,7 @@
 """The whole server as a process: same bytes under load and after a crash, nothing lost, nothing left behind."""
 
 import concurrent.futures
+import json
 import os
 import re
 import signal
@@ -66,7 +67,31 @@ def test_a_worker_killed_in_the_middle_of_a_request_loses_nothing(serve: Callabl
         os.kill(worker_pid(server), signal.SIGKILL)
         pictures = [reply.result() for reply in replies]
     assert pictures == [png(server, seed=seed, num_inference_steps=50) for seed in range(1, 5)]
-    assert re.search(r"died and is started again\n(.*\n)*.*the worker is ready again after", server.log.read_text())
+    assert re.search(r"worker_died(.*\n)*.*worker_ready", server.log.read_text())
+
+
+def test_with_json_logs_every_line_is_json_through_a_crash_and_a_restart(serve: Callable[..., LiveServer]) -> None:
+    server = serve(log_format="json")
+    assert server.generate().status_code == 201
+    before = worker_pid(server)
+    os.kill(before, signal.SIGKILL)
+    assert server.generate().status_code == 201
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(LIMIT) == 0
+    entries = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert all({"event", "level", "timestamp"} <= set(entry) for entry in entries)
+    assert [entry["pid"] for entry in entries if entry["event"] == "worker_died"] == [before]
+    assert [entry["device"] for entry in entries if entry["event"] == "worker_ready"] == ["auto"]
+
+
+def test_a_worker_that_cannot_load_logs_its_traceback_as_json(tmp_path: Path, serve: Callable[..., LiveServer]) -> None:
+    (tmp_path / "models" / "SRPO").mkdir(parents=True)
+    (tmp_path / "models" / "SRPO" / "diffusion_pytorch_model.safetensors").touch()
+    server = serve(wait=False, log_format="json", model="flux/srpo", models_dir=str(tmp_path / "models"))
+    assert server.process.wait(START_LIMIT) == 78
+    entries = [json.loads(line) for line in server.log.read_text().splitlines()]
+    (failure,) = [entry for entry in entries if entry["event"] == "load_failed"]
+    assert "model_index.json" in failure["exception"].splitlines()[-1]
 
 
 def test_sigkill_of_the_server_takes_the_worker_along(serve: Callable[..., LiveServer]) -> None:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.events import Told
 from support.scripted_engine import ScriptedEngine
+from structlog.testing import capture_logs
 
 from pipelines.job import PreviewPlan
 from pipelines.request import GenerationParams, ImageRequest
@@ -130,10 +131,14 @@ def test_a_lost_device_ends_the_process_whoever_finds_it_out(monkeypatch: pytest
         assert work.exits[0] == DEVICE_LOST
 
 
-def test_the_log_of_a_shared_pass_holds_nobodys_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_of_a_shared_step_names_its_jobs_and_holds_nobodys_prompt() -> None:
     work = Work(4, ask("raise at 1"), ask("my secret wish"))
-    work.finish()
-    printed = capsys.readouterr().err
-    assert "a bug" in printed
-    assert "secret wish" not in printed
+    with capture_logs() as entries:
+        work.finish()
+    assert [(entry["event"], entry["jobs"]) for entry in entries] == [
+        ("batch_failed", ["0", "1"]),
+        ("job_failed", ["0"]),
+    ]
+    assert all("RuntimeError: a bug" in entry["exception"] for entry in entries)
+    assert "secret wish" not in str(entries)
     assert work.told.ends == {"0": "GenerationFailed", "1": "done"}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from pipelines.logs import LogFormat
 from pipelines.request import ImageRequest
 
 Report = Callable[[str, float], None]  # stage in words, progress from 0 to 1
@@ -25,6 +26,7 @@ class EngineConfig:
     `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
     `placement` is `auto` or a row of `placement.PLACEMENTS`.
     `optimizations` are names of `OPTIMIZATIONS`, `default` or `none`; `compile_cache` is a folder for compiled kernels.
+    `log_format` is the format of the worker's log lines.
     """
 
     model: str = "tiny"
@@ -39,6 +41,7 @@ class EngineConfig:
     placement: str = "auto"
     optimizations: tuple[str, ...] = ("default",)
     compile_cache: str | None = None
+    log_format: LogFormat = "console"
     factory: str = "pipelines.loading.build:load_engine"
 
     def to_json(self) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def load_one(config: EngineConfig, report: Report, meet: Meet | None = None) -> 
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()  # their warnings quote the prompt
         library.disable_progress_bar()
+        library.disable_default_handler()  # `pipelines.logs` has the format
+        library.enable_propagation()
     report("reading the weights", 0.05)
     device = torch.device(choose_device(config.device))
     dtype = choose_dtype(config.dtype, device)

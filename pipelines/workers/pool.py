@@ -8,12 +8,13 @@ draw the same bytes, so it does not matter which of them a job meets.
 
 import asyncio
 import secrets
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import structlog
 
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.errors import (
@@ -33,6 +34,7 @@ from pipelines.workers.protocol import Message
 from pipelines.workers.supervisor import WorkerStatus, WorkerSupervisor
 
 MAX_CRASHES = 2
+log = structlog.get_logger("srpo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ class WorkerPool:
         if all(other.given_up for other in self._supervisors):
             self.failed.set()
         else:
-            print(f"srpo: {supervisor.device} does not serve: {supervisor.failure}", file=sys.stderr, flush=True)
+            log.error("worker_failed", device=supervisor.device, reason=supervisor.failure)
 
     def on_orphans(self, jobs: list[Job]) -> None:
         """Back to the head of the line. Suspects run alone (see `_free_for`)."""

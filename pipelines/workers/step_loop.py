@@ -7,21 +7,23 @@ alone: what is wrong with one request is that request's.
 """
 
 import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+import structlog
+
 from pipelines.engine.base import Engine
 from pipelines.errors import GenerationFailed
 from pipelines.job import PreviewPlan
+from pipelines.logs import format_error
 from pipelines.request import ImageRequest
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.run_queue import RunQueue
 
 DEVICE_LOST = 70  # exit code EX_SOFTWARE of sysexits.h
+log = structlog.get_logger("srpo")
 
 
 class EventSink(Protocol):
@@ -150,7 +152,7 @@ class StepLoop:
         except Exception as error:
             if len(batch) == 1:
                 raise
-            self._log(error, *(item.job for item in batch))
+            self._log("batch_failed", error, *(item.job for item in batch))
             if self._engine.failure(error) is None:
                 self._exit(DEVICE_LOST)
             return False
@@ -197,14 +199,12 @@ class StepLoop:
             self._queue.drop(job.id)
             name = type(error).__name__ if isinstance(error, GenerationFailed) else self._engine.failure(error)
             if not isinstance(error, GenerationFailed):
-                self._log(error, job)
+                self._log("job_failed", error, job)
             if name is None:
                 self._exit(DEVICE_LOST)
             self._events.send("failed", job=job.id, error=name)
 
-    def _log(self, error: Exception, *jobs: WorkerJob) -> None:
+    def _log(self, event: str, error: Exception, *jobs: WorkerJob) -> None:
         """The traceback, without anybody's prompt."""
-        text = "".join(traceback.format_exception(error))
-        for job in jobs:
-            text = text.replace(job.request.prompt, "[prompt]")
-        print(text, file=sys.stderr, flush=True)
+        text = format_error(error, [job.request.prompt for job in jobs])
+        log.error(event, jobs=[job.id for job in jobs], exception=text)

@@ -6,11 +6,12 @@ A worker that has never come up is given up, with the reason: a wrong file or de
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
+
+import structlog
 
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job
@@ -20,6 +21,7 @@ from pipelines.workers.protocol import Message
 
 MAX_BACKOFF = 30.0  # seconds between restarts of a worker that will not come up
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+log = structlog.get_logger("srpo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class WorkerSupervisor:
         if self.running and self._process is not None:
             heard = max(self._process.last_heard, *(job.dispatched or 0.0 for job in self.running.values()))
             if time.monotonic() - heard > limit:
-                print(f"srpo: no step for {limit:.0f} s: killing the worker", file=sys.stderr, flush=True)
+                log.error("worker_silent", device=self.device, pid=self._process.pid, seconds=limit)
                 self._process.kill()
 
     def status(self) -> WorkerStatus:
@@ -158,7 +160,7 @@ class WorkerSupervisor:
                 self._came_up, self.failure = True, None
                 self._callbacks.on_ready(self, process.info)
                 if again and self.ready:
-                    print(f"srpo: the worker is ready again after {seconds:.1f} s", file=sys.stderr, flush=True)
+                    log.info("worker_ready", device=self.device, pid=process.pid, seconds=round(seconds, 1))
             case event if (job := self.running.get(header["job"])) is not None:
                 self._callbacks.on_job_event(self, job, event, message)
 
@@ -168,7 +170,7 @@ class WorkerSupervisor:
         self._process = None
         if not (self._stopping or self.given_up):
             self._restarts += 1
-            print(f"srpo: the worker (pid {process.pid}) died and is started again", file=sys.stderr, flush=True)
+            log.warning("worker_died", device=self.device, pid=process.pid)
             loop = asyncio.get_running_loop()
             loop.call_later(self._backoff, lambda: asyncio.ensure_future(self.start()))
             self._backoff = min(MAX_BACKOFF, self._backoff * 2 + 1)

@@ -12,10 +12,12 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from dataclasses import asdict
 from typing import Any
 
+import structlog
+
+from pipelines import logs
 from pipelines.engine.base import Engine, EngineConfig, StartAgain
 from pipelines.workers.protocol import PREFIX, Message
 from pipelines.workers.step_loop import DEVICE_LOST, StepLoop
@@ -29,6 +31,7 @@ ENVIRONMENT = {  # for the libraries, set before they are imported
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores from whoever encodes the picture
 }
+log = structlog.get_logger("srpo")
 
 
 class Pipe:
@@ -77,10 +80,10 @@ def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
     try:
         return config.build(lambda stage, progress: pipe.send("loading", stage=stage, progress=progress))
     except StartAgain as error:
-        print(f"srpo: {error}", file=sys.stderr, flush=True)
+        log.warning("worker_restarts", reason=str(error))
         os._exit(DEVICE_LOST)
-    except Exception as error:  # noqa: BLE001 - the pool tells the person why
-        traceback.print_exc()
+    except Exception as error:
+        log.error("load_failed", exc_info=error)
         pipe.send("load_failed", message=f"{type(error).__name__}: {error}")
         os._exit(LOAD_FAILED)
 
@@ -90,6 +93,7 @@ def main(fd: int) -> None:
     os.environ.update(ENVIRONMENT)
     pipe = Pipe(socket.socket(fileno=fd))
     config = EngineConfig(**pipe.receive().header)
+    logs.configure(config.log_format)
     pipe.start_reading()
     engine = load(config, pipe)
     pipe.send("ready", **asdict(engine.info))
