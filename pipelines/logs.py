@@ -4,6 +4,7 @@ Our own events and the libraries' go through one renderer, which escapes control
 logged: tracebacks show no local variables, and a message that may quote a prompt is left out.
 """
 
+import json
 import logging
 import re
 import sys
@@ -53,6 +54,18 @@ def configure(log_format: LogFormat) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     sys.excepthook = log_uncaught
     threading.excepthook = log_uncaught_in_thread
+
+
+def pass_on(line: str, **fields: object) -> None:
+    """A line of JSON that another process logged, as it is; any other line of its output as an event of ours."""
+    try:
+        is_event = isinstance(json.loads(line), dict)
+    except ValueError:
+        is_event = False
+    if is_event:
+        print(line, file=sys.stderr, flush=True)
+    elif line.strip():
+        log.info("worker_output", line=line.strip(), **fields)
 
 
 def log_uncaught(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:

@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from support.events import Told
 from support.scripted_engine import ScriptedEngine
-from structlog.testing import capture_logs
 
 from pipelines.job import PreviewPlan
 from pipelines.request import GenerationParams, ImageRequest

@@ -15,10 +15,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipelines import logs
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.workers.protocol import PREFIX, Message
 
 PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the event loop, not in hundreds
+READ_TO_END = 2.0  # seconds; a grandchild that escaped can hold the pipes open
+CAPTURED: Mapping[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 
 class WorkerProcess:
@@ -50,10 +53,12 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 process_group=0,
                 env=self._environment,
+                **(CAPTURED if self._config.log_format == "json" else {}),
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=PIPE_BUFFER)
         self.send(self._config.to_json())
         self._listening = asyncio.create_task(self._listen(reader))
+        self._logging = asyncio.create_task(self._log_output())
         self._pidfd = os.pidfd_open(self._process.pid)
         self.dead = loop.create_future()
         loop.add_reader(self._pidfd, self._reap, on_death)
@@ -82,18 +87,30 @@ class WorkerProcess:
                 self.last_heard = time.monotonic()
                 self._on_event(self, message)
 
+    async def _log_output(self) -> None:
+        """Log what the worker prints. Not all is JSON: libraries have handlers of their own, and C++ knows no log."""
+        if (output := self._process.stdout) is None:
+            return
+        reader = asyncio.StreamReader(limit=PIPE_BUFFER)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), output)
+        with contextlib.closing(transport):
+            async for line in reader:
+                logs.pass_on(line.decode(errors="replace").rstrip("\n"), pid=self.pid)
+
     def _reap(self, on_death: Callable[["WorkerProcess"], None]) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._process.wait()
         self.kill()  # grandchildren, if any
-        self._burial = loop.create_task(self._bury(on_death))
+        self._reporting = loop.create_task(self._report_death(on_death))
 
-    async def _bury(self, on_death: Callable[["WorkerProcess"], None]) -> None:
-        """Hear the last words (a finished image may still be in the pipe), then report the death."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._listening, timeout=2.0)
+    async def _report_death(self, on_death: Callable[["WorkerProcess"], None]) -> None:
+        """Read to the end (a finished image may still be in the pipe), then report the death."""
+        _, unfinished = await asyncio.wait((self._listening, self._logging), timeout=READ_TO_END)
+        for task in unfinished:
+            task.cancel()
         self._writer.close()
         self.dead.set_result(None)
         on_death(self)

@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipelines import logs
 from pipelines.errors import PipelineError, SafetyUnavailable
 from pipelines.job import Job, Preview, PreviewPlan
 from pipelines.request import ImageResult
@@ -29,6 +30,7 @@ PREVIEWS = 3  # of each image, with --preview
 
 def main(arguments: list[str]) -> int:
     settings = parse(add_parameter_flags(), "generate", arguments)
+    logs.configure("console")
     try:
         work = plan_batch(settings)
         if not work:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 from rich.console import Console
 
+from pipelines import logs
 from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import NAME, OPTIMIZATIONS, TuningCache
 from pipelines.workers.pool import WorkerPool
@@ -25,6 +26,7 @@ class SelfcheckSettings(EngineSettings):
 
 def main(arguments: list[str]) -> int:
     settings = parse(SelfcheckSettings, "selfcheck", arguments)
+    logs.configure("console")
     cache = TuningCache(settings.data_dir / NAME)
     if settings.renew:
         forget_results(settings.data_dir)

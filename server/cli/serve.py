@@ -32,15 +32,17 @@ log = structlog.get_logger("srpo")
 def main(arguments: list[str]) -> int:
     settings = parse(Settings, "serve", arguments)
     logs.configure(settings)
+    console = logs.make_console(settings)
     try:
         app = create_app(settings)
         lock = lock_data_folder(settings.data_dir)
         listener = listen(settings)
     except SafetyUnavailable as error:
-        print(f"srpo serve: the safety checker: {error.cause}. Without one: --safety-checker none", file=sys.stderr)
+        cause = f"the safety checker: {error.cause}. Without one: --safety-checker none"
+        console.print(f"srpo serve: {cause}", markup=False, soft_wrap=True)
         return EXIT_CONFIG
     except (OSError, ValueError) as error:
-        print(f"srpo serve: {format_error(error)}", file=sys.stderr)
+        console.print(f"srpo serve: {format_error(error)}", markup=False, soft_wrap=True)
         return 2
     config = uvicorn.Config(
         app,
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> int:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.shutdown_grace,
     )
-    server = DrainingServer(config, app.state.app_state)
+    server = DrainingServer(config, app.state.app_state, console)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
     with lock:
@@ -65,10 +67,10 @@ def main(arguments: list[str]) -> int:
 class DrainingServer(uvicorn.Server):
     """uvicorn, but the first signal to stop also makes the pool refuse new work and tells the operator."""
 
-    def __init__(self, config: uvicorn.Config, parts: AppState) -> None:
+    def __init__(self, config: uvicorn.Config, parts: AppState, console: Console) -> None:
         super().__init__(config)
         self._parts = parts
-        self.console = Console(stderr=True, highlight=False)
+        self.console = console
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._parts.pool.drain()
