@@ -1,1 +1,1 @@
-"""Finished pictures encoded, marked, signed and stored; source pictures fetched and decoded."""
+"""Encodes, marks, signs and stores finished images; fetches and decodes source pictures."""

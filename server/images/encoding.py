@@ -1,4 +1,4 @@
-"""From pixels to the bytes of a file. Deterministic, but for a signature: no clock and no ids in the metadata."""
+"""Encodes pixels as an image file. The same pixels give the same bytes, unless the file is signed."""
 
 import base64
 import io
@@ -38,13 +38,13 @@ class EncodedImage:
 def encode_one(
     inspected: InspectedResult, index: int, format: str, settings: EngineSettings, signer: FileSigner | None
 ) -> EncodedImage:
-    """Image `index` as a file with its marks. A withheld one says so, in place of what it was asked for with."""
+    """Image `index` as a file with its marks. If it was withheld, the file says so instead of giving parameters."""
     result = inspected.result
     parameters = None if settings.omit_parameters else format_parameters(result.request, index)
     text = WITHHELD if inspected.withheld[index] else parameters
     size = (result.request.width, result.request.height)
     image = encode(result.pixels[index], *size, format, settings.jpeg_quality, text)
-    if signer is None or inspected.withheld[index]:  # no claim to have drawn what is not there
+    if signer is None or inspected.withheld[index]:  # a withheld image is not what the model drew
         return image
     return replace(image, data=signer.sign(image.data, image.content_type, result.request.model))
 

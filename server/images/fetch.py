@@ -1,8 +1,8 @@
-"""Fetching a picture from the internet for a client: public addresses only, however they are written or reached.
+"""Fetches a picture from the internet for a client, from public addresses only.
 
-A server that fetches what strangers name can be sent to its own network (SSRF). So the name is resolved here, every
-address is checked, and the connection goes to the very address that was checked: no second look-up can differ. Each
-redirect starts over. Proxies from the environment are not used.
+A server that fetches any URL can be made to read from its own network (SSRF). So the host name is resolved here, every
+address is checked, and the connection goes to the address that was checked, without a second look-up. Each redirect is
+checked in the same way. Proxies from the environment are not used.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from urllib.parse import quote, urljoin, urlsplit
 
 MAX_BYTES = 50 * 2**20
-SECONDS = 10.0  # for all of it
+SECONDS = 10.0  # time limit of a whole download
 REDIRECTS = 3
 CHUNK = 2**16
 UNQUOTED = "/?%:@!$&'()*+,;=~-._"  # in a path with its query; RFC 3986, 3.3 and 3.4
@@ -25,11 +25,11 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Unfetchable(Exception):
-    """The picture cannot be had; the message is for the client, and names nothing of our network."""
+    """The picture cannot be fetched. The message is for the client, and tells nothing about this network."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address is of the public internet, IPv4 inside IPv6 looked through."""
+    """Whether the address is on the public internet; an IPv4 address inside an IPv6 address is checked too."""
     if isinstance(address, ipaddress.IPv6Address):
         inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if address in NAT64:
@@ -42,7 +42,7 @@ def is_public(address: Address) -> bool:
 
 
 def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
-    """The host's addresses, all of them public. Raises `Unfetchable`."""
+    """The addresses of the host. Raises `Unfetchable` if there are none, or if one is not public."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -53,8 +53,8 @@ def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, str]]:
     return places
 
 
-class Fetch:
-    """One fetch, in a thread; `abort` from another one ends it."""
+class Download:
+    """One download, which runs in a thread; `abort`, called from another thread, ends it."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -82,7 +82,7 @@ class Fetch:
         raise Unfetchable(f"it redirects more than {REDIRECTS} times")
 
     def _get(self, url: str) -> bytes | str:
-        """The body, or where a redirect leads."""
+        """The body as bytes, or the address of a redirect as text."""
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -126,7 +126,7 @@ class Fetch:
             self._left()
             if len(body) > MAX_BYTES:
                 raise Unfetchable(f"it is larger than {MAX_BYTES >> 20} MiB")
-        if reply.length:  # bytes that were promised and did not come: read1 takes the end of them for the end
+        if reply.length:  # the connection ended early, which read1 does not report
             raise Unfetchable("it arrived only in part")
         return bytes(body)
 
@@ -139,11 +139,11 @@ class Fetch:
 
 async def fetch(url: str, threads: Executor | None = None) -> bytes:
     """The picture's bytes, at most 50 MiB, within 10 s. Raises `Unfetchable`."""
-    work = Fetch(url)
+    download = Download(url)
     try:
         async with asyncio.timeout(SECONDS):
-            return await asyncio.get_running_loop().run_in_executor(threads, work.run)
+            return await asyncio.get_running_loop().run_in_executor(threads, download.run)
     except TimeoutError:
         raise Unfetchable(f"it did not arrive within {SECONDS:.0f} s") from None
     finally:
-        work.abort()
+        download.abort()

@@ -1,8 +1,9 @@
-"""The marks in an image file: that a model made it, always; what it was asked for, where the operator allows it.
+"""The marks in an image file: always that a model made it, and its parameters if the operator allows it.
 
-The first is IPTC's DigitalSourceType in XMP, which search engines and social networks read
+The first mark is IPTC's DigitalSourceType in XMP, which search engines and social networks read
 (https://cv.iptc.org/newscodes/digitalsourcetype/). The second is the text `parameters` that other image tools write
-and read: PNG text, EXIF UserComment elsewhere. Both are the same bytes for the same request: no clock, no ids.
+and read: a text chunk in PNG files, EXIF's UserComment elsewhere. Neither holds a time or an
+id: the same request gives the same bytes.
 """
 
 import json
@@ -33,7 +34,7 @@ WITHHELD = "withheld by the safety checker"
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What is read back from a file. None: it is not there."""
+    """The marks that were found in a file; None for a mark that is missing."""
 
     source_type: str | None
     parameters: str | None
@@ -51,7 +52,7 @@ def get_software() -> str:
 def format_parameters(request: ImageRequest, index: int) -> str:
     """The common `parameters` text of one image: the prompt, then a line of names and values.
 
-    Image `index` carries its own seed, so it reads like the single image of that seed.
+    Image `index` is written with its own seed, like a request for that single image.
     """
     facts: dict[str, object] = {
         "Steps": request.num_inference_steps,
@@ -86,7 +87,7 @@ def make_save_options(format: str, parameters: str | None) -> dict[str, Any]:
 
 
 def build_exif(comment: bytes) -> bytes:
-    """EXIF with nothing but a UserComment, big-endian. Pillow's own writer gives the tag a wrong type."""
+    """EXIF with only a UserComment, big-endian. Pillow's writer would give the tag a wrong type."""
     long, undefined, end = 4, 7, 0
     first = struct.pack(">HHHIII", 1, EXIF_IFD, long, 1, 26, end)  # at 8, the only entry points to 26
     second = struct.pack(">HHHIII", 1, USER_COMMENT, undefined, len(comment), 44, end)
@@ -94,7 +95,7 @@ def build_exif(comment: bytes) -> bytes:
 
 
 def read_marks(picture: Image.Image) -> Marks:
-    """The marks of an opened and loaded picture, ours or another tool's."""
+    """The marks of a picture that was opened and loaded, also if another tool wrote them."""
     found = picture.info.get("xmp") or picture.info.get(XMP_CHUNK) or b""
     xmp = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
     source = SOURCE_TYPE_IN_XMP.search(xmp)

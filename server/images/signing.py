@@ -1,7 +1,7 @@
-"""Signed provenance by C2PA (https://spec.c2pa.org), where the operator has a certificate. Needs the extra `c2pa`.
+"""Signed provenance by C2PA (https://spec.c2pa.org), for an operator with a certificate. Needs the extra `c2pa`.
 
-A signature covers every byte of the file, so it is the last thing written. It holds a fresh id: signed files of the
-same request differ. No timestamp service is asked; nothing leaves this machine.
+A signature covers every byte of the file, so it is written last. It holds a new id, so signed files of the same request
+differ. No timestamp service is used: no data leaves this machine.
 """
 
 import io
@@ -23,7 +23,7 @@ SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}  # a thumbnail would a
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a file's manifest proves. `state` is Invalid, Valid (by an unknown signer) or Trusted."""
+    """The signature in a file's manifest. `state` is Invalid, Valid (the signer is unknown) or Trusted."""
 
     state: str
     issuer: str
@@ -48,7 +48,7 @@ class FileSigner:
             raise ValueError(f"{certificate} and {key} cannot sign ({algorithm}): {error}") from error
 
     def sign(self, data: bytes, content_type: str, model: str) -> bytes:
-        """The same file with a signed manifest: made by `model`, with a generative method."""
+        """The file with a signed manifest, which says that `model` generated the image."""
         name, release = "srpo-server", version("srpo-server")
         action = {
             "action": "c2pa.created",
@@ -65,7 +65,7 @@ class FileSigner:
         return signed.getvalue()
 
     def _test_signature(self) -> None:
-        """Sign a picture of one pixel and read it back: a key of another certificate is an error at start."""
+        """Sign a picture of one pixel and read it back, so that a key of another certificate is an error at start."""
         with io.BytesIO() as file:
             Image.new("RGB", (1, 1)).save(file, "png")
             signature = read_signature(self.sign(file.getvalue(), "image/png", "none"), "image/png")
@@ -75,7 +75,7 @@ class FileSigner:
 
 @cache
 def load_signer(certificate: Path, key: Path, algorithm: str) -> FileSigner:
-    """One signer for each set of files, proved once."""
+    """The signer for these files, loaded and tested once."""
     return FileSigner(certificate, key, algorithm)
 
 
@@ -98,10 +98,10 @@ def read_signature(data: bytes, content_type: str, trust: Path | None = None) ->
         with reader:
             manifest = reader.get_active_manifest() or {}
             return Signature(reader.get_validation_state(), manifest.get("signature_info", {}).get("issuer", "unknown"))
-    except c2pa.C2paError:  # of the manifest; or of a file that is none
+    except c2pa.C2paError:  # a damaged manifest, or a file that is no image
         return Signature("Invalid", "unknown") if contains_c2pa(data) else None
 
 
 def contains_c2pa(data: bytes) -> bool:
-    """Whether there is a box of C2PA's in the file, sound or not."""
+    """Whether the file contains a C2PA box, intact or not."""
     return b"jumb" in data and b"c2pa" in data

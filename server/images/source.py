@@ -1,4 +1,4 @@
-"""The source picture of image-to-image: from what the client names to RGB pixels of the size that is drawn."""
+"""The source picture of image-to-image: loads what the client sent or named as RGB pixels of the size to draw."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ from server.images.fetch import Unfetchable, fetch
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_DATA_URI = 10 * 2**20  # characters
 FILES = 8  # in memory at once
-MAX_PIXELS = 2**25  # of the file, looked at before anything is decoded: 33.5 megapixels, 100 MB as RGB
+MAX_PIXELS = 2**25  # checked before anything is decoded: 33.5 megapixels, 100 MB as RGB
 
 
 class UnusableImage(Exception):
@@ -25,16 +25,19 @@ class UnusableImage(Exception):
 
 
 class Sources:
-    """Takes source pictures, a few at a time: one may be 50 MiB as a file, and 300 MB while it is decoded."""
+    """Loads source pictures, a few at a time: one can take 50 MiB as a file, and 300 MB while it is decoded."""
 
     def __init__(self, *, may_fetch: bool) -> None:
         self._may_fetch = may_fetch
         self._files = asyncio.Semaphore(FILES)
-        self._fetching = ThreadPoolExecutor(FILES, "fetch")  # hosts that are slow must not slow anything else
-        self._decoding = ThreadPoolExecutor(1, "decode")  # one, since malloc keeps memory for every thread that had it
+        self._fetching = ThreadPoolExecutor(FILES, "fetch")  # slow hosts must not delay other work
+        self._decoding = ThreadPoolExecutor(1, "decode")  # malloc keeps the memory of every decoding thread
 
     async def load(self, picture: str | bytes | BinaryIO) -> tuple[Size, bytes]:
-        """The size to draw, and the picture in it as RGB pixels; from its URL or its file. Raises `UnusableImage`."""
+        """The size to draw, and the picture as RGB pixels of that size. `picture` is a URL, bytes or a file.
+
+        Raises `UnusableImage`.
+        """
         async with self._files:
             data = await read_url(picture, self._may_fetch, self._fetching) if isinstance(picture, str) else picture
             file = io.BytesIO(data) if isinstance(data, bytes) else data
@@ -42,7 +45,7 @@ class Sources:
 
 
 async def read_url(url: str, may_fetch: bool, threads: Executor | None = None) -> bytes:
-    """The file behind an https (or http) URL or inside a data URI. Raises `UnusableImage`."""
+    """The bytes at an https or http URL, or in a data URI. Raises `UnusableImage`."""
     if url[:5].lower() == "data:":
         return read_data_uri(url)
     if not may_fetch:
@@ -66,7 +69,10 @@ def read_data_uri(url: str) -> bytes:
 
 
 def decode(file: BinaryIO) -> tuple[Size, bytes]:
-    """The size to draw, and the picture in it: first frame, upright, 8-bit RGB. Raises `UnusableImage`. Blocks."""
+    """The size to draw, and the picture as 8-bit RGB pixels of that size: its first frame, upright.
+
+    Blocks. Raises `UnusableImage`.
+    """
     file.seek(0)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
@@ -76,7 +82,7 @@ def decode(file: BinaryIO) -> tuple[Size, bytes]:
             flat = flatten_on_white(image)
     except UnidentifiedImageError:
         raise UnusableImage("it is not a PNG, JPEG or WebP picture") from None
-    except Image.DecompressionBombError:  # Pillow's own bound is higher, and looked at first
+    except Image.DecompressionBombError:  # Pillow also raises it, for its own, higher limit
         raise UnusableImage(f"it has more than {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError):
         raise UnusableImage("it is damaged") from None
@@ -85,7 +91,7 @@ def decode(file: BinaryIO) -> tuple[Size, bytes]:
 
 
 def flatten_on_white(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent becomes white, as a browser's page shows it."""
+    """The picture as RGB; transparent parts become white, as on a web page."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image if image.mode == "RGBA" else image.convert("RGBA")
@@ -97,7 +103,7 @@ def flatten_on_white(image: Image.Image) -> Image.Image:
 def nearest_size(width: int, height: int) -> Size:
     """The size nearest to the picture's that the model draws: sides of 512 to 1536, multiples of 32.
 
-    Proportions are kept up to 3:1; what is longer is cropped at the ends.
+    The proportions stay up to 3:1; a longer picture is cropped at its ends.
     """
     side = IMAGE_SIZE.side
     scale = min(max(1.0, side.low / min(width, height)), side.high / max(width, height))

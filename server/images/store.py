@@ -1,7 +1,7 @@
-"""Finished images in a local folder, behind names that cannot be guessed, for a while.
+"""Finished images in a local folder, under names that nobody can guess, until they expire.
 
-A name is 128 random bits and a 64-bit signature of them: an image that is gone can be told from a name that never was
-(410, not 404) without remembering either. Files are written to a temporary name, synced, and renamed.
+A name is 128 random bits and a 64-bit signature of them. So an image that was deleted (410) differs from a name that
+never existed (404), and no list of old names is needed. Files are written to a temporary name, synced, and renamed.
 """
 
 import base64
@@ -26,7 +26,7 @@ SWEEP_EVERY = 60.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image in the store: its file name, and where clients find it."""
+    """An image in the store: its file name, and the URL for clients."""
 
     name: str
     url: str
@@ -46,7 +46,7 @@ class LocalStore:
         self.sweep()
 
     def put(self, image: EncodedImage, base_url: str) -> StoredImage:
-        """Keep an image; its bytes are on disk when this returns. Raises `StorageFull`."""
+        """Store an image. Its bytes are on the disk when this returns. Raises `StorageFull`."""
         token = secrets.token_bytes(RANDOM_BYTES)
         name = base64.urlsafe_b64encode(token + self._sign(token)).decode() + "." + image.format
         path = self._path(name)
@@ -67,7 +67,7 @@ class LocalStore:
         return StoredImage(name, f"{base_url}/files/{name}")
 
     def find(self, name: str) -> tuple[Path, str, float]:
-        """The file, its content type, and the seconds it has left. Raises `NotFound` or `Gone`."""
+        """The file, its content type, and the seconds until it expires. Raises `NotFound` or `Gone`."""
         match = NAME.fullmatch(name)
         raw = base64.urlsafe_b64decode(match[1]) if match else b""
         if not match or not hmac.compare_digest(raw[RANDOM_BYTES:], self._sign(raw[:RANDOM_BYTES])):
@@ -82,12 +82,12 @@ class LocalStore:
         return path, CONTENT_TYPES[match[2]], left
 
     def sweep(self) -> None:
-        """Delete what has expired, and the oldest beyond the cap."""
+        """Delete expired images, then the oldest until the rest fits the cap."""
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
-        oldest_kept = time.time() - self._expire
+        oldest_allowed = time.time() - self._expire
         for written, size, path in files:
-            if written >= oldest_kept and total <= self._cap:
+            if written >= oldest_allowed and total <= self._cap:
                 break
             path.unlink(missing_ok=True)
             total -= size

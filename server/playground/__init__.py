@@ -1,1 +1,1 @@
-"""The two pages that come with the server: the playground, and the API reference."""
+"""The web pages of the server: the playground and the API reference."""

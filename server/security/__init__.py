@@ -1,1 +1,1 @@
-"""Who may call: API keys, hosts and origins."""
+"""Who may use the API: keys, host names and origins."""

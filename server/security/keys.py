@@ -1,4 +1,4 @@
-"""API keys: which are known, and whether a request carries one. Keys are kept as hashes and compared in constant time.
+"""API keys: which exist, and whether a request has one. Only hashes are stored, and compared in constant time.
 
 Keys have at least 128 random bits when `srpo keys` makes them, so a plain SHA-256 needs no salt and no slow hash.
 """
@@ -20,19 +20,22 @@ def hash_key(key: str) -> str:
 
 
 def new_key() -> tuple[str, str]:
-    """A fresh key, and the line of a key file that admits it."""
+    """A new key, and its line for the key file."""
     key = "sk-" + secrets.token_urlsafe(32)
     return key, f"sha256:{hash_key(key)}"
 
 
 class KeyRing:
-    """The keys that clients may use. Without any, every request is admitted."""
+    """The keys that clients may use. Without any key, every request is accepted."""
 
     def __init__(self, keys: Iterable[str] = (), file: Path | None = None) -> None:
         self._hashes = [hash_key(key) for key in keys] + (read_hashes(file) if file else [])
 
     def authenticate(self, authorization: str | None) -> str:
-        """Admit an `Authorization: Bearer KEY` header or raise `Unauthorized`. Returns its hash; "" without keys."""
+        """Returns the hash of the key in an `Authorization: Bearer KEY` header, "" if no keys are needed.
+
+        Raises `Unauthorized` if the key is missing or unknown.
+        """
         if not self._hashes:
             return ""
         scheme, _, key = (authorization or "").partition(" ")

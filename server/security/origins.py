@@ -1,4 +1,4 @@
-"""Whose pages and host names this server answers to: CORS, DNS rebinding, and where image URLs begin.
+"""Which web pages may call the API, and which host names the server answers: CORS and DNS rebinding.
 
 With keys, any origin may call (the key is the proof). Without keys, only this server's own pages may, and on loopback
 only its own host names count, so that no web page can use a visitor's local server.
@@ -26,7 +26,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class OriginPolicy:
-    """Decides by settings which hosts and origins are answered."""
+    """Decides from the settings which hosts and origins are answered, and what image URLs begin with."""
 
     def __init__(self, settings: Settings) -> None:
         self._public_url = settings.public_url
@@ -38,7 +38,10 @@ class OriginPolicy:
             self._hosts += (host_of(urlsplit(settings.public_url).netloc),)
 
     def check_request(self, scope: Scope, headers: Headers) -> None:
-        """Raises `UnknownHost` for a host name that is not ours, `ForeignOrigin` for a keyless post from elsewhere."""
+        """Raises `UnknownHost` if the host name is not this server's.
+
+        Raises `ForeignOrigin` if another site sends a request that changes something, and no key is required.
+        """
         if self._hosts and host_of(headers.get("host", "")) not in self._hosts:
             raise UnknownHost
         origin = headers.get("origin")
@@ -47,7 +50,7 @@ class OriginPolicy:
             raise ForeignOrigin
 
     def cors(self, scope: Scope, headers: Headers, reply: MutableHeaders) -> None:
-        """Add the CORS headers that the request's origin is due."""
+        """Add the CORS headers for the origin of the request to the reply."""
         origin = headers.get("origin")
         if scope["path"].startswith("/files/"):
             reply["access-control-allow-origin"] = "*"  # the names are unguessable
@@ -63,7 +66,7 @@ class OriginPolicy:
             reply["access-control-max-age"] = PREFLIGHT_SECONDS
 
     def base_url(self, scope: Scope, headers: Headers) -> str:
-        """Where clients reach this server: `public_url`, a host name that was checked, or the socket's own address."""
+        """What image URLs begin with: `public_url`, else the checked host name, else the address of the socket."""
         if self._public_url:
             return self._public_url
         host = headers.get("host", "") if self._hosts else ""
@@ -77,14 +80,16 @@ class OriginPolicy:
 
 
 def host_of(netloc: str) -> str:
-    """The host of `host:port`, in lower case; an IPv6 address keeps its brackets. Empty for what is nothing of the kind
-    (`127.0.0.1:80@elsewhere`): the whole text goes into image URLs."""
+    """The host of `host:port`, in lower case; an IPv6 address keeps its brackets.
+
+    Empty if the text is not a host and a port (`127.0.0.1:80@elsewhere`), because it becomes part of image URLs.
+    """
     match = NETLOC.fullmatch(netloc)
     return match[1].lower() if match else ""
 
 
 def socket_address(scope: Scope) -> str:
-    """The local end of the connection, which no client can forge."""
+    """The server's end of the connection as `host:port`, which no client can forge."""
     host, port = scope["server"]
     try:
         bracketed = f"[{host}]" if ip_address(host).version == 6 else host
