@@ -24,8 +24,10 @@ from bench.support.report import make_parser, parse_sizes, print_table, write_js
 from pipelines.acceleration import PRESETS
 from pipelines.engine.base import EngineInfo
 from pipelines.engine.flux import FluxEngine
+from pipelines.engine.options import EngineOptions
 from pipelines.loading.build import choose_device, choose_dtype
 from pipelines.optimize.apply import OptimizationFailed, apply_optimizations
+from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import ImageRequest
 
@@ -65,11 +67,11 @@ class ContenderRun:
         if contender.optimizations is not None:
             precision = str(self.pipeline.transformer.dtype).removeprefix("torch.")
             info = EngineInfo("bench", str(comparison.device), precision, "")
-            self.engine = FluxEngine(self.pipeline, comparison.text_tokens, info)
-            self.engine.compiler = compiler
-            apply_optimizations(self.engine, contender.optimizations)
+            plain = FluxEngine(self.pipeline, EngineOptions(info, comparison.text_tokens))
+            context = OptimizationContext(compiler)
+            self.engine, _ = apply_optimizations(plain, contender.optimizations, context=context)
             if contender.optimizations == ("fp8",):
-                self.engine.variants["none"] = self.engine.variants["high"]
+                self.engine = self.engine.change(variants=dict.fromkeys(PRESETS, self.engine.variants["high"]))
 
     def make_request(self, size: tuple[int, int], steps: int) -> ImageRequest:
         return make_request(*size, steps, self._preset)

@@ -107,7 +107,7 @@ def optimizations() -> str:
     return table(
         ("optimization", "what", "accuracy", "by default on"),
         (
-            (f"`{name}`", optimization.says, optimization.accuracy, ", ".join(optimization.devices) or "none")
+            (f"`{name}`", optimization.description, optimization.accuracy, ", ".join(optimization.devices) or "none")
             for name, optimization in OPTIMIZATIONS.items()
         ),
     )

@@ -97,7 +97,7 @@ def test_residuals_are_extrapolated_to_first_order_in_time() -> None:
     slope, start = torch.randn(1, 5, 3, dtype=torch.float64), torch.randn(1, 5, 3, dtype=torch.float64)
     residuals = Residuals()
     for time in (1000.0, 900.0, 750.0):
-        residuals.keep(time, start + slope * time)
+        residuals.add(time, start + slope * time)
     torch.testing.assert_close(residuals.at(600.0), start + slope * 600.0)
 
 

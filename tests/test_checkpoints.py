@@ -9,7 +9,8 @@ import torch
 from httpx import ASGITransport, AsyncClient
 
 from pipelines.engine.flux import FluxEngine
-from pipelines.loading.build import describe
+from pipelines.engine.options import EngineOptions
+from pipelines.loading.build import describe_engine
 from pipelines.request import GenerationParams, for_model
 from server.aliases import translate
 from server.app import create_app
@@ -74,8 +75,8 @@ def test_a_row_without_bounds_of_its_own_takes_flux_srpos() -> None:
 
 def test_a_model_without_guidance_draws_the_same_at_any_and_says_so() -> None:
     pipeline = tiny.build(guidance_embeds=False)
-    info = describe("tiny", pipeline, torch.device("cpu"), torch.float32)
-    engine = FluxEngine(pipeline, tiny.TEXT_TOKENS, info)
+    info = describe_engine("tiny", pipeline, torch.device("cpu"), torch.float32)
+    engine = FluxEngine(pipeline, EngineOptions(info, tiny.TEXT_TOKENS))
 
     def draw(guidance: float) -> Any:
         body = {"prompt": "a", "image_size": "square", "num_inference_steps": 1, "seed": 3, "guidance_scale": guidance}

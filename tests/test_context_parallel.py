@@ -11,8 +11,8 @@ import torch
 from support.engines import ask, draw, tiny_engine
 
 from pipelines.engine.base import EngineConfig, Report
-from pipelines.loading.context_parallel import Meet, NotTogether, check, load_group
-from pipelines.loading.placement import placement_of
+from pipelines.loading.context_parallel import JoinGroup, NotTogether, load_group, validate_group
+from pipelines.loading.placement import get_placement
 from pipelines.workers.pool import WorkerPool
 from server.settings import EngineSettings
 from weights import tiny
@@ -74,10 +74,10 @@ async def finished(job: object) -> tuple[bytes, ...]:
         return (await job.result()).pixels  # type: ignore[attr-defined, no-any-return]
 
 
-def load_but_on_the_second(config: EngineConfig, report: Report, meet: Meet) -> None:
+def load_but_on_the_second(config: EngineConfig, report: Report, join_group: JoinGroup) -> None:
     if config.device != "cpu":
         raise RuntimeError("no such device")
-    meet(tiny.build().transformer, tiny.TEXT_TOKENS, placement_of(CHECKPOINTS["tiny"], "float32", "auto"))
+    join_group(tiny.build().transformer, tiny.TEXT_TOKENS, get_placement(CHECKPOINTS["tiny"], "float32", "auto"))
 
 
 def test_what_fails_on_another_device_is_told() -> None:
@@ -86,13 +86,13 @@ def test_what_fails_on_another_device_is_told() -> None:
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    transformer, whole = tiny.build().transformer, placement_of(CHECKPOINTS["tiny"], "float32", "auto")
-    check(transformer, 64, whole, 2)
+    transformer, whole = tiny.build().transformer, get_placement(CHECKPOINTS["tiny"], "float32", "auto")
+    validate_group(transformer, 64, whole, 2)
     for count in (3, 4):
         with pytest.raises(NotTogether, match=r"take 2 or 4 \(it has 2 heads\)"):
-            check(transformer, 64, whole, count)
+            validate_group(transformer, 64, whole, count)
     with pytest.raises(NotTogether, match="the whole model on each"):
-        check(transformer, 64, placement_of(CHECKPOINTS["tiny"], "float32", "offload"), 2)
+        validate_group(transformer, 64, get_placement(CHECKPOINTS["tiny"], "float32", "offload"), 2)
 
 
 @pytest.mark.parametrize("devices", ["cuda:0+cuda:1", "cuda:0+cuda:1,cuda:2+cuda:3", "cpu+cpu", "auto"])

@@ -2,44 +2,97 @@
 
 import json
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 
-from pipelines.loading import placement
-from pipelines.loading.placement import Card, Holder
+from pipelines.loading.cards import Card, DriverUnavailable, Holder, list_cards, list_holders
 from server.cli import doctor
 from weights import tiny
 
 GIB = 2**30
 
 
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """A program in the place of nvidia-smi, and a host with room."""
+class FakeNvml(ModuleType):
+    """In the place of `pynvml`, on a machine with a driver: `cards` and, on the first of them, `processes`."""
 
-    def install(gpus: str, processes: str) -> None:
-        program = tmp_path / "bin" / "nvidia-smi"
-        program.parent.mkdir()
-        program.write_text(f"#!/bin/sh\ncase $1 in *gpu=*) echo '{gpus}';; *) echo '{processes}';; esac\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-        monkeypatch.setattr(doctor, "host_memory", lambda: 64 * GIB)
+    NVMLError = pynvml.NVMLError
+
+    def __init__(self, cards: list[tuple[str, int, int]], processes: list[tuple[int, int | None]]) -> None:
+        super().__init__("pynvml")
+        self.cards, self.processes, self.open = cards, processes, False
+
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's own names
+        self.open = True
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open = False
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "570.1"
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return self.cards[handle][0]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=self.cards[handle][1], free=self.cards[handle][2])
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:  # noqa: N802
+        found = [] if handle else self.processes
+        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in found]
+
+    def nvmlSystemGetProcessName(self, pid: int) -> str:  # noqa: N802
+        if pid == 18:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return "python"
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeNvml]:
+    """A driver with one card, sizes in MiB, and a host with room."""
+
+    def install(name: str, total: int, free: int, *processes: tuple[int, int | None]) -> FakeNvml:
+        fake = FakeNvml([(name, total * 2**20, free * 2**20)], list(processes))
+        monkeypatch.setitem(sys.modules, "pynvml", fake)
+        monkeypatch.setattr(doctor, "measure_host_memory", lambda: 64 * GIB)
+        return fake
 
     return install
 
 
 def test_the_drivers_answer_is_understood(driver: Any) -> None:
-    driver("NVIDIA H200, 143771, 143000, 570.1", "17, python, 512\n18, other, [N/A]")
-    assert placement.cards() == [Card("NVIDIA H200", 143771 * 2**20, 143000 * 2**20, "570.1")]
-    assert placement.holders() == [Holder("17", "python", GIB // 2), Holder("18", "other", 0)]
+    nvml = driver("NVIDIA H200", 143771, 143000, (18, None), (17, GIB // 2))
+    assert list_cards() == [Card("NVIDIA H200", 143771 * 2**20, 143000 * 2**20, "570.1")]
+    assert list_holders() == [Holder("17", "python", GIB // 2), Holder("18", "unknown", 0)]
+    assert not nvml.open
 
 
-def test_a_driver_that_fails_is_no_card(driver: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert placement.cards() == []
+@pytest.fixture
+def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+
+
+def test_a_machine_without_a_driver_is_told_so(no_driver: None, examine: Any) -> None:
+    with pytest.raises(DriverUnavailable, match="Shared Library Not Found"):
+        list_cards()
+    assert list_holders() == []
+    expected = "no NVIDIA driver answers (NVML Shared Library Not Found)"
+    assert examine()[1]["gpu"] == {"state": "warning", "text": f"{expected}: the CPU draws, slowly"}
+    assert examine("--devices", "cuda:0")[1]["gpu"] == {"state": "failed", "text": expected}
 
 
 @pytest.fixture
@@ -82,7 +135,7 @@ def test_what_would_not_work_fails(examine: Any, tmp_path: Path) -> None:
 def test_a_card_that_is_too_small_or_a_torch_without_cuda_fails(
     examine: Any, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver("Small, 4096, 4000, 570.1", "")
+    driver("Small", 4096, 4000)
     tiny.build().save_pretrained(tmp_path / "models" / "FLUX.1-dev")
     monkeypatch.setattr(doctor, "version", lambda _: "2.13.0+cpu")
     code, found = examine("--model", "flux/dev")
@@ -95,7 +148,7 @@ def test_a_card_that_is_too_small_or_a_torch_without_cuda_fails(
 def test_a_smaller_card_gets_a_smaller_placement_which_can_be_overruled(
     examine: Any, driver: Any, tmp_path: Path
 ) -> None:
-    driver("RTX, 24564, 24000, 570.1", "7, game, 90")
+    driver("RTX", 24564, 24000, (7, 90 * 2**20))
     found = examine("--model", "flux/dev")[1]["placement"]
     assert found["state"] == "ok"
     assert "RTX: float8: " in found["text"]

@@ -13,8 +13,8 @@ from support.engines import DTYPES, ask, draw, tiny_engine
 from pipelines.acceleration import PRESETS
 from pipelines.engine.flux import FluxEngine
 from pipelines.errors import NonFinitePixels
-from pipelines.loading.build import describe
-from pipelines.loading.fingerprint import digest, fingerprint
+from pipelines.loading.build import describe_engine
+from pipelines.loading.fingerprint import compute_fingerprint, digest_module
 from pipelines.request import ImageRequest, Source
 from weights import tiny
 
@@ -109,7 +109,7 @@ def test_the_fingerprint_moves_with_a_weight_and_with_the_precision() -> None:
         pipeline = tiny.build(dtype)
         if flip:
             pipeline.vae.decoder.conv_out.weight.view(-1)[3] += 0.5
-        return describe("tiny", pipeline, torch.device("cpu"), dtype).fingerprint
+        return describe_engine("tiny", pipeline, torch.device("cpu"), dtype).fingerprint
 
     same = of_tiny(torch.float32)
     assert same == of_tiny(torch.float32)
@@ -119,19 +119,19 @@ def test_the_fingerprint_moves_with_a_weight_and_with_the_precision() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_flipped_bit_anywhere_in_a_large_tensor_is_another_digest(dtype: torch.dtype) -> None:
     layer = torch.nn.Linear(1501, 1501, dtype=dtype)  # larger than what is digested whole, and no whole words
-    before = digest(layer)
+    before = digest_module(layer)
     rng = np.random.default_rng(4)
     bits = layer.weight.detach().view(-1).view(torch.int16 if dtype == torch.bfloat16 else torch.int32)
     for place in (*rng.integers(0, bits.numel(), size=5), bits.numel() - 1):
         bits[place] ^= 1 << int(rng.integers(0, 15))
-        assert digest(layer) != before
-        before = digest(layer)
+        assert digest_module(layer) != before
+        before = digest_module(layer)
 
 
 def test_the_fingerprint_moves_with_the_steps_a_preset_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint("cpu", "float32", {})
+    before = compute_fingerprint("cpu", "float32", {})
     monkeypatch.setitem(PRESETS, "high", PRESETS["regular"])  # type: ignore[arg-type]
-    assert fingerprint("cpu", "float32", {}) != before
+    assert compute_fingerprint("cpu", "float32", {}) != before
 
 
 def test_out_of_memory_is_the_requests_and_a_cuda_error_is_the_devices(engine: FluxEngine) -> None:

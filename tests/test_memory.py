@@ -37,7 +37,7 @@ def test_a_request_that_does_not_fit_fails_alone_and_the_worker_goes_on(
     engine: FluxEngine, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its neighbour, in whose passes it was, gets the bytes it gets alone; and so does whoever comes later."""
-    engine.batches = {Size(512, 512): COUNTS}
+    engine = engine.change(batches={Size(512, 512): COUNTS})
     good, bad = ask(steps=9, seed=5, acceleration="high"), ask(steps=9, seed=6, acceleration="high", prompt="too large")
     alone = draw(engine, good)
     own = getattr(engine, stage)
@@ -63,7 +63,7 @@ def test_a_request_that_does_not_fit_fails_alone_and_the_worker_goes_on(
 def test_tiles_are_for_images_above_the_bound_and_are_said(engine: FluxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {request: draw(engine, request) for request in (SMALL, LARGE)}
     assert finished(engine).notes == ()
-    engine.tile_above = 0.5
+    engine = engine.change(tile_above=0.5)
     decoded: list[torch.Size] = []
     decoder = engine.pipeline.vae.decoder
     own = decoder.forward

@@ -16,11 +16,19 @@ from pipelines.engine.base import EngineConfig, StartAgain
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.sample import Sample
 from pipelines.fields import Size
-from pipelines.loading.build import make_fast
+from pipelines.loading.build import optimize_engine
 from pipelines.optimize import compile as compiling
-from pipelines.optimize.apply import OptimizationFailed, apply_optimizations
+from pipelines.optimize.apply import OptimizationFailed, apply_optimizations, revert_optimization
 from pipelines.optimize.compile import COMPILED
-from pipelines.optimize.optimizations import ACCURACIES, FLOAT8, OPTIMIZATIONS, ROUNDINGS, chosen, validate_names
+from pipelines.optimize.context import OptimizationContext
+from pipelines.optimize.optimizations import (
+    ACCURACIES,
+    FLOAT8,
+    OPTIMIZATIONS,
+    ROUNDINGS,
+    select_optimizations,
+    validate_names,
+)
 from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.parsing import parse
 from server.cli.selfcheck import forget_results
@@ -77,9 +85,8 @@ def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def fast_engine(dtype: torch.dtype, *names: str) -> FluxEngine:
-    engine = tiny_engine(dtype)
-    engine.compiler = Counting()
-    apply_optimizations(engine, [name for name in OPTIMIZATIONS if name in names])
+    selected = [name for name in OPTIMIZATIONS if name in names]
+    engine, _ = apply_optimizations(tiny_engine(dtype), selected, context=OptimizationContext(Counting()))
     return engine
 
 
@@ -119,10 +126,7 @@ def test_a_rounding_lever_stays_within_its_bound(name: str, dtype: torch.dtype) 
     exact = draw(slow, request)[0]
     pictures = [torch.frombuffer(bytearray(data), dtype=torch.uint8).int() for data in (exact, draw(fast, request)[0])]
     assert (pictures[0] - pictures[1]).abs().max() <= 255 * ROUNDINGS * torch.finfo(dtype).eps + 1
-    revert = OPTIMIZATIONS[name].revert
-    assert revert is not None
-    revert(fast)
-    assert draw(fast, request)[0] == exact
+    assert draw(revert_optimization(fast, name), request)[0] == exact
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -184,15 +188,18 @@ def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.Monk
     pytest.importorskip("torchao", reason="the extra fp8 is not installed")
     monkeypatch.setattr(compiling, "SIZES", (Size(512, 512), Size(544, 672)))
     monkeypatch.setattr(compiling, "COUNTS", (2, 4))
-    engine = tiny_engine(torch.bfloat16)
-    engine.compiler = counting = Counting()
-    said: list[tuple[str, float]] = []
-    apply_optimizations(engine, list(OPTIMIZATIONS), report=lambda stage, done: said.append((stage, done)))
+    counting, said = Counting(), list[tuple[str, float]]()
+    engine, _ = apply_optimizations(
+        tiny_engine(torch.bfloat16),
+        list(OPTIMIZATIONS),
+        context=OptimizationContext(counting),
+        report=lambda stage, done: said.append((stage, done)),
+    )
     warm = len(counting.graphs)
     assert 0 < warm <= 2 * 2 * 2 + 1  # block classes x precisions x one row or more, and the decoder
     assert said[0][0] == "warming up compile: 0 of 8"
     assert said == sorted(said, key=lambda one: (one[0].split(":")[0], one[1]))
-    compiling.freeze()
+    compiling.forbid_compilation()
     torch._dynamo.utils.counters.clear()
     for number in range(40):
         size = (512 + 32 * (number % 33), 512 + 32 * (number * 5 % 9)) if number else (1536, 1536)
@@ -265,15 +272,14 @@ def made_fast(
     dtype: torch.dtype = torch.float32,
 ) -> FluxEngine:
     """As loading does it on a device where `default` is that, with what is kept over starts."""
-    engine = tiny_engine(torch.float32)
-    engine.compiler = compiler or Counting()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "pipelines.loading.build.chosen",
+            "pipelines.loading.build.select_optimizations",
             lambda names, _: [name for name in OPTIMIZATIONS if name in (*names, *default)],
         )
-        make_fast(
-            engine, "cpu", EngineConfig(optimizations=names), TuningCache(tmp_path / "engine.json"), lambda *_: None
+        config, cache = EngineConfig(optimizations=names), TuningCache(tmp_path / "engine.json")
+        engine, _ = optimize_engine(
+            tiny_engine(torch.float32), "cpu", config, cache, lambda *_: None, compiler or Counting()
         )
     return engine
 
@@ -291,14 +297,18 @@ def test_the_fingerprint_tells_inexact_levers_apart_and_exact_ones_not(tmp_path:
 
 def test_the_attention_that_was_chosen_stays_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for answer in ("_native_math", "native"):
-        monkeypatch.setattr("pipelines.optimize.attention.fastest", lambda _, answer=answer: answer)
+        monkeypatch.setattr("pipelines.optimize.attention.find_fastest", lambda _, answer=answer: answer)
         assert made_fast(tmp_path, "attention").info.optimizations == "attention (_native_math)"
 
 
 @pytest.mark.parametrize(
     ("compiler", "default", "works"),
     [
-        (Refusing(), chosen(["default"], "cuda"), "texts, rotary, modulation, attention (native), vae_layout"),
+        (
+            Refusing(),
+            select_optimizations(["default"], "cuda"),
+            "texts, rotary, modulation, attention (native), vae_layout",
+        ),
         (Wrong(), ["texts", "compile_vae"], "texts"),
     ],
     ids=["missing", "wrong"],
@@ -307,7 +317,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: object, default: list[str], works: str
 ) -> None:
     """As on a GPU machine without a C compiler: the first start, and the next, which does not try again."""
-    monkeypatch.setattr("pipelines.optimize.attention.fastest", lambda _: "native")
+    monkeypatch.setattr("pipelines.optimize.attention.find_fastest", lambda _: "native")
     request = ask(512, 512, 2, seed=4)
     first = made_fast(tmp_path, "default", default=default, compiler=compiler)
     assert first.info.optimizations.startswith(f"{works}; without compile")
@@ -315,9 +325,10 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
         assert "which fails here: RuntimeError: Failed to find C compiler" in reason or "results are wrong" in reason
     failed = {key.split()[1] for key in TuningCache(tmp_path / "engine.json").section("levers")}
     assert failed == set(default) & set(COMPILED)
-    second = made_fast(tmp_path, "default", default=default)
+    counting = Counting()
+    second = made_fast(tmp_path, "default", default=default, compiler=counting)
     assert second.info == first.info
-    assert not second.compiler.graphs
+    assert not counting.graphs
     assert draw(first, request) == draw(second, request)
     other = TuningCache(tmp_path / "other" / "engine.json")
     assert (
@@ -344,7 +355,7 @@ def test_a_lever_that_breaks_the_device_is_kept_and_a_new_process_goes_on_withou
     def broken(_: object) -> str:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("pipelines.optimize.attention.fastest", broken)
+    monkeypatch.setattr("pipelines.optimize.attention.find_fastest", broken)
     with pytest.raises(StartAgain, match="attention broke the device: AcceleratorError: CUDA error"):
         made_fast(tmp_path, "default", default=["texts", "attention"])
     engine = made_fast(tmp_path, "default", default=["texts", "attention"])
@@ -354,11 +365,11 @@ def test_a_lever_that_breaks_the_device_is_kept_and_a_new_process_goes_on_withou
 
 
 def test_what_is_pulled_by_default_and_what_is_refused() -> None:
-    assert chosen(("default",), "cpu") == EXACT
-    assert set(chosen(("default",), "cuda")) == set(OPTIMIZATIONS) - {"fp8"}
-    assert chosen(("none",), "cuda") == []
-    assert chosen(("default", "fp8"), "cpu") == ["texts", "rotary", "fp8"]
-    assert chosen(("compile", "texts"), "cuda") == ["texts", "compile"]
+    assert select_optimizations(("default",), "cpu") == EXACT
+    assert set(select_optimizations(("default",), "cuda")) == set(OPTIMIZATIONS) - {"fp8"}
+    assert select_optimizations(("none",), "cuda") == []
+    assert select_optimizations(("default", "fp8"), "cpu") == ["texts", "rotary", "fp8"]
+    assert select_optimizations(("compile", "texts"), "cuda") == ["texts", "compile"]
     assert {optimization.accuracy for optimization in OPTIMIZATIONS.values()} == set(ACCURACIES)
     for wrong in (("warp",), ("none", "texts")):
         with pytest.raises(ValueError):

@@ -25,18 +25,17 @@ from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine
 from pipelines.loading import placement
 from pipelines.loading.build import load_engine
+from pipelines.loading.cards import Card, Holder
 from pipelines.loading.placement import (
     BYTES,
     GIB,
     PLACEMENTS,
     STREAMED,
     WORKING,
-    Card,
     DoesNotFit,
-    Holder,
     Placement,
-    host_memory,
-    place,
+    choose_placement,
+    measure_host_memory,
 )
 from server.cli.weights.convert import main as convert
 from server.settings import EngineSettings, Settings
@@ -46,7 +45,7 @@ from weights.checkpoints import CHECKPOINTS, ParameterCounts
 from weights.formats.architecture import BLOCK_LINEARS
 
 SRPO = CHECKPOINTS["flux/srpo"]
-AUTO = [name for name, way in PLACEMENTS.items() if way.chosen]
+AUTO = [name for name, spec in PLACEMENTS.items() if spec.automatic]
 MIXED = [("none", 2), ("high", 12), ("none", 3), ("high", 12), ("regular", 12)]  # skipped steps run few of the layers
 
 
@@ -76,7 +75,7 @@ def pictures(engine: FluxEngine) -> list[bytes]:
     ],
 )  # as the driver counts cards of 141, 80, 48, 40, 32, 24, 20, 16 and 12 GB
 def test_the_total_memory_chooses(total: float, name: str) -> None:
-    chosen = place(SRPO, "bfloat16", card(total))
+    chosen = choose_placement(SRPO, "bfloat16", card(total))
     assert chosen.name == name
     said = str(chosen)
     assert said.startswith(f"{name}: ")
@@ -84,7 +83,7 @@ def test_the_total_memory_chooses(total: float, name: str) -> None:
     assert ("GiB of the host's memory" in said) == ("a new prompt waits" in said) == (name != "resident")
     assert ("other pictures" in said) == ("float8" in name) == bool(chosen.notes)
     assert ("room for a second copy" in said) == (total > 45)
-    assert place(CHECKPOINTS["flux/sketch"], "bfloat16", card(total)).name == "resident"
+    assert choose_placement(CHECKPOINTS["flux/sketch"], "bfloat16", card(total)).name == "resident"
 
 
 @given(
@@ -100,7 +99,7 @@ def test_more_memory_never_gives_less_and_nothing_exceeds_it(
     row, rank = CHECKPOINTS[model], []
     for total in sorted(totals):
         try:
-            chosen = place(row, precision, Card("a card", total, total))
+            chosen = choose_placement(row, precision, Card("a card", total, total))
         except DoesNotFit:
             rank.append(len(AUTO))
             continue
@@ -108,29 +107,29 @@ def test_more_memory_never_gives_less_and_nothing_exceeds_it(
         rank.append(AUTO.index(chosen.name))
         partly = Card("a card", total, int(total * free))  # the same choice, or an error
         if chosen.needed <= partly.free:
-            assert place(row, precision, partly) == chosen
+            assert choose_placement(row, precision, partly) == chosen
         else:
             with pytest.raises(DoesNotFit, match=f"--placement {chosen.name} .* are free"):
-                place(row, precision, partly)
+                choose_placement(row, precision, partly)
     assert rank == sorted(rank, reverse=True)
 
 
 def test_a_wish_is_obeyed_or_refused_with_what_would_fit() -> None:
-    assert place(SRPO, "bfloat16", card(79), wanted="float8-offload").name == "float8-offload"
-    assert place(SRPO, "bfloat16", card(11.6), wanted="offload").precision == "bfloat16"
+    assert choose_placement(SRPO, "bfloat16", card(79), wanted="float8-offload").name == "float8-offload"
+    assert choose_placement(SRPO, "bfloat16", card(11.6), wanted="offload").precision == "bfloat16"
     with pytest.raises(DoesNotFit, match=r"a card has 24\. --placement float8, float8-offload, offload would fit"):
-        place(SRPO, "bfloat16", card(23.5), wanted="resident")
+        choose_placement(SRPO, "bfloat16", card(23.5), wanted="resident")
     with pytest.raises(DoesNotFit, match=r"a card has 4\. Use a larger card, or --devices cpu$"):
-        place(SRPO, "bfloat16", card(4))
+        choose_placement(SRPO, "bfloat16", card(4))
 
 
 @pytest.mark.parametrize(
     "ask_too_much",
     [
-        lambda: place(SRPO, "bfloat16", card(4)),
-        lambda: place(SRPO, "bfloat16", card(23.5), wanted="resident"),
-        lambda: place(SRPO, "bfloat16", card(23.5, 9)),
-        lambda: place(SRPO, "bfloat16", card(11.6), host=GIB),
+        lambda: choose_placement(SRPO, "bfloat16", card(4)),
+        lambda: choose_placement(SRPO, "bfloat16", card(23.5), wanted="resident"),
+        lambda: choose_placement(SRPO, "bfloat16", card(23.5, 9)),
+        lambda: choose_placement(SRPO, "bfloat16", card(11.6), host=GIB),
     ],
 )
 def test_every_flag_that_is_advised_exists(ask_too_much: Callable[[], object]) -> None:
@@ -143,20 +142,20 @@ def test_every_flag_that_is_advised_exists(ask_too_much: Callable[[], object]) -
 
 def test_too_little_free_memory_names_who_holds_it() -> None:
     with pytest.raises(DoesNotFit, match=r"only 9\.0 are free\. Held by: python3 \(pid 41\) 14\.5 GiB\."):
-        place(SRPO, "bfloat16", card(23.5, 9), [Holder("41", "python3", int(14.5 * GIB))])
+        choose_placement(SRPO, "bfloat16", card(23.5, 9), [Holder("41", "python3", int(14.5 * GIB))])
 
 
 def test_the_host_must_hold_what_waits_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert place(SRPO, "bfloat16", card(79), host=GIB).name == "resident"
-    assert place(SRPO, "bfloat16", card(11.6), host=24 * GIB).name == "float8-offload"
+    assert choose_placement(SRPO, "bfloat16", card(79), host=GIB).name == "resident"
+    assert choose_placement(SRPO, "bfloat16", card(11.6), host=24 * GIB).name == "float8-offload"
     with pytest.raises(DoesNotFit, match="float8-offload keeps 23 GiB in the host's memory, which has 16"):
-        place(SRPO, "bfloat16", card(11.6), host=16 * GIB)
+        choose_placement(SRPO, "bfloat16", card(11.6), host=16 * GIB)
     monkeypatch.setattr(placement, "LIMIT", tmp_path / "memory.max")
-    whole = host_memory()
+    whole = measure_host_memory()
     (tmp_path / "memory.max").write_text("max\n")
-    assert host_memory() == whole > GIB
+    assert measure_host_memory() == whole > GIB
     (tmp_path / "memory.max").write_text(f"{GIB}\n")
-    assert host_memory() == GIB
+    assert measure_host_memory() == GIB
 
 
 def test_the_rows_sizes_are_those_of_flux_1_devs_classes() -> None:
@@ -176,14 +175,14 @@ def sizes_of(pipeline: Any) -> ParameterCounts:
 
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_the_table_says_the_bytes_that_an_engine_has(name: str) -> None:
-    way, sizes = PLACEMENTS[name], sizes_of(tiny.build())
+    spec, sizes = PLACEMENTS[name], sizes_of(tiny.build())
     pipeline = engine_at(name).pipeline
     held = {"card": 0, "host": 0, "scales": 0}
     for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
-        where = "host" if part in way.streamed else "card"
+        where = "host" if part in spec.streamed else "card"
         held[where] += sum(tensor.numel() * tensor.element_size() for tensor in getattr(pipeline, part).parameters())
-    assert held["card"] == way.on_card(sizes, "bfloat16") - (STREAMED if way.streamed else 0)
-    assert held["host"] == way.waiting(sizes, "bfloat16")
+    assert held["card"] == spec.card_bytes(sizes, "bfloat16") - (STREAMED if spec.streamed else 0)
+    assert held["host"] == spec.host_bytes(sizes, "bfloat16")
 
 
 @pytest.mark.parametrize("model", ["tiny", "flux/sketch"])
@@ -249,7 +248,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> LateStream:
 @pytest.mark.parametrize(("name", "like"), [("offload", "resident"), ("float8-offload", "float8")])
 def test_copying_ahead_is_waited_for_whatever_the_order_of_layers(name: str, like: str, late: LateStream) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipelines.loading.build, "stream", lambda *_: None)
+        patch.setattr(pipelines.loading.build, "stream_parts", lambda *_: None)
         expected = pictures(engine_at(like))
     streamed = engine_at(name)
     late.copied = late.ahead = 0
@@ -313,4 +312,4 @@ def test_what_an_engine_needs_is_said_while_it_loads() -> None:
 
 
 def test_the_working_memory_is_part_of_what_is_needed() -> None:
-    assert place(SRPO, "bfloat16", card(80)).needed == 2 * sum(SRPO.sizes) + WORKING
+    assert choose_placement(SRPO, "bfloat16", card(80)).needed == 2 * sum(SRPO.sizes) + WORKING

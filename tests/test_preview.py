@@ -7,6 +7,7 @@ from diffusers import FluxPipeline
 
 from pipelines.engine.base import EngineInfo, Thumbnail
 from pipelines.engine.flux import FluxEngine
+from pipelines.engine.options import EngineOptions
 from pipelines.engine.preview import draw_preview
 from pipelines.request import GenerationParams, ImageRequest
 from weights import tiny
@@ -51,7 +52,8 @@ def test_a_map_for_another_vae_gives_no_preview() -> None:
 
 
 def test_looking_changes_nothing_and_the_last_look_is_at_the_finished_latents() -> None:
-    engine = FluxEngine(tiny.build(), tiny.TEXT_TOKENS, EngineInfo("tiny", "cpu", "float32", ""), FLUX_LATENT_RGB)
+    options = EngineOptions(EngineInfo("tiny", "cpu", "float32", ""), tiny.TEXT_TOKENS, preview=FLUX_LATENT_RGB)
+    engine = FluxEngine(tiny.build(), options)
     request = ask(512, 512)
     (seen,), (unseen,) = engine.prepare(request), engine.prepare(request)
     assert engine.preview(seen, 32) is None

@@ -23,20 +23,17 @@ SIZES = [(512, 512), (512, 512), (512, 544), (576, 512)]
 
 @pytest.fixture(scope="module")
 def engine() -> FluxEngine:
-    engine = tiny_engine(torch.bfloat16)
-    engine.__class__ = Watched
-    return engine
+    plain = tiny_engine(torch.bfloat16)
+    return Watched(plain.pipeline, replace(plain.options, batches={Size(512, 512): COUNTS}))
 
 
 @pytest.fixture(scope="module")
 def alone(engine: FluxEngine) -> bytes:
-    engine.batches = {}
-    return draw(engine, WATCHED)
+    return draw(engine.change(batches={}), WATCHED)
 
 
 @pytest.fixture(autouse=True)
-def _batches(engine: Watched, alone: bytes) -> None:
-    engine.batches = {Size(512, 512): COUNTS}
+def _count_anew(engine: Watched, alone: bytes) -> None:
     engine.companies.clear()
 
 

@@ -18,7 +18,7 @@ from bench.sketch import card
 from bench.sketch import evaluate as sketch
 from bench.sketch.recipe.reader import Reader, Reading
 from pipelines.engine.base import EngineConfig
-from pipelines.engine.canvas import CanvasFit, crop_to_canvas, fit, pad_to_size
+from pipelines.engine.canvas import CanvasFit, crop_to_canvas, fit_canvas, pad_to_size
 from pipelines.fields import Size
 from pipelines.loading.build import load_engine
 from pipelines.request import GenerationParams
@@ -169,9 +169,9 @@ def test_fitting_to_a_canvas_and_back_keeps_the_picture(size: tuple[int, int]) -
 def test_fitting_changes_only_what_it_must() -> None:
     body = {"prompt": "x", "image_size": {"width": 544, "height": 1504}, "guidance_scale": 7.5, "seed": 3}
     request = GenerationParams.model_validate(body).to_request("m")
-    assert fit(request, None, None) == CanvasFit(request, Size(544, 1504), ())
-    assert fit(request, None, (1, 7.5)).request == request
-    canvas_fit = fit(request, CANVAS, (1, 6))
+    assert fit_canvas(request, None, None) == CanvasFit(request, Size(544, 1504), ())
+    assert fit_canvas(request, None, (1, 7.5)).request == request
+    canvas_fit = fit_canvas(request, CANVAS, (1, 6))
     assert (canvas_fit.drawn, canvas_fit.size, canvas_fit.request.guidance_scale) == (CANVAS, (544, 1504), 6)
     assert len(canvas_fit.notes) == 2
 

@@ -10,9 +10,10 @@ import torch
 from bench.support.geometry import Model, own_copy
 from pipelines.engine.base import EngineInfo
 from pipelines.engine.flux import FluxEngine
+from pipelines.engine.options import EngineOptions
 from pipelines.engine.sample import Sample
 from pipelines.optimize.apply import apply_optimizations
-from pipelines.optimize.optimizations import chosen
+from pipelines.optimize.optimizations import select_optimizations
 from pipelines.request import GenerationParams, ImageRequest
 
 SIZES = "512x512,1440x512,1024x768,1024x1024,1536x1536"
@@ -35,9 +36,11 @@ class Comparison:
         self.pipeline = model.pipeline
         self.pipeline.set_progress_bar_config(disable=True)
         self.text_tokens = model.text_tokens
-        self.engine = FluxEngine(own_copy(model.pipeline), model.text_tokens, EngineInfo("bench", str(device), "", ""))
-        defaults = chosen(("default",), device.type)
-        apply_optimizations(self.engine, defaults, optional=defaults)
+        plain = FluxEngine(
+            own_copy(model.pipeline), EngineOptions(EngineInfo("bench", str(device), "", ""), model.text_tokens)
+        )
+        defaults = select_optimizations(("default",), device.type)
+        self.engine, _ = apply_optimizations(plain, defaults, optional=defaults)
 
     def measure_seconds(self, work: Callable[[], object]) -> float:
         """Seconds of a call, with the device synchronized before and after."""

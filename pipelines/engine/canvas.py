@@ -1,7 +1,7 @@
-"""What a model cannot do exactly as it is asked: sizes it has never drawn, guidance it has never learned.
+"""Requests that a model cannot draw as they are: sizes and guidance scales that it has not learned.
 
-FLUX.1 draws every size the API allows. A model that has learned one size only, its canvas, draws that; the picture is
-enlarged and its edges are drawn out to the size that was asked for. On plain backgrounds nobody sees a seam.
+FLUX.1 draws every size that the API allows. A model that has learned a single size, its canvas, draws that. The picture
+is then enlarged, and its edges are extended to the requested size; on plain backgrounds the seam is invisible.
 """
 
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from pipelines.fields import Size
 from pipelines.request import ImageRequest
 
 Range = tuple[float, float]
-SMOOTH = 8  # values an edge is averaged to before it is drawn out: single pixels would leave streaks
+SMOOTH = 8  # values that an edge is averaged to before it is extended: single pixels would leave streaks
 
 
 @dataclass(frozen=True, slots=True)
 class CanvasFit:
-    """The request as the model draws it, the size that was asked for, and what the client should know."""
+    """The request as the model draws it, the requested size, and notes for the client."""
 
     request: ImageRequest
     size: Size
@@ -28,7 +28,7 @@ class CanvasFit:
         return Size(self.request.width, self.request.height)
 
 
-def fit(request: ImageRequest, canvas: tuple[int, int] | None, guidance: Range | None) -> CanvasFit:
+def fit_canvas(request: ImageRequest, canvas: tuple[int, int] | None, guidance: Range | None) -> CanvasFit:
     """`canvas` is the one size the model has learned, `guidance` the scales; None for all of them."""
     size, notes = Size(request.width, request.height), list[str]()
     if canvas is not None and canvas != size:
@@ -47,17 +47,17 @@ def fit(request: ImageRequest, canvas: tuple[int, int] | None, guidance: Range |
     return CanvasFit(request, size, tuple(notes))
 
 
-def inside(drawn: Size, size: Size) -> Size:
-    """As large as `drawn` can be within `size`."""
+def fit_inside(drawn: Size, size: Size) -> Size:
+    """The largest size of the shape of `drawn` within `size`."""
     scale = min(size.width / drawn.width, size.height / drawn.height)
     return Size(round(drawn.width * scale), round(drawn.height * scale))
 
 
 def pad_to_size(pixels: bytes, drawn: Size, size: Size) -> bytes:
-    """8-bit RGB of `drawn` as 8-bit RGB of `size`: enlarged or made smaller, in the middle, its edges drawn out."""
+    """8-bit RGB of `drawn` as 8-bit RGB of `size`: scaled, in the middle, with its edges extended."""
     if drawn == size:
         return pixels
-    inner = inside(drawn, size)
+    inner = fit_inside(drawn, size)
     picture = Image.frombytes("RGB", drawn, pixels).resize(inner, Image.Resampling.LANCZOS)
     left, top = (size.width - inner.width) // 2, (size.height - inner.height) // 2
     page = Image.new("RGB", size)
@@ -79,7 +79,7 @@ def pad_to_size(pixels: bytes, drawn: Size, size: Size) -> bytes:
 
 def crop_to_canvas(pixels: bytes, size: Size, canvas: Size) -> bytes:
     """The middle of a picture, as `pad_to_size` would have put it there, at the canvas' size."""
-    inner = inside(canvas, size)
+    inner = fit_inside(canvas, size)
     left, top = (size.width - inner.width) // 2, (size.height - inner.height) // 2
     box = (left, top, left + inner.width, top + inner.height)
     return Image.frombytes("RGB", size, pixels).resize(canvas, Image.Resampling.LANCZOS, box).tobytes()

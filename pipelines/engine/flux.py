@@ -1,12 +1,13 @@
-"""The FLUX step engine: diffusers' own components, our loop.
+"""The FLUX step engine: diffusers' own components in our loop.
 
 `FluxPipeline.__call__` draws one request from start to end; it cannot be interleaved, cancelled or watched. This
-engine takes the same components through the same arithmetic one step at a time, in five verbs: encode, noise,
-schedule, denoise, decode. With `acceleration: none` its pixels equal `FluxPipeline.__call__`'s bit for bit.
+engine runs the same components through the same arithmetic one step at a time: encode, noise and schedule (`prepare`),
+`step`, and decode (`finish`). With `acceleration: none` its pixels equal `FluxPipeline.__call__`'s bit for bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,83 +16,74 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from pipelines.acceleration import PRESETS
-from pipelines.engine.base import EngineInfo, Pixels, Thumbnail
-from pipelines.engine.canvas import CanvasFit, Range, fit, inside, pad_to_size
+from pipelines.engine.base import Pixels, Thumbnail
+from pipelines.engine.canvas import CanvasFit, fit_canvas, fit_inside, pad_to_size
 from pipelines.engine.forward import forward
 from pipelines.engine.img2img import prepare_img2img_latents
 from pipelines.engine.lru import LRUCache
 from pipelines.engine.modulation import TransformerVariant
+from pipelines.engine.options import EngineOptions
 from pipelines.engine.preview import draw_preview
 from pipelines.engine.sample import Sample, Text, rows
-from pipelines.engine.vae_tiling import tiles
+from pipelines.engine.vae_tiling import decode_in_tiles
 from pipelines.errors import NonFinitePixels
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from weights.latent_rgb import LatentRGB
 
 UNGUIDED = "guidance_scale: this model has no guidance; ignored"
 TILED = "decode: in overlapping tiles, which is not exact (SRPO_TILE_ABOVE)"
 Rotary = tuple[torch.Tensor, torch.Tensor]
-Once = Callable[[str, Callable[[], str]], str]
 
 
 class FluxEngine:
-    """An `Engine` on a diffusers FLUX pipeline. One thread at a time. `OPTIMIZATIONS` (`levers.py`) make it fast."""
+    """An `Engine` on a diffusers FLUX pipeline, for one thread at a time.
 
-    def __init__(
-        self,
-        pipeline: FluxPipeline,
-        text_tokens: int,
-        info: EngineInfo,
-        preview: LatentRGB | None = None,
-        guidance: Range | None = None,
-        canvas: tuple[int, int] | None = None,
-    ) -> None:
-        self.info = info
-        self._guidance = guidance
-        self._canvas = canvas
-        self._preview = preview
+    Complete when it is built: another engine (`OPTIMIZATIONS` make faster ones) is built from the same pipeline and
+    changed options.
+    """
+
+    def __init__(self, pipeline: FluxPipeline, options: EngineOptions) -> None:
         self.pipeline = pipeline
+        self.options = options
+        self.info = options.info
+        self.device = pipeline._execution_device  # not the transformer's, which may be in the host's memory
+        unchanged = TransformerVariant(pipeline.transformer, options.info.dtype)
+        self.variants = {preset: options.variants.get(preset, unchanged) for preset in PRESETS}
         self._transformer = pipeline.transformer
-        self._text_tokens = text_tokens
-        self.device = pipeline._execution_device  # a part that is streamed to it says where it waits
-        self.variants = dict.fromkeys(
-            PRESETS, TransformerVariant(pipeline.transformer, info.dtype)
-        )  # what draws each preset
-        self.texts: LRUCache[str, Text] = LRUCache()
-        self.rotaries: LRUCache[tuple[Size, int], Rotary] = LRUCache()
-        self.compiler: Any = "inductor"
-        self.remember: Once = lambda _, find: find()  # how a choice is made that must stay: found anew, or kept
-        self.tile_above: float | None = None  # megapixels
-        self.remarks: tuple[str, ...] = ()  # what every reply must say
-        self.batches: dict[Size, tuple[int, ...]] = {}  # how many samples of a size may share a step, but for one
+        self._texts: LRUCache[str, Text] = LRUCache(options.text_cache)
+        self._rotaries: LRUCache[tuple[Size, int], Rotary] = LRUCache(options.rotary_cache)
+        self._batches = dict(options.batches)  # fewer after a batch was out of memory
+
+    def change(self, **changes: Any) -> "FluxEngine":
+        """An engine of changed options on the same pipeline, with empty caches. This one must not be used with it."""
+        return type(self)(self.pipeline, replace(self.options, **changes))
 
     @torch.inference_mode()
     def prepare(self, request: ImageRequest) -> list[Sample]:
         canvas_fit = self.fit(request)
-        text = self.texts.get(request.prompt, lambda: self.encode(request.prompt))
+        text = self._texts.get(request.prompt, lambda: self.encode(request.prompt))
         samples = [self.sample(canvas_fit, text, seed) for seed in request.seeds]
-        self.look_up(samples)
+        self._attach_cached(samples)
         return samples
 
     def distinct_variants(self) -> list[TransformerVariant]:
         return list({id(variant): variant for variant in self.variants.values()}.values())
 
     def batch_limit(self, request: ImageRequest) -> int:
-        return max(self.batches.get(self.fit(request).drawn, ()), default=1)
+        return max(self._batches.get(self.fit(request).drawn, ()), default=1)
 
     def select_batch(self, candidates: Sequence[Sample]) -> list[Sample]:
         first = candidates[0]
         alike = [sample for sample in candidates if sample.kind == first.kind]
-        allowed = (count for count in self.batches.get(first.size, ()) if count <= len(alike))
+        allowed = (count for count in self._batches.get(first.size, ()) if count <= len(alike))
         return alike[: max(allowed, default=1)]
 
     @torch.inference_mode()
     def preview(self, sample: Sample, side: int) -> Thumbnail | None:
-        if self._preview is None:
+        if self.options.preview is None:
             return None
-        drawn, wanted = sample.size, inside(sample.canvas_fit.size, Size(side, side))
-        small = draw_preview(self._preview, sample.clean, sample.request, max(inside(drawn, wanted)))
+        drawn, wanted = sample.size, fit_inside(sample.canvas_fit.size, Size(side, side))
+        small = draw_preview(self.options.preview, sample.clean, sample.request, max(fit_inside(drawn, wanted)))
         if small is None or drawn == sample.canvas_fit.size:
             return small
         return Thumbnail(*wanted, pad_to_size(small.data, Size(small.width, small.height), wanted))
@@ -99,16 +91,16 @@ class FluxEngine:
     @torch.inference_mode()
     def finish(self, sample: Sample) -> Pixels:
         pixels = pad_to_size(self.decode(sample), sample.size, sample.canvas_fit.size)
-        tiled = self._in_tiles(sample.request)
-        notes = (*self.remarks, *sample.canvas_fit.notes, *sample.text.notes, *([TILED] if tiled else []))
+        tiled = self._is_tiled(sample.request)
+        notes = (*self.options.remarks, *sample.canvas_fit.notes, *sample.text.notes, *([TILED] if tiled else []))
         return Pixels(pixels, (*notes, *([UNGUIDED] if sample.guidance is None else [])))
 
-    def _in_tiles(self, request: ImageRequest) -> bool:
-        """Decided by the size alone, never by the memory that is free: the same request gives the same bytes."""
-        return self.tile_above is not None and request.pixels > self.tile_above * 2**20
+    def _is_tiled(self, request: ImageRequest) -> bool:
+        """Decided by the size alone, never by the free memory: the same request gives the same bytes."""
+        return self.options.tile_above is not None and request.pixels > self.options.tile_above * 2**20
 
     def fit(self, request: ImageRequest) -> CanvasFit:
-        return fit(request, self._canvas, self._guidance)
+        return fit_canvas(request, self.options.canvas, self.options.guidance)
 
     def steps_left(self, sample: Sample) -> int:
         return len(sample.timesteps) - sample.step
@@ -130,18 +122,18 @@ class FluxEngine:
         return Sample(canvas_fit, text, latents, image_ids, guidance, scheduler, timesteps, times, computed, variant)
 
     def encode(self, prompt: str) -> Text:
-        """Both encoders' view of the prompt."""
+        """Encode the prompt with both encoders."""
         states, pooled, ids = self.pipeline.encode_prompt(
-            prompt=prompt, prompt_2=None, device=self.device, max_sequence_length=self._text_tokens
+            prompt=prompt, prompt_2=None, device=self.device, max_sequence_length=self.options.text_tokens
         )
         return Text(states, pooled, ids, self._notes(prompt))
 
     def _notes(self, prompt: str) -> tuple[str, ...]:
-        """Say when the prompt is longer than what the model reads; diffusers would cut it with only a log line."""
+        """A note where the prompt is longer than the model reads: diffusers only logs that it was cut."""
         tokens = len(self.pipeline.tokenizer_2(prompt, verbose=False).input_ids)
-        if tokens <= self._text_tokens:
+        if tokens <= self.options.text_tokens:
             return ()
-        return (f"prompt: the model read the first {self._text_tokens} of {tokens} tokens",)
+        return (f"prompt: the model read the first {self.options.text_tokens} of {tokens} tokens",)
 
     def noise(self, width: int, height: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed starting latents and their position ids. The generator is the CPU's: the same on every device."""
@@ -171,13 +163,13 @@ class FluxEngine:
         scheduler.set_begin_index(first)
         return scheduler, timesteps[first:]
 
-    def look_up(self, samples: list[Sample]) -> None:
-        """Give the samples of one request what is worked out once, where levers say so, instead of in every step."""
+    def _attach_cached(self, samples: list[Sample]) -> None:
+        """Attach to the samples of one request what optimizations compute once instead of in every step."""
         first = samples[0]
-        if self.rotaries.limit:
+        if self.options.rotary_cache:
             ids = torch.cat((first.text.ids, first.image_ids), dim=0)
             key = (first.size, len(first.text.ids))
-            first.rotary = self.rotaries.get(key, lambda: first.variant.transformer.pos_embed(ids))
+            first.rotary = self._rotaries.get(key, lambda: first.variant.transformer.pos_embed(ids))
         if first.variant.modulation:
             times = first.timesteps.to(first.latents.dtype) / 1000
             first.modulation = first.variant.modulation.table(times, first.guidance, first.text.pooled)
@@ -206,27 +198,27 @@ class FluxEngine:
             "txt_ids": first.text.ids,
             "img_ids": first.image_ids,
         }
-        whole, compute = all(first.computed), first.computed[first.step]
+        exact, compute = all(first.computed), first.computed[first.step]
         try:
-            if whole and not tables and first.rotary is None:
+            if exact and not tables and first.rotary is None:
                 velocities = variant.transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
             else:
                 expected = None if compute else rows([sample.residuals.at(sample.time) for sample in samples])
                 vectors = variant.modulation.split(rows(tables)) if variant.modulation else None
-                known: dict[str, Any] = {"rotary": first.rotary, "modulation": vectors}
-                velocities, residuals = forward(variant.transformer, expected, **known, **inputs)
-        except torch.OutOfMemoryError:  # what did not fit once is not tried again
-            self.batches[first.size] = tuple(n for n in self.batches.get(first.size, ()) if n < len(samples))
+                cached: dict[str, Any] = {"rotary": first.rotary, "modulation": vectors}
+                velocities, residuals = forward(variant.transformer, expected, **cached, **inputs)
+        except torch.OutOfMemoryError:  # a batch of this many is not tried again
+            self._batches[first.size] = tuple(n for n in self._batches.get(first.size, ()) if n < len(samples))
             raise
         for row, sample in enumerate(samples):
-            sample.advance(velocities[row : row + 1], residuals[row : row + 1] if compute and not whole else None)
+            sample.advance(velocities[row : row + 1], residuals[row : row + 1] if compute and not exact else None)
 
     def decode(self, sample: Sample) -> bytes:
         """8-bit RGB, `height * width * 3` bytes. Raises `NonFinitePixels`."""
         pipeline, request = self.pipeline, sample.request
         latents = pipeline._unpack_latents(sample.latents, request.height, request.width, pipeline.vae_scale_factor)
         latents = latents / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
-        with tiles(pipeline.vae, pipeline.vae_scale_factor) if self._in_tiles(request) else nullcontext():
+        with decode_in_tiles(pipeline.vae, pipeline.vae_scale_factor) if self._is_tiled(request) else nullcontext():
             image = pipeline.vae.decode(latents, return_dict=False)[0]
         if not torch.isfinite(image).all():
             raise NonFinitePixels
@@ -236,7 +228,7 @@ class FluxEngine:
         return data
 
     def failure(self, error: Exception) -> str | None:
-        """Out of memory and plain errors are the request's; any other CUDA error has poisoned the process."""
+        """Out of memory and plain errors end the request; any other CUDA error makes the process unusable."""
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             return "OutOfMemory"

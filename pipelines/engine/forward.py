@@ -1,10 +1,10 @@
 """A transformer step that may skip all blocks but the first.
 
-The forward pass of `FluxTransformer2DModel`, called submodule by submodule: with `compute` it equals the model's own
-`forward` bit for bit, and what the blocks after the first one added to the image is remembered. Without, that sum is
-extrapolated from the last two computed steps to first order in the schedule's time (TaylorSeer, arXiv 2503.06923, on
-the residual of a first-block cache). The memory belongs to one sample: neighbours and aborted runs cannot reach it,
-and a step that fails leaves it as it was.
+The forward pass of `FluxTransformer2DModel`, called submodule by submodule. A computed step equals the model's own
+`forward` bit for bit, and its residual is stored: what the blocks after the first one add to the image. In a skipped
+step the residual is extrapolated from the last two computed steps to first order in the schedule's time (TaylorSeer,
+arXiv 2503.06923, on the residual of a first-block cache). Residuals belong to one sample: neighbours and aborted runs
+cannot reach them, and a step that fails does not change them.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ class Residuals:
     """The last two residuals of one sample, `(1, tokens, width)` each, with the times they were computed at."""
 
     def __init__(self) -> None:
-        self._kept: list[tuple[float, torch.Tensor]] = []
+        self._computed: list[tuple[float, torch.Tensor]] = []
 
-    def keep(self, time: float, residual: torch.Tensor) -> None:
-        self._kept = [*self._kept[-1:], (time, residual)]
+    def add(self, time: float, residual: torch.Tensor) -> None:
+        self._computed = [*self._computed[-1:], (time, residual)]
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return tuple(residual for _, residual in self._kept)
+        return tuple(residual for _, residual in self._computed)
 
     def at(self, time: float) -> torch.Tensor:
         """The residual expected at `time`. At least one step has been computed."""
-        newest_time, newest = self._kept[-1]
-        if len(self._kept) == 1:
+        newest_time, newest = self._computed[-1]
+        if len(self._computed) == 1:
             return newest
-        before_time, before = self._kept[0]
+        before_time, before = self._computed[0]
         return torch.lerp(before, newest, (time - before_time) / (newest_time - before_time))
 
 
@@ -50,8 +50,8 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Velocity `(rows, tokens, channels)` and residual `(rows, tokens, width)`; inputs as for the model's `forward`.
 
-    `expected` is the residual of a skipped step; None computes it. `rotary` and `modulation`, one entry a block and one
-    for the output, are what was looked up; None computes them.
+    `expected` is the residual of a skipped step; None computes it. `rotary` and `modulation` (one entry for each block
+    and one for the output) are cached values; None computes them.
     """
     image = model.x_embedder(hidden_states)
     blocks = [*model.transformer_blocks, *model.single_transformer_blocks]

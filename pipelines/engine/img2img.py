@@ -1,6 +1,6 @@
-"""Where image-to-image begins: at the source picture, noised as far as its first step expects.
+"""How image-to-image begins: the source picture with as much noise as the first step expects.
 
-The arithmetic is `FluxImg2ImgPipeline`'s, with one generator for the posterior's sample and then the noise.
+The arithmetic is `FluxImg2ImgPipeline`'s: one generator draws the VAE's sample and then the noise.
 """
 
 import torch

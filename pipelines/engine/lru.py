@@ -1,4 +1,4 @@
-"""The last few of what was made, by key."""
+"""A cache of the values that were used last."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,7 +9,7 @@ V = TypeVar("V")
 
 
 class LRUCache(Generic[K, V]):
-    """Remembers up to `limit` values; 0 remembers nothing, and everything is made anew."""
+    """Remembers up to `limit` values; with 0 every value is made anew."""
 
     def __init__(self, limit: int = 0) -> None:
         self.limit = limit

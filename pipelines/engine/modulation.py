@@ -1,8 +1,8 @@
-"""One copy of the transformer on the device, and the modulation of all steps in one pass.
+"""A transformer as the engine runs it, and the modulation vectors of all steps in one product.
 
-FLUX's blocks are modulated by vectors that depend on the time, the guidance and the prompt's pooled state alone, made
-by 27 % of the parameters in matrix-vector products: reading those weights anew in every step takes 1.5 ms on an H200.
-Taken for all steps at once they are read once an image. A product of 28 rows may round differently from 28 products.
+FLUX's blocks are modulated by vectors that depend only on the time, the guidance and the prompt's pooled state. They
+are products with 27 % of all parameters: reading these weights in every step is estimated to take 1.5 ms on an H200.
+For all steps at once they are read once an image. A product of 28 rows may round differently from 28 products.
 """
 
 import copy
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 
-class Part(torch.nn.Module):
-    """The `index`-th half of the vector that came in the place of the time's embedding."""
+class HalfOfVector(torch.nn.Module):
+    """In the place of a linear layer: the `index`-th half of the vector given in place of the time's embedding."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -25,46 +25,46 @@ class Part(torch.nn.Module):
 
 
 class Modulation:
-    """Takes the modulation's layers out of a transformer; from then on its blocks expect their vectors, made here."""
+    """Takes the modulation's layers out of a transformer, whose blocks then expect the vectors that `table` makes."""
 
     def __init__(self, transformer: Any) -> None:
         self._embed = transformer.time_text_embed
         self._layers: list[list[Any]] = []
-        self._taken: list[tuple[Any, Any, Any]] = []  # norm, activation, layer
+        self._replaced: list[tuple[Any, Any, Any]] = []  # norm, activation, layer
         for block in transformer.transformer_blocks:
-            self._take(block.norm1, block.norm1_context)
+            self._extract(block.norm1, block.norm1_context)
         for block in transformer.single_transformer_blocks:
-            self._take(block.norm)
-        self._take(transformer.norm_out)
+            self._extract(block.norm)
+        self._extract(transformer.norm_out)
         self.widths = [sum(layer.out_features for layer in layers) for layers in self._layers]
 
-    def _take(self, *norms: Any) -> None:
+    def _extract(self, *norms: Any) -> None:
         self._layers.append([norm.linear for norm in norms])
         for index, norm in enumerate(norms):
-            self._taken.append((norm, norm.silu, norm.linear))
+            self._replaced.append((norm, norm.silu, norm.linear))
             norm.silu = torch.nn.Identity()
-            norm.linear = Part(index) if len(norms) > 1 else torch.nn.Identity()
+            norm.linear = HalfOfVector(index) if len(norms) > 1 else torch.nn.Identity()
 
-    def give_back(self) -> None:
-        """Put the layers back in their places."""
-        for norm, activation, layer in self._taken:
+    def restore(self) -> None:
+        """Put the layers back into the transformer."""
+        for norm, activation, layer in self._replaced:
             norm.silu, norm.linear = activation, layer
 
     def table(self, times: torch.Tensor, guidance: torch.Tensor | None, pooled: torch.Tensor) -> torch.Tensor:
-        """All vectors of all steps, `(steps, sum of widths)`; `times` as the model takes them, `(steps,)`."""
+        """All vectors of all steps, `(steps, sum of widths)`; `times` are from 0 to 1, `(steps,)`."""
         strength = () if guidance is None else ((guidance.to(times.dtype) * 1000).expand(len(times)),)
         embedded = self._embed(times * 1000, *strength, pooled.expand(len(times), -1))
         active = torch.nn.functional.silu(embedded)
         return torch.cat([layer(active) for layers in self._layers for layer in layers], dim=1)
 
     def split(self, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        """What each block and the output layer take, from rows of tables."""
+        """The vectors of each block and of the output layer, from rows of tables."""
         return torch.split(rows, self.widths, dim=1)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class TransformerVariant:
-    """A transformer as the engine runs it. `precision` is that of its blocks' linear layers."""
+    """A transformer, the `precision` of its blocks' linear layers, and its modulation where that was taken out."""
 
     transformer: Any
     precision: str
@@ -72,5 +72,5 @@ class TransformerVariant:
 
 
 def share_weights_copy(module: Any) -> Any:
-    """A copy that can be changed by itself and shares every tensor with the original: no memory for weights."""
+    """A copy that can be changed independently but shares every tensor with the original: it takes no memory."""
     return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})

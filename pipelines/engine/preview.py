@@ -1,7 +1,4 @@
-"""A rough picture from packed latents by one small matrix product: what an image on its way looks like.
-
-Imports torch: only an engine calls it.
-"""
+"""A rough picture from packed latents by one small matrix product, while an image is being drawn."""
 
 import torch
 from torch.nn.functional import interpolate
@@ -16,8 +13,8 @@ PATCH = 2  # latents a side in one packed token
 def draw_preview(colours: LatentRGB, clean: torch.Tensor | None, request: ImageRequest, side: int) -> Thumbnail | None:
     """From packed latents `(1, tokens, channels * 4)` to a picture of at most `side` pixels on its longer side.
 
-    None before the first step, or if the map is for another number of channels. Area averages make it smaller, so a
-    small `side` blurs.
+    None before the first step, or if the map is for another number of channels. Pixels are averages of areas,
+    so a small `side` blurs.
     """
     if clean is None or clean.shape[2] != len(colours.factors) * PATCH**2:
         return None

@@ -1,4 +1,4 @@
-"""One image on its way: everything that a step reads and changes. Nothing of it is shared with another sample."""
+"""The state of one image: everything that a step reads and changes. Samples share no state."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Sample:
-    """One image on its way. `latents` are packed, `(1, tokens, channels * 4)`; `step` counts the finished steps."""
+    """The state of one image. `latents` are packed, `(1, tokens, channels * 4)`; `step` counts the finished steps."""
 
     canvas_fit: CanvasFit
     text: Text
@@ -38,25 +38,27 @@ class Sample:
     times: tuple[float, ...]  # the timesteps again, for arithmetic that must not wait for the device
     computed: Mask
     variant: TransformerVariant
-    rotary: tuple[torch.Tensor, torch.Tensor] | None = None  # where the engine keeps them
-    modulation: torch.Tensor | None = None  # of all steps, `(steps, ...)`, where they are made in one pass
+    rotary: tuple[torch.Tensor, torch.Tensor] | None = None  # where the engine caches them
+    modulation: torch.Tensor | None = (
+        None  # vectors of all steps, `(steps, sum of widths)`, where they are made at once
+    )
     residuals: Residuals = field(default_factory=Residuals)
     step: int = 0
     velocity: torch.Tensor | None = None  # of the last step
 
     @property
     def kind(self) -> Hashable:
-        """Samples whose next steps are of one kind can be rows of one forward pass."""
+        """Samples whose next steps are of the same kind can be rows of one forward pass."""
         return self.size, self.variant.precision, all(self.computed), self.computed[self.step]
 
     @property
     def size(self) -> Size:
-        """As it is drawn."""
+        """The size that the model draws."""
         return self.canvas_fit.drawn
 
     @property
     def request(self) -> ImageRequest:
-        """As the model draws it; `canvas_fit.size` is what was asked for."""
+        """The request as the model draws it; `canvas_fit.size` is the requested size."""
         return self.canvas_fit.request
 
     @property
@@ -64,21 +66,21 @@ class Sample:
         return self.times[self.step]
 
     def advance(self, velocity: torch.Tensor, residual: torch.Tensor | None) -> None:
-        """Take the step that `velocity` points to, and remember the residual of a computed one."""
+        """Take a step along `velocity`, and store the residual of a computed one."""
         now = self.timesteps[self.step]
         self.latents = self.scheduler.step(velocity, now, self.latents, return_dict=False)[0]
         if residual is not None:
-            self.residuals.keep(self.time, residual)
+            self.residuals.add(self.time, residual)
         self.velocity = velocity
         self.step += 1
 
     def tensors(self) -> list[torch.Tensor]:
-        """What the steps so far have made of it."""
+        """Everything that the steps so far have changed."""
         return [self.latents, *([] if self.velocity is None else [self.velocity]), *self.residuals.tensors()]
 
     @property
     def clean(self) -> torch.Tensor | None:
-        """The latents as they would be if the last velocity held to the end; None before the first step."""
+        """The latents that the last velocity would lead to; None before the first step."""
         if self.velocity is None:
             return None
         left: torch.Tensor = self.scheduler.sigmas[self.scheduler.step_index]
@@ -86,5 +88,5 @@ class Sample:
 
 
 def rows(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Tensors of one row each as the rows of one; a single one as it is."""
+    """One tensor with the given rows; a single row is returned as it is."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -11,17 +11,20 @@ from diffusers import FluxPipeline
 
 from pipelines.engine.base import Engine, EngineConfig, EngineInfo, Report
 from pipelines.engine.flux import FluxEngine
+from pipelines.engine.options import EngineOptions
 from pipelines.engine.sample import Sample
 from pipelines.fields import Size
-from pipelines.loading.context_parallel import Meet, load_group, world
-from pipelines.loading.fingerprint import fingerprint, with_choices
-from pipelines.loading.golden import check_itself
-from pipelines.loading.offload import stream
-from pipelines.loading.placement import Card, Placement, holders, host_memory, place, placement_of
+from pipelines.loading.cards import Card, list_holders
+from pipelines.loading.context_parallel import JoinGroup, group_size, load_group
+from pipelines.loading.fingerprint import add_choices, compute_fingerprint
+from pipelines.loading.golden import check_golden_images
+from pipelines.loading.offload import stream_parts
+from pipelines.loading.placement import Placement, choose_placement, get_placement, measure_host_memory
 from pipelines.optimize.apply import AppliedOptimizations, apply_optimizations
-from pipelines.optimize.batching import exact_batches
-from pipelines.optimize.compile import COMPILED, freeze, keep_in
-from pipelines.optimize.optimizations import chosen, described, moving_bits
+from pipelines.optimize.batching import find_exact_batches
+from pipelines.optimize.compile import COMPILED, forbid_compilation, set_cache_folder
+from pipelines.optimize.context import OptimizationContext
+from pipelines.optimize.optimizations import describe_optimizations, select_inexact, select_optimizations
 from pipelines.optimize.tuning_cache import TuningCache
 from weights.checkpoints import CHECKPOINTS, Checkpoint, locate_files
 from weights.load import load_pipeline
@@ -33,75 +36,101 @@ def load_engine(config: EngineConfig, report: Report) -> Engine[Sample]:
     return load_group(config, report, load_one) if "+" in config.device else load_one(config, report)
 
 
-def load_one(config: EngineConfig, report: Report, meet: Meet | None = None) -> FluxEngine:
-    """The engine of one process, on one device; it may `meet` others to draw together."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()  # their warnings quote the prompt
-        library.disable_progress_bar()
-        library.disable_default_handler()  # `pipelines.logs` has the format
-        library.enable_propagation()
-    report("reading the weights", 0.05)
-    device = torch.device(choose_device(config.device))
-    dtype = choose_dtype(config.dtype, device)
-    given = Path(config.transformer) if config.transformer else None
-    located = locate_files(CHECKPOINTS[config.model], Path(config.models_dir), given)
-    row = located.checkpoint
-    placement = placed(row, device, dtype, config.placement)
-    report(f"placing ({placement})", 0.06)
-    narrow, waiting = placement.way.float8, placement.way.streamed
-    pipeline = load_pipeline(located, dtype, device, report, config.loras, narrow, waiting)
-    if meet is not None:
-        meet(pipeline.transformer, row.text_tokens, placement)
-    # The fingerprint knows how the weights are stored; where they wait moves no bit.
-    report("reading all weights for the fingerprint", 0.955)
-    info = describe(row.id, pipeline, device, dtype)
-    info = replace(info, dtype=placement.weights, placement=str(placement))
-    stream(pipeline, waiting, device)
-    engine = FluxEngine(pipeline, row.text_tokens, info, row.preview, row.guidance, row.canvas)
-    engine.tile_above, engine.remarks = config.tile_above, placement.notes
+def load_one(config: EngineConfig, report: Report, join_group: JoinGroup | None = None) -> FluxEngine:
+    """The engine of one process, on one device. `join_group` makes it one of several that draw each image together."""
+    silence_libraries()
+    engine, placement = build_plain_engine(config, report, join_group)
     cache = TuningCache(Path(config.tuning_cache)) if config.tuning_cache is not None else None
-    # A transformer whose layers come and go, or that others compute too, cannot be compiled: only what is exact.
-    kind = "cpu" if "transformer" in waiting or world() > 1 else device.type
-    applied = make_fast(engine, kind, config, cache, report)
+    # A transformer that is streamed or shared with other processes cannot be compiled: only what is exact is applied.
+    restricted = "transformer" in placement.spec.streamed or group_size() > 1
+    kind = "cpu" if restricted else engine.device.type
+    engine, applied = optimize_engine(engine, kind, config, cache, report)
     if cache is not None:
-        settle(engine, cache, config, report)
+        report("trying which sizes can be batched", 0.96)
+        engine = allow_exact_batches(engine, config, cache)
     if not applied.choices.keys().isdisjoint(COMPILED):
-        freeze()
+        forbid_compilation()
     if cache is not None:
         report("checking itself", 0.98)
-        check_itself(engine, cache)
+        check_golden_images(engine, cache)
     return engine
 
 
-def make_fast(
-    engine: FluxEngine, kind: str, config: EngineConfig, cache: TuningCache | None, report: Report
-) -> AppliedOptimizations:
-    """Pull the levers, by default those of a `kind` of device; what they find out is found out once."""
+def build_plain_engine(
+    config: EngineConfig, report: Report, join_group: JoinGroup | None
+) -> tuple[FluxEngine, Placement]:
+    """The engine without optimizations, and where its parts are."""
+    report("reading the weights", 0.05)
+    device = torch.device(choose_device(config.device))
+    dtype = choose_dtype(config.dtype, device)
+    transformer = Path(config.transformer) if config.transformer else None
+    located = locate_files(CHECKPOINTS[config.model], Path(config.models_dir), transformer)
+    row = located.checkpoint
+    placement = place_on_device(row, device, dtype, config.placement)
+    report(f"placing ({placement})", 0.06)
+    streamed = placement.spec.streamed
+    pipeline = load_pipeline(located, dtype, device, report, config.loras, placement.spec.float8, streamed)
+    if join_group is not None:
+        join_group(pipeline.transformer, row.text_tokens, placement)
+    report("reading all weights for the fingerprint", 0.955)
+    info = describe_engine(row.id, pipeline, device, dtype)
+    info = replace(info, dtype=placement.weights, placement=str(placement))
+    stream_parts(pipeline, streamed, device)
+    options = EngineOptions(
+        info=info,
+        text_tokens=row.text_tokens,
+        preview=row.preview,
+        guidance=row.guidance,
+        canvas=row.canvas,
+        tile_above=config.tile_above,
+        remarks=placement.notes,
+    )
+    return FluxEngine(pipeline, options), placement
+
+
+def optimize_engine(
+    engine: FluxEngine, kind: str, config: EngineConfig, cache: TuningCache | None, report: Report, compiler: Any = None
+) -> tuple[FluxEngine, AppliedOptimizations]:
+    """Apply the optimizations that the configuration names; `default` means those of a `kind` of device.
+
+    Choices that change bits are part of the fingerprint, and are made once.
+    """
     report("making it fast", 0.95)
     base = engine.info.fingerprint
     if config.compile_cache is not None:
-        keep_in(Path(config.compile_cache))
+        set_cache_folder(Path(config.compile_cache))
+    context = OptimizationContext(compiler or "inductor")
     if cache is not None:
-        engine.remember = lambda section, find: str(cache.remember(section, base, find))
-    wanted = chosen(config.optimizations, kind)
-    applied = apply_optimizations(engine, wanted, set(wanted) - set(config.optimizations), cache, report)
-    moving = moving_bits(applied.choices)
-    moved = with_choices(base, {"levers": moving}) if moving else base
-    engine.info = replace(engine.info, fingerprint=moved, optimizations=described(applied.choices, applied.failed))
-    return applied
+        context = replace(context, remember=lambda section, measure: str(cache.remember(section, base, measure)))
+    wanted = select_optimizations(config.optimizations, kind)
+    optional = set(wanted) - set(config.optimizations)
+    engine, applied = apply_optimizations(engine, wanted, optional, cache, context, report)
+    inexact = select_inexact(applied.choices)
+    # "levers" is what older versions wrote: another word would be another fingerprint
+    fingerprint = add_choices(base, {"levers": inexact}) if inexact else base
+    described = describe_optimizations(applied.choices, applied.failed)
+    return engine.change(info=replace(engine.info, fingerprint=fingerprint, optimizations=described)), applied
 
 
-def settle(engine: FluxEngine, cache: TuningCache, config: EngineConfig, report: Report) -> None:
-    """Make the other choices that this device, software and weights leave open, or take those made before."""
-    report("trying which sizes can be batched", 0.96)
+def allow_exact_batches(engine: FluxEngine, config: EngineConfig, cache: TuningCache) -> FluxEngine:
+    """The engine with batches of the configured sizes, as far as they are exact here; measured once."""
     base = engine.info.fingerprint
-    batches = {
-        size: tuple(cache.remember("batches", f"{base} {name}", lambda size=size: exact_batches(engine, size)))  # type: ignore[misc]
-        for name, size in ((name, Size(*map(int, name.split("x")))) for name in config.batch_sizes)
-    }
-    engine.batches = batches
+    batches = {}
+    for name in config.batch_sizes:
+        size = Size(*map(int, name.split("x")))
+        counts = cache.remember("batches", f"{base} {name}", lambda size=size: find_exact_batches(engine, size))  # type: ignore[misc]
+        batches[size] = tuple(counts)
     choices = {"batches": sorted(batches.items()), "tile_above": config.tile_above}
-    engine.info = replace(engine.info, fingerprint=with_choices(base, choices))
+    return engine.change(info=replace(engine.info, fingerprint=add_choices(base, choices)), batches=batches)
+
+
+def silence_libraries() -> None:
+    """Their warnings quote prompts."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+        library.disable_default_handler()  # `pipelines.logs` has the format
+        library.enable_propagation()
 
 
 def choose_device(name: str) -> str:
@@ -117,21 +146,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def placed(row: Checkpoint, device: torch.device, dtype: torch.dtype, wanted: str) -> Placement:
-    """Raises `DoesNotFit`."""
+def place_on_device(row: Checkpoint, device: torch.device, dtype: torch.dtype, wanted: str) -> Placement:
+    """Where the model's parts go. Raises `DoesNotFit`."""
     precision = str(dtype).removeprefix("torch.")
     if device.type != "cuda":
-        return placement_of(row, precision, wanted)
+        return get_placement(row, precision, wanted)
     free, total = torch.cuda.mem_get_info(device)
     card = Card(torch.cuda.get_device_name(device), total, free)
-    return place(row, precision, card, holders(), wanted, host_memory())
+    return choose_placement(row, precision, card, list_holders(), wanted, measure_host_memory())
 
 
-def describe(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:
+def describe_engine(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:
+    """Reads all weights for the fingerprint, where they are stored: streaming them changes no bit."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    name += f", {world()} together" if world() > 1 else ""
+    name += f", {group_size()} together" if group_size() > 1 else ""
     precision = str(dtype).removeprefix("torch.")
     parts: dict[str, Any] = {
         key: getattr(pipeline, key) for key in ("transformer", "vae", "text_encoder", "text_encoder_2")
     }
-    return EngineInfo(model, name, precision, fingerprint(name, precision, parts, device))
+    return EngineInfo(model, name, precision, compute_fingerprint(name, precision, parts, device))

@@ -21,10 +21,10 @@ STEPS = range(1, 51)
 LIBRARIES = ("srpo-server", "torch", "diffusers", "transformers", "pillow", "numpy")
 
 
-def fingerprint(
+def compute_fingerprint(
     device: str, precision: str, parts: Mapping[str, torch.nn.Module], at: torch.device | None = None
 ) -> str:
-    """32 hexadecimal digits. `at` is where the weights are read through; None: where they are."""
+    """32 hexadecimal digits. Weights are copied to the device `at` to be read; None reads them where they are."""
     facts = {
         "libraries": {name: version(name) for name in LIBRARIES},
         "machine": platform.machine(),
@@ -33,17 +33,17 @@ def fingerprint(
         "cuda": torch.version.cuda,
         "precision": precision,
         "presets": {name: [mask(steps) for steps in STEPS] for name, mask in PRESETS.items()},
-        "weights": {name: digest(part, at) for name, part in sorted(parts.items())},
+        "weights": {name: digest_module(part, at) for name, part in sorted(parts.items())},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def with_choices(base: str, choices: Any) -> str:
-    """The fingerprint of an engine for which choices were made beyond the facts that `base` holds."""
+def add_choices(base: str, choices: Any) -> str:
+    """The fingerprint of an engine whose choices are not among the facts behind `base`."""
     return hashlib.sha256(f"{base} {json.dumps(choices, sort_keys=True)}".encode()).hexdigest()[:32]
 
 
-def digest(module: torch.nn.Module, at: torch.device | None = None) -> str:
+def digest_module(module: torch.nn.Module, at: torch.device | None = None) -> str:
     """Names, shapes and contents of all tensors; of a large one, evenly spaced elements (24 GB take seconds).
 
     The sum of all bits, taken as 64-bit integers, is part of it, so that one flipped bit anywhere is another digest.
@@ -53,12 +53,12 @@ def digest(module: torch.nn.Module, at: torch.device | None = None) -> str:
         flat = tensor.detach().reshape(-1).to(at)
         stride = max(1, flat.numel() // WHOLE)
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(bits(flat))
+        total.update(sum_words(flat))
         total.update(flat[::stride].contiguous().view(torch.uint8).cpu().numpy().tobytes())
     return total.hexdigest()
 
 
-def bits(flat: torch.Tensor) -> bytes:
+def sum_words(flat: torch.Tensor) -> bytes:
     """The sum of a flat tensor's 64-bit words, and the bytes behind the last whole one."""
     if flat.storage_offset() * flat.element_size() % WORD:
         flat = flat.clone()

@@ -1,8 +1,8 @@
 """The golden self-check: before an engine is ready it draws two small fixed requests, one exact, one accelerated.
 
-The digests of their pixels are kept under the engine's fingerprint. The same fingerprint promises the same bytes, so
-pictures that differ from the kept ones mean that something changed which the fingerprint does not know of: a fault of
-the device or its memory, a weight that changed after it was read, another kernel. Such an engine does not serve.
+The digests of their pixels are stored under the engine's fingerprint. The same fingerprint promises the same bytes.
+Pictures that differ from the stored ones mean a change that the fingerprint does not cover: a fault of the device or
+its memory, a weight that changed after it was read, another kernel. Such an engine does not serve.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ class SelfCheckFailed(Exception):
         )
 
 
-def check_itself(engine: Engine[Any], cache: TuningCache) -> None:
-    """Raises `SelfCheckFailed`. Under a new fingerprint the pictures are kept, and there is nothing to compare."""
-    drawn = {name: digest(engine, request) for name, request in GOLDEN.items()}
-    before = cache.remember(SECTION, engine.info.fingerprint, lambda: drawn)
-    if differing := [name for name in GOLDEN if before.get(name) != drawn[name]]:
+def check_golden_images(engine: Engine[Any], cache: TuningCache) -> None:
+    """Raises `SelfCheckFailed`. Under a new fingerprint the pictures are stored; there is nothing to compare."""
+    digests = {name: digest_pixels(engine, request) for name, request in GOLDEN.items()}
+    expected = cache.remember(SECTION, engine.info.fingerprint, lambda: digests)
+    if differing := [name for name in GOLDEN if expected.get(name) != digests[name]]:
         raise SelfCheckFailed(engine.info.fingerprint, cache, differing)
 
 
-def digest(engine: Engine[Any], request: ImageRequest) -> str:
+def digest_pixels(engine: Engine[Any], request: ImageRequest) -> str:
     """SHA-256 of the request's pixels."""
     sha = hashlib.sha256()
     for sample in engine.prepare(request):

@@ -1,7 +1,8 @@
-"""Parts that wait in the host's memory: their layers come to the card as they compute (diffusers' group offloading).
+"""Parts in the host's memory: each layer is copied to the card when it computes (diffusers' group offloading).
 
-Where they wait changes no bit: the same kernels run on the same device. On CUDA the next layer is copied while this one
-computes, from pinned memory. Single layers rather than blocks, as our forward calls submodules, and not always all.
+Offloading changes no bit: the same kernels run on the same device. On CUDA the next layer is copied, from pinned
+memory, while this one computes. Layers are copied singly, not by block: our forward pass calls submodules itself and
+skips some of them.
 """
 
 from collections.abc import Iterable
@@ -12,18 +13,18 @@ from diffusers import FluxPipeline
 from diffusers.hooks import apply_group_offloading
 
 
-def stream(pipeline: FluxPipeline, parts: Iterable[str], device: torch.device) -> None:
-    """Let these parts, which are in the host's memory, compute on `device`."""
+def stream_parts(pipeline: FluxPipeline, parts: Iterable[str], device: torch.device) -> None:
+    """Let these parts, which are stored in the host's memory, compute on `device`."""
     for name in parts:
         part = getattr(pipeline, name)
         apply_group_offloading(part, device, offload_type="leaf_level", use_stream=device.type == "cuda")
         if name == "transformer":
-            show_order(part, device)
+            trace_layer_order(part, device)
 
 
 @torch.inference_mode()
-def show_order(transformer: Any, device: torch.device) -> None:
-    """One pass of one token through the model's own `forward`: copying ahead goes by the order of layers seen in it."""
+def trace_layer_order(transformer: Any, device: torch.device) -> None:
+    """Pass one token through the model's own `forward`: copying ahead follows the order of layers in this pass."""
     config, dtype = transformer.config, transformer.dtype
 
     def zeros(*shape: int) -> torch.Tensor:

@@ -1,31 +1,32 @@
-"""Pulling levers: each is tried before the next one, and the server comes up without what does not work here.
+"""Applying optimizations: each is tried before the next one, and the server starts without those that fail here.
 
-A lever that nobody named may fail: a machine without a C compiler, a kernel that its driver does not know. It is
-undone, said, kept in `engine.json` (so that the next start makes the same pictures) and not tried again until `srpo
-selfcheck --renew`. One that the operator named is an error. So is neither: a fault that takes the device with it is
-kept, and a new process goes on without.
+An optimization that is on by default may fail: a machine may have no C compiler, or a driver may not know a kernel. It
+is then reverted and reported. The failure is recorded in `engine.json`, so that the next start draws the same pictures
+and does not try again until `srpo selfcheck --renew`. An optimization that the operator named must work: its failure is
+an error. A failure that loses the CUDA context is recorded; the worker restarts without that optimization.
 """
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 
 import torch
 
 from pipelines.engine.base import Report, StartAgain
 from pipelines.engine.flux import FluxEngine
 from pipelines.optimize.compile import COMPILED, warm_up
+from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import OPTIMIZATIONS
-from pipelines.optimize.tuning_cache import OPTIMIZATIONS as SECTION
-from pipelines.optimize.tuning_cache import TuningCache
+from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, TuningCache
 from pipelines.request import ImageRequest
 
-WRONG = 0.25  # of the largest value: more than rounding ever moves a result, float8's included
+TOLERANCE = 0.25  # of the largest value: more than any optimization's rounding moves a result, float8's included
 TRIAL = ImageRequest("", "a red apple", 512, 512, 28, 4.5, (1,), "regular")
 
 
 class OptimizationFailed(Exception):
-    """A lever that was asked for by name does not work on this machine."""
+    """An optimization that the operator named does not work on this machine."""
 
     def __init__(self, name: str, reason: str, wanted: Iterable[str]) -> None:
         others = ",".join(other for other in wanted if other != name) or "none"
@@ -34,10 +35,18 @@ class OptimizationFailed(Exception):
 
 @dataclass(slots=True)
 class AppliedOptimizations:
-    """The levers that work, with the choice each made (if it had one), and those that do not, with the reason."""
+    """The choice of each optimization that works ("" where there is none), and the reason of each that failed."""
 
     choices: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an optimization does not work here, in one line, and whether trying it has lost the device."""
+
+    reason: str
+    device_lost: bool
 
 
 def apply_optimizations(
@@ -45,49 +54,74 @@ def apply_optimizations(
     wanted: Sequence[str],
     optional: Iterable[str] = (),
     cache: TuningCache | None = None,
+    context: OptimizationContext | None = None,
     report: Report = lambda *_: None,
-) -> AppliedOptimizations:
-    """Pull levers in order. Raises `OptimizationFailed` for one that is not `optional`, `StartAgain`."""
+) -> tuple[FluxEngine, AppliedOptimizations]:
+    """The engine with all `wanted` optimizations that work, applied in order; the given one must not be used again.
+
+    Raises `OptimizationFailed` where one that is not `optional` fails, and `StartAgain` where the device is lost.
+    """
     applied, optional, base = AppliedOptimizations(), set(optional), engine.info.fingerprint
-    known = cache.section(SECTION) if cache else {}
+    context = context or OptimizationContext()
+    known: Mapping[str, str] = cache.section(FAILED_OPTIMIZATIONS) if cache else {}
     for name in wanted:
         key = f"{base} {name}"
-        reason = known.get(key) if name in optional else None
-        if reason is None:
-            reason, lost = try_optimization(engine, name, applied, report)
-            if reason is not None and name not in optional:
-                raise OptimizationFailed(name, reason, wanted)
-            if reason is not None and cache:
-                reason = str(cache.remember(SECTION, key, lambda reason=reason: reason))  # type: ignore[misc]
-            if lost:
-                raise StartAgain(f"{name} broke the device: {reason}")
-        if reason is not None:
-            applied.failed[name] = reason
-    return applied
+        if name in optional and key in known:
+            applied.failed[name] = known[key]
+            continue
+        outcome = try_optimization(engine, name, context, report)
+        if not isinstance(outcome, Failure):
+            engine, applied.choices[name] = outcome
+            continue
+        if name not in optional:
+            raise OptimizationFailed(name, outcome.reason, wanted)
+        reason = record_failure(cache, key, outcome.reason)
+        if outcome.device_lost:
+            raise StartAgain(f"{name} broke the device: {reason}")
+        applied.failed[name] = reason
+    return engine, applied
+
+
+def record_failure(cache: TuningCache | None, key: str, reason: str) -> str:
+    """The reason that is in the cache from now on: that of another worker, if it was faster."""
+    return str(cache.remember(FAILED_OPTIMIZATIONS, key, lambda: reason)) if cache else reason
 
 
 def try_optimization(
-    engine: FluxEngine, name: str, applied: AppliedOptimizations, report: Report
-) -> tuple[str | None, bool]:
-    """Pull one, and see that it works. Returns why it does not, if so, and whether that has taken the device along."""
-    optimization = OPTIMIZATIONS[name]
+    engine: FluxEngine, name: str, context: OptimizationContext, report: Report
+) -> tuple[FluxEngine, str] | Failure:
+    """Apply one, compile what it needs and compare a trial with the engine before. Returns the new engine and the
+    choice that was made; after a failure the engine before can be used again, unless the device is lost."""
+    optimization, optimized = OPTIMIZATIONS[name], engine
     try:
         before = trial_outputs(engine) if optimization.revert else []
-        choice = optimization.apply(engine)
+        optimized, choice = apply_optimization(engine, name, context)
         if name in COMPILED:
-            warm_up(engine, name, report)
-        for was, now in zip(before, trial_outputs(engine) if optimization.revert else [], strict=True):
-            if not (now - was).abs().max() <= WRONG * was.abs().max():  # a NaN is not
+            warm_up(optimized, name, report)
+        after = trial_outputs(optimized) if optimization.revert else []
+        for expected, actual in zip(before, after, strict=True):
+            if not (actual - expected).abs().max() <= TOLERANCE * expected.abs().max():  # also where it is NaN
                 raise ArithmeticError("its results are wrong")
+        return optimized, choice
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise anything; the engine works without
-        reason, lost = said(error), engine.failure(error) is None
-        if optimization.revert and not lost:
-            optimization.revert(engine)
-    else:
-        applied.choices[name] = choice
-        return None, False
+        failure = Failure(summarize_error(error), engine.failure(error) is None)
+        if optimization.revert and not failure.device_lost:
+            revert_optimization(optimized, name)
     gc.collect()  # what the failure's traceback still held
-    return reason, lost
+    return failure
+
+
+def apply_optimization(engine: FluxEngine, name: str, context: OptimizationContext) -> tuple[FluxEngine, str]:
+    """The optimized engine, on the same pipeline, and the choice that was made."""
+    options, choice = resolve_name(OPTIMIZATIONS[name].apply)(engine, context)
+    return FluxEngine(engine.pipeline, options), choice
+
+
+def revert_optimization(engine: FluxEngine, name: str) -> FluxEngine:
+    """The engine without an optimization, on the same pipeline. Only those that are not exact can be reverted."""
+    revert = OPTIMIZATIONS[name].revert
+    assert revert is not None
+    return FluxEngine(engine.pipeline, resolve_name(revert)(engine))
 
 
 @torch.inference_mode()
@@ -100,8 +134,8 @@ def trial_outputs(engine: FluxEngine) -> list[torch.Tensor]:
     return [sample.velocity.float(), picture.float() / 127.5 - 1]
 
 
-def said(error: BaseException) -> str:
-    """What went wrong, in one line; of a compiler's error, what was behind it."""
+def summarize_error(error: BaseException) -> str:
+    """What went wrong, in one line; of a compiler's error, what caused it."""
     error = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,10 +1,14 @@
-"""Which attention kernel of this torch and diffusers is the fastest on this device, among those that are right."""
+"""Which attention kernel of torch and diffusers is the fastest on this device, among those that are correct."""
 
 import time
 from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.options import EngineOptions
+from pipelines.optimize.context import Change, OptimizationContext
 
 # None of them downloads, and none computes in fewer bits than its inputs have.
 CANDIDATES = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "flash", "_flash_3")
@@ -13,33 +17,52 @@ ROUNDINGS = 16  # how many roundings of the type a kernel may be away from the p
 REPEATS = 5
 
 
+def use_fastest_backend(engine: FluxEngine, context: OptimizationContext) -> Change:
+    """Use the backend that was the fastest when it was first measured on this device."""
+    name = context.remember("attention", lambda: find_fastest(engine.pipeline.transformer))
+    return Change(set_backend(engine, name), name)
+
+
+def use_native_backend(engine: FluxEngine) -> EngineOptions:
+    """Use torch's own attention again."""
+    return set_backend(engine, "native")
+
+
+def set_backend(engine: FluxEngine, name: str) -> EngineOptions:
+    for variant in engine.distinct_variants():
+        variant.transformer.set_attention_backend(name)
+    return engine.options
+
+
 @torch.inference_mode()
-def fastest(transformer: Any) -> str:
-    """The name of the backend. What raises or computes something else is passed over; `native` is always there."""
+def find_fastest(transformer: Any) -> str:
+    """The name of the backend. One that raises or computes something else is skipped; `native` always works."""
     config, device, dtype = transformer.config, transformer.device, transformer.dtype
     shape = (1, TOKENS.get(device.type, 320), config.num_attention_heads, config.attention_head_dim)
-    chance = torch.Generator("cpu").manual_seed(1)
-    query, key, value = (torch.randn(shape, generator=chance).to(device, dtype) for _ in range(3))
-    right = dispatch_attention_fn(
+    generator = torch.Generator("cpu").manual_seed(1)
+    query, key, value = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
+    exact = dispatch_attention_fn(
         query.float(), key.float(), value.float(), backend=AttentionBackendName("_native_math")
     )
-    allowed = ROUNDINGS * torch.finfo(dtype).eps * right.abs().max()
+    allowed = ROUNDINGS * torch.finfo(dtype).eps * exact.abs().max()
     seconds = {"native": float("inf")}
     for name in CANDIDATES:
         try:
             backend = AttentionBackendName(name)
-            close = (dispatch_attention_fn(query, key, value, backend=backend).float() - right).abs().max() <= allowed
-            if close:  # a NaN is not
-                seconds[name] = min(timed(query, key, value, backend) for _ in range(REPEATS))
-        except torch.AcceleratorError:  # the device is lost, and with it all that would come after
+            close = (dispatch_attention_fn(query, key, value, backend=backend).float() - exact).abs().max() <= allowed
+            if close:  # false for NaN
+                seconds[name] = min(measure_seconds(query, key, value, backend) for _ in range(REPEATS))
+        except torch.AcceleratorError:  # the device is lost: nothing after it can work
             raise
         except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError):
             continue  # not built into this torch, not installed, or not for this device or type
     return min(seconds, key=lambda name: seconds[name])
 
 
-def timed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName) -> float:
-    """Seconds of one call, the device waited for."""
+def measure_seconds(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, backend: AttentionBackendName
+) -> float:
+    """Seconds of one call, until the device has finished."""
     if query.is_cuda:
         torch.cuda.synchronize(query.device)
     start = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Which samples may share a forward pass: those for which this device was seen to change no bit.
+"""Which numbers of samples may share a forward pass: those that were shown to change no bit on this device.
 
-A matrix product of more rows may be computed in another order, and then rounds differently (on CPUs float32 does,
-bfloat16 does not). So nothing is assumed: for each size and each number of samples, unlike samples take the first
-steps of every preset together and one by one, and all that they carry must be equal bit for bit. What is not shown to
-be exact is not batched. It only pays for small images (about 0.5 megapixels), so only a few sizes are tried.
+A matrix product of more rows may be computed in another order and then round differently (measured on CPUs: float32
+does, bfloat16 does not). So nothing is assumed: for each size and number of samples, different samples take the first
+steps of every preset together and one by one, and all their tensors must be equal bit for bit. Only numbers that pass
+are batched. Batching pays for small images only (about 0.5 megapixels), so only a few sizes are tried.
 """
 
 import torch
@@ -19,8 +19,8 @@ STEPS = 28  # enough for the presets to differ
 PROMPTS = ("a red apple", "", "two boats on a lake, seen from above", "7")
 
 
-def exact_batches(engine: FluxEngine, size: Size) -> list[int]:
-    """The numbers of samples of a size that may share a pass."""
+def find_exact_batches(engine: FluxEngine, size: Size) -> list[int]:
+    """The numbers of samples of a size that may share a forward pass."""
     return [count for count in COUNTS if is_exact(engine, size, count)]
 
 
@@ -28,31 +28,32 @@ def exact_batches(engine: FluxEngine, size: Size) -> list[int]:
 def is_exact(engine: FluxEngine, size: Size, count: int) -> bool:
     """Whether `count` samples of one size take steps together as each does alone. False if they do not fit."""
     try:
-        return all(agree(engine, size, count, preset) for preset in PRESETS)
+        return all(compare_steps(engine, size, count, preset) for preset in PRESETS)
     except torch.OutOfMemoryError:
         return False
 
 
-def agree(engine: FluxEngine, size: Size, count: int, preset: str) -> bool:
-    """Steps up to and including the first skipped one; the samples begin at different prompts, seeds and guidances."""
+def compare_steps(engine: FluxEngine, size: Size, count: int, preset: str) -> bool:
+    """Whether the steps up to and including the first skipped one are equal, for different prompts and guidances."""
     alone, together = (
-        [engine.prepare(ask(size, number, preset))[0] for number in range(count)] for _ in ("alone", "together")
+        [engine.prepare(make_request(size, number, preset))[0] for number in range(count)]
+        for _ in ("alone", "together")
     )
     until = alone[0].computed.index(False) + 1 if not all(alone[0].computed) else 2
     for _ in range(until):
         for sample in alone:
             engine.step([sample])
         engine.step(together)
-        if not all(same_bits(one, other) for one, other in zip(alone, together, strict=True)):
+        if not all(have_same_bits(one, other) for one, other in zip(alone, together, strict=True)):
             return False
     return True
 
 
-def ask(size: Size, number: int, preset: str) -> ImageRequest:
+def make_request(size: Size, number: int, preset: str) -> ImageRequest:
     prompt, guidance, seeds = PROMPTS[number % len(PROMPTS)], 1.0 + 2.5 * number, (number + 1,)
     return ImageRequest("", prompt, size.width, size.height, STEPS, guidance, seeds, preset)
 
 
-def same_bits(one: Sample, other: Sample) -> bool:
-    """Everything a step has made, and everything the next one takes; a NaN equals nothing."""
+def have_same_bits(one: Sample, other: Sample) -> bool:
+    """Whether everything that the steps have made is equal; NaN equals nothing."""
     return all(torch.equal(left, right) for left, right in zip(one.tensors(), other.tensors(), strict=True))

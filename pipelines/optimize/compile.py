@@ -1,77 +1,83 @@
-"""Compilation: few graphs, all of them made before the engine is ready, kept on disk.
+"""Compilation: few graphs, all of them made before the engine is ready and stored on disk.
 
-Each block is compiled by itself with symbolic sizes, so that all blocks of a class and all image sizes share a graph;
-a precision and a number of rows that is not one need one more. Nothing is compiled while serving: what is not there
-then runs as it is.
+Each block is compiled by itself with symbolic sizes, so that all blocks of a class and all image sizes share a graph.
+Each precision needs a graph of its own, and so does a batch of several rows. Nothing is compiled while serving: a step
+for which there is no graph runs eagerly.
 """
 
 import os
 import warnings
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from pipelines.engine.base import Report
+from pipelines.engine.flux import FluxEngine
+from pipelines.engine.options import EngineOptions
 from pipelines.fields import Size
 from pipelines.optimize.batching import COUNTS
+from pipelines.optimize.context import Change, OptimizationContext
 from pipelines.request import ImageRequest
-
-if TYPE_CHECKING:
-    from pipelines.engine.flux import FluxEngine
 
 GRAPHS = 64  # that one block class may have; torch gives up after 8, and two precisions with three batches need 12
 SIZES = (Size(512, 512), Size(1024, 768), Size(1440, 512), Size(1024, 1024))
 STEPS = 28  # the presets skip some of them
-COMPILED = ("compile", "compile_vae")  # the levers
+COMPILED = ("compile", "compile_vae")  # rows of OPTIMIZATIONS
 FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
-def keep_in(folder: Path) -> None:
-    """Let compiled kernels be kept in a folder. Before the first compilation."""
+def set_cache_folder(folder: Path) -> None:
+    """Store compiled kernels in a folder. To be called before the first compilation."""
     for variable, name in FOLDERS.items():
         os.environ[variable] = str(folder / name)
 
 
-def prepare_compiler() -> None:
-    import torch._inductor.config as inductor  # seconds, which only those who compile shall wait
+def configure_compiler() -> None:
+    """Set the process's compiler: enough graphs, for all sizes, with the same kernels every time."""
+    import torch._inductor.config as inductor  # takes seconds, so only where something is compiled
     import torch.fx.experimental._config as shapes
     from torch._dynamo import config
 
     config.recompile_limit = GRAPHS
     config.accumulated_recompile_limit = 4 * GRAPHS
-    shapes.use_duck_shape = False  # else what was compiled for a square holds for squares alone
-    inductor.deterministic = True  # no choice by timing: the same kernels, and bits, after the cache was lost
+    shapes.use_duck_shape = False  # otherwise a graph compiled for a square serves squares only
+    inductor.deterministic = True  # no kernel is chosen by timing: the same bits after the cache was lost
 
 
-def compile_transformers(engine: "FluxEngine") -> str:
-    prepare_compiler()
+def compile_transformers(engine: FluxEngine, context: OptimizationContext) -> Change:
+    """Compile the blocks of every variant, once for each class."""
+    configure_compiler()
     for variant in engine.distinct_variants():
-        variant.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=engine.compiler)
-    return ""
+        variant.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=context.compiler)
+    return Change(engine.options)
 
 
-def leave_transformers(engine: "FluxEngine") -> None:
+def uncompile_transformers(engine: FluxEngine) -> EngineOptions:
+    """Run the blocks eagerly again."""
     for variant in engine.distinct_variants():
         for block in (*variant.transformer.transformer_blocks, *variant.transformer.single_transformer_blocks):
             block._compiled_call_impl = None
+    return engine.options
 
 
-def compile_decoder(engine: "FluxEngine") -> str:
-    prepare_compiler()
-    # diffusers asks for torch's version in the decoder; that the answer is cached is no matter
+def compile_decoder(engine: FluxEngine, context: OptimizationContext) -> Change:
+    """Compile the VAE's decoder."""
+    configure_compiler()
+    # The decoder asks for torch's version through an lru_cache, which is harmless.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-    engine.pipeline.vae.decoder.compile(fullgraph=True, dynamic=True, backend=engine.compiler)
-    return ""
+    engine.pipeline.vae.decoder.compile(fullgraph=True, dynamic=True, backend=context.compiler)
+    return Change(engine.options)
 
 
-def leave_decoder(engine: "FluxEngine") -> None:
+def uncompile_decoder(engine: FluxEngine) -> EngineOptions:
+    """Run the decoder eagerly again."""
     engine.pipeline.vae.decoder._compiled_call_impl = None
+    return engine.options
 
 
-def warm_up(engine: "FluxEngine", optimization: str, report: Report) -> None:
-    """Whatever will run is compiled after this: every kind of step once in every number of rows, or a decoding."""
+def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
+    """Compile all that serving will run: every kind of step in every number of rows, or a decoding, at each size."""
     presets = {id(variant): preset for preset, variant in engine.variants.items()}.values()  # one a precision
     if optimization == "compile":
         kinds = [*product(presets, SIZES, [1]), *product(presets, SIZES[:1], COUNTS)]
@@ -81,14 +87,14 @@ def warm_up(engine: "FluxEngine", optimization: str, report: Report) -> None:
         report(f"warming up {optimization}: {done} of {len(kinds)}", 0.95 + 0.01 * done / len(kinds))
         request = ImageRequest("", "warm-up", size.width, size.height, STEPS, 4.5, (1,), preset)
         try:
-            run(engine, request, count)
-        except torch.OutOfMemoryError:  # nor will such a request be drawn: it is told so when it comes
+            run_once(engine, request, count)
+        except torch.OutOfMemoryError:  # such a request will fail, too, with an error of its own
             torch.cuda.empty_cache()
 
 
 @torch.inference_mode()
-def run(engine: "FluxEngine", request: ImageRequest, count: int) -> None:
-    """Steps of `count` samples in one pass, up to and with the first skipped one; for 0 the decoding of one."""
+def run_once(engine: FluxEngine, request: ImageRequest, count: int) -> None:
+    """Take steps of `count` samples in one pass, up to and including the first skipped one; for 0, decode one."""
     samples = [engine.prepare(request)[0] for _ in range(max(1, count))]
     computed = samples[0].computed
     for _ in range((computed.index(False) + 1 if False in computed else 1) if count else 0):
@@ -97,6 +103,6 @@ def run(engine: "FluxEngine", request: ImageRequest, count: int) -> None:
         engine.finish(samples[0])
 
 
-def freeze() -> None:
-    """From now on nothing is compiled in this process."""
+def forbid_compilation() -> None:
+    """Let this process compile nothing from now on."""
     torch.compiler.set_stance("eager_on_recompile")

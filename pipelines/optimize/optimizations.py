@@ -1,18 +1,14 @@
-"""The fast path, one lever a row: what it does, whether it is exact, where it is pulled by default. No torch here.
+"""What makes the engine fast, one row each: what it does, whether it is exact, and where it is on by default.
 
-With every lever off the engine is `FluxPipeline` bit for bit. Levers are pulled once, before anything is drawn, in the
-table's order (`pulling.py`); each can be pulled alone. What moves bits is part of the engine's fingerprint, and can be
-undone: not every machine can do it.
+Imports no torch: a row names its functions as `module:function`, and `apply.py` imports them. With every optimization
+off the engine equals `FluxPipeline` bit for bit. Optimizations are applied once, before anything is drawn, in the
+table's order; each also works alone. One that can change bits is part of the engine's fingerprint and can be reverted,
+because not every machine supports it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipelines.engine.flux import FluxEngine
-
-REMEMBERED = 64  # prompts (4 MiB each at FLUX.1's size) and sizes (4 MiB at 1024x1024)
 ROUNDINGS = 16
 FLOAT8 = 0.25
 ACCURACIES: Mapping[str, str] = {
@@ -24,159 +20,98 @@ ACCURACIES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Optimization:
-    """One row: `apply` changes an engine and returns the choice that it made, or "". `revert` undoes it, for those that
-    are not exact. `devices`: where it is on by default."""
+    """One row.
 
-    says: str
-    accuracy: str  # a key of ACCURACIES
+    `description` and `accuracy` (a key of `ACCURACIES`) are for people; `devices` are the kinds of device where it is
+    on by default. `apply` takes an engine and an `OptimizationContext` and returns a `Change`. `revert` takes the
+    engine and returns the options without the optimization; one that is exact needs none.
+    """
+
+    description: str
+    accuracy: str
     devices: tuple[str, ...]
-    apply: Callable[["FluxEngine"], str]
-    revert: Callable[["FluxEngine"], None] | None = None
+    apply: str
+    revert: str | None = None
 
 
-def remember_texts(engine: "FluxEngine") -> str:
-    engine.texts.limit = REMEMBERED
-    return ""
-
-
-def remember_rotaries(engine: "FluxEngine") -> str:
-    engine.rotaries.limit = REMEMBERED
-    return ""
-
-
-def take_float8(engine: "FluxEngine") -> str:
-    from pipelines.optimize.fp8 import add_float8_variant
-
-    return add_float8_variant(engine)
-
-
-def leave_float8(engine: "FluxEngine") -> None:
-    engine.variants = dict.fromkeys(engine.variants, engine.variants["none"])
-
-
-def modulate_at_once(engine: "FluxEngine") -> str:
-    from pipelines.engine.modulation import Modulation
-
-    for variant in engine.distinct_variants():
-        variant.modulation = Modulation(variant.transformer)
-    return ""
-
-
-def modulate_by_step(engine: "FluxEngine") -> None:
-    for variant in engine.distinct_variants():
-        if variant.modulation is not None:
-            variant.modulation.give_back()
-            variant.modulation = None
-
-
-def choose_attention(engine: "FluxEngine") -> str:
-    from pipelines.optimize.attention import fastest
-
-    name = engine.remember("attention", lambda: fastest(engine.pipeline.transformer))
-    attend(engine, name)
-    return name
-
-
-def attend(engine: "FluxEngine", name: str = "native") -> None:
-    for variant in engine.distinct_variants():
-        variant.transformer.set_attention_backend(name)
-
-
-def lay_out_vae(engine: "FluxEngine") -> str:
-    import torch
-
-    engine.pipeline.vae.to(memory_format=torch.channels_last)
-    return ""
-
-
-def lay_out_vae_plainly(engine: "FluxEngine") -> None:
-    import torch
-
-    engine.pipeline.vae.to(memory_format=torch.contiguous_format)
-
-
-def compile_blocks(engine: "FluxEngine") -> str:
-    from pipelines.optimize.compile import compile_transformers
-
-    return compile_transformers(engine)
-
-
-def run_blocks(engine: "FluxEngine") -> None:
-    from pipelines.optimize.compile import leave_transformers
-
-    leave_transformers(engine)
-
-
-def compile_vae(engine: "FluxEngine") -> str:
-    from pipelines.optimize.compile import compile_decoder
-
-    return compile_decoder(engine)
-
-
-def run_vae(engine: "FluxEngine") -> None:
-    from pipelines.optimize.compile import leave_decoder
-
-    leave_decoder(engine)
-
-
+HERE = "pipelines.optimize"
 OPTIMIZATIONS: Mapping[str, Optimization] = {
-    "texts": Optimization("the last 64 prompts' embeddings are remembered", "exact", ("cpu", "cuda"), remember_texts),
-    "rotary": Optimization("position tables are kept for each size", "exact", ("cpu", "cuda"), remember_rotaries),
+    "texts": Optimization(
+        "the last 64 prompts' embeddings are remembered", "exact", ("cpu", "cuda"), f"{HERE}.precompute:cache_texts"
+    ),
+    "rotary": Optimization(
+        "position tables are kept for each size", "exact", ("cpu", "cuda"), f"{HERE}.precompute:cache_rotaries"
+    ),
     "fp8": Optimization(
         "regular and high multiply in float8, scaled by row, in the blocks' linear layers (needs the extra `fp8`)",
         "float8",
         (),
-        take_float8,
-        leave_float8,
+        f"{HERE}.fp8:add_float8_variant",
+        f"{HERE}.fp8:remove_float8_variant",
     ),
     "modulation": Optimization(
-        "the modulation of all steps is one product", "rounding", ("cuda",), modulate_at_once, modulate_by_step
+        "the modulation of all steps is one product",
+        "rounding",
+        ("cuda",),
+        f"{HERE}.precompute:extract_modulation",
+        f"{HERE}.precompute:restore_modulation",
     ),
     "attention": Optimization(
         "the attention kernel that was the fastest here when first measured",
         "rounding",
         ("cuda",),
-        choose_attention,
-        attend,
+        f"{HERE}.attention:use_fastest_backend",
+        f"{HERE}.attention:use_native_backend",
     ),
     "vae_layout": Optimization(
-        "the VAE's convolutions in channels-last order", "rounding", ("cuda",), lay_out_vae, lay_out_vae_plainly
+        "the VAE's convolutions in channels-last order",
+        "rounding",
+        ("cuda",),
+        f"{HERE}.vae_layout:use_channels_last",
+        f"{HERE}.vae_layout:use_contiguous",
     ),
     "compile": Optimization(
-        "the transformer's blocks are compiled, once for all sizes", "rounding", ("cuda",), compile_blocks, run_blocks
+        "the transformer's blocks are compiled, once for all sizes",
+        "rounding",
+        ("cuda",),
+        f"{HERE}.compile:compile_transformers",
+        f"{HERE}.compile:uncompile_transformers",
     ),
     "compile_vae": Optimization(
-        "the VAE's decoder is compiled, once for all sizes", "rounding", ("cuda",), compile_vae, run_vae
+        "the VAE's decoder is compiled, once for all sizes",
+        "rounding",
+        ("cuda",),
+        f"{HERE}.compile:compile_decoder",
+        f"{HERE}.compile:uncompile_decoder",
     ),
 }
 
 
-def chosen(names: Iterable[str], device: str) -> list[str]:
-    """The levers that `names` (`default`, `none` or rows of the table) ask for on a kind of device, in table order."""
-    asked = set(names)
-    if "default" in asked:
-        asked |= {name for name, optimization in OPTIMIZATIONS.items() if device in optimization.devices}
-    return [name for name in OPTIMIZATIONS if name in asked]
+def select_optimizations(names: Iterable[str], device: str) -> list[str]:
+    """The optimizations that `names` (`default`, `none` or rows) ask for on a kind of device, in the table's order."""
+    selected = set(names)
+    if "default" in selected:
+        selected |= {name for name, optimization in OPTIMIZATIONS.items() if device in optimization.devices}
+    return [name for name in OPTIMIZATIONS if name in selected]
 
 
 def validate_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """The names, unchanged. Raises `ValueError` for an unknown one, and for `none` beside others."""
     for name in names:
         if name not in (*OPTIMIZATIONS, "default", "none"):
-            raise ValueError(
-                f"{name!r} is no optimization: expected default, none, or some of {', '.join(OPTIMIZATIONS)}"
-            )
+            expected = f"default, none, or some of {', '.join(OPTIMIZATIONS)}"
+            raise ValueError(f"{name!r} is no optimization: expected {expected}")
     if "none" in names and len(names) > 1:
         raise ValueError("none and other optimizations exclude each other")
     return names
 
 
-def moving_bits(applied: Mapping[str, str]) -> dict[str, str]:
-    """Those of the pulled levers that are not exact: the fingerprint must tell them apart."""
-    return {name: choice for name, choice in applied.items() if OPTIMIZATIONS[name].accuracy != "exact"}
+def select_inexact(choices: Mapping[str, str]) -> dict[str, str]:
+    """Those of the applied optimizations that are not exact, with their choices: part of the fingerprint."""
+    return {name: choice for name, choice in choices.items() if OPTIMIZATIONS[name].accuracy != "exact"}
 
 
-def described(applied: Mapping[str, str], failed: Mapping[str, str]) -> str:
+def describe_optimizations(choices: Mapping[str, str], failed: Mapping[str, str]) -> str:
     """For people: `texts, rotary, attention (_native_cudnn); without compile, which fails here: ...`."""
-    have = ", ".join(f"{name} ({choice})" if choice else name for name, choice in applied.items()) or "none"
-    return "; ".join([have, *(f"without {name}, which fails here: {reason}" for name, reason in failed.items())])
+    applied = ", ".join(f"{name} ({choice})" if choice else name for name, choice in choices.items()) or "none"
+    return "; ".join([applied, *(f"without {name}, which fails here: {reason}" for name, reason in failed.items())])

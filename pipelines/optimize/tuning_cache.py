@@ -1,17 +1,18 @@
-"""What was found out about a device, its software and its weights: once, then kept in `engine.json` and reused.
+"""What was measured once on a device, with its software and weights, and is reused: the file `engine.json`.
 
-A file of sections; in each, values by key (an engine's fingerprint is part of it). Several workers may share the file.
+The file has sections; each holds values by key, and an engine's fingerprint is part of the key. Several workers may
+share the file.
 """
 
-import fcntl
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 NAME = "engine.json"
-OPTIMIZATIONS = "levers"  # the section of those that failed
+FAILED_OPTIMIZATIONS = "levers"  # a section's name in files, which older versions have written, too
 
 
 class TuningCache:
@@ -20,15 +21,15 @@ class TuningCache:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def remember(self, section: str, key: str, find: Callable[[], Any]) -> Any:
-        """The value that is kept under `key`; if there is none, what `find` finds is from now on. JSON values only."""
+    def remember(self, section: str, key: str, measure: Callable[[], Any]) -> Any:
+        """The value under `key`; where there is none, what `measure` returns, stored for later. JSON values only."""
         values = self.section(section)
         if key in values:
             return values[key]
-        found = find()
-        with self._locked():
+        measured = measure()
+        with self._lock():
             cache = self._read()
-            value = cache.setdefault(section, {}).setdefault(key, found)  # another worker may have been faster
+            value = cache.setdefault(section, {}).setdefault(key, measured)  # another worker may have been faster
             self._write(cache)
         return value
 
@@ -37,7 +38,7 @@ class TuningCache:
         return values
 
     def forget(self, section: str) -> None:
-        with self._locked():
+        with self._lock():
             cache = self._read()
             cache.pop(section, None)
             self._write(cache)
@@ -51,7 +52,7 @@ class TuningCache:
         except ValueError as error:
             raise ValueError(f"{self.path} is not readable: {error}. Remove it; it is made anew") from error
         if not isinstance(cache, dict):
-            raise ValueError(f"{self.path} does not hold what was found out about the engine. Remove it")
+            raise ValueError(f"{self.path} is not a tuning cache. Remove it")
         return cache
 
     def _write(self, cache: dict[str, Any]) -> None:
@@ -59,9 +60,6 @@ class TuningCache:
         new.write_text(json.dumps(cache, indent=2, sort_keys=True) + "\n")
         new.replace(self.path)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _lock(self) -> FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        return FileLock(self.path.with_suffix(".lock"))

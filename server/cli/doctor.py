@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
-from pipelines.loading.placement import DoesNotFit, cards, holders, host_memory, place, placement_of
+from pipelines.loading.cards import Card, DriverUnavailable, list_cards, list_holders
+from pipelines.loading.placement import DoesNotFit, choose_placement, get_placement, measure_host_memory
 from server.cli.parsing import parse
 from server.cli.serve import listen
 from server.security.keys import KeyRing
@@ -71,11 +72,14 @@ def check_software(_: DoctorSettings) -> Finding:
 
 
 def check_gpu(settings: DoctorSettings) -> Finding:
-    found = cards()
-    if not found:
+    try:
+        found = list_cards()
+        problem = "" if found else "the NVIDIA driver knows no card"
+    except DriverUnavailable as error:
+        found, problem = [], f"no NVIDIA driver answers ({error})"
+    if problem:
         wanted = any(device.startswith("cuda") for device in settings.devices)
-        text = "no NVIDIA driver answers (nvidia-smi)"
-        return Finding("failed" if wanted else "warning", text + ("" if wanted else ": the CPU draws, slowly"))
+        return Finding("failed" if wanted else "warning", problem + ("" if wanted else ": the CPU draws, slowly"))
     listed = (f"{card.name}, {card.total / 2**30:.0f} GiB, {card.free / 2**30:.0f} free" for card in found)
     built = version("torch").partition("+")[2]
     if built == "cpu":
@@ -83,15 +87,23 @@ def check_gpu(settings: DoctorSettings) -> Finding:
     return Finding("ok", f"{'; '.join(listed)}; driver {found[0].driver}")
 
 
+def list_cards_or_none() -> list[Card]:
+    """The machine's cards; none where no driver answers."""
+    try:
+        return list_cards()
+    except DriverUnavailable:
+        return []
+
+
 def check_placement(settings: DoctorSettings) -> Finding:
     row = choose_checkpoint(settings.model, settings.models_dir)
-    found = [] if set(settings.devices) == {"cpu"} else cards()
+    found = [] if set(settings.devices) == {"cpu"} else list_cards_or_none()
     precision = ("bfloat16" if found else "float32") if settings.dtype == "auto" else settings.dtype
     if not found:
-        return Finding("ok", f"on the CPU. {placement_of(row, precision, settings.placement)}")
+        return Finding("ok", f"on the CPU. {get_placement(row, precision, settings.placement)}")
     try:
-        how = holders(), settings.placement, host_memory()
-        placed = [f"{card.name}: {place(row, precision, card, *how)}" for card in found]
+        how = list_holders(), settings.placement, measure_host_memory()
+        placed = [f"{card.name}: {choose_placement(row, precision, card, *how)}" for card in found]
     except DoesNotFit as error:
         return Finding("failed", str(error))
     return Finding("ok", f"{'; '.join(placed)} (--placement chooses another)")

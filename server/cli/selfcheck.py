@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipelines import logs
 from pipelines.loading.golden import SECTION
-from pipelines.optimize.tuning_cache import NAME, OPTIMIZATIONS, TuningCache
+from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, NAME, TuningCache
 from pipelines.workers.pool import WorkerPool
 from server.cli.parsing import parse
 from server.settings import EngineSettings
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 def forget_results(data_dir: Path) -> None:
     """Forget the golden pictures and which optimizations failed: the next start counts as the first."""
     cache = TuningCache(data_dir / NAME)
-    for section in (SECTION, OPTIMIZATIONS):
+    for section in (SECTION, FAILED_OPTIMIZATIONS):
         cache.forget(section)
 
 

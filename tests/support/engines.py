@@ -7,7 +7,8 @@ from support.written_formats import Tensors
 
 from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine
-from pipelines.loading.build import describe, load_engine
+from pipelines.engine.options import EngineOptions
+from pipelines.loading.build import describe_engine, load_engine
 from pipelines.request import GenerationParams, ImageRequest
 from weights import tiny
 
@@ -16,7 +17,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 
 def tiny_engine(dtype: torch.dtype) -> FluxEngine:
     pipeline = tiny.build(dtype)
-    return FluxEngine(pipeline, tiny.TEXT_TOKENS, describe("tiny", pipeline, torch.device("cpu"), dtype))
+    info = describe_engine("tiny", pipeline, torch.device("cpu"), dtype)
+    return FluxEngine(pipeline, EngineOptions(info, tiny.TEXT_TOKENS))
 
 
 def ask(width: int = 512, height: int = 512, steps: int = 2, **fields: object) -> ImageRequest:

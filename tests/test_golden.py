@@ -12,8 +12,8 @@ from pipelines.engine.flux import FluxEngine
 from pipelines.errors import OutOfMemory
 from pipelines.fields import Size
 from pipelines.loading.build import load_engine
-from pipelines.loading.golden import SelfCheckFailed, check_itself
-from pipelines.optimize.batching import COUNTS, exact_batches
+from pipelines.loading.golden import SelfCheckFailed, check_golden_images
+from pipelines.optimize.batching import COUNTS, find_exact_batches
 from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.selfcheck import main
 
@@ -35,30 +35,30 @@ def attend_otherwise(engine: FluxEngine) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_engine_that_draws_as_before_passes_and_one_that_does_not_fails(dtype: torch.dtype, tmp_path: Path) -> None:
     kept = TuningCache(tmp_path / "engine.json")
-    check_itself(tiny_engine(dtype), kept)
-    check_itself(tiny_engine(dtype), kept)
+    check_golden_images(tiny_engine(dtype), kept)
+    check_golden_images(tiny_engine(dtype), kept)
     assert set(kept.section("golden")) == {tiny_engine(dtype).info.fingerprint}
     engine = tiny_engine(dtype)
     flip_a_bit(engine)  # after the fingerprint was taken: the engine says that it is the same
     with pytest.raises(SelfCheckFailed, match=r"exact and accelerated pictures differ .* srpo selfcheck --renew"):
-        check_itself(engine, kept)
+        check_golden_images(engine, kept)
 
 
 def test_another_attention_backend_is_found_out(tmp_path: Path) -> None:
     kept = TuningCache(tmp_path / "engine.json")
-    check_itself(tiny_engine(torch.float32), kept)
+    check_golden_images(tiny_engine(torch.float32), kept)
     engine = tiny_engine(torch.float32)
     attend_otherwise(engine)
     with pytest.raises(SelfCheckFailed):
-        check_itself(engine, kept)
+        check_golden_images(engine, kept)
 
 
 def test_a_fault_in_skipped_steps_alone_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = TuningCache(tmp_path / "engine.json")
-    check_itself(tiny_engine(torch.float32), kept)
+    check_golden_images(tiny_engine(torch.float32), kept)
     monkeypatch.setattr("pipelines.engine.forward.Residuals.at", lambda self, time: self.tensors()[-1])
     with pytest.raises(SelfCheckFailed, match="the self-check's accelerated pictures differ"):
-        check_itself(tiny_engine(torch.float32), kept)
+        check_golden_images(tiny_engine(torch.float32), kept)
 
 
 def test_loading_checks_and_names_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,9 +70,9 @@ def test_loading_checks_and_names_what_it_chose(tmp_path: Path, monkeypatch: pyt
 
     first = load()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.loading.build.exact_batches", lambda engine, size: pytest.fail("tried again"))
+        patch.setattr("pipelines.loading.build.find_exact_batches", lambda engine, size: pytest.fail("tried again"))
         assert load().info == first.info
-        assert load().batches == first.batches
+        assert load().options.batches == first.options.batches
     others = {load(sizes=()).info.fingerprint, load("float32").info.fingerprint}
     assert len(others | {first.info.fingerprint}) == 3
     file = tmp_path / "engine.json"
@@ -125,7 +125,8 @@ def engine(request: pytest.FixtureRequest) -> FluxEngine:
 
 def test_only_numbers_of_samples_without_a_changed_bit_are_allowed(engine: FluxEngine) -> None:
     """Independently of how it was found out: with them allowed, every picture is the one drawn alone."""
-    engine.batches = {SQUARE: tuple(exact_batches(engine, SQUARE))}
+    counts = tuple(find_exact_batches(engine, SQUARE))
+    engine = engine.change(batches={SQUARE: counts})
     requests = [
         ask(steps=steps, seed=seed, guidance_scale=seed, acceleration=preset, prompt="x" * seed)
         for seed, (steps, preset) in enumerate(
@@ -145,7 +146,7 @@ def test_only_numbers_of_samples_without_a_changed_bit_are_allowed(engine: FluxE
         together.append(len(company))
         engine.step(company)
     assert {sample.request: engine.finish(sample).data for sample in samples} == alone
-    if engine.batches[SQUARE]:
+    if counts:
         assert max(together) == 4
         assert min(together) == 1
 
@@ -159,7 +160,7 @@ def test_a_changed_bit_forbids_the_batch(engine: FluxEngine, monkeypatch: pytest
             samples[2].velocity = samples[2].velocity.nextafter(torch.tensor(9.0, dtype=samples[2].velocity.dtype))
 
     monkeypatch.setattr(FluxEngine, "step", rounds_otherwise)
-    assert 4 not in exact_batches(engine, SQUARE)
+    assert 4 not in find_exact_batches(engine, SQUARE)
 
 
 def test_company_is_of_one_size_one_kind_of_step_and_an_allowed_number() -> None:
@@ -167,7 +168,7 @@ def test_company_is_of_one_size_one_kind_of_step_and_an_allowed_number() -> None
     fast, exact = ask(steps=12, acceleration="high", num_images=3), ask(num_images=3)
     samples = engine.prepare(fast) + engine.prepare(exact) + engine.prepare(ask(544, 512))
     assert engine.select_batch(samples) == samples[:1]
-    engine.batches = {SQUARE: COUNTS}
+    engine = engine.change(batches={SQUARE: COUNTS})
     assert engine.select_batch(samples) == samples[:2]
     assert engine.select_batch(samples[3:]) == samples[3:5]
     assert engine.select_batch(samples[6:]) == samples[6:]
@@ -187,7 +188,7 @@ def test_what_did_not_fit_together_goes_on_alone(monkeypatch: pytest.MonkeyPatch
         while engine.steps_left(sample):
             engine.step([sample])
         alone.append(engine.finish(sample).data)
-    engine.batches = {SQUARE: COUNTS}
+    engine = engine.change(batches={SQUARE: COUNTS})
     head, sizes = engine._transformer.proj_out.forward, []
 
     def full(hidden: torch.Tensor) -> torch.Tensor:

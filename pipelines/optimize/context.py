@@ -1,0 +1,28 @@
+"""What an optimization is given, and what it returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipelines.engine.options import EngineOptions
+
+
+def measure_anew(_section: str, measure: Callable[[], str]) -> str:
+    """Remember nothing."""
+    return measure()
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizationContext:
+    """`compiler` is a backend of `torch.compile`. `remember(section, measure)` returns what was measured on this device
+    before, or else measures now: a choice that moves bits must stay the same."""
+
+    compiler: Any = "inductor"
+    remember: Callable[[str, Callable[[], str]], str] = measure_anew
+
+
+class Change(NamedTuple):
+    """The options of the optimized engine, and the choice that was made on the way, if there was one to make."""
+
+    options: EngineOptions
+    choice: str = ""
