@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from bench.support.report import make_parser, print_table, write_json
-from pipelines.safety.checkers import load
+from pipelines.safety.checkers import load_checker
 
 SHOWN = 10  # of the highest scores
 THRESHOLDS = (0.1, 0.2, 0.5, 0.8, 0.85)
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checker", default="embedded")
     options = parser.parse_args(arguments)
     try:
-        checker = load(options.checker)
+        checker = load_checker(options.checker)
     except ValueError as error:
         parser.error(f"--checker: {error}")
     if checker is None:

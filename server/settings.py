@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
 from pipelines.request import IMAGE_SIZE
-from pipelines.safety.checkers import spelled
+from pipelines.safety.checkers import parse_checkers
 from weights.checkpoints import CHECKPOINTS
 from weights.lora_file import parse_lora
 
@@ -164,7 +164,7 @@ class EngineSettings(EnvironmentSettings):
     @field_validator("safety_checker")
     @classmethod
     def _check_checker(cls, value: str) -> str:
-        spelled(value)
+        parse_checkers(value)
         return value
 
     @field_validator("batch_sizes")

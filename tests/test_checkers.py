@@ -1,10 +1,13 @@
 """Checkers that the operator brings: classifier folders on tiny random models, and a real moderation service."""
 
 import base64
+import inspect
 import io
 import json
+import pkgutil
 import threading
 import time
+import typing
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,6 +30,7 @@ from transformers import (
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.safety import classifiers
+from pipelines.safety.checkers import CHECKERS, CheckerType
 from pipelines.safety.classifiers import Classifier, CompVis
 from pipelines.safety.guard import make_guard
 from pipelines.safety.open_nsfw import canaries
@@ -230,3 +234,12 @@ async def test_the_service_may_refuse_prompts(tmp_path: Path, moderator: Any) ->
 
 def test_the_usual_labels_are_written_in_lower_case() -> None:
     assert {name.lower() for name in classifiers.UNSAFE} == classifiers.UNSAFE
+
+
+@pytest.mark.parametrize("row", CHECKERS.values(), ids=list(CHECKERS))
+def test_every_row_of_the_table_names_something_that_scores_pictures(row: CheckerType) -> None:
+    factory = pkgutil.resolve_name(row.factory)
+    made = factory if isinstance(factory, type) else typing.get_type_hints(factory)["return"]
+    assert callable(made.score)
+    assert callable(made.self_test)
+    assert set(row.options) <= set(inspect.signature(factory).parameters)

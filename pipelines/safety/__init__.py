@@ -1,1 +1,1 @@
-"""What must not be drawn or shown: prompt rules, image checkers, and the guard that applies them."""
+"""Content safety: prompt rules, image checkers, and the guard that applies the operator's policy."""

@@ -1,18 +1,14 @@
-"""The safety checkers by name: one row a checker.
+"""The safety checkers by name: one row a checker, whose module is imported only when the operator asks for it.
 
-A checker is asked for as `name` or `name:argument`; several, separated by commas, flag what any of them flags.
+The operator writes `name` or `name:argument`. Several, separated by commas, flag what any of them flags.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import pkgutil
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from PIL import Image
-
-from pipelines.safety import classifiers
-from pipelines.safety import open_nsfw as opennsfw
-from pipelines.safety.moderation import ImageHook
 
 
 class SafetyChecker(Protocol):
@@ -29,43 +25,22 @@ class SafetyChecker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class CheckerConfig:
-    """What the operator says about a checker: what follows its name, which labels are unsafe, and the device."""
+class CheckerType(NamedTuple):
+    """How a checker is built: by `factory` ("module:callable"), which takes the argument, if any, and the options.
 
-    argument: str = ""
-    labels: tuple[str, ...] = ()
-    device: str = "cpu"
+    `argument` is what follows the name, in words. `options` are keywords of `load_checker` that the factory takes.
+    """
 
-
-def embedded(_: CheckerConfig) -> SafetyChecker:
-    return opennsfw.embedded()
-
-
-def folder(config: CheckerConfig) -> SafetyChecker:
-    return classifiers.Classifier(config.argument, config.labels, config.device)
-
-
-def compvis(config: CheckerConfig) -> SafetyChecker:
-    return classifiers.CompVis(config.argument, config.device)
-
-
-def hook(config: CheckerConfig) -> SafetyChecker:
-    return ImageHook(config.argument)
-
-
-class Row(NamedTuple):
-    """A checker: how it is made, and what its argument is, where it has one."""
-
-    make: Callable[[CheckerConfig], SafetyChecker]
+    factory: str
     argument: str | None = None
+    options: tuple[str, ...] = ()
 
 
-CHECKERS: Mapping[str, Row] = {
-    "embedded": Row(embedded),
-    "folder": Row(folder, "PATH"),
-    "compvis": Row(compvis, "PATH"),
-    "hook": Row(hook, "URL"),
+CHECKERS: Mapping[str, CheckerType] = {
+    "embedded": CheckerType("pipelines.safety.open_nsfw:load_open_nsfw"),
+    "folder": CheckerType("pipelines.safety.classifiers:Classifier", "PATH", ("labels", "device")),
+    "compvis": CheckerType("pipelines.safety.classifiers:CompVis", "PATH", ("device",)),
+    "hook": CheckerType("pipelines.safety.moderation:ImageHook", "URL"),
 }
 NONE = "none"
 
@@ -78,36 +53,45 @@ class AnyOf:
         self.name = " + ".join(checker.name for checker in checkers)
 
     def score(self, picture: Image.Image) -> float:
-        return highest([checker.score(picture) for checker in self._checkers])
+        return max_score([checker.score(picture) for checker in self._checkers])
 
     def self_test(self) -> None:
         for checker in self._checkers:
             checker.self_test()
 
 
-def highest(scores: list[float]) -> float:
+def max_score(scores: list[float]) -> float:
     """The largest score; NaN, which `max` would lose, stays NaN."""
     return math.nan if any(map(math.isnan, scores)) else max(scores)
 
 
-def spelled(spec: str) -> list[tuple[str, str]]:
-    """(name, argument) of each checker of a setting's value; none of them for `none`. Raises `ValueError`."""
-    if spec == NONE:
+def parse_checkers(setting: str) -> list[tuple[str, str]]:
+    """(name, argument) of each checker that the setting names; an empty list for `none`. Raises `ValueError`."""
+    if setting == NONE:
         return []
-    parts = []
-    for part in spec.split(","):
+    parsed = []
+    for part in setting.split(","):
         name, _, argument = part.strip().partition(":")
         row = CHECKERS.get(name)
         if row is None or (row.argument is None) != (not argument):
             forms = [name if row.argument is None else f"{name}:{row.argument}" for name, row in CHECKERS.items()]
             raise ValueError(f"expected {', '.join(forms)}, several of them separated by commas, or {NONE}")
-        parts.append((name, argument))
-    return parts
+        parsed.append((name, argument))
+    return parsed
 
 
-def load(spec: str, labels: tuple[str, ...] = (), device: str = "cpu") -> SafetyChecker | None:
-    """The checker that a setting asks for; None for `none`. Raises whatever its making raises."""
-    made = [CHECKERS[name].make(CheckerConfig(argument, labels, device)) for name, argument in spelled(spec)]
-    if not made:
+def load_checker(setting: str, *, labels: tuple[str, ...] = (), device: str = "cpu") -> SafetyChecker | None:
+    """The checker that the setting names; None for `none`. Raises whatever its factory raises.
+
+    `labels` are those of a classifier that are unsafe, and `device` is where its model runs.
+    """
+    options = {"labels": labels, "device": device}
+    checkers: list[SafetyChecker] = []
+    for name, argument in parse_checkers(setting):
+        row = CHECKERS[name]
+        arguments = [argument] if row.argument else []
+        factory = pkgutil.resolve_name(row.factory)
+        checkers.append(factory(*arguments, **{option: options[option] for option in row.options}))
+    if not checkers:
         return None
-    return made[0] if len(made) == 1 else AnyOf(made)
+    return checkers[0] if len(checkers) == 1 else AnyOf(checkers)

@@ -1,4 +1,4 @@
-"""Checkers whose weights the operator brings, as a local folder. Only safetensors are read, and nothing is fetched.
+"""Checkers whose weights are a local folder of the operator's. Only safetensors are read; nothing is downloaded.
 
 `folder`: any image classifier that transformers can load, for example `Falconsai/nsfw_image_detection`, which FLUX's
 authors use at a threshold of 0.85. `compvis`: Stable Diffusion's checker, `CompVis/stable-diffusion-safety-checker`.
@@ -22,8 +22,8 @@ LOCAL = {"local_files_only": True, "trust_remote_code": False}
 NEVER = 2.0  # no cosine similarity reaches it
 
 
-def complete(folder: str) -> Path:
-    """The folder, if the three files are there; raises `SafetyUnavailable`."""
+def check_folder(folder: str) -> Path:
+    """The folder's path. Raises `SafetyUnavailable` where one of the three files is missing."""
     path = Path(folder)
     missing = [name for name in ("config.json", "preprocessor_config.json") if not (path / name).is_file()]
     if not any(path.glob("*.safetensors")):
@@ -39,11 +39,11 @@ class Classifier:
     def __init__(self, folder: str, labels: tuple[str, ...] = (), device: str = "cpu") -> None:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-        path = complete(folder)
+        path = check_folder(folder)
         self._processor = AutoImageProcessor.from_pretrained(path, backend="pil", **LOCAL)
         model = AutoModelForImageClassification.from_pretrained(path, use_safetensors=True, **LOCAL)
         self._model = model.eval().requires_grad_(False).to(device)
-        self._unsafe = unsafe_labels(self._model.config.id2label, labels)
+        self._unsafe = find_unsafe_labels(self._model.config.id2label, labels)
         self.name = f"folder ({path.name})"
 
     def score(self, picture: Image.Image) -> float:
@@ -51,7 +51,7 @@ class Classifier:
         return min(1.0, float(probabilities[self._unsafe].sum()))  # rounding can reach beyond 1
 
     def self_test(self) -> None:
-        """The classifier sees: two different pictures differ to it, and one picture does not."""
+        """Two different pictures get different scores, and the same picture gets the same score twice."""
         first, second = canaries()
         one, again, other = (self._logits(picture) for picture in (first, first, second))
         if not (one.isfinite().all() and one.equal(again) and not one.equal(other)):
@@ -62,7 +62,7 @@ class Classifier:
         return self._model(**inputs).logits[0]
 
 
-def unsafe_labels(names: dict[int, str], wanted: tuple[str, ...]) -> list[int]:
+def find_unsafe_labels(names: dict[int, str], wanted: tuple[str, ...]) -> list[int]:
     """Indices of the labels that count as unsafe: those the operator names, else those of well-known names."""
     lower = {index: name.lower() for index, name in names.items()}
     known = {name.lower() for name in wanted} or UNSAFE
@@ -81,7 +81,7 @@ class CompVis:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
         from transformers import CLIPImageProcessor
 
-        path = complete(folder)
+        path = check_folder(folder)
         self._processor = CLIPImageProcessor.from_pretrained(path, **LOCAL)
         model = StableDiffusionSafetyChecker.from_pretrained(path, use_safetensors=True, local_files_only=True)
         self._model = model.eval().requires_grad_(False).to(device)
@@ -90,11 +90,10 @@ class CompVis:
     def score(self, picture: Image.Image) -> float:
         import numpy as np
 
-        embedded = self.embed(picture)
-        if not embedded.isfinite().all():
+        if not self.embed(picture).isfinite().all():
             raise SafetyUnavailable(f"{self.name} answered non-finite numbers")
-        shown = [np.zeros((1, 1, 3), dtype=np.uint8)]  # the class blackens what it is given; we do that ourselves
-        _, (flagged,) = self._model(clip_input=self._inputs(picture), images=shown)
+        dummy = [np.zeros((1, 1, 3), dtype=np.uint8)]  # the class blackens flagged images; the guard does that here
+        _, (flagged,) = self._model(clip_input=self._inputs(picture), images=dummy)
         return float(flagged)
 
     def embed(self, picture: Image.Image) -> Any:
@@ -113,12 +112,12 @@ class CompVis:
 
     def self_test(self) -> None:
         """Enrol a harmless picture as a concept for a moment: it must be flagged, and its twin must not."""
-        kept = {name: value.clone() for name, value in self._model.state_dict().items() if "_embeds" in name}
+        saved = {name: value.clone() for name, value in self._model.state_dict().items() if "_embeds" in name}
         first, second = canaries()
         self.enrol(first, second)
-        seen = (self.score(first), self.score(second))
-        self._model.load_state_dict(kept, strict=False)
-        if seen != (1.0, 0.0):
+        scores = (self.score(first), self.score(second))
+        self._model.load_state_dict(saved, strict=False)
+        if scores != (1.0, 0.0):
             raise SafetyUnavailable(f"{self.name} does not recognise a concept that was enrolled")
 
     def _inputs(self, picture: Image.Image) -> Any:

@@ -1,7 +1,7 @@
-"""Whether a finished image may be shown. Fails closed: what could not be checked is not shown.
+"""Decides whether a finished image may be shown. It fails closed: an image that could not be checked is not shown.
 
-A checker gives one score, from 0 to 1, for one picture; the guard holds the operator's policy and action around it.
-The checkers are in `pipelines.safety.checkers`.
+A checker (`pipelines.safety.checkers`) scores one picture from 0 to 1. The guard applies the operator's threshold,
+policy (which requests are checked) and action (what becomes of a flagged image).
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,10 @@ from PIL import Image, ImageFilter
 
 from pipelines.errors import ContentWithheld, SafetyUnavailable
 from pipelines.request import ImageResult
-from pipelines.safety.checkers import SafetyChecker, load
+from pipelines.safety.checkers import SafetyChecker, load_checker
 
 POLICIES = ("client", "always", "never")
-BLUR = 12  # the shorter side over this is the radius: no outline survives
+BLUR = 12  # the blur radius is the shorter side divided by this: no outline survives
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class InspectedResult:
-    """A result whose withheld pixels are gone. `flagged` has one entry an image."""
+    """A result without the pixels that were withheld. `flagged` has one entry for each image."""
 
     result: ImageResult
     flagged: tuple[bool, ...]
@@ -38,11 +38,11 @@ class InspectedResult:
 
     @property
     def withheld(self) -> tuple[bool, ...]:
-        """Which images are not what the model drew."""
+        """Which images differ from what the model drew."""
         return tuple(flag and self.verdict.action != "flag" for flag in self.flagged)
 
 
-def black(picture: Image.Image) -> Image.Image:
+def blacken(picture: Image.Image) -> Image.Image:
     return Image.new("RGB", picture.size)
 
 
@@ -55,9 +55,9 @@ def keep(picture: Image.Image) -> Image.Image:
 
 
 ACTIONS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
-    "black": black,
+    "black": blacken,
     "blur": blur,
-    "error": black,
+    "error": blacken,
     "flag": keep,
 }
 
@@ -97,7 +97,7 @@ class Guard:
         return self._checker is not None and (self._policy == "always" or wanted)
 
     def inspect(self, result: ImageResult, wanted: bool) -> InspectedResult:
-        """Check every image, and take away what must not be shown. Raises `SafetyUnavailable` or `ContentWithheld`."""
+        """Check every image and replace what must not be shown. Raises `SafetyUnavailable` or `ContentWithheld`."""
         count = len(result.pixels)
         if self._checker is None or not self._checks(wanted):
             return InspectedResult(result, (False,) * count, Verdict(False, "none"))
@@ -128,9 +128,10 @@ class Guard:
 def make_guard(
     checker: str, threshold: float, policy: str, action: str, labels: tuple[str, ...] = (), device: str = "cpu"
 ) -> Guard:
-    """The guard the operator asked for, proved by its self-test; raises `SafetyUnavailable`."""
+    """The guard for these settings, after its self-test. Raises `SafetyUnavailable`."""
     try:
-        guard = Guard(load(checker, labels, device) if policy != "never" else None, threshold, policy, action)
+        loaded = load_checker(checker, labels=labels, device=device) if policy != "never" else None
+        guard = Guard(loaded, threshold, policy, action)
         guard.self_test()
     except SafetyUnavailable:
         raise

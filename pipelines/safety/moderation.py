@@ -1,4 +1,4 @@
-"""The operator's own moderation service, asked over HTTP. Whatever it does not answer clearly is a failure.
+"""The operator's own moderation service, called over HTTP. Any reply without a clear verdict is a failure.
 
 POST, application/json: `{"type": "image", "image": "data:image/png;base64,..."}` or
 `{"type": "prompt", "prompt": "..."}`. Reply: 200 and `{"flagged": true}` or `{"flagged": false}`; other fields are
@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.errors import SafetyUnavailable
 
-SECONDS = 5.0  # of silence; the whole check has the operator's own limit
+READ_TIMEOUT = 5.0  # seconds without a byte; the whole check is limited by SRPO_SAFETY_TIMEOUT
 MAX_REPLY = 2**16
 
 
@@ -38,7 +38,7 @@ class Hook:
 
     def flags(self, question: dict[str, Any]) -> bool:
         """The service's verdict. Raises `SafetyUnavailable`. Blocks."""
-        connection = self._connect(self._host, self._port, timeout=SECONDS)
+        connection = self._connect(self._host, self._port, timeout=READ_TIMEOUT)
         try:
             connection.request("POST", self._path, json.dumps(question), self._headers)
             reply = connection.getresponse()

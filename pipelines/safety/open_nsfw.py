@@ -60,7 +60,7 @@ class OpenNsfw:
             raise SafetyUnavailable(f"{self.name} does not tell its canaries apart ({must:.3f}, {must_not:.3f})")
 
 
-def embedded() -> OpenNsfw:
+def load_open_nsfw() -> OpenNsfw:
     """open_nsfw from whichever package is installed."""
     for weights in OPEN_NSFW:
         try:

@@ -1,9 +1,9 @@
-"""Which prompts the operator refuses, before any work on the device.
+"""Refuses the prompts that the operator does not allow, before any work on the device.
 
-A list is a text file: a word or phrase a line, or a regular expression between slashes; `#` begins a comment. Words
-match whole words. Both are compared after Unicode's NFKC, case folding and the removal of what cannot be seen, so that
-neither fullwidth letters nor zero-width spaces hide a word. Such lists are easy to evade and block too much: never the
-only layer. Hits are counted; a prompt is never kept.
+A list is a text file with one word or phrase on a line, or a regular expression between slashes; `#` begins a comment.
+Words match whole words. The prompt is compared after Unicode's NFKC, case folding and the removal of invisible
+characters, so that neither fullwidth letters nor zero-width spaces hide a word. Such a list is easy to evade and blocks
+too much, so it must not be the only protection. Refusals are counted; prompts are never stored.
 """
 
 import itertools
@@ -28,7 +28,7 @@ class Rule(NamedTuple):
     pattern: regex.Pattern[str]
 
 
-def visible(text: str) -> str:
+def normalize_text(text: str) -> str:
     """The text as a reader sees it: NFKC, case-folded, without invisible characters, single spaces."""
     shown = "".join(
         letter
@@ -46,7 +46,7 @@ def read_rules(file: Path) -> tuple[Rule, ...]:
         if not entry or entry.startswith("#"):
             continue
         is_regex = len(entry) > 1 and entry.startswith("/") and entry.endswith("/")
-        words = visible(entry)
+        words = normalize_text(entry)
         source = entry[1:-1] if is_regex else rf"(?<!\w){regex.escape(words)}(?!\w)"
         try:
             pattern = regex.compile(source, regex.IGNORECASE)
@@ -73,13 +73,13 @@ class PromptGuard:
         return {"rules": len(self._rules), "hook": self._hook is not None, "refused": self._last}
 
     def check(self, prompt: str) -> None:
-        """Raises `PromptRefused`; or `SafetyUnavailable` where it cannot be told. Blocks: call it in a thread."""
+        """Raises `PromptRefused`, or `SafetyUnavailable` if the check fails. Blocks: call it in a thread."""
         if (reason := self._reason(prompt)) is not None:
             self._last = next(self._refused)
             raise PromptRefused(reason)
 
     def _reason(self, prompt: str) -> str | None:
-        text = visible(prompt) if self._rules else ""
+        text = normalize_text(prompt) if self._rules else ""
         for rule in self._rules:
             try:
                 hit = rule.pattern.search(text, timeout=REGEX_SECONDS, concurrent=True)
@@ -93,5 +93,5 @@ class PromptGuard:
 
 
 def make_prompt_guard(prompt_list: Path | None = None, hook: str | None = None) -> PromptGuard:
-    """What the operator asked for. `hook` is a URL. Raises `OSError` or `ValueError`."""
+    """The guard for these settings. `hook` is a URL. Raises `OSError` or `ValueError`."""
     return PromptGuard(read_rules(prompt_list) if prompt_list else (), PromptHook(hook) if hook else None)
