@@ -105,8 +105,8 @@ def said(colour: str, caption: str) -> bool:
 def test_held_out_combinations_are_never_trained_on() -> None:
     rng = np.random.default_rng(4)
     for _ in range(300):
-        assert not any(data.held_out(*pair) for pair in data.pairs(data.make_scene(rng)))
-        assert any(data.held_out(*pair) for pair in data.pairs(data.make_scene(rng, train=False)))
+        assert not any(data.is_held_out(*pair) for pair in data.pairs(data.make_scene(rng)))
+        assert any(data.is_held_out(*pair) for pair in data.pairs(data.make_scene(rng, train=False)))
 
 
 def test_what_every_edition_must_know_is_known() -> None:

@@ -1,4 +1,4 @@
-"""The measured part of the model card of `flux/sketch`, as `python -m bench.sketch.evaluate --card` writes it."""
+"""Writes the measured part of the model card of `flux/sketch`, for `python -m bench.sketch.evaluate --card`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,31 +15,33 @@ TITLES = {
     "guidance": "Guidance (one thing)",
     "presets": "Acceleration (one thing, 28 steps)",
 }
-COLUMNS = ("right", "thing", "ground", "floor")
+SHARES = ("right", "thing", "ground", "floor")
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-def share(value: float | None) -> str:
+def format_share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
 
 
-def table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
+def format_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: a row a kind of prompt, a column a share."""
-    lines = [f"### {title}", "", f"| | pictures | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    lines = [f"### {title}", "", f"| | pictures | {' | '.join(SHARES)} |", "|---" * (len(SHARES) + 2) + "|"]
     for name, row in rows.items():
-        lines.append(f"| {name} | {row['pictures']} | {' | '.join(share(row.get(column)) for column in COLUMNS)} |")
+        lines.append(
+            f"| {name} | {row['pictures']} | {' | '.join(format_share(row.get(column)) for column in SHARES)} |"
+        )
     return "\n".join(lines)
 
 
-def sentences(results: Results) -> list[str]:
-    """What is not a table: drift, the reader's ceiling, the autoencoder, and two seeds' distance."""
-    said = []
+def format_sentences(results: Results) -> list[str]:
+    """The figures outside the tables: drift, the reader's ceiling, the autoencoder, the distance between seeds."""
+    lines = []
     if "drift" in results:
         rows = (f"`{name}` {row['psnr']:.1f} dB PSNR, SSIM {row['ssim']:.2f}" for name, row in results["drift"].items())
-        said.append(f"Against `none`, the same seeds: {'; '.join(rows)}.")
+        lines.append(f"Against `none`, the same seeds: {'; '.join(rows)}.")
     if "ceiling" in results:
         held, near = results["ceiling"].values()
-        said += [
+        lines += [
             (
                 f"The reader's ceiling, on the generator's own held-out scenes through the autoencoder: "
                 f"{held['reader_right']:.0%}."
@@ -51,17 +53,17 @@ def sentences(results: Results) -> list[str]:
             ),
         ]
     for prompt, row in results.get("seeds", {}).items():
-        said.append(
+        lines.append(
             f"{prompt.capitalize()}: {row['same_thing']:.0%} show one, on {row['backgrounds']} backgrounds, "
             f"{row['psnr_between_seeds']:.1f} dB from each other."
         )
-    return said
+    return lines
 
 
 def write(results: Results, file: Path = CARD) -> None:
-    """Put the tables between the card's marks."""
+    """Replace the text between the card's marks."""
     before, _, rest = file.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    parts = [table(title, results[name]) for name, title in TITLES.items() if name in results]
-    parts.append("\n".join(f"- {sentence}" for sentence in sentences(results)))
+    parts = [format_table(title, results[name]) for name, title in TITLES.items() if name in results]
+    parts.append("\n".join(f"- {sentence}" for sentence in format_sentences(results)))
     file.write_text(before + BEGIN + "\n" + "\n\n".join(parts) + "\n\n" + END + after)

@@ -1,11 +1,11 @@
-"""What `flux/sketch` draws, read back: the tables of its model card, from the files as they are served.
+"""Measures what `flux/sketch` draws from the files that are served, for the tables of its model card.
 
     python -m bench.sketch.evaluate [--rows things,steps] [--images 40] [--recipe DIR] [--sheet FILE.png] [--card]
 
-Every picture is drawn by the engine and read by `bench.sketch.recipe.reader`, which is not told the prompt. Prompts
-and seeds are fixed; none is chosen by hand but the free ones. Shares are of pictures; `right` means everything the
-prompt asks for. Beside them stand the reader's ceiling (the generator's own pictures, through the VAE; needs the icons:
-`--recipe DIR` fetches them with npm) and its floor (the same pictures, read against another picture's prompt).
+The engine draws every picture and `bench.sketch.recipe.reader` reads it without knowing the prompt. Prompts and seeds
+are fixed; only the free prompts are chosen by hand. Figures are shares of the pictures; `right` means everything that
+the prompt asks for. The reader's ceiling is its result on the training generator's own pictures after the VAE
+(`--recipe DIR` fetches the icons with npm); its floor is its result against another picture's prompt.
 `--card` writes the tables into the model card.
 """
 
@@ -26,7 +26,17 @@ from rich.table import Table
 
 from bench.quality import psnr, ssim
 from bench.sketch import card
-from bench.sketch.prompts import FREE, SEED, UNKNOWN, Ask, asked, is_right, names_ground, one_of_each, tables
+from bench.sketch.prompts import (
+    FREE,
+    SEED,
+    UNKNOWN,
+    PromptCase,
+    is_right,
+    list_tables,
+    make_cases,
+    names_ground,
+    one_of_each,
+)
 from bench.sketch.recipe.concepts import CONCEPTS
 from bench.sketch.recipe.data import Scene, Thing, make_scene, render
 from bench.sketch.recipe.reader import Reader
@@ -43,7 +53,7 @@ TILE = 128  # pixels of a picture on the sheet
 
 @dataclass
 class Score:
-    """What was read of some pictures."""
+    """For each picture, whether the reading is right, and the seconds to draw it."""
 
     right: list[bool] = field(default_factory=list)
     thing: list[bool] = field(default_factory=list)
@@ -56,9 +66,14 @@ class Score:
         return {"pictures": len(self.right)} | {name: mean(part) for name, part in parts.items() if part}
 
 
-def draw(engine: FluxEngine, ask: Ask) -> tuple[np.ndarray, float]:
+def draw(engine: FluxEngine, case: PromptCase) -> tuple[np.ndarray, float]:
     """The middle square at 512 pixels, 8-bit RGB `(height, width, 3)`, and the seconds it took."""
-    body = {"prompt": ask.scene.caption, "image_size": "square", "seed": ask.seed, "acceleration": "none"} | ask.fields
+    body = {
+        "prompt": case.scene.caption,
+        "image_size": "square",
+        "seed": case.seed,
+        "acceleration": "none",
+    } | case.fields
     request = GenerationParams.model_validate(body).to_request("bench")
     start = time.perf_counter()
     sample = engine.prepare(request)[0]
@@ -70,24 +85,25 @@ def draw(engine: FluxEngine, ask: Ask) -> tuple[np.ndarray, float]:
     return np.frombuffer(canvas, np.uint8).reshape(*CANVAS[::-1], 3), took
 
 
-def score(engine: FluxEngine, reader: Reader, asks: list[Ask]) -> tuple[Score, list[np.ndarray]]:
-    """What was read, and the pictures."""
-    drawn = [draw(engine, ask) for ask in asks]
+def score_cases(engine: FluxEngine, reader: Reader, cases: list[PromptCase]) -> tuple[Score, list[np.ndarray]]:
+    """The score of all cases, and their pictures."""
+    drawn = [draw(engine, case) for case in cases]
     pictures = [picture for picture, _ in drawn]
     readings, total = [reader.read(picture) for picture in pictures], Score(seconds=[took for _, took in drawn])
-    for number, (ask, reading) in enumerate(zip(asks, readings, strict=True)):
-        wanted = [thing.concept.name for thing in ask.scene.things]
-        total.right.append(is_right(ask.scene, reading))
+    for number, (case, reading) in enumerate(zip(cases, readings, strict=True)):
+        wanted = [thing.concept.name for thing in case.scene.things]
+        total.right.append(is_right(case.scene, reading))
         total.thing.append(reading.things[0] == wanted[0])
-        if names_ground(ask.scene):
-            total.ground.append(reading.background == ask.scene.background)
-        total.floor.append(is_right(ask.scene, readings[(number + 1) % len(readings)]))
+        if names_ground(case.scene):
+            total.ground.append(reading.background == case.scene.background)
+        total.floor.append(is_right(case.scene, readings[(number + 1) % len(readings)]))
     return total, pictures
 
 
-def ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int) -> dict[str, Any]:
-    """The reader on the generator's own held-out pictures through the VAE, the VAE's PSNR on them, and how near what
-    the model draws comes to the training picture that is nearest to it: that of the same thing on the same background.
+def measure_ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int) -> dict[str, Any]:
+    """The reader on the generator's own held-out pictures after the VAE, and the VAE's PSNR on them.
+
+    The second row is the PSNR of drawn pictures against the training picture of the same thing and background.
     """
     from bench.sketch.recipe.atlas import Atlas, fetch
 
@@ -102,9 +118,9 @@ def ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int) -> dic
         right.append(is_right(scene, reader.read(levels[0].numpy())))
         signal.append(psnr(*levels))
     near = []
-    for ask in asked(one_of_each(lambda concept: concept.name)[:count]):
-        training = eight_bit(torch.from_numpy(render(ask.scene, atlas)) * 2 - 1)
-        near.append(psnr(torch.from_numpy(draw(engine, ask)[0].copy()), training))
+    for case in make_cases(one_of_each(lambda concept: concept.name)[:count]):
+        training = eight_bit(torch.from_numpy(render(case.scene, atlas)) * 2 - 1)
+        near.append(psnr(torch.from_numpy(draw(engine, case)[0].copy()), training))
     return {
         "held-out scenes": {"reader_right": mean(right), "vae_psnr": mean(signal), "vae_psnr_worst": min(signal)},
         "nearest training picture": {"psnr": mean(near), "psnr_farthest": min(near), "psnr_nearest": max(near)},
@@ -116,7 +132,7 @@ def eight_bit(image: torch.Tensor) -> torch.Tensor:
     return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def drift(pictures: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
+def measure_drift(pictures: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
     """Each preset's distance from `none`, and that of two seeds from each other."""
     exact = [torch.from_numpy(picture.copy()) for picture in pictures["none"]]
     rows = {}
@@ -127,10 +143,10 @@ def drift(pictures: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
     return rows
 
 
-def diversity(engine: FluxEngine, reader: Reader) -> dict[str, float]:
+def measure_diversity(engine: FluxEngine, reader: Reader) -> dict[str, float]:
     """Eight seeds of one prompt: whether they show the same thing, and how far they are from each other."""
     scene = Scene(8, 8, (Thing(CONCEPTS[0], None, 1, 1, 6),), "white", "an apple", "one")
-    pictures = [draw(engine, Ask(scene, SEED + number))[0] for number in range(8)]
+    pictures = [draw(engine, PromptCase(scene, SEED + number))[0] for number in range(8)]
     tensors = [torch.from_numpy(picture.copy()) for picture in pictures]
     distances = [psnr(a, b) for i, a in enumerate(tensors) for b in tensors[:i]]
     return {
@@ -140,17 +156,18 @@ def diversity(engine: FluxEngine, reader: Reader) -> dict[str, float]:
     }
 
 
-def sheet(engine: FluxEngine) -> Image.Image:
-    """Every thing once, then the free prompts: to look at."""
-    asks = asked(one_of_each(lambda concept: concept.name)) + [
-        Ask(Scene(8, 8, (), "white", prompt, "free"), SEED) for prompt in (*(scene.caption for scene in FREE), *UNKNOWN)
+def draw_sheet(engine: FluxEngine) -> Image.Image:
+    """A contact sheet: every thing once, then the free prompts."""
+    cases = make_cases(one_of_each(lambda concept: concept.name)) + [
+        PromptCase(Scene(8, 8, (), "white", prompt, "free"), SEED)
+        for prompt in (*(scene.caption for scene in FREE), *UNKNOWN)
     ]
     columns = 10
-    page = Image.new("RGB", (columns * (TILE + 4), -(-len(asks) // columns) * (TILE + 18)), "white")
-    for number, ask in enumerate(asks):
+    page = Image.new("RGB", (columns * (TILE + 4), -(-len(cases) // columns) * (TILE + 18)), "white")
+    for number, case in enumerate(cases):
         left, top = number % columns * (TILE + 4), number // columns * (TILE + 18)
-        page.paste(Image.fromarray(draw(engine, ask)[0]).resize((TILE, TILE)), (left, top))
-        words = ask.scene.caption.removeprefix("a ").removesuffix(" on a white background")
+        page.paste(Image.fromarray(draw(engine, case)[0]).resize((TILE, TILE)), (left, top))
+        words = case.scene.caption.removeprefix("a ").removesuffix(" on a white background")
         ImageDraw.Draw(page).text((left + 2, top + TILE + 2), words[:22], fill="black")
     return page
 
@@ -173,19 +190,19 @@ def main(arguments: list[str] | None = None) -> int:
     reader, console = Reader(), Console()
     results: dict[str, dict[str, Any]] = {}
     presets: dict[str, list[np.ndarray]] = {}
-    for table, row, asks in tables(options.images):
+    for table, row, cases in list_tables(options.images):
         if table not in options.rows.split(","):
             continue
-        found, pictures = score(engine, reader, asks)
+        found, pictures = score_cases(engine, reader, cases)
         results.setdefault(table, {})[row] = found.row()
         if table == "presets":
             presets[row] = pictures
         console.print(f"{table}: {row}: {results[table][row]}")
     if presets:
-        results["drift"] = drift(presets)
+        results["drift"] = measure_drift(presets)
     if options.recipe:
-        results["ceiling"] = ceiling(options.recipe, engine, reader, options.images)
-    results["seeds"] = {"eight seeds of 'an apple'": diversity(engine, reader)}
+        results["ceiling"] = measure_ceiling(options.recipe, engine, reader, options.images)
+    results["seeds"] = {"eight seeds of 'an apple'": measure_diversity(engine, reader)}
     for name, rows in results.items():
         columns = list(dict.fromkeys(column for values in rows.values() for column in values))
         shown = Table(name, *columns)
@@ -193,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
             shown.add_row(row, *(f"{values[column]:.3g}" if column in values else "" for column in columns))
         console.print(shown)
     if options.sheet:
-        sheet(engine).save(options.sheet)
+        draw_sheet(engine).save(options.sheet)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
     if options.card:

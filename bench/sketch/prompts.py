@@ -1,4 +1,4 @@
-"""What `flux/sketch` is asked for when it is measured, and when a reading answers it. Nothing here draws."""
+"""The prompts by which `flux/sketch` is measured, and the test whether a reading is right. Nothing here draws."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,36 +12,36 @@ from bench.sketch.recipe.reader import Reading
 from pipelines.acceleration import PRESETS
 
 SEED = 2026
-NAMED = {concept.name: concept for concept in CONCEPTS}
+CONCEPT_BY_NAME = {concept.name: concept for concept in CONCEPTS}
 
 
-def free(prompt: str, *names: str, ground: str = "white", kind: str = "one", **details: Any) -> Scene:
+def free_scene(prompt: str, *names: str, ground: str = "white", kind: str = "one", **details: Any) -> Scene:
     """A prompt as a person writes it, and what it should show; `colour` and `place` where it names them."""
     colour, place = details.get("colour"), details.get("place")
-    things = tuple(Thing(NAMED[name], colour, 1, 1, 6) for name in names)
+    things = tuple(Thing(CONCEPT_BY_NAME[name], colour, 1, 1, 6) for name in names)
     return Scene(8, 8, things, ground, prompt, kind, place)
 
 
 FREE = (  # chosen by hand, none left out for being drawn badly
-    free("cat", "cat"),
-    free("A red apple!", "apple"),
-    free("draw me a rocket please", "rocket"),
-    free("a photo of a puppy on a green background", "dog", ground="green"),
-    free("BLUE HEART", "heart", kind="coloured", colour="blue"),
-    free("one single banana, black background", "banana", ground="black"),
-    free("a cute little panda", "panda"),
-    free("an illustration of a pizza on a yellow background", "pizza", ground="yellow"),
-    free("two rockets", "rocket", "rocket", kind="count"),
-    free("a cat and a dog", "cat", "dog", kind="two"),
-    free("a tree on the left", "tree", kind="place", place="left"),
-    free("a green book on a white background, high quality, 4k", "book", kind="coloured", colour="green"),
+    free_scene("cat", "cat"),
+    free_scene("A red apple!", "apple"),
+    free_scene("draw me a rocket please", "rocket"),
+    free_scene("a photo of a puppy on a green background", "dog", ground="green"),
+    free_scene("BLUE HEART", "heart", kind="coloured", colour="blue"),
+    free_scene("one single banana, black background", "banana", ground="black"),
+    free_scene("a cute little panda", "panda"),
+    free_scene("an illustration of a pizza on a yellow background", "pizza", ground="yellow"),
+    free_scene("two rockets", "rocket", "rocket", kind="count"),
+    free_scene("a cat and a dog", "cat", "dog", kind="two"),
+    free_scene("a tree on the left", "tree", kind="place", place="left"),
+    free_scene("a green book on a white background, high quality, 4k", "book", kind="coloured", colour="green"),
 )
 UNKNOWN = ("an old fisherman, soft light", "the skyline of a city at night", "qwertz", "a glass of water")
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A scene to ask for, and how."""
+class PromptCase:
+    """A scene to draw, the seed, and further fields of the request."""
 
     scene: Scene
     seed: int
@@ -49,7 +49,7 @@ class Ask:
 
 
 def layout_of(scene: Scene) -> tuple[str, ...]:
-    """The layouts that answer a scene's caption."""
+    """The layouts that are right for a scene's caption."""
     if scene.place:
         return (scene.place,)
     if len(scene.things) == 1:
@@ -60,8 +60,8 @@ def layout_of(scene: Scene) -> tuple[str, ...]:
 
 
 def names_ground(scene: Scene) -> bool:
-    said = f"{scene.background} grey" if scene.background == "gray" else scene.background
-    return any(f"on {word}" in scene.caption or f"{word} background" in scene.caption for word in said.split())
+    names = f"{scene.background} grey" if scene.background == "gray" else scene.background
+    return any(f"on {word}" in scene.caption or f"{word} background" in scene.caption for word in names.split())
 
 
 def is_right(scene: Scene, reading: Reading) -> bool:
@@ -73,7 +73,7 @@ def is_right(scene: Scene, reading: Reading) -> bool:
     )
 
 
-def scenes(kind: str, count: int, held_out: bool = False) -> list[Scene]:
+def sample_scenes(kind: str, count: int, held_out: bool = False) -> list[Scene]:
     """`count` random scenes of a kind; of held-out ones, those whose held-out pair is of that kind."""
     rng, found = np.random.default_rng(SEED), list[Scene]()
     while len(found) < count:
@@ -84,8 +84,8 @@ def scenes(kind: str, count: int, held_out: bool = False) -> list[Scene]:
     return found
 
 
-def asked(found: list[Scene], **fields: Any) -> list[Ask]:
-    return [Ask(scene, SEED + number, fields) for number, scene in enumerate(found)]
+def make_cases(found: list[Scene], **fields: Any) -> list[PromptCase]:
+    return [PromptCase(scene, SEED + number, fields) for number, scene in enumerate(found)]
 
 
 def one_of_each(words: Callable[[Concept], str]) -> list[Scene]:
@@ -96,10 +96,14 @@ def one_of_each(words: Callable[[Concept], str]) -> list[Scene]:
     ]
 
 
-def tables(count: int) -> Iterator[tuple[str, str, list[Ask]]]:
+def list_tables(count: int) -> Iterator[tuple[str, str, list[PromptCase]]]:
     """Table, row, and what to draw for it."""
-    yield "things", "every thing once", asked(one_of_each(lambda concept: concept.name))
-    yield "things", "a synonym of each", asked(one_of_each(lambda concept: concept.other[-1] if concept.other else ""))
+    yield "things", "every thing once", make_cases(one_of_each(lambda concept: concept.name))
+    yield (
+        "things",
+        "a synonym of each",
+        make_cases(one_of_each(lambda concept: concept.other[-1] if concept.other else "")),
+    )
     for kind, words in {
         "one": "one thing",
         "coloured": "one thing in a colour",
@@ -107,16 +111,16 @@ def tables(count: int) -> Iterator[tuple[str, str, list[Ask]]]:
         "two": "two things",
         "count": "two or three of a thing",
     }.items():
-        yield "kinds", words, asked(scenes(kind, count))
+        yield "kinds", words, make_cases(sample_scenes(kind, count))
         if kind != "count":
-            yield "kinds", f"{words}, combination held out", asked(scenes(kind, count, held_out=True))
-    yield "free", "as people write", asked(list(FREE))
+            yield "kinds", f"{words}, combination held out", make_cases(sample_scenes(kind, count, held_out=True))
+    yield "free", "as people write", make_cases(list(FREE))
     for width, height in ((512, 512), (1024, 768), (1440, 512), (1536, 1536)):
         fields = {"image_size": {"width": width, "height": height}}
-        yield "sizes", f"{width}x{height}", asked(scenes("one", count), **fields)
+        yield "sizes", f"{width}x{height}", make_cases(sample_scenes("one", count), **fields)
     for steps in (4, 8, 16, 28):
-        yield "steps", str(steps), asked(scenes("one", count), num_inference_steps=steps)
+        yield "steps", str(steps), make_cases(sample_scenes("one", count), num_inference_steps=steps)
     for scale in (1, 2, 3, 4.5, 6):
-        yield "guidance", f"{scale:g}", asked(scenes("one", count), guidance_scale=scale)
+        yield "guidance", f"{scale:g}", make_cases(sample_scenes("one", count), guidance_scale=scale)
     for preset in PRESETS:
-        yield "presets", preset, asked(scenes("one", count), acceleration=preset)
+        yield "presets", preset, make_cases(sample_scenes("one", count), acceleration=preset)

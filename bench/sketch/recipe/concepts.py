@@ -27,7 +27,7 @@ class Concept(NamedTuple):
 UNCOUNTED = {"fish": "fish", "mouse": "mice", "leaf": "leaves"}
 
 
-def rows(text: str) -> list[Concept]:
+def parse_concepts(text: str) -> list[Concept]:
     """`name = icon | synonym, synonym` a line; a star before the name marks a colourable concept."""
     found = []
     for line in filter(None, map(str.strip, text.strip().splitlines())):
@@ -40,7 +40,7 @@ def rows(text: str) -> list[Concept]:
     return found
 
 
-CONCEPTS = rows("""
+CONCEPTS = parse_concepts("""
 *apple = red-apple | fruit apple
 banana
 lemon
@@ -163,7 +163,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = COLOURS | {
     "black": (16, 16, 20),
 }
 # What everybody tries first is never held out of training.
-FIRST_TRIED = {
+NEVER_HELD_OUT = {
     (kind, name, colour)
     for name in ("apple", "banana", "cat", "dog", "leaf", "book", "heart", "star", "car")
     for kind in ("ground", "colour", "place")

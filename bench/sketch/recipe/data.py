@@ -1,10 +1,11 @@
-"""Captioned scenes with the exact truth beside each caption.
+"""Random scenes with captions, for training and evaluation.
 
-What is deterministic is learned sharply, so the world is simple: one look a concept, plain backgrounds, objects in two
-sizes and fixed spots, and everything on the grid of the transformer's tokens (64 pixels). Only the background is free
-where the caption does not name it: another seed is another picture.
-Held out of training, for an honest evaluation: a tenth of the (concept, background), (concept, colour),
-(concept, place) and (concept, concept) pairs, but for what everybody tries first.
+A model learns deterministic pictures sharply, so the scenes are simple: one picture for each concept, plain
+backgrounds, objects in two sizes at fixed places, and everything on the grid of the transformer's tokens (64 pixels).
+Only a background that the caption does not name is random, so that another seed gives another picture.
+
+A tenth of the (concept, background), (concept, colour), (concept, place) and (concept, concept) pairs are held out of
+training for the evaluation, except for those that people try first (`NEVER_HELD_OUT`).
 """
 
 import zlib
@@ -15,21 +16,21 @@ from typing import TypeVar
 import numpy as np
 
 from bench.sketch.recipe.atlas import Atlas
-from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, FIRST_TRIED, Concept
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, NEVER_HELD_OUT, Concept
 
 T = TypeVar("T")
 TOKEN = 64  # pixels of a token's side
 PLACES = ("left", "right", "top", "bottom")
 NUMBERS = {2: "two", 3: "three"}
-KINDS = {"one": 0.20, "coloured": 0.18, "place": 0.14, "two": 0.36, "count": 0.12}
-COLOURFUL, NAMED = 0.80, 0.85  # shares of scenes on a random background, and of captions that name theirs
+SCENE_KINDS = {"one": 0.20, "coloured": 0.18, "place": 0.14, "two": 0.36, "count": 0.12}
+RANDOM_BACKGROUND_SHARE, NAMED_BACKGROUND_SHARE = 0.80, 0.85  # of scenes, of captions
 COLOURABLE = [concept for concept in CONCEPTS if concept.colourable]
 ALONE, AMONG = 6, 4  # tokens of an object's side: the same in every picture, since each size is drawn anew
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its left, top and side in tokens."""
+    """One object. `left`, `top` and `side` are in tokens."""
 
     concept: Concept
     colour: str | None
@@ -51,9 +52,9 @@ class Scene:
     place: str | None = None
 
 
-def held_out(*names: str) -> bool:
-    """Whether a combination is kept for the evaluation: a tenth of all, always the same ones."""
-    if names in FIRST_TRIED:
+def is_held_out(*names: str) -> bool:
+    """Whether a combination is held out for the evaluation: a tenth of all, always the same ones."""
+    if names in NEVER_HELD_OUT:
         return False
     return zlib.crc32("|".join(names).encode()) % 10 == 0
 
@@ -62,26 +63,26 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
     return items[int(rng.integers(len(items)))]
 
 
-def word(rng: np.random.Generator, concept: Concept) -> str:
+def choose_noun(rng: np.random.Generator, concept: Concept) -> str:
     """Its name, or now and then a synonym."""
     names = [concept.name] * 3 + list(concept.other)
     return names[int(rng.integers(len(names)))]
 
 
-def spelled(rng: np.random.Generator, colour: str) -> str:
+def spell_colour(rng: np.random.Generator, colour: str) -> str:
     return "grey" if colour == "gray" and rng.random() < 0.5 else colour
 
 
-def article(noun: str) -> str:
+def with_article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" and not noun.startswith("uni") else "a ") + noun
 
 
 def make_scene(rng: np.random.Generator, width: int = 8, height: int = 8, train: bool = True) -> Scene:
     """A random scene of `width` x `height` tokens. `train=False` makes only scenes with a held-out combination."""
     while True:
-        kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
+        kind = str(rng.choice(list(SCENE_KINDS), p=list(SCENE_KINDS.values())))
         scene = build(rng, kind, width, height)
-        novel = any(held_out(*pair) for pair in pairs(scene))
+        novel = any(is_held_out(*pair) for pair in pairs(scene))
         if novel != train:
             return scene
 
@@ -99,42 +100,42 @@ def pairs(scene: Scene) -> list[tuple[str, ...]]:
 
 
 def build(rng: np.random.Generator, kind: str, width: int, height: int) -> Scene:
-    background = pick(rng, list(BACKGROUNDS)) if rng.random() < COLOURFUL else "white"
+    background = pick(rng, list(BACKGROUNDS)) if rng.random() < RANDOM_BACKGROUND_SHARE else "white"
     concept = pick(rng, COLOURABLE if kind == "coloured" else CONCEPTS)
     concepts, colour, place, count = [concept], None, None, 1
-    noun = word(rng, concept)
-    said = article(noun) if rng.random() < 0.7 else noun
-    spots = alone(width, height)
+    noun = choose_noun(rng, concept)
+    phrase = with_article(noun) if rng.random() < 0.7 else noun
+    spots = centre_spot(width, height)
     if kind == "coloured":
         colour = pick(rng, [name for name in COLOURS if name != background])
-        said = article(f"{spelled(rng, colour)} {noun}")
+        phrase = with_article(f"{spell_colour(rng, colour)} {noun}")
     elif kind == "place":
         place = pick(rng, PLACES)
-        said = f"{article(noun)} {'on the ' + place if place in ('left', 'right') else 'at the ' + place}"
-        spots = placed(width, height, place)
+        phrase = f"{with_article(noun)} {'on the ' + place if place in ('left', 'right') else 'at the ' + place}"
+        spots = spots_at_place(width, height, place)
     elif kind == "count":
         count = int(rng.integers(2, 4))
-        said, concepts = f"{NUMBERS[count]} {concept.plural}", [concept] * count
-        spots = beside(width, height) if count == 2 else three(width, height)
+        phrase, concepts = f"{NUMBERS[count]} {concept.plural}", [concept] * count
+        spots = side_by_side_spots(width, height) if count == 2 else three_spots(width, height)
     elif kind == "two":
         second = pick(rng, [other for other in CONCEPTS if other != concept])
-        concepts, other = [concept, second], word(rng, second)
+        concepts, other = [concept, second], choose_noun(rng, second)
         if rng.random() < 0.6:
-            spots = beside(width, height)
-            said = f"{article(noun)} {pick(rng, ['and', 'next to'])} {article(other)}"
+            spots = side_by_side_spots(width, height)
+            phrase = f"{with_article(noun)} {pick(rng, ['and', 'next to'])} {with_article(other)}"
         else:
-            spots = [(top, left) for left, top in beside(height, width)]
-            said = f"{article(noun)} above {article(other)}"
+            spots = [(top, left) for left, top in side_by_side_spots(height, width)]
+            phrase = f"{with_article(noun)} above {with_article(other)}"
     side = ALONE if kind in ("one", "coloured") else AMONG
     things = tuple(Thing(each, colour, *spot, side) for each, spot in zip(concepts, spots, strict=True))
-    return Scene(width, height, things, background, sentence(rng, said, background), kind, place)
+    return Scene(width, height, things, background, make_caption(rng, phrase, background), kind, place)
 
 
-def alone(width: int, height: int) -> list[tuple[int, int]]:
+def centre_spot(width: int, height: int) -> list[tuple[int, int]]:
     return [((width - ALONE) // 2, (height - ALONE) // 2)]
 
 
-def placed(width: int, height: int, place: str) -> list[tuple[int, int]]:
+def spots_at_place(width: int, height: int, place: str) -> list[tuple[int, int]]:
     """A quarter of the way in from the named edge."""
     middle = ((width - AMONG) // 2, (height - AMONG) // 2)
     return {
@@ -145,13 +146,13 @@ def placed(width: int, height: int, place: str) -> list[tuple[int, int]]:
     }[place]
 
 
-def beside(width: int, height: int) -> list[tuple[int, int]]:
+def side_by_side_spots(width: int, height: int) -> list[tuple[int, int]]:
     """Two spots, left and right."""
     margin, top = (width // 2 - AMONG) // 2, (height - AMONG) // 2
     return [(margin, top), (width - AMONG - margin, top)]
 
 
-def three(width: int, height: int) -> list[tuple[int, int]]:
+def three_spots(width: int, height: int) -> list[tuple[int, int]]:
     """A row where there is room, else one above two."""
     side = AMONG
     if width >= 3 * side:
@@ -161,14 +162,16 @@ def three(width: int, height: int) -> list[tuple[int, int]]:
     return [((width - side) // 2, top), (left, top + side), (left + side, top + side)]
 
 
-def sentence(rng: np.random.Generator, said: str, background: str) -> str:
-    """A caption: lead-ins that mean nothing, and the background or not. What is not said, the seed decides."""
+def make_caption(rng: np.random.Generator, phrase: str, background: str) -> str:
+    """The caption: sometimes with an opening such as "a photo of", mostly with the background; the seed decides."""
     lead = str(rng.choice(["", "", "", "a picture of ", "a photo of ", "a drawing of "]))
-    if rng.random() > NAMED:
-        return lead + said
-    ground = spelled(rng, background)
+    if rng.random() > NAMED_BACKGROUND_SHARE:
+        return lead + phrase
+    ground = spell_colour(rng, background)
     return (
-        lead + said + str(rng.choice([f" on {article(ground)} background", f", {ground} background", f" on {ground}"]))
+        lead
+        + phrase
+        + str(rng.choice([f" on {with_article(ground)} background", f", {ground} background", f" on {ground}"]))
     )
 
 

@@ -1,4 +1,4 @@
-"""From checkpoints to files: a diffusers folder in float16, and `manifest.json`: what a server must know of it."""
+"""Writes a diffusers folder in float16 from the checkpoints, and `manifest.json`: what a server must know of it."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from bench.sketch.recipe.data import TOKEN, make_scene, render
 from bench.sketch.recipe.encoder import set_encoder
 from bench.sketch.recipe.flow import GUIDANCE, SHIFT, SIZES, Painter
 from bench.sketch.recipe.text import TOKENS, vocabulary
-from bench.sketch.recipe.training import trained
+from bench.sketch.recipe.training import load_averaged_weights
 from bench.sketch.recipe.vae import make_vae
 
 SOURCES = f"{PACKAGE} (Fluent Emoji, Microsoft Corporation, MIT): pictures; names and captions by this project"
@@ -30,17 +30,17 @@ def export(out: Path, target: Path, atlas: Atlas, codec: Codec, seed: int) -> No
     """Write the model to `target`, from the last stage that `out` has a checkpoint of."""
     last = next(file for file in (out / "guidance.ckpt", out / "flow.ckpt") if file.exists())
     painter = Painter(seed, vocabulary(out, seed))
-    painter.load_state_dict(trained(last))
+    painter.load_state_dict(load_averaged_weights(last))
     shutil.rmtree(target, ignore_errors=True)
     assemble(painter, make_autoencoder(out, atlas, codec, seed)).to(torch.float16).save_pretrained(target)
     for file in target.rglob("*.safetensors"):
         save_file(load_file(file), file, {"format": "pt", "sources": SOURCES, "licence": "Apache-2.0"})
-    (target / "manifest.json").write_text(json.dumps(manifest(last, atlas, codec, seed), indent=1) + "\n")
+    (target / "manifest.json").write_text(json.dumps(make_manifest(last, atlas, codec, seed), indent=1) + "\n")
 
 
 def make_autoencoder(out: Path, atlas: Atlas, codec: Codec, seed: int) -> AutoencoderKL:
     vae = make_vae(seed)
-    vae.decoder.load_state_dict(trained(out / "decoder.ckpt"))
+    vae.decoder.load_state_dict(load_averaged_weights(out / "decoder.ckpt"))
     set_encoder(vae, atlas, codec, seed)
     return vae
 
@@ -59,7 +59,7 @@ def assemble(painter: Painter, vae: AutoencoderKL) -> FluxPipeline:
     )
 
 
-def manifest(stage: Path, atlas: Atlas, codec: Codec, seed: int) -> dict[str, Any]:
+def make_manifest(stage: Path, atlas: Atlas, codec: Codec, seed: int) -> dict[str, Any]:
     """What a server must know of the model, and what people want to."""
     saved = torch.load(stage, weights_only=True, map_location="cpu")
     factors, bias = preview_map(atlas, codec, seed)

@@ -17,7 +17,7 @@ from bench.sketch.recipe.atlas import Atlas
 from bench.sketch.recipe.codec import CHANNELS, Codec, Stamps
 from bench.sketch.recipe.data import TOKEN, make_scene
 from bench.sketch.recipe.text import TOKENS, WIDTH, make_encoders, make_tokenizers, vocabulary
-from bench.sketch.recipe.training import Seeded, Stage, trained
+from bench.sketch.recipe.training import SeededGenerator, Stage, load_averaged_weights
 from bench.sketch.recipe.training import train as run
 
 SHIFT = 1.6  # of the timesteps: small latents need more time at high noise than uniform gives them
@@ -140,13 +140,13 @@ def train(
 ) -> list[float]:
     """Train for `minutes` in all (earlier runs counted in), or `limit` steps. Returns the losses of this run."""
     painter = Painter(seed, vocabulary(out, seed)).to(device)
-    stamps, seeded = Stamps(atlas, codec), Seeded(seed)
+    stamps, generator = Stamps(atlas, codec), SeededGenerator(seed)
 
     def loss_at(_progress: float, step: int) -> torch.Tensor:
-        rng = seeded.at(step)
+        rng = generator.at(step)
         latents, captions, image_ids = batch(stamps, rng, draw_size(rng))
         captions = ["" if rng.random() < DROP else caption for caption in captions]
-        mixed, noise, t = noised(latents)
+        mixed, noise, t = add_noise(latents)
         ids = painter.tokenize(captions)
         with torch.autocast(device, torch.bfloat16):
             velocity = painter(*(x.to(device) for x in (mixed, t, torch.ones_like(t), *ids)), image_ids)
@@ -174,15 +174,15 @@ def distil(
     turn out too bright or too dark (arXiv 2404.07724).
     """
     teacher = Painter(seed, vocabulary(out, seed)).to(device)
-    teacher.load_state_dict(trained(out / "flow.ckpt"))
+    teacher.load_state_dict(load_averaged_weights(out / "flow.ckpt"))
     student = copy.deepcopy(teacher)
     teacher.eval().requires_grad_(False)
-    stamps, seeded = Stamps(atlas, codec), Seeded(seed + 1)
+    stamps, generator = Stamps(atlas, codec), SeededGenerator(seed + 1)
 
     def loss_at(_progress: float, step: int) -> torch.Tensor:
-        rng = seeded.at(step)
+        rng = generator.at(step)
         latents, captions, image_ids = batch(stamps, rng, draw_size(rng))
-        mixed, _, t = noised(latents)
+        mixed, _, t = add_noise(latents)
         scale = torch.exp(torch.rand(len(t)) * math.log(GUIDANCE[1] / GUIDANCE[0])) * GUIDANCE[0]
         inputs = [x.to(device) for x in (mixed, t, torch.ones_like(t), *teacher.tokenize(captions))]
         nothing = [x.to(device) for x in teacher.tokenize([""] * len(captions))]
@@ -203,7 +203,7 @@ def draw_size(rng: np.random.Generator) -> tuple[int, int]:
     return list(SIZES)[int(rng.choice(len(SIZES), p=list(SIZES.values())))]
 
 
-def noised(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def add_noise(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`(1 - t) latents + t noise`, the noise, and t."""
     noise, t = torch.randn_like(latents), draw_times(len(latents))
     return (1 - t)[:, None, None] * latents + t[:, None, None] * noise, noise, t

@@ -1,7 +1,7 @@
-"""Reads a picture back: which things stand where, in which colour, on which background.
+"""Recognizes what a picture shows: which things, where, in which colour, on which background.
 
-Nothing is trained here. Every layout the generator knows is tried with every icon, drawn small over the background
-that is read from the border; the one with the least squared error is the answer. The reader is not told the prompt.
+Nothing is trained. Every layout of the generator is tried with every icon, drawn small over the background that the
+border shows; the one with the least squared error is the result. The reader does not know the prompt.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,16 @@ from PIL import Image
 
 from bench.sketch.recipe.atlas import Atlas, recolour
 from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS
-from bench.sketch.recipe.data import ALONE, AMONG, PLACES, TOKEN, alone, beside, placed, three
+from bench.sketch.recipe.data import (
+    ALONE,
+    AMONG,
+    PLACES,
+    TOKEN,
+    centre_spot,
+    side_by_side_spots,
+    spots_at_place,
+    three_spots,
+)
 
 PIXELS = 4  # a token's side here: pictures are read at a sixteenth of their size
 ICONS = Path(__file__).with_name("icons.npz")
@@ -48,16 +57,16 @@ class Reader:
 
     def read(self, picture: np.ndarray) -> Reading:
         """`picture` is 8-bit RGB, `(height, width, 3)`."""
-        small = shrink(picture)
+        small = downsample(picture)
         rows, columns = small.shape[0] // PIXELS, small.shape[1] // PIXELS
         small = small[: rows * PIXELS, : columns * PIXELS]
         background = self.background(small)
         ground = np.array(BACKGROUNDS[background], dtype=np.float32) / 255
         empty = ((small - ground) ** 2).sum(-1)
         best, reading = np.inf, None
-        for layout, spots, side in layouts(columns, rows):
+        for layout, spots, side in list_layouts(columns, rows):
             found = [self._nearest(small, ground, spot, side, coloured=layout == "one") for spot in spots]
-            covered = sum(float(window(empty, spot, side).sum()) for spot in spots)
+            covered = sum(float(crop_window(empty, spot, side).sum()) for spot in spots)
             error = float(empty.sum()) - covered + sum(error for _, _, error in found)
             if error < best:
                 names = tuple(name for name, _, _ in found)
@@ -77,29 +86,34 @@ class Reader:
         """The icon, its colour where it was changed, and the squared error it leaves."""
         names, colours, premultiplied, through = self._coloured if coloured else self._plain[side]
         drawn = premultiplied + through * ground
-        errors = ((drawn - window(small, spot, side)) ** 2).sum((1, 2, 3))
+        errors = ((drawn - crop_window(small, spot, side)) ** 2).sum((1, 2, 3))
         best = int(errors.argmin())
         return names[best], colours[best], float(errors[best])
 
     @cached_property
     def _plain(self) -> dict[int, "Stack"]:
         return {
-            side: stack([(name, None, icon) for name, icon in self._icons.items()], side) for side in (ALONE, AMONG)
+            side: stack_icons([(name, None, icon) for name, icon in self._icons.items()], side)
+            for side in (ALONE, AMONG)
         }
 
     @cached_property
     def _coloured(self) -> "Stack":
         able = {concept.name for concept in CONCEPTS if concept.colourable}
-        icons: list[Painted] = [(name, None, icon) for name, icon in self._icons.items()]
-        icons += [(name, colour, paint(self._icons[name], colour)) for name in sorted(able) for colour in COLOURS]
-        return stack(icons, ALONE)
+        icons: list[ColouredIcon] = [(name, None, icon) for name, icon in self._icons.items()]
+        icons += [
+            (name, colour, recolour_premultiplied(self._icons[name], colour))
+            for name in sorted(able)
+            for colour in COLOURS
+        ]
+        return stack_icons(icons, ALONE)
 
 
-Painted = tuple[str, str | None, np.ndarray]  # a name, the colour where it was changed, the icon
+ColouredIcon = tuple[str, str | None, np.ndarray]  # a name, the colour where it was changed, the icon
 Stack = tuple[list[str], list[str | None], np.ndarray, np.ndarray]
 
 
-def stack(icons: list[Painted], side: int) -> Stack:
+def stack_icons(icons: list[ColouredIcon], side: int) -> Stack:
     """Names, colours, premultiplied pictures `(n, p, p, 3)` and what shows through them `(n, p, p, 1)`."""
     pictures = np.stack([resize(icon, side * PIXELS) for _, _, icon in icons])
     return [name for name, _, _ in icons], [colour for _, colour, _ in icons], pictures[..., :3], 1 - pictures[..., 3:]
@@ -110,7 +124,7 @@ def resize(icon: np.ndarray, side: int) -> np.ndarray:
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
-def paint(icon: np.ndarray, colour: str) -> np.ndarray:
+def recolour_premultiplied(icon: np.ndarray, colour: str) -> np.ndarray:
     """A premultiplied icon in another colour, as the atlas paints it."""
     alpha = np.maximum(icon[..., 3:], 1e-3)
     straight = np.concatenate([np.clip(icon[..., :3] / alpha, 0, 1), icon[..., 3:]], axis=-1)
@@ -120,7 +134,7 @@ def paint(icon: np.ndarray, colour: str) -> np.ndarray:
     return result
 
 
-def shrink(picture: np.ndarray) -> np.ndarray:
+def downsample(picture: np.ndarray) -> np.ndarray:
     """Mean colours, 0 to 1, of blocks of a sixteenth of a token."""
     block = TOKEN // PIXELS
     height, width = (length // block * block for length in picture.shape[:2])
@@ -129,16 +143,16 @@ def shrink(picture: np.ndarray) -> np.ndarray:
     return mean
 
 
-def window(small: np.ndarray, spot: Spot, side: int) -> np.ndarray:
+def crop_window(small: np.ndarray, spot: Spot, side: int) -> np.ndarray:
     left, top = spot[0] * PIXELS, spot[1] * PIXELS
     return small[top : top + side * PIXELS, left : left + side * PIXELS]
 
 
-def layouts(width: int, height: int) -> Iterator[tuple[str, list[Spot], int]]:
+def list_layouts(width: int, height: int) -> Iterator[tuple[str, list[Spot], int]]:
     """Every arrangement the generator draws on `width` by `height` tokens: its name, its spots, the things' side."""
-    yield "one", alone(width, height), ALONE
+    yield "one", centre_spot(width, height), ALONE
     for place in PLACES:
-        yield place, placed(width, height, place), AMONG
-    yield "beside", beside(width, height), AMONG
-    yield "above", [(left, top) for top, left in beside(height, width)], AMONG
-    yield "three", three(width, height), AMONG
+        yield place, spots_at_place(width, height, place), AMONG
+    yield "beside", side_by_side_spots(width, height), AMONG
+    yield "above", [(left, top) for top, left in side_by_side_spots(height, width)], AMONG
+    yield "three", three_spots(width, height), AMONG

@@ -24,7 +24,7 @@ NORMALIZER = normalizers.Sequence(
 START, END, PAD, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<pad>", "<unk>"
 
 
-def corpus(seed: int) -> Iterator[str]:
+def iterate_corpus(seed: int) -> Iterator[str]:
     """Captions and every name."""
     rng = np.random.default_rng(seed)
     for concept in CONCEPTS:
@@ -47,7 +47,7 @@ def vocabulary(folder: Path, seed: int) -> Path:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(corpus(seed), trainer)
+        tokenizer.train_from_iterator(iterate_corpus(seed), trainer)
         tokenizer.save(str(file))
     return file
 

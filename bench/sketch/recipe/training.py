@@ -1,4 +1,4 @@
-"""One training loop for every stage: a time budget, a moving average of the weights, resumed from its checkpoint."""
+"""The training loop of every stage: a time budget, a moving average of the weights, resuming from a checkpoint."""
 
 import copy
 import time
@@ -109,14 +109,14 @@ def train(stage: Stage, loss_at: Callable[[float, int], torch.Tensor], show: Cal
     return losses
 
 
-def trained(file: Path) -> dict[str, torch.Tensor]:
+def load_averaged_weights(file: Path) -> dict[str, torch.Tensor]:
     """The averaged weights of a stage's checkpoint."""
     ema: dict[str, torch.Tensor] = torch.load(file, weights_only=True, map_location="cpu")["ema"]
     return ema
 
 
-class Seeded:
-    """One random stream a run, told by the step it begins at: a resumed run sees new scenes."""
+class SeededGenerator:
+    """One random generator for a run, seeded with the step at which it starts: a resumed run sees new scenes."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

@@ -15,7 +15,7 @@ from bench.sketch.recipe.atlas import Atlas
 from bench.sketch.recipe.codec import CHANNELS, PATCH, Codec
 from bench.sketch.recipe.concepts import BACKGROUNDS
 from bench.sketch.recipe.data import TOKEN, make_scene, pick, render
-from bench.sketch.recipe.training import ConvMuon, Seeded, Stage, train
+from bench.sketch.recipe.training import ConvMuon, SeededGenerator, Stage, train
 
 WIDTHS = (8, 16, 32, 64, 128, 128)
 GROUPS = 1  # with a channel a group, a plain colour would be normalised away
@@ -93,10 +93,10 @@ def train_decoder(
     kernels = [value for value in decoder.parameters() if value.ndim == 4]
     rest = [value for value in decoder.parameters() if value.ndim != 4]
     optimizers = [ConvMuon(kernels, lr), torch.optim.AdamW(rest, lr, (0.9, 0.98), weight_decay=0.0)]
-    seeded = Seeded(seed)
+    generator = SeededGenerator(seed)
 
     def loss_at(progress: float, step: int) -> torch.Tensor:
-        latents, images = sample(seeded.at(step), atlas, codec, late=progress > 0.6)
+        latents, images = sample(generator.at(step), atlas, codec, late=progress > 0.6)
         latents = latents + torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1) * NOISE
         with torch.autocast(device, torch.bfloat16):
             made = decoder(latents.to(device, memory_format=torch.channels_last))
