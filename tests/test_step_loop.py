@@ -7,9 +7,10 @@ from structlog.testing import capture_logs
 from support.events import Told
 from support.scripted_engine import ScriptedEngine
 
+from pipelines.child_process import DEVICE_LOST
 from pipelines.job import PreviewPlan
 from pipelines.request import GenerationParams, ImageRequest
-from pipelines.workers.step_loop import DEVICE_LOST, StepLoop
+from pipelines.workers.step_loop import StepLoop
 
 SIZES = [(512, 512), (544, 512)]
 

@@ -24,11 +24,10 @@ import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 
+from pipelines.child_process import DEVICE_LOST, die_with_parent
 from pipelines.engine.base import Engine, EngineConfig, Pixels, Report, Thumbnail
 from pipelines.loading.placement import Placement
 from pipelines.request import ImageRequest
-from pipelines.workers.step_loop import DEVICE_LOST
-from pipelines.workers.worker import die_with_parent
 
 JoinGroup = Callable[[Any, int, Placement], None]  # takes the loaded transformer, its text tokens and the placement
 Loader = Callable[[EngineConfig, Report, JoinGroup], Engine[Any]]

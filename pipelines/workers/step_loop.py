@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 
+from pipelines.child_process import DEVICE_LOST
 from pipelines.engine.base import Engine
 from pipelines.errors import GenerationFailed
 from pipelines.job import PreviewPlan
@@ -22,7 +23,6 @@ from pipelines.request import ImageRequest
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.run_queue import RunQueue
 
-DEVICE_LOST = 70  # exit code EX_SOFTWARE of sysexits.h
 log = structlog.get_logger("srpo")
 
 

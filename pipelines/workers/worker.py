@@ -5,10 +5,8 @@ any two steps it looks at its inbox, so a cancelled job ends within one step. It
 when the device is lost: only a new process cures a sticky CUDA error.
 """
 
-import ctypes
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -18,12 +16,11 @@ from typing import Any
 import structlog
 
 from pipelines import logs
+from pipelines.child_process import DEVICE_LOST, LOAD_FAILED, die_with_parent
 from pipelines.engine.base import Engine, EngineConfig, StartAgain
 from pipelines.workers.protocol import PREFIX, Message
-from pipelines.workers.step_loop import DEVICE_LOST, StepLoop
+from pipelines.workers.step_loop import StepLoop
 
-LOAD_FAILED = 78  # exit code EX_CONFIG of sysexits.h
-PR_SET_PDEATHSIG = 1
 ENVIRONMENT = {  # for the libraries, set before they are imported
     "TRANSFORMERS_VERBOSITY": "error",  # their warnings quote prompts
     "DIFFUSERS_VERBOSITY": "error",
@@ -66,13 +63,6 @@ def admit(pipe: Pipe, step_loop: StepLoop) -> None:
     """Take what the pool has sent; wait for it when there is nothing to do."""
     while step_loop.idle or not pipe.inbox.empty():
         step_loop.take(*pipe.inbox.get())
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent dies, and leave Ctrl-C to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
