@@ -328,6 +328,7 @@ async def test_a_suspect_runs_alone_on_one_device_while_the_other_works() -> Non
         ("cuda:1", None, "cuda", "1"),
         ("cuda:1", "4,6", "cuda", "6"),
         ("cuda:2", "4,6", "cuda", "none"),
+        ("cuda:0", "", "cuda", "none"),
         ("cuda", "4,6", "cuda", "4,6"),
         ("cuda:1+cuda:0", "4,6", "cuda:0+cuda:1", "6,4"),
         ("cpu", None, "cpu", None),
@@ -335,7 +336,7 @@ async def test_a_suspect_runs_alone_on_one_device_while_the_other_works() -> Non
     ],
 )
 def test_a_worker_sees_its_own_device_alone(device: str, visible: str | None, told: str, seen: str | None) -> None:
-    environment = {"HOME": "/"} | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+    environment = {"HOME": "/"} | ({"CUDA_VISIBLE_DEVICES": visible} if visible is not None else {})
     config, changed = see_only(EngineConfig(device=device), environment)
     assert config.device == told
     assert changed == {"HOME": "/"} | ({"CUDA_VISIBLE_DEVICES": seen} if seen else {})

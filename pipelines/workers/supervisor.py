@@ -179,11 +179,14 @@ class WorkerSupervisor:
 
 def see_only(config: EngineConfig, environment: Mapping[str, str]) -> tuple[EngineConfig, dict[str, str]]:
     """Numbered CUDA devices are all that their worker sees: a fault of another one, or a library that takes the first
-    it finds, cannot reach it. Returns what the worker is told, and its environment."""
+    it finds, cannot reach it. A number that `CUDA_VISIBLE_DEVICES` hides stays hidden: set but empty, it hides all.
+    Returns what the worker is told, and its environment."""
     numbers = [device.removeprefix("cuda:") for device in config.device.split("+")]
     if not all(number.isdecimal() for number in numbers):
         return config, dict(environment)
-    listed = [name for name in environment.get(VISIBLE, "").split(",") if name]
-    names = [listed[int(each)] if int(each) < len(listed) else "none" if listed else each for each in numbers]
+    names = numbers
+    if (visible := environment.get(VISIBLE)) is not None:
+        listed = [name for name in visible.split(",") if name]
+        names = [listed[int(each)] if int(each) < len(listed) else "none" for each in numbers]
     device = "+".join(f"cuda:{index}" for index in range(len(names))) if len(names) > 1 else "cuda"
     return replace(config, device=device), {**environment, VISIBLE: ",".join(names)}
