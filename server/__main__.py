@@ -17,7 +17,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "verify": Command("read an image file's marks: made by a model? with which parameters?", "server.cli.verify:main"),
     "selfcheck": Command("draw the fixed pictures, and compare them with earlier ones", "server.cli.selfcheck:main"),
     "bench": Command("measure speed or quality on this device (from a checkout)", "server.cli.bench:main"),
-    "doctor": Command("say what stands and what is missing, before serving", "server.cli.doctor:main"),
+    "doctor": Command("say what works and what is missing, before serving", "server.cli.doctor:main"),
     "weights": Group("bring, check, look into and convert model files", WEIGHTS),
     "jobs": Command("list and cancel jobs", "server.cli.jobs:main"),
     "keys": Command("make an API key and the hash line for SRPO_API_KEYS_FILE", "server.cli.keys:main"),

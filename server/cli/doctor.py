@@ -35,7 +35,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
 class DoctorSettings(Settings):
-    """Say what stands and what is missing. Takes the server's settings; exits with 1 if something would not work."""
+    """Say what works and what is missing. Takes the server's settings; exits with 1 if something would not work."""
 
     json_: bool = Field(False, alias="json", description="print one JSON object")
     verify: bool = Field(False, description="read every byte of pulled weights and compare it with the manifest")

@@ -1,4 +1,4 @@
-"""`srpo selfcheck`: does this machine still draw what it drew before? And, if it may not, begin anew."""
+"""`srpo selfcheck`: compares what this machine draws with what it drew before, or starts the comparison anew."""
 
 import asyncio
 import sys
@@ -18,10 +18,10 @@ from server.state import build_engine_config
 
 
 class SelfcheckSettings(EngineSettings):
-    """Load the engine and compare its pictures with those kept in the data folder, or keep them for later."""
+    """Draw the fixed pictures, and compare them with earlier ones in the data folder. The first ones are stored."""
 
-    data_dir: Path = Field(Path("data"), description="folder of the server's state, with engine.json")
-    renew: bool = Field(False, description="forget earlier pictures, and which optimizations failed; keep those of now")
+    data_dir: Path = Field(Path("data"), description="the server's folder for images and other state")
+    renew: bool = Field(False, description="forget earlier pictures and failed optimizations; store new ones")
 
 
 def main(arguments: list[str]) -> int:

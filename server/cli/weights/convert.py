@@ -1,4 +1,4 @@
-"""`srpo weights convert`: a transformer in another form, with a manifest of what it was made from."""
+"""`srpo weights convert`: writes a transformer in another format, with a manifest of its source."""
 
 import importlib
 import sys
@@ -15,7 +15,7 @@ from weights.errors import WeightsError
 
 
 class ConvertSettings(Arguments):
-    """Write a transformer in another form: tensor by tensor, in place only when it is whole."""
+    """Write a transformer in another format. The target file appears only when it is complete."""
 
     source: CliPositionalArg[Path] = Field(description="a transformer in any format")
     target: CliPositionalArg[Path] = Field(description="the file to write")
@@ -23,7 +23,7 @@ class ConvertSettings(Arguments):
         "bf16", description="bf16; fp8 (a scale a row; half of bf16's size); q4 (GGUF, Q4_0)"
     )
     revision: str | None = Field(
-        None, description="the source's revision, for the manifest; default: what a pull noted"
+        None, description="the source's revision, for the manifest; default: the one that `srpo weights pull` stored"
     )
 
 

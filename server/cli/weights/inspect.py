@@ -1,4 +1,4 @@
-"""`srpo weights inspect`: what a file or folder holds, in a second, however large it is."""
+"""`srpo weights inspect`: what a file or folder of weights contains. Only headers are read."""
 
 import json
 import sys

@@ -18,13 +18,13 @@ INTERRUPTED = 130  # as a shell reports an end by Ctrl-C
 
 
 class PullSettings(EnvironmentSettings):
-    """Bring a model's files to the models folder, each checked before it is put in place. Goes on where it stopped."""
+    """Download a model's files to the models folder and verify each. An interrupted pull continues where it stopped."""
 
     models_dir: Path = Field(Path("models"), description="folder with the model files")
     names: CliPositionalArg[list[str]] = Field([], description=f"what to pull: {', '.join(list_downloads())}")
     revision: list[str] = Field(
         [],
-        description="a commit, tag or branch in the place of the row's own; REPOSITORY=REVISION where a name needs "
+        description="a commit, tag or branch instead of the default; REPOSITORY=REVISION if a name needs "
         "several repositories (can be repeated)",
     )
     accept_license: bool = Field(False, description="you have read the licences and accept them")
@@ -33,8 +33,11 @@ class PullSettings(EnvironmentSettings):
         validation_alias=AliasChoices("from"),
         description="a folder that has the files: a mirror, another models folder",
     )
-    offline: bool = Field(False, description="open no socket: take the files from --from or the hub client's cache")
-    fast: bool = Field(False, description="the hub client's parallel transfer (xet); an interrupted file begins anew")
+    offline: bool = Field(False, description="use no network, only --from or the hub client's cache")
+    fast: bool = Field(
+        False,
+        description="use the hub client's parallel transfer (xet); it cannot continue a half-finished file",
+    )
 
 
 def main(arguments: list[str]) -> int:
