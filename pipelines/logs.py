@@ -33,7 +33,11 @@ def configure(log_format: LogFormat) -> None:
     ]
     rendered: list[Processor] = (
         # a plain traceback: the default one shows local variables, prompts and keys among them
-        [structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=structlog.dev.plain_traceback)]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if log_format == "console"
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
