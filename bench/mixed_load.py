@@ -26,8 +26,8 @@ def measure_mixed_load(comparison: Comparison, requests: int, sizes: list[tuple[
     cost_model = CostModel()
     for request in work[:8]:
         took = comparison.measure_seconds(lambda request=request: comparison.run_engine(request))  # type: ignore[misc]
-        cost_model.drawn(request, {"text": 0.0, "denoise": took, "decode": 0.0})
-    gap = statistics.mean(cost_model.seconds(request) for request in work) / LOAD
+        cost_model.record_job(request, {"text": 0.0, "denoise": took, "decode": 0.0})
+    gap = statistics.mean(cost_model.estimate_seconds(request) for request in work) / LOAD
     stream = [0.0]
     while len(stream) < requests:
         stream.append(stream[-1] + chance.expovariate(1 / gap))
@@ -53,15 +53,17 @@ def replay(
             continue
         while coming and coming[0][1][0] <= now and not (in_order and queue):
             number, (_, request) = coming.pop(0)
-            queue.add(str(number), (number, comparison.engine.prepare(request)[0]), cost_model.seconds(request))
-        number, sample = queue.next()
+            queue.add(
+                str(number), (number, comparison.engine.prepare(request)[0]), cost_model.estimate_seconds(request)
+            )
+        number, sample = queue.peek()
         if left := comparison.engine.steps_left(sample):
             comparison.engine.step([sample])
             comparison.synchronize()
             queue.advance(str(number), 1 - (left - 1) / len(sample.times))
         else:
             comparison.engine.finish(sample)
-            queue.drop(str(number))
+            queue.remove(str(number))
             latencies.append(time.perf_counter() - start - arrivals[number])
     took = time.perf_counter() - start
     latencies.sort()

@@ -1,4 +1,4 @@
-"""Everything that can go wrong between a validated request and its pixels.
+"""The errors between a validated request and its pixels.
 
     PipelineError
     ├── QueueFull            refused before any work; says when to come back
@@ -14,12 +14,12 @@
         ├── NonFinitePixels  the numbers blew up; never shown as a black picture
         └── WorkerCrashed    it took its worker down twice
 
-Messages are for the person who sent the request: nothing internal, no prompt.
+Messages are for the client that sent the request: they hold nothing internal and no prompt.
 """
 
 
 class PipelineError(Exception):
-    """Base of all errors of the pipelines room."""
+    """Base of all errors of this package."""
 
 
 class QueueFull(PipelineError):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-EXACT_FLOAT = 2**53  # every integer up to here is exact as a JSON (IEEE double) number
+MAX_EXACT_INTEGER = 2**53  # every integer up to here is exact as a JSON (IEEE double) number
 
 
 class Issue(NamedTuple):
@@ -85,7 +85,7 @@ class Integer(ParamType):
         return {"type": "integer", "minimum": self.low, "maximum": self.high, **steps}
 
     def parse(self, value: Any) -> int:
-        if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_FLOAT:
+        if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_EXACT_INTEGER:
             value = int(value)
         if type(value) is not int or not self.low <= value <= self.high or value % self.multiple_of:
             raise self.refuse(value)

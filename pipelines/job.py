@@ -1,4 +1,4 @@
-"""A request on its way through the pool, as its caller holds it."""
+"""A job: a request that the pool has admitted, its events and its result, as the caller holds it."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ from itertools import count
 from pipelines.errors import PipelineError
 from pipelines.request import ImageRequest, ImageResult
 
-EVENTS_KEPT = 128  # for a reader that is slow or comes late; the oldest go first
+EVENT_CAPACITY = 128  # for a reader that is slow or comes late; the oldest go first
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Progress:
     """How far a job is. `step` of `steps` are done in image `image`; `eta` is in seconds, to the job's end.
 
     `stage` is `queued`, `text`, `denoise` or `decode`, and after the pool `safety` or `encode`. `position` counts the
-    jobs ahead in the line.
+    jobs ahead in the queue.
     """
 
     stage: str
@@ -58,7 +58,7 @@ class PreviewPlan:
 class EventChannel:
     """Events, numbered from 1, for any number of readers. Writing never waits; a late reader misses the oldest."""
 
-    def __init__(self, capacity: int = EVENTS_KEPT) -> None:
+    def __init__(self, capacity: int = EVENT_CAPACITY) -> None:
         self._kept: deque[tuple[int, Event]] = deque(maxlen=capacity)
         self._numbers = count(1)
         self._news = asyncio.Event()
@@ -109,7 +109,7 @@ class Job:
     admitted: float = field(default_factory=time.monotonic)
     dispatched: float | None = None
     crashes: int = 0
-    left: float = 1.0  # of its steps
+    remaining_fraction: float = 1.0  # of its steps
     pixels: dict[int, bytes] = field(default_factory=dict)
     channel: EventChannel = field(default_factory=EventChannel)
     owns_channel: bool = True
@@ -126,7 +126,7 @@ class Job:
         return await asyncio.shield(self._result)
 
     async def events(self) -> AsyncIterator[Event]:
-        """What happens to the job, until it ends."""
+        """The job's events, until it ends."""
         async for _, event in self.channel.read():
             yield event
 
@@ -141,6 +141,6 @@ class Job:
             self._result.set_result(outcome)
         else:
             self._result.set_exception(outcome)
-            self._result.exception()  # looked at: a caller that went away must not make asyncio complain
+            self._result.exception()  # marks it as retrieved: a caller that went away must not make asyncio warn
         if self.owns_channel:
             self.channel.close()

@@ -20,7 +20,7 @@ from structlog.typing import Processor
 
 LogFormat = Literal["console", "json"]
 QUIET = ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "httpx", "alembic")  # only their warnings
-STEM = 4  # letters by which a word is recognised; shorter words tell nothing
+STEM = 4  # a word is recognised by its first letters; shorter words are ignored
 ESCAPE = re.compile(r"\\[xuUN]")
 log = structlog.get_logger("srpo")
 
@@ -123,6 +123,6 @@ def may_quote(message: str, prompt: str) -> bool:
 
 
 def stems(text: str) -> set[str]:
-    """The first letters of every word that is long enough to tell something."""
+    """The first letters of every word that has at least that many."""
     words = re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
     return {word[:STEM] for word in words if len(word) >= STEM}

@@ -23,10 +23,10 @@ from pipelines.errors import (
     QueueFull,
     WorkerCrashed,
 )
-from pipelines.job import EVENTS_KEPT, Job, Preview, PreviewPlan, Progress
+from pipelines.job import EVENT_CAPACITY, Job, Preview, PreviewPlan, Progress
 from pipelines.request import GenerationParams, ImageRequest
 from pipelines.workers.pool import WorkerPool
-from pipelines.workers.supervisor import see_only
+from pipelines.workers.supervisor import isolate_devices
 
 LIMIT = 30.0  # seconds; nothing here takes one on an idle machine
 SLOW = 10_000  # steps that nobody waits for: 50 ms each
@@ -90,13 +90,13 @@ async def test_refuses_while_loading_with_the_stage() -> None:
         await result_of(pool.submit(ask()))
 
 
-async def test_a_full_line_refuses_before_any_work() -> None:
+async def test_a_full_queue_refuses_before_any_work() -> None:
     async with pool_of(queue_size=2, max_running=1) as pool:
         jobs = [pool.submit(ask("slow", SLOW)) for _ in range(3)]
         with pytest.raises(QueueFull) as refused:
             pool.submit(ask())
         assert refused.value.waiting == 2
-        assert refused.value.retry_after == max(1.0, pool.seconds_ahead())
+        assert refused.value.retry_after == max(1.0, pool.estimate_wait())
         pool.cancel(jobs[1])
         pool.submit(ask())  # a place is free again
 
@@ -209,7 +209,7 @@ async def test_stopping_answers_what_is_unfinished() -> None:
             await result_of(job)
 
 
-async def test_a_waiting_job_hears_its_place_in_the_line() -> None:
+async def test_a_waiting_job_learns_its_position_in_the_queue() -> None:
     async with pool_of(max_running=1) as pool:
         running = pool.submit(ask("slow", SLOW))
         first, second = pool.submit(ask()), pool.submit(ask())
@@ -238,13 +238,13 @@ async def test_previews_come_evenly_and_never_after_the_last_step() -> None:
 
 async def test_a_reader_that_does_not_read_holds_nobody_up_and_misses_the_oldest() -> None:
     async with pool_of() as pool:
-        job = pool.submit(ask(steps=EVENTS_KEPT * 3))
+        job = pool.submit(ask(steps=EVENT_CAPACITY * 3))
         assert await result_of(job) == (picture(7),)
         late = [event async for event in job.events()]
-        assert len(late) == EVENTS_KEPT
+        assert len(late) == EVENT_CAPACITY
         assert late[-1].stage == "decode"
-        numbers = [number async for number, _ in job.channel.read(after=EVENTS_KEPT * 3)]
-        assert numbers == [EVENTS_KEPT * 3 + 1, EVENTS_KEPT * 3 + 2]
+        numbers = [number async for number, _ in job.channel.read(after=EVENT_CAPACITY * 3)]
+        assert numbers == [EVENT_CAPACITY * 3 + 1, EVENT_CAPACITY * 3 + 2]
 
 
 # --- several devices --------------------------------------------------------------------------------------------
@@ -337,6 +337,6 @@ async def test_a_suspect_runs_alone_on_one_device_while_the_other_works() -> Non
 )
 def test_a_worker_sees_its_own_device_alone(device: str, visible: str | None, told: str, seen: str | None) -> None:
     environment = {"HOME": "/"} | ({"CUDA_VISIBLE_DEVICES": visible} if visible is not None else {})
-    config, changed = see_only(EngineConfig(device=device), environment)
+    config, changed = isolate_devices(EngineConfig(device=device), environment)
     assert config.device == told
     assert changed == {"HOME": "/"} | ({"CUDA_VISIBLE_DEVICES": seen} if seen else {})

@@ -32,11 +32,11 @@ class Work:
 
 
 def step(queue: RunQueue[Work]) -> Work:
-    job = queue.next()
+    job = queue.peek()
     job.done += 1
     queue.advance(job.name, job.done / job.cost)
     if job.done == job.cost:
-        queue.drop(job.name)
+        queue.remove(job.name)
     return job
 
 
@@ -67,13 +67,13 @@ def test_a_job_that_began_goes_on_unless_a_shorter_one_comes(costs: list[int], s
     queue: RunQueue[Work] = RunQueue()
     for index, cost in enumerate(costs):
         queue.add(str(index), Work(str(index), cost), cost)
-    first = queue.next()
+    first = queue.peek()
     for _ in range(min(steps, first.cost - 1)):
         assert step(queue) is first
     shorter = Work("late", 1)
     left = first.cost - first.done
     queue.add("late", shorter, 1)
-    assert queue.next() is (shorter if left > 1 else first)
+    assert queue.peek() is (shorter if left > 1 else first)
 
 
 @given(st.integers(1, 60), st.integers(1, 8), st.randoms(use_true_random=False))
@@ -104,8 +104,8 @@ def test_a_dropped_job_takes_no_further_step_and_changes_nothing_else(costs: lis
     gone = data.draw(st.integers(0, len(costs) - 1))
     for _ in range(data.draw(st.integers(0, costs[gone] - 1))):
         step(queue)
-    queue.drop(str(gone))
-    queue.drop(str(gone))  # again: it may have finished a moment ago
+    queue.remove(str(gone))
+    queue.remove(str(gone))  # again: it may have finished a moment ago
     while queue:
         assert step(queue).name != str(gone)
 
@@ -149,19 +149,19 @@ def test_cost_counts_pixels_images_and_computed_steps() -> None:
 
 def test_seconds_come_from_what_was_measured_at_the_nearest_size() -> None:
     cost_model = CostModel()
-    assert cost_model.seconds(ask()) > 0  # a guess
-    cost_model.drawn(ask(512, 512, steps=10), seconds(1.0))
-    cost_model.drawn(ask(1536, 1536, steps=10), seconds(20.0))
-    assert cost_model.seconds(ask(512, 512, steps=20)) == pytest.approx(2.0)
-    assert cost_model.seconds(ask(1536, 1536, steps=10, images=2)) == pytest.approx(40.0)
-    assert cost_model.seconds(ask(512, 544, steps=10)) == pytest.approx(1.0 * 544 / 512)
-    assert cost_model.seconds(ask(512, 512, steps=20), left=0.25) == pytest.approx(0.5)
+    assert cost_model.estimate_seconds(ask()) > 0  # a guess
+    cost_model.record_job(ask(512, 512, steps=10), seconds(1.0))
+    cost_model.record_job(ask(1536, 1536, steps=10), seconds(20.0))
+    assert cost_model.estimate_seconds(ask(512, 512, steps=20)) == pytest.approx(2.0)
+    assert cost_model.estimate_seconds(ask(1536, 1536, steps=10, images=2)) == pytest.approx(40.0)
+    assert cost_model.estimate_seconds(ask(512, 544, steps=10)) == pytest.approx(1.0 * 544 / 512)
+    assert cost_model.estimate_seconds(ask(512, 512, steps=20), remaining_fraction=0.25) == pytest.approx(0.5)
 
 
 def test_the_pace_follows_a_device_that_slows_down() -> None:
     cost_model = CostModel()
     for _ in range(40):
-        cost_model.drawn(ask(), seconds(1.0))
+        cost_model.record_job(ask(), seconds(1.0))
     for _ in range(40):
-        cost_model.drawn(ask(), seconds(3.0))
-    assert cost_model.seconds(ask()) == pytest.approx(3.0, rel=0.01)
+        cost_model.record_job(ask(), seconds(3.0))
+    assert cost_model.estimate_seconds(ask()) == pytest.approx(3.0, rel=0.01)

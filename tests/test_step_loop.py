@@ -39,7 +39,7 @@ class Work:
 
     def admit(self, name: str, request: ImageRequest, previews: PreviewPlan = PreviewPlan()) -> None:  # noqa: B008
         plan = {"count": previews.count, "side": previews.side}
-        self.step_loop.take({"op": "run", "job": name, "request": request.to_json(), "previews": plan})
+        self.step_loop.handle({"op": "run", "job": name, "request": request.to_json(), "previews": plan})
 
     def finish(self) -> None:
         while not self.step_loop.idle:
@@ -81,7 +81,7 @@ def test_every_job_ends_as_it_would_have_alone(requests: list[ImageRequest], lim
 def test_what_is_left_of_a_job_never_grows_and_ends_at_nothing(requests: list[ImageRequest], limit: int) -> None:
     work = Work(limit, *requests)
     work.finish()
-    for name, left in work.told.left.items():
+    for name, left in work.told.remaining_fractions.items():
         assert left == sorted(left, reverse=True)
         assert work.told.ends[name] != "done" or left[-1] == 0
 
@@ -95,7 +95,7 @@ def test_a_cancelled_job_takes_no_further_step(images: list[int], limit: int, da
     for _ in range(data.draw(st.integers(0, 12))):
         if not work.step_loop.idle:
             work.step_loop.run_once()
-    work.step_loop.take({"op": "cancel", "job": str(gone)})
+    work.step_loop.handle({"op": "cancel", "job": str(gone)})
     before = len(work.engine.passes)
     work.finish()
     seeds = range(10 * gone + 1, 10 * gone + 5)

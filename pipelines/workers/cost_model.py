@@ -1,15 +1,17 @@
-"""How fast this device has been so far: turns a request into predicted seconds, for the order of work, `retry-after`
-and `eta`. Attention makes a megapixel of a large image dearer than one of a small image, so every size has its own.
+"""Predicts how many seconds of device time a request takes, from what was measured on this device.
+
+The predictions give the order of work, `retry-after` and `eta`. Attention makes a megapixel of a large image cost more
+than one of a small image, so every size has its own average.
 """
 
 from math import log
 
 from pipelines.request import ImageRequest
 
-FIRST_GUESS = 0.1  # seconds a megapixel-step, before anything was measured: between an H200 and a laptop
-FIRST_LOAD = 5.0  # seconds, until loading has come far enough to tell
-TELLING = 0.1  # of the loading
-WEIGHT = 0.2  # of the newest measurement
+DEFAULT_RATE = 0.1  # seconds for a megapixel-step before anything was measured: between an H200 and a laptop
+DEFAULT_LOAD_SECONDS = 5.0  # used until loading has come as far as MIN_PROGRESS
+MIN_PROGRESS = 0.1  # the part of the loading from which its speed is extrapolated
+SMOOTHING = 0.2  # weight of the newest measurement
 
 
 class CostModel:
@@ -17,25 +19,25 @@ class CostModel:
 
     def __init__(self) -> None:
         self._per_cost: dict[int, float] = {}  # pixels of an image -> seconds a megapixel-step
-        self._load_seconds = FIRST_LOAD
+        self._load_seconds = DEFAULT_LOAD_SECONDS
 
-    def drawn(self, request: ImageRequest, seconds: dict[str, float]) -> None:
-        """A job kept the device busy for the sum of its stages."""
+    def record_job(self, request: ImageRequest, seconds: dict[str, float]) -> None:
+        """Learn from a finished job: it kept the device busy for the sum of its stages."""
         measured = (seconds["text"] + seconds["denoise"] + seconds["decode"]) / request.cost
         before = self._per_cost.get(request.pixels, measured)
-        self._per_cost[request.pixels] = (1 - WEIGHT) * before + WEIGHT * measured
+        self._per_cost[request.pixels] = (1 - SMOOTHING) * before + SMOOTHING * measured
 
-    def seconds(self, request: ImageRequest, left: float = 1.0) -> float:
-        """Predicted device seconds for the part `left` of a request, by the measured size that is nearest to its."""
+    def estimate_seconds(self, request: ImageRequest, remaining_fraction: float = 1.0) -> float:
+        """Predicted device seconds for a part of a request, from the measured size nearest to the request's."""
         if not self._per_cost:
-            return FIRST_GUESS * request.cost * left
+            return DEFAULT_RATE * request.cost * remaining_fraction
         nearest = min(self._per_cost, key=lambda pixels: abs(log(pixels / request.pixels)))
-        return self._per_cost[nearest] * request.cost * left
+        return self._per_cost[nearest] * request.cost * remaining_fraction
 
-    def loaded(self, seconds: float) -> None:
+    def record_load(self, seconds: float) -> None:
         self._load_seconds = seconds
 
-    def load_left(self, elapsed: float, progress: float) -> float:
+    def estimate_load_seconds(self, elapsed: float, progress: float) -> float:
         """Predicted seconds until the engine is loaded, at least 1; `progress` is from 0 to 1."""
-        total = elapsed / progress if progress >= TELLING else self._load_seconds
+        total = elapsed / progress if progress >= MIN_PROGRESS else self._load_seconds
         return max(1.0, total - elapsed)

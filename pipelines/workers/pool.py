@@ -1,9 +1,9 @@
-"""The bounded line and the workers behind it, one for each device. No torch.
+"""A bounded queue of jobs and the workers that take them, one worker for each device. No torch.
 
-A request is refused before any work or it is accepted, and then it ends in exactly one of: its images, an error of
-its own, its deadline, its caller's cancel. A worker's death loses nothing: its jobs go back to the head of the line
-and run again, each alone, so that one which kills its worker a second time is known and fails by itself. All workers
-draw the same bytes, so it does not matter which of them a job meets.
+A request is either refused before any work or accepted. An accepted job ends in exactly one of these: its images, an
+error of its own, its deadline, or its caller's cancellation. A worker's death loses nothing: its jobs are requeued at
+the head and run again, one at a time, so that a job which kills its worker a second time is identified and fails
+alone. All workers produce the same bytes, so it does not matter which of them runs a job.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class PoolStatus:
 
 
 class WorkerPool:
-    """One line of jobs in front of the workers of `devices`; without any, of the one that `config` names."""
+    """One queue of jobs for the workers of `devices`; without `devices`, for the one device that `config` names."""
 
     def __init__(
         self,
@@ -72,11 +72,11 @@ class WorkerPool:
         self._supervisors = [
             WorkerSupervisor(replace(config, device=device), self) for device in devices or (config.device,)
         ]
-        self._room = queue_size + max_running * len(self._supervisors)
+        self._capacity = queue_size + max_running * len(self._supervisors)
         self._max_running = max_running
         self._request_timeout = request_timeout
         self._step_timeout = step_timeout
-        self._line: deque[Job] = deque()
+        self._queue: deque[Job] = deque()
         self._draining = False
         self._info: EngineInfo | None = None
 
@@ -84,32 +84,32 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Spawn the workers. Returns at once; `status()` follows the loading."""
-        self._watchdog = asyncio.create_task(self._watch())
+        self._watchdog = asyncio.create_task(self._watch_deadlines())
         for supervisor in self._supervisors:
             await supervisor.start()
 
     async def stop(self) -> None:
-        """Stop the workers; what is unfinished ends as `Draining`."""
+        """Stop the workers. Unfinished jobs end with `Draining`."""
         self._draining = True
         self._watchdog.cancel()
-        for job in (*self._running(), *self._line):
+        for job in (*self._running(), *self._queue):
             job.finish(Draining())
-        self._line.clear()
+        self._queue.clear()
         await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
 
     def drain(self) -> None:
-        """Take no new work; what was accepted goes on."""
+        """Accept no new jobs; accepted ones are finished."""
         self._draining = True
 
-    def check_room(self) -> None:
+    def check_capacity(self) -> None:
         """Raise what `submit` would raise now: `NotReady`, `Draining` or `QueueFull`."""
         if self._draining:
             raise Draining
         if self._info is None:
             status = self.status()
             raise NotReady(status.stage, status.progress, status.eta)
-        if len(self._line) + len(self._running()) >= self._room:
-            raise QueueFull(len(self._line), self.seconds_ahead())
+        if len(self._queue) + len(self._running()) >= self._capacity:
+            raise QueueFull(len(self._queue), self.estimate_wait())
 
     def submit(
         self,
@@ -117,11 +117,11 @@ class WorkerPool:
         previews: PreviewPlan = PreviewPlan(),  # noqa: B008 - frozen
         channel: EventChannel | None = None,
     ) -> Job:
-        """Put a request in the line. Raises `NotReady`, `Draining` or `QueueFull`, before any work.
+        """Add a request to the queue. Raises `NotReady`, `Draining` or `QueueFull`, before any work.
 
         The job's events go to `channel`, which the caller closes; without one, to a channel of the job's own.
         """
-        self.check_room()
+        self.check_capacity()
         job = Job(
             secrets.token_hex(16),
             request,
@@ -130,7 +130,7 @@ class WorkerPool:
             channel=channel or EventChannel(),
             owns_channel=channel is None,
         )
-        self._line.append(job)
+        self._queue.append(job)
         self._dispatch()
         return job
 
@@ -141,13 +141,13 @@ class WorkerPool:
         job.finish(reason or Cancelled())
         for supervisor in self._supervisors:
             supervisor.cancel(job)
-        if job in self._line:
-            self._line.remove(job)
+        if job in self._queue:
+            self._queue.remove(job)
         self._dispatch()
 
-    def seconds_ahead(self) -> float:
+    def estimate_wait(self) -> float:
         """Predicted seconds of work before a request that arrives now would start."""
-        return self._seconds([*self._running(), *self._line]) / self._workers()
+        return self._estimate_seconds([*self._running(), *self._queue]) / self._count_ready()
 
     def status(self) -> PoolStatus:
         workers = tuple(supervisor.status() for supervisor in self._supervisors)
@@ -159,12 +159,12 @@ class WorkerPool:
             stage=best.stage,
             progress=best.progress,
             eta=best.eta,
-            waiting=len(self._line),
+            waiting=len(self._queue),
             running=len(self._running()),
             restarts=sum(worker.restarts for worker in workers),
             worker_pids=tuple(worker.pid for worker in workers if worker.pid is not None),
             info=self._info,
-            failure="\n".join(said(worker, alone=len(workers) == 1) for worker in failures) or None,
+            failure="\n".join(format_failure(worker, alone=len(workers) == 1) for worker in failures) or None,
             workers=workers,
         )
 
@@ -180,10 +180,10 @@ class WorkerPool:
     # --- for the supervisors ------------------------------------------------------------------------------------
 
     def on_ready(self, supervisor: WorkerSupervisor, info: EngineInfo) -> None:
-        """Its worker takes jobs, unless it would draw other bytes than the workers beside it."""
+        """Dispatch to the worker, unless it would produce other bytes than the workers that are already ready."""
         others = any(other.ready for other in self._supervisors if other is not supervisor)
         if others and self._info is not None and info.fingerprint != self._info.fingerprint:
-            supervisor.give_up(
+            supervisor.fail(
                 f"{info.device} (fingerprint {info.fingerprint}) draws other bytes than {self._info.device} "
                 f"({self._info.fingerprint}): serve unlike devices with a server each"
             )
@@ -191,29 +191,29 @@ class WorkerPool:
         self._info = info
         self._dispatch()
 
-    def on_given_up(self, supervisor: WorkerSupervisor) -> None:
-        if all(other.given_up for other in self._supervisors):
+    def on_failed(self, supervisor: WorkerSupervisor) -> None:
+        if all(other.failed for other in self._supervisors):
             self.failed.set()
         else:
             log.error("worker_failed", device=supervisor.device, reason=supervisor.failure)
 
-    def on_orphans(self, jobs: list[Job]) -> None:
-        """Back to the head of the line. Suspects run alone (see `_free_for`)."""
+    def requeue(self, jobs: list[Job]) -> None:
+        """Put the jobs of a dead worker back at the head of the queue. They run one at a time (`_select_worker`)."""
         for job in reversed(jobs):
             job.crashes += 1
             job.pixels.clear()
-            job.left = 1.0
+            job.remaining_fraction = 1.0
             if job.crashes < MAX_CRASHES:
-                self._line.appendleft(job)
+                self._queue.appendleft(job)
             else:
                 job.finish(WorkerCrashed())
         self._dispatch()
 
-    def on_job_event(self, supervisor: WorkerSupervisor, job: Job, event: str, message: Message) -> None:
+    def on_job_message(self, supervisor: WorkerSupervisor, job: Job, event: str, message: Message) -> None:
         header: dict[str, Any] = message.header
         match event:
             case "step":
-                job.left = header["left"]
+                job.remaining_fraction = header["remaining_fraction"]
                 job.publish(self._progress(supervisor, job, header["stage"], header["image"], header["step"]))
             case "preview":
                 size = (header["width"], header["height"])
@@ -221,41 +221,41 @@ class WorkerPool:
             case "image":
                 job.pixels[header["image"]] = message.payload
             case "done":
-                self._end(supervisor, job, self._collect(job, header["timings"], header["notes"]))
-                self.cost_model.drawn(job.request, header["timings"])
+                self._finish_job(supervisor, job, self._build_result(job, header["timings"], header["notes"]))
+                self.cost_model.record_job(job.request, header["timings"])
             case "failed":
-                self._end(supervisor, job, FAILURES[header["error"]]())
+                self._finish_job(supervisor, job, FAILURES[header["error"]]())
 
     # --- jobs ---------------------------------------------------------------------------------------------------
 
-    async def _watch(self) -> None:
-        """End jobs past their deadline, and kill workers that have been silent for too long."""
+    async def _watch_deadlines(self) -> None:
+        """Cancel jobs that are past their deadline, and kill workers that have sent nothing for too long."""
         while True:
             await asyncio.sleep(0.1)
             now = time.monotonic()
-            for job in [job for job in (*self._running(), *self._line) if now > job.deadline]:
+            for job in [job for job in (*self._running(), *self._queue) if now > job.deadline]:
                 self.cancel(job, DeadlineExceeded(self._request_timeout))
             for supervisor in self._supervisors:
-                supervisor.kill_if_silent(self._step_timeout)
+                supervisor.kill_if_unresponsive(self._step_timeout)
 
     def _running(self) -> list[Job]:
         return [job for supervisor in self._supervisors for job in supervisor.running.values()]
 
-    def _workers(self) -> int:
-        """Those that share the line; at least 1."""
+    def _count_ready(self) -> int:
+        """How many workers share the queue; at least 1."""
         return max(1, sum(supervisor.ready for supervisor in self._supervisors))
 
-    def _seconds(self, jobs: Sequence[Job]) -> float:
-        return sum(self.cost_model.seconds(job.request, job.left) for job in jobs)
+    def _estimate_seconds(self, jobs: Sequence[Job]) -> float:
+        return sum(self.cost_model.estimate_seconds(job.request, job.remaining_fraction) for job in jobs)
 
     def _dispatch(self) -> None:
-        """Send what may run to the workers, and tell the others where they stand."""
-        while self._line and (supervisor := self._free_for(self._line[0])) is not None:
-            supervisor.run(self._line.popleft())
-        self._tell_positions()
+        """Send jobs to the workers that have capacity, and publish the positions of the others."""
+        while self._queue and (supervisor := self._select_worker(self._queue[0])) is not None:
+            supervisor.run(self._queue.popleft())
+        self._publish_positions()
 
-    def _free_for(self, job: Job) -> WorkerSupervisor | None:
-        """The worker with the least work, of those with a place. A job that has seen a worker die runs alone."""
+    def _select_worker(self, job: Job) -> WorkerSupervisor | None:
+        """The ready worker with capacity that has the least work. A job whose worker died runs alone."""
         free = [
             supervisor
             for supervisor in self._supervisors
@@ -263,35 +263,35 @@ class WorkerPool:
             and len(supervisor.running) < (1 if job.crashes else self._max_running)
             and not any(other.crashes for other in supervisor.running.values())
         ]
-        return min(free, key=lambda supervisor: self._seconds([*supervisor.running.values()]), default=None)
+        return min(free, key=lambda supervisor: self._estimate_seconds([*supervisor.running.values()]), default=None)
 
-    def _tell_positions(self) -> None:
-        """Tell every waiting job where it stands, if that is news."""
-        ahead = self._seconds(self._running())
-        for position, job in enumerate(self._line):
-            ahead += self.cost_model.seconds(job.request)
-            told = job.channel.latest()
-            if told is None or told.stage != "queued" or told.position != position:
-                job.publish(Progress("queued", position=position, eta=ahead / self._workers()))
+    def _publish_positions(self) -> None:
+        """Publish the position of every waiting job whose position has changed."""
+        ahead = self._estimate_seconds(self._running())
+        for position, job in enumerate(self._queue):
+            ahead += self.cost_model.estimate_seconds(job.request)
+            latest = job.channel.latest()
+            if latest is None or latest.stage != "queued" or latest.position != position:
+                job.publish(Progress("queued", position=position, eta=ahead / self._count_ready()))
 
     def _progress(self, supervisor: WorkerSupervisor, job: Job, stage: str, image: int, step: int) -> Progress:
-        """Of a worker's jobs the shortest goes first, so each has to wait for those that are not longer."""
-        left = [self._seconds([other]) for other in supervisor.running.values()]
-        own, steps = self._seconds([job]), job.request.steps
-        return Progress(stage, image, step, steps, eta=sum(other for other in left if other <= own))
+        """A worker runs its shortest job first, so a job waits for all that are not longer than itself."""
+        remaining = [self._estimate_seconds([other]) for other in supervisor.running.values()]
+        own, steps = self._estimate_seconds([job]), job.request.steps
+        return Progress(stage, image, step, steps, eta=sum(other for other in remaining if other <= own))
 
-    def _collect(self, job: Job, timings: dict[str, float], notes: list[str]) -> ImageResult:
+    def _build_result(self, job: Job, timings: dict[str, float], notes: list[str]) -> ImageResult:
         queued = (job.dispatched or job.admitted) - job.admitted
         pixels = tuple(job.pixels[index] for index in range(len(job.request.seeds)))
         timings["queue"] += queued
         return ImageResult(job.request, pixels, Timings(**timings), tuple(notes))
 
-    def _end(self, supervisor: WorkerSupervisor, job: Job, outcome: ImageResult | PipelineError) -> None:
+    def _finish_job(self, supervisor: WorkerSupervisor, job: Job, outcome: ImageResult | PipelineError) -> None:
         supervisor.release(job)
         job.finish(outcome)
         self._dispatch()
 
 
-def said(worker: WorkerStatus, alone: bool) -> str:
-    """Why a worker is not there; with its device, where there are several."""
+def format_failure(worker: WorkerStatus, alone: bool) -> str:
+    """Why a worker does not serve; with its device, where there are several workers."""
     return worker.failure or "" if alone else f"{worker.device}: {worker.failure}"

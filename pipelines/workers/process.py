@@ -1,7 +1,7 @@
-"""One worker process, seen from the pool: spawn it, talk to it, know when it is dead.
+"""One worker process, seen from the pool: spawns it, exchanges messages with it and reports its death.
 
-Death is watched by pidfd: a grandchild that outlives the worker would keep a pipe's end of file silent. The worker
-runs in its own process group, which is killed whole.
+Death is noticed by a pidfd, because a grandchild that outlives the worker would hold its pipe open. The worker runs in
+its own process group, and the whole group is killed.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ CAPTURED: Mapping[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.S
 
 
 class WorkerProcess:
-    """A worker process. `info` is None until it is ready; `last_heard` is on the monotonic clock."""
+    """A worker process. `info` is None until it is ready; `last_message_at` is on the monotonic clock."""
 
     def __init__(
         self, config: EngineConfig, on_event: Callable[["WorkerProcess", Message], None], environment: Mapping[str, str]
@@ -36,7 +36,7 @@ class WorkerProcess:
         self.info: EngineInfo | None = None
         self.stage = "starting"
         self.progress = 0.0
-        self.last_heard = time.monotonic()
+        self.last_message_at = time.monotonic()
 
     @property
     def pid(self) -> int:
@@ -64,7 +64,7 @@ class WorkerProcess:
         loop.add_reader(self._pidfd, self._reap, on_death)
 
     def send(self, header: dict[str, Any], payload: bytes = b"") -> None:
-        """Queue a frame; never blocks. What is sent to a dead process is lost, and its death is reported."""
+        """Queue a message; never blocks. A message to a dead process is lost, and the death is reported."""
         with contextlib.suppress(ConnectionError):
             self._writer.write(Message(header, payload).encode())
             if payload:
@@ -84,7 +84,7 @@ class WorkerProcess:
             while True:
                 header, payload = PREFIX.unpack(await reader.readexactly(PREFIX.size))
                 message = Message.decode(await reader.readexactly(header), await reader.readexactly(payload))
-                self.last_heard = time.monotonic()
+                self.last_message_at = time.monotonic()
                 self._on_event(self, message)
 
     async def _log_output(self) -> None:

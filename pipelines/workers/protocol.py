@@ -1,4 +1,4 @@
-"""Frames on the pipe between the pool and a worker: a small JSON header, then raw bytes.
+"""Messages on the pipe between the pool and a worker: a small JSON header, then raw bytes.
 
 Layout: header length (4 bytes), payload length (8 bytes), both little-endian unsigned, header (UTF-8 JSON), payload.
 """

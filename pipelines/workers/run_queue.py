@@ -1,4 +1,4 @@
-"""Which running job takes the next step. Pure Python, no clock.
+"""Decides which running job takes the next step. Pure Python, no clock.
 
 Shortest remaining cost first, so that a small job does not wait for a large one, with ageing, so that a large one is
 not overtaken for ever. Costs are predicted device seconds (`cost_model.py`), and so is time here: it passes with the
@@ -25,7 +25,7 @@ class QueueEntry(Generic[T]):
     done: float = 0.0
 
     @property
-    def rank(self) -> float:
+    def priority(self) -> float:
         """Remaining cost less ageing; equal for all times at which nothing of the job itself is done."""
         return self.cost - self.done + AGEING * (self.arrived + self.done)
 
@@ -50,17 +50,17 @@ class RunQueue(Generic[T]):
         """Take in a job of `cost` predicted device seconds."""
         self._entries[name] = QueueEntry(job, self._now, cost)
 
-    def drop(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Forget a job; unknown names are fine (it may have finished a moment ago)."""
         self._entries.pop(name, None)
 
-    def next(self) -> T:
-        """The job whose turn it is; of equals, the one that came first."""
-        return min(self._entries.values(), key=lambda entry: entry.rank).job
+    def peek(self) -> T:
+        """The job that takes the next step; of equals, the one that came first."""
+        return min(self._entries.values(), key=lambda entry: entry.priority).job
 
-    def ranked(self) -> list[T]:
-        """All jobs, in the order in which they need a turn."""
-        return [entry.job for entry in sorted(self._entries.values(), key=lambda entry: entry.rank)]
+    def by_priority(self) -> list[T]:
+        """All jobs, the one that takes the next step first."""
+        return [entry.job for entry in sorted(self._entries.values(), key=lambda entry: entry.priority)]
 
     def advance(self, name: str, done: float) -> None:
         """`done` is the part of the job's cost that is behind it, from 0 to 1."""

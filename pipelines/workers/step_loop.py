@@ -1,9 +1,9 @@
-"""A worker at work: which samples take the next step, and whose failure is whose. No torch.
+"""The step loop of a worker: chooses the samples of the next step, and keeps failures to their own job. No torch.
 
-Every turn is one piece of work, at most one step long, so that a cancel, a deadline or a new request waits for no
-more than that. The job whose turn it is leads; samples of others, and further ones of its own, go along where the
-engine can take them in the same forward pass without changing a bit. A pass that fails is taken again by each sample
-alone: what is wrong with one request is that request's.
+One iteration does at most one step, so that a cancellation, a deadline or a new request waits for no longer than that.
+The first sample of the job at the head of the queue takes the step, in one batch with those samples of this and other
+jobs that the engine can compute in the same forward pass without changing a bit. A batch that fails is
+repeated one sample at a time, so that only the faulty request fails.
 """
 
 import os
@@ -27,7 +27,7 @@ log = structlog.get_logger("srpo")
 
 
 class EventSink(Protocol):
-    """Where a worker's events go."""
+    """Sends a worker's events to the pool."""
 
     def send(self, event: str, payload: bytes = b"", **header: Any) -> None: ...
 
@@ -57,8 +57,8 @@ class WorkerJob:
         started = self.started or time.monotonic()
         return {"queue": started - self.received, "inference": time.monotonic() - started, **self.seconds}
 
-    def left(self, engine: Engine[Any]) -> float:
-        """The part of the job's steps that is still to be done, from 1 to 0."""
+    def remaining_fraction(self, engine: Engine[Any]) -> float:
+        """The part of the job's steps that remains, from 1 to 0."""
         if self.samples is None:
             return 1.0
         steps = sum(engine.steps_left(sample) for sample in self.samples)
@@ -86,26 +86,26 @@ class StepLoop:
     def idle(self) -> bool:
         return not self._queue
 
-    def take(self, header: dict[str, Any], payload: bytes = b"") -> None:
-        """What the pool says: a new job (with its source's pixels), or that one is no longer wanted."""
+    def handle(self, header: dict[str, Any], payload: bytes = b"") -> None:
+        """Handle a message from the pool: a new job (with its source's pixels), or the cancellation of one."""
         match header["op"]:
             case "run":
                 request = ImageRequest.from_json(header["request"], payload)
                 job = WorkerJob(header["job"], request, PreviewPlan(**header["previews"]))
-                self._queue.add(job.id, job, self._cost_model.seconds(request))
+                self._queue.add(job.id, job, self._cost_model.estimate_seconds(request))
             case "cancel":
-                self._queue.drop(header["job"])
+                self._queue.remove(header["job"])
 
     def run_once(self) -> None:
-        """Do the next piece of work."""
-        lead = self._queue.next()
-        with self._fail_alone(lead):
-            self._prepare(lead)
-            assert lead.samples
-            if self._engine.steps_left(lead.samples[0]):
-                self._step(self._collect_batch(lead))
+        """Do one step of a batch, or decode one image."""
+        head = self._queue.peek()
+        with self._isolate_failure(head):
+            self._prepare(head)
+            assert head.samples
+            if self._engine.steps_left(head.samples[0]):
+                self._step(self._collect_batch(head))
             else:
-                self._finish(lead)
+                self._finish(head)
 
     def _prepare(self, job: WorkerJob) -> None:
         if job.samples is None:
@@ -114,15 +114,15 @@ class StepLoop:
             with job.timed("text"):
                 job.samples = self._engine.prepare(job.request)
 
-    def _collect_batch(self, lead: WorkerJob) -> list[JobSample]:
+    def _collect_batch(self, head: WorkerJob) -> list[JobSample]:
         """The lead's first sample, and those that the engine steps with it; jobs that have not begun begin for it."""
-        limit = self._engine.batch_limit(lead.request)
+        limit = self._engine.batch_limit(head.request)
         items: list[JobSample] = []
-        for job in (lead, *(job for job in self._queue.ranked() if job is not lead)):
+        for job in (head, *(job for job in self._queue.by_priority() if job is not head)):
             if len(items) >= limit:
                 break
-            if (job.request.width, job.request.height) == (lead.request.width, lead.request.height):
-                with self._fail_alone(job):
+            if (job.request.width, job.request.height) == (head.request.width, head.request.height):
+                with self._isolate_failure(job):
                     self._prepare(job)
                     assert job.samples
                     items += [JobSample(job, sample) for sample in job.samples if self._engine.steps_left(sample)]
@@ -130,22 +130,22 @@ class StepLoop:
         return [item for item in items if any(item.sample is sample for sample in chosen)]
 
     def _step(self, batch: list[JobSample]) -> None:
-        """One step of all; if they cannot take it together, of each alone."""
+        """One step of all samples; if the batch fails, of each sample alone."""
         before = [self._engine.steps_left(item.sample) for item in batch]
         start = time.monotonic()
-        together = self._try_together(batch)
+        done = self._try_batch(batch)
         for item, steps in zip(batch, before, strict=True):
-            if not together and item.job.id in self._queue and self._engine.steps_left(item.sample) == steps:
-                with self._fail_alone(item.job):
+            if not done and item.job.id in self._queue and self._engine.steps_left(item.sample) == steps:
+                with self._isolate_failure(item.job):
                     self._engine.step([item.sample])
         share = (time.monotonic() - start) / len(batch)
         for item in batch:
             if item.job.id in self._queue:
-                with self._fail_alone(item.job):
+                with self._isolate_failure(item.job):
                     self._record_step(item, share)
 
-    def _try_together(self, batch: list[JobSample]) -> bool:
-        """Step all at once; False if that failed (its traceback, and what it holds in memory, is gone by then)."""
+    def _try_batch(self, batch: list[JobSample]) -> bool:
+        """Step all samples at once; False if that failed (the traceback, which holds tensors, is freed by then)."""
         try:
             self._engine.step([item.sample for item in batch])
             return True
@@ -158,15 +158,15 @@ class StepLoop:
             return False
 
     def _record_step(self, item: JobSample, seconds: float) -> None:
-        """Account for a step, and tell who watches."""
+        """Account for a step, and send its progress and its preview."""
         job, sample = item
         assert job.samples is not None
         job.seconds["denoise"] += seconds
-        left = job.left(self._engine)
-        self._queue.advance(job.id, 1 - left)
+        remaining_fraction = job.remaining_fraction(self._engine)
+        self._queue.advance(job.id, 1 - remaining_fraction)
         image = job.images + next(index for index, other in enumerate(job.samples) if other is sample)
         step = job.request.steps - self._engine.steps_left(sample)
-        self._send_progress(job, "denoise", image, step, left)
+        self._send_progress(job, "denoise", image, step, remaining_fraction)
         if step in job.preview_steps and (thumbnail := self._engine.preview(sample, job.preview_side)):
             where = {"image": image, "index": job.preview_steps.index(step)}
             size = {"width": thumbnail.width, "height": thumbnail.height}
@@ -175,7 +175,7 @@ class StepLoop:
     def _finish(self, job: WorkerJob) -> None:
         """Decode the first image, which has no steps left; with the last one the job is done."""
         assert job.samples
-        self._send_progress(job, "decode", job.images, job.request.steps, job.left(self._engine))
+        self._send_progress(job, "decode", job.images, job.request.steps, job.remaining_fraction(self._engine))
         with job.timed("decode"):
             picture = self._engine.finish(job.samples[0])
         self._events.send("image", picture.data, job=job.id, image=job.images)
@@ -183,20 +183,24 @@ class StepLoop:
         job.images += 1
         del job.samples[0]
         if not job.samples:
-            self._queue.drop(job.id)
-            self._cost_model.drawn(job.request, job.seconds)
+            self._queue.remove(job.id)
+            self._cost_model.record_job(job.request, job.seconds)
             self._events.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
 
-    def _send_progress(self, job: WorkerJob, stage: str, image: int = 0, step: int = 0, left: float = 1.0) -> None:
-        self._events.send("step", job=job.id, stage=stage, image=image, step=step, left=left)
+    def _send_progress(
+        self, job: WorkerJob, stage: str, image: int = 0, step: int = 0, remaining_fraction: float = 1.0
+    ) -> None:
+        self._events.send(
+            "step", job=job.id, stage=stage, image=image, step=step, remaining_fraction=remaining_fraction
+        )
 
     @contextmanager
-    def _fail_alone(self, job: WorkerJob) -> Iterator[None]:
-        """What is raised inside ends this job, and no other."""
+    def _isolate_failure(self, job: WorkerJob) -> Iterator[None]:
+        """An exception inside ends this job and no other one."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever a job raises must not end its neighbours
-            self._queue.drop(job.id)
+            self._queue.remove(job.id)
             name = type(error).__name__ if isinstance(error, GenerationFailed) else self._engine.failure(error)
             if not isinstance(error, GenerationFailed):
                 self._log("job_failed", error, job)

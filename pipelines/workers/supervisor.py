@@ -1,7 +1,7 @@
-"""One device and its worker process, over all the deaths of that process. No torch.
+"""Keeps a worker process alive on one device. No torch.
 
-It starts a worker, hands it jobs, and starts another when it dies; what the worker was doing goes back to the pool.
-A worker that has never come up is given up, with the reason: a wrong file or device, not a passing fault.
+The supervisor starts a worker, sends it jobs, and restarts it when it dies; the jobs of a dead worker go back to the
+pool. A worker that cannot load its engine the first time is not restarted: the cause is a wrong file or device.
 """
 
 import asyncio
@@ -40,19 +40,19 @@ class WorkerStatus:
 
 
 class SupervisorCallbacks(Protocol):
-    """What a supervisor reports to."""
+    """Receives what happens to a supervisor's worker and jobs."""
 
     cost_model: CostModel
 
     def on_ready(self, supervisor: "WorkerSupervisor", info: EngineInfo) -> None: ...
 
-    def on_given_up(self, supervisor: "WorkerSupervisor") -> None: ...
+    def on_failed(self, supervisor: "WorkerSupervisor") -> None: ...
 
-    def on_orphans(self, jobs: list[Job]) -> None:
-        """The worker has died with these jobs on it, in the order in which they were given."""
+    def requeue(self, jobs: list[Job]) -> None:
+        """The worker died while it had these jobs, in the order in which it received them."""
         ...
 
-    def on_job_event(self, supervisor: "WorkerSupervisor", job: Job, event: str, message: Message) -> None: ...
+    def on_job_message(self, supervisor: "WorkerSupervisor", job: Job, event: str, message: Message) -> None: ...
 
 
 class WorkerSupervisor:
@@ -61,20 +61,20 @@ class WorkerSupervisor:
     def __init__(self, config: EngineConfig, callbacks: SupervisorCallbacks) -> None:
         self.device = config.device
         self.running: dict[str, Job] = {}
-        self.given_up = False
+        self.failed = False
         self.failure: str | None = None
-        self._config, self._environment = see_only(config, os.environ)
+        self._config, self._environment = isolate_devices(config, os.environ)
         self._callbacks = callbacks
         self._process: WorkerProcess | None = None
         self._started = time.monotonic()
-        self._came_up = False
+        self._was_ready = False
         self._stopping = False
         self._restarts = 0
         self._backoff = 0.0
 
     @property
     def ready(self) -> bool:
-        return self._process is not None and self._process.info is not None and not self.given_up
+        return self._process is not None and self._process.info is not None and not self.failed
 
     async def start(self) -> None:
         """Spawn a worker. Returns at once; `status()` follows the loading."""
@@ -88,12 +88,12 @@ class WorkerSupervisor:
         if self._process is not None:
             await self._process.stop()
 
-    def give_up(self, reason: str) -> None:
-        """Start no other worker here."""
-        self.given_up, self.failure = True, reason
+    def fail(self, reason: str) -> None:
+        """Stop the worker and start no other one."""
+        self.failed, self.failure = True, reason
         if self._process is not None:
             self._process.kill()
-        self._callbacks.on_given_up(self)
+        self._callbacks.on_failed(self)
 
     def run(self, job: Job) -> None:
         assert self._process is not None
@@ -107,15 +107,15 @@ class WorkerSupervisor:
             self._process.send({"op": "cancel", "job": job.id})
 
     def release(self, job: Job) -> None:
-        """The job has ended: the worker works."""
+        """Forget a job that has ended. It shows that the worker works, so its next restart is immediate."""
         del self.running[job.id]
         self._backoff = 0.0
 
-    def kill_if_silent(self, limit: float) -> None:
-        """End a worker that has jobs and has not been heard of for `limit` seconds."""
+    def kill_if_unresponsive(self, limit: float) -> None:
+        """Kill a worker that has jobs and has sent nothing for `limit` seconds."""
         if self.running and self._process is not None:
-            heard = max(self._process.last_heard, *(job.dispatched or 0.0 for job in self.running.values()))
-            if time.monotonic() - heard > limit:
+            last_sign = max(self._process.last_message_at, *(job.dispatched or 0.0 for job in self.running.values()))
+            if time.monotonic() - last_sign > limit:
                 log.error("worker_silent", device=self.device, pid=self._process.pid, seconds=limit)
                 self._process.kill()
 
@@ -127,7 +127,7 @@ class WorkerSupervisor:
             state=self._state(),
             stage=process.stage if process is not None else "starting",
             progress=process.progress if loading and process else 1.0,
-            eta=self._callbacks.cost_model.load_left(time.monotonic() - self._started, process.progress)
+            eta=self._callbacks.cost_model.estimate_load_seconds(time.monotonic() - self._started, process.progress)
             if loading and process
             else 0.0,
             pid=process.pid if process is not None else None,
@@ -137,11 +137,11 @@ class WorkerSupervisor:
         )
 
     def _state(self) -> str:
-        if self.given_up:
+        if self.failed:
             return "failed"
         if self.ready:
             return "ready"
-        return "restarting" if self._came_up else "loading"
+        return "restarting" if self._was_ready else "loading"
 
     def _on_event(self, process: WorkerProcess, message: Message) -> None:
         header = message.header
@@ -150,43 +150,45 @@ class WorkerSupervisor:
                 process.stage, process.progress = header["stage"], header["progress"]
             case "load_failed":
                 self.failure = header["message"]
-                if not self._came_up:  # it never worked; a reload that fails is tried again
-                    self.give_up(header["message"])
+                if not self._was_ready:  # a worker that was ready before is restarted
+                    self.fail(header["message"])
             case "ready":
-                seconds, again = time.monotonic() - self._started, self._came_up
-                self._callbacks.cost_model.loaded(seconds)
+                seconds, again = time.monotonic() - self._started, self._was_ready
+                self._callbacks.cost_model.record_load(seconds)
                 process.stage, process.progress = "ready", 1.0
                 process.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
-                self._came_up, self.failure = True, None
+                self._was_ready, self.failure = True, None
                 self._callbacks.on_ready(self, process.info)
                 if again and self.ready:
                     log.info("worker_ready", device=self.device, pid=process.pid, seconds=round(seconds, 1))
             case event if (job := self.running.get(header["job"])) is not None:
-                self._callbacks.on_job_event(self, job, event, message)
+                self._callbacks.on_job_message(self, job, event, message)
 
     def _on_death(self, process: WorkerProcess) -> None:
-        orphans = list(self.running.values())
+        jobs = list(self.running.values())
         self.running.clear()
         self._process = None
-        if not (self._stopping or self.given_up):
+        if not (self._stopping or self.failed):
             self._restarts += 1
             log.warning("worker_died", device=self.device, pid=process.pid)
             loop = asyncio.get_running_loop()
             loop.call_later(self._backoff, lambda: asyncio.ensure_future(self.start()))
             self._backoff = min(MAX_BACKOFF, self._backoff * 2 + 1)
-        self._callbacks.on_orphans(orphans)
+        self._callbacks.requeue(jobs)
 
 
-def see_only(config: EngineConfig, environment: Mapping[str, str]) -> tuple[EngineConfig, dict[str, str]]:
-    """Numbered CUDA devices are all that their worker sees: a fault of another one, or a library that takes the first
-    it finds, cannot reach it. A number that `CUDA_VISIBLE_DEVICES` hides stays hidden: set but empty, it hides all.
-    Returns what the worker is told, and its environment."""
-    numbers = [device.removeprefix("cuda:") for device in config.device.split("+")]
-    if not all(number.isdecimal() for number in numbers):
+def isolate_devices(config: EngineConfig, environment: Mapping[str, str]) -> tuple[EngineConfig, dict[str, str]]:
+    """The worker's configuration and environment, with which it sees only its own numbered CUDA devices.
+
+    A fault of another device, or a library that takes the first device it finds, then cannot affect the worker. A
+    device that `CUDA_VISIBLE_DEVICES` hides stays hidden; the variable set to an empty value hides all.
+    """
+    indices = [device.removeprefix("cuda:") for device in config.device.split("+")]
+    if not all(index.isdecimal() for index in indices):
         return config, dict(environment)
-    names = numbers
+    names = indices
     if (visible := environment.get(VISIBLE)) is not None:
         listed = [name for name in visible.split(",") if name]
-        names = [listed[int(each)] if int(each) < len(listed) else "none" for each in numbers]
+        names = [listed[int(index)] if int(index) < len(listed) else "none" for index in indices]
     device = "+".join(f"cuda:{index}" for index in range(len(names))) if len(names) > 1 else "cuda"
     return replace(config, device=device), {**environment, VISIBLE: ",".join(names)}

@@ -1,4 +1,4 @@
-"""The child process that owns one device: it admits what the pool sends, and works it off in turns (`step_loop.py`).
+"""The child process that owns one device: it receives jobs from the pool and runs them in a step loop.
 
 It alone imports torch. It takes jobs from the pool over a socket and sends back steps, pixels and failures. Between
 any two steps it looks at its inbox, so a cancelled job ends within one step. It dies with its parent, and ends itself
@@ -45,7 +45,7 @@ class Pipe:
     def receive(self) -> Message:
         prefix = self._file.read(PREFIX.size)
         if len(prefix) < PREFIX.size:
-            os._exit(0)  # the parent is gone: nobody is left to answer
+            os._exit(0)  # the parent is gone
         header, payload = PREFIX.unpack(prefix)
         return Message.decode(self._file.read(header), self._file.read(payload))
 
@@ -59,14 +59,14 @@ class Pipe:
             self.inbox.put(self.receive())
 
 
-def admit(pipe: Pipe, step_loop: StepLoop) -> None:
-    """Take what the pool has sent; wait for it when there is nothing to do."""
+def receive_messages(pipe: Pipe, step_loop: StepLoop) -> None:
+    """Handle all messages that have arrived; wait for one when there is nothing to do."""
     while step_loop.idle or not pipe.inbox.empty():
-        step_loop.take(*pipe.inbox.get())
+        step_loop.handle(*pipe.inbox.get())
 
 
 def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
-    """Build the engine. What is wrong with the files or the device is told to the pool, and the process ends."""
+    """Build the engine. If that fails, the reason is sent to the pool and the process ends."""
     try:
         return config.build(lambda stage, progress: pipe.send("loading", stage=stage, progress=progress))
     except StartAgain as error:
@@ -89,7 +89,7 @@ def main(fd: int) -> None:
     pipe.send("ready", **asdict(engine.info))
     step_loop = StepLoop(engine, pipe)
     while True:
-        admit(pipe, step_loop)
+        receive_messages(pipe, step_loop)
         step_loop.run_once()
 
 

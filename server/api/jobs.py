@@ -128,7 +128,7 @@ def describe(request: Request, record: JobRecord, live: ActiveJob | None, *, who
     if record.state == ACCEPTED:
         now = generation.channel.latest() if generation else None
         job["queue_position"] = now.position if now else 0
-        job["eta_seconds"] = round(now.eta if now else server.pool.seconds_ahead(), 1)
+        job["eta_seconds"] = round(now.eta if now else server.pool.estimate_wait(), 1)
         if generation and now:
             job["progress"] = progress(now, generation.spec)
     elif whole and record.outcome:

@@ -31,7 +31,7 @@ class JobSpec:
         """
         if isinstance(self.body, GenerationBody):
             return self.body.to_request(state.served)
-        state.pool.check_room()
+        state.pool.check_capacity()
         try:
             size, pixels = await state.sources.load(self.body.image_url if self.upload is None else self.upload)
         except UnusableImage as error:

@@ -10,7 +10,7 @@ class Told:
         self.steps: list[tuple[str, int, int]] = []
         self.pictures: dict[tuple[str, int], bytes] = {}
         self.ends: dict[str, str] = {}
-        self.left: dict[str, list[float]] = {}
+        self.remaining_fractions: dict[str, list[float]] = {}
         self.timings: dict[str, dict[str, float]] = {}
 
     def send(self, event: str, payload: bytes = b"", **header: Any) -> None:
@@ -18,7 +18,7 @@ class Told:
         assert job not in self.ends, "a job that has ended is not heard of again"
         match event:
             case "step":
-                self.left.setdefault(job, []).append(header["left"])
+                self.remaining_fractions.setdefault(job, []).append(header["remaining_fraction"])
                 if header["stage"] == "denoise":
                     self.steps.append((job, header["image"], header["step"]))
             case "image":

@@ -36,12 +36,12 @@ class Work:
             self.admit(str(number), request)
 
     def admit(self, name: str, request: ImageRequest) -> None:
-        self.step_loop.take(
+        self.step_loop.handle(
             {"op": "run", "job": name, "request": request.to_json(), "previews": {"count": 0, "side": 0}}
         )
 
     def cancel(self, name: str) -> None:
-        self.step_loop.take({"op": "cancel", "job": name})
+        self.step_loop.handle({"op": "cancel", "job": name})
 
     def picture(self) -> bytes:
         """Of the watched request, as soon as it is done."""
