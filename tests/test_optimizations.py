@@ -1,4 +1,4 @@
-"""Every lever against the slow path: the same bits, or within the bound it states; and nothing waits or compiles."""
+"""Every optimization against the slow path: the same bits, or within its bound; and nothing waits or compiles."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -100,7 +100,7 @@ def velocity(engine: FluxEngine, preset: str, steps: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", EXACT)
-def test_an_exact_lever_changes_no_bit(name: str, dtype: torch.dtype) -> None:
+def test_an_exact_optimization_changes_no_bit(name: str, dtype: torch.dtype) -> None:
     slow, fast = tiny_engine(dtype), fast_engine(dtype, name)
     for request in (
         ask(512, 512, 10, seed=5, num_images=2, acceleration="high"),
@@ -115,7 +115,7 @@ def test_an_exact_lever_changes_no_bit(name: str, dtype: torch.dtype) -> None:
     ("name", "dtype"),
     [(name, dtype) for name in ROUNDED for dtype in DTYPES if name not in COMPILED or dtype == torch.bfloat16],
 )
-def test_a_rounding_lever_stays_within_its_bound(name: str, dtype: torch.dtype) -> None:
+def test_a_rounding_optimization_stays_within_its_bound(name: str, dtype: torch.dtype) -> None:
     """And can be undone: then no bit differs."""
     slow, fast = tiny_engine(dtype), fast_engine(dtype, name)
     for preset in ("none", "high"):
@@ -284,7 +284,7 @@ def made_fast(
     return engine
 
 
-def test_the_fingerprint_tells_inexact_levers_apart_and_exact_ones_not(tmp_path: Path) -> None:
+def test_the_fingerprint_tells_inexact_optimizations_apart_and_exact_ones_not(tmp_path: Path) -> None:
     def of(*names: str, chose: str = "native") -> str:
         kept = TuningCache(tmp_path / chose / "engine.json")
         kept.remember("attention", tiny_engine(torch.float32).info.fingerprint, lambda: chose)
@@ -339,7 +339,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     assert not TuningCache(tmp_path / "engine.json").section("levers")
 
 
-def test_a_lever_that_was_named_must_work(tmp_path: Path) -> None:
+def test_an_optimization_that_was_named_must_work(tmp_path: Path) -> None:
     with pytest.raises(
         OptimizationFailed, match=r"^compile does .*: Failed to find C compiler. Without: SRPO_OPTIMIZATIONS=rotary$"
     ):
@@ -347,7 +347,7 @@ def test_a_lever_that_was_named_must_work(tmp_path: Path) -> None:
     assert not TuningCache(tmp_path / "engine.json").section("levers")
 
 
-def test_a_lever_that_breaks_the_device_is_kept_and_a_new_process_goes_on_without(
+def test_an_optimization_that_breaks_the_device_is_kept_and_a_new_process_goes_on_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A CUDA error is sticky: nothing more can be done in that process, not even to undo."""

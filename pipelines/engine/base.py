@@ -1,12 +1,12 @@
-"""What a worker needs of an engine, and what an engine is told. No torch here.
+"""What a worker needs of an engine, and how an engine is configured. Imports no torch.
 
-The worker drives any `Engine`; `EngineConfig.factory` names the function that builds one, so that tests (and other
-back ends) put their own in without the worker knowing.
+The worker drives any `Engine`. `EngineConfig.factory` names the function that builds one, so tests and other back ends
+can use their own.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pipelines.logs import LogFormat
@@ -20,8 +20,8 @@ S = TypeVar("S")
 class EngineConfig:
     """What one worker serves. `device` and `dtype` are `auto` or torch's names (`cuda:0`, `bfloat16`).
 
-    `tuning_cache` is the file that remembers what was measured on the device; without one nothing is tried
-    that takes time, and nothing is compared. `batch_sizes` are the sizes (`512x512`) to batch if that is exact.
+    `tuning_cache` is the file of what was measured on the device; without one no batch is tried and there is no
+    self-check. `batch_sizes` are the sizes (`512x512`) to batch if that is exact.
     Images of more than `tile_above` megapixels are decoded in tiles; None: never.
     `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
     `placement` is `auto` or a row of `placement.PLACEMENTS`.
@@ -48,14 +48,13 @@ class EngineConfig:
         return asdict(self)
 
     def build(self, report: Report) -> "Engine[Any]":
-        module, _, function = self.factory.partition(":")
-        engine: Engine[Any] = getattr(importlib.import_module(module), function)(self, report)
+        engine: Engine[Any] = resolve_name(self.factory)(self, report)
         return engine
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded and where, for people and for `x-engine-fingerprint`."""
+    """What is loaded and where, for people and for the header `x-engine-fingerprint`."""
 
     model: str
     device: str
@@ -66,7 +65,7 @@ class EngineInfo:
 
 
 class StartAgain(Exception):
-    """Loading has broken the device, but what did it is kept: a new process goes on without."""
+    """Loading has lost the device. The cause is recorded; a new process loads without it."""
 
 
 class Pixels(NamedTuple):
@@ -77,7 +76,7 @@ class Pixels(NamedTuple):
 
 
 class Thumbnail(NamedTuple):
-    """A rough small picture of an image on its way: 8-bit RGB, row-major."""
+    """A rough small picture of an image that is being drawn: 8-bit RGB, row-major."""
 
     width: int
     height: int
@@ -85,7 +84,7 @@ class Thumbnail(NamedTuple):
 
 
 class Engine(Protocol[S]):
-    """Draws images one step at a time. `S` is its sample: the state of one image on its way."""
+    """Draws images one step at a time. `S` is its sample: the state of one image."""
 
     info: EngineInfo
 
@@ -114,7 +113,7 @@ class Engine(Protocol[S]):
     def steps_left(self, sample: S) -> int: ...
 
     def preview(self, sample: S, side: int) -> Thumbnail | None:
-        """The sample as it looks so far, `side` pixels at most on its longer side; None if the model cannot tell."""
+        """The sample as it looks so far, `side` pixels at most on its longer side; None if it has no previews."""
         ...
 
     def finish(self, sample: S) -> Pixels:
@@ -122,5 +121,5 @@ class Engine(Protocol[S]):
         ...
 
     def failure(self, error: Exception) -> str | None:
-        """The name of the `GenerationFailed` class this error is; None if the device is lost: the process must end."""
+        """The name of this error's `GenerationFailed` class; None if the device is lost and the process must end."""
         ...

@@ -90,7 +90,7 @@ def load(config: EngineConfig, report: Report) -> ScriptedEngine:
         raise FileNotFoundError("weights.safetensors is missing")
     if config.model == "breaking" and not (begun := Path(config.models_dir) / "begun").exists():
         begun.touch()
-        raise StartAgain("a lever broke the device")
+        raise StartAgain("an optimization broke the device")
     if config.device == "broken":
         raise RuntimeError("no such device")
     report("reading", 0.5)
