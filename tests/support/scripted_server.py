@@ -1,18 +1,17 @@
 """A server in a thread whose engine does what the prompt says; durable jobs on it."""
 
-import gc
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 from support.server import START_LIMIT, free_port
 
 from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
-from server.jobs.generation import Generation
 from server.settings import Settings
 
 
@@ -24,7 +23,6 @@ class Scripted:
         self.url = f"http://127.0.0.1:{self.port}"
         self.pool = WorkerPool(EngineConfig(factory="support.scripted_engine:load"), queue_size=200, max_running=1)
         app = create_app(Settings(data_dir=folder, model="tiny", port=self.port, **options), self.pool)
-        self.parts = app.state.app_state
         self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_config=None, ws="none"))
         self.thread = threading.Thread(target=self.server.run)
 
@@ -37,10 +35,12 @@ class Scripted:
         self.server.should_exit = True
         self.thread.join()
 
-    def runs_kept(self) -> int:
-        """Requests of this server that are still in memory."""
-        gc.collect()
-        return sum(type(thing) is Generation and thing._state is self.parts for thing in gc.get_objects())
+    @property
+    def in_flight(self) -> int:
+        """Jobs that run or wait, as `/health` reports them."""
+        health = httpx.get(f"{self.url}/health").json()
+        count: int = health["running"] + health["waiting"]
+        return count
 
     @staticmethod
     def until(condition: Any) -> None:
