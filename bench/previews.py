@@ -15,7 +15,7 @@ from pipelines.engine.flux import FluxEngine
 from pipelines.job import PreviewPlan
 from pipelines.loading.build import load_one
 from pipelines.request import GenerationParams, ImageRequest
-from server.api.sse import PREVIEW_QUALITY
+from server.api.events import PREVIEW_QUALITY
 from server.images.encoding import encode
 from server.jobs.generation import BLURRED, SHARP
 

@@ -8,27 +8,46 @@ from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.routing import Match
+from starlette.routing import Route
 
 from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
-from server.api import jobs as job_routes
-from server.api.images import router
+from server.api import files, health, images, jobs, models
 from server.api.middleware import RequestMiddleware
-from server.api.openapi import SECURITY, bodies, form
-from server.errors import MethodNotAllowed, NotFound
+from server.api.openapi import describe_bodies, drop_422
+from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.jobs.service import JobService
 from server.jobs.store import FILE, JobStore
-from server.playground.routes import router as pages
+from server.playground import routes as pages
+from server.schema import issues_of
 from server.settings import Settings
 from server.state import AppState
 from weights.checkpoints import HOSTED_MODEL
 
-METHODS = ("GET", "HEAD", "POST", "DELETE")
 TITLE = "srpo: a self-hosted FLUX image server"
+METHODS = ("GET", "HEAD", "POST", "DELETE")  # in the order in which they are named
+ROUTERS = (images.router, models.router, jobs.router, files.router, health.router, pages.router)
+
+
+class ImageServer(FastAPI):
+    """The app. Its OpenAPI document has the loaded model's bounds in the two bodies that routes read themselves."""
+
+    def __init__(self, state: AppState, service: JobService, **options: Any) -> None:
+        super().__init__(title=TITLE, redirect_slashes=False, docs_url=None, redoc_url=None, **options)
+        self.state.app_state = state
+        self.state.jobs = service
+        self._served = state.served
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            describe_bodies(document, self._served)
+            drop_422(document)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
 
 def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard | None = None) -> FastAPI:
@@ -38,59 +57,51 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     if the prompt list or the signing certificate cannot be used.
     """
     state = AppState.from_settings(settings, pool, guard)
-    jobs = JobService(state, JobStore(settings.data_dir / FILE))
+    service = JobService(state, JobStore(settings.data_dir / FILE))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await state.pool.start()
-        await jobs.start()
+        await service.start()
         yield
         await state.pool.stop()
-        await jobs.stop()
+        await service.stop()
 
-    app = FastAPI(
-        title=TITLE,
+    app = ImageServer(
+        state,
+        service,
         lifespan=lifespan,
-        redirect_slashes=False,
-        docs_url=None,
-        redoc_url=None,
-        exception_handlers={HTTPException: from_framework},
+        exception_handlers={HTTPException: raise_framework_error, RequestValidationError: raise_invalid_request},
     )
-    app.state.app_state = state
-    app.state.jobs = jobs
-    app.include_router(router)
-    app.include_router(job_routes.router)
-    app.include_router(pages)
+    for router in ROUTERS:
+        app.include_router(router)
     served = {} if state.served == HOSTED_MODEL else {"x-served-model": state.served}
     app.add_middleware(RequestMiddleware, origins=state.origins, headers=served)
-    app.openapi = lambda: openapi(app, state.served)  # type: ignore[method-assign]
     return app
 
 
-def openapi(app: FastAPI, served: str) -> dict[str, Any]:
-    """The OpenAPI document: the loaded model's bounds, and the bearer scheme the routes refer to."""
-    if app.openapi_schema is None:
-        app.openapi_schema = get_openapi(title=TITLE, version=app.version, routes=app.routes)
-        app.openapi_schema["components"]["securitySchemes"] = SECURITY
-        for route, kind, schema in (
-            ("generations", "application/json", bodies(served)),
-            ("edits", "multipart/form-data", form(served)),
-        ):
-            asked = app.openapi_schema["paths"][f"/v1/images/{route}"]["post"]["requestBody"]
-            asked["content"][kind]["schema"] = schema
-    return app.openapi_schema
+def list_methods() -> dict[str, str]:
+    """The methods of each path. Starlette's own answer to a wrong one names those of the path's first route only."""
+    methods: dict[str, set[str]] = {}
+    for route in (route for router in ROUTERS for route in router.routes if isinstance(route, Route)):
+        methods.setdefault(route.path, set()).update(route.methods or ())
+    return {path: ", ".join(name for name in METHODS if name in names) for path, names in methods.items()}
 
 
-async def from_framework(request: Request, error: Exception) -> NoReturn:
-    """Starlette's own 404 and 405, in our words; the edge turns them into the envelope."""
+ALLOWED = list_methods()
+
+
+async def raise_framework_error(request: Request, error: Exception) -> NoReturn:
+    """Starlette's own 404 and 405 as ours; the middleware turns them into the envelope."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        raise MethodNotAllowed(request.method, ", ".join(allowed(request)))
+        route = request.scope.get("route")
+        raise MethodNotAllowed(request.method, ALLOWED[route.path] if route else "GET, HEAD")
     raise NotFound
 
 
-def allowed(request: Request) -> list[str]:
-    """The methods of a path. Starlette's own answer names those of its first route only."""
-    scopes = {method: {**request.scope, "method": method} for method in METHODS}
-    routes = request.app.routes
-    return [name for name, scope in scopes.items() if any(route.matches(scope)[0] is Match.FULL for route in routes)]
+async def raise_invalid_request(_: Request, error: Exception) -> NoReturn:
+    """What FastAPI refuses in a query, with the same words as a field of a body."""
+    assert isinstance(error, RequestValidationError)
+    details = [{**detail, "loc": detail["loc"][1:]} for detail in error.errors()]
+    raise InvalidRequest([issue for detail in details for issue in issues_of(detail)])

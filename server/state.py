@@ -68,7 +68,7 @@ class AppState:
         )
 
 
-def get_app_state(request: Request) -> AppState:
+async def get_app_state(request: Request) -> AppState:
     """The state of the app that the request came to."""
     state: AppState = request.app.state.app_state
     return state

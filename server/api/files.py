@@ -1,14 +1,25 @@
-"""An image file over HTTP: conditional requests, one byte range, HEAD. Images are small, so they are read whole."""
+"""Stored images over HTTP: conditional requests, one byte range, HEAD. Images are small, so they are read whole."""
 
+import asyncio
 import re
 from pathlib import Path
 
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import BadRange, Gone
+from server.state import State
 
+router = APIRouter(include_in_schema=False)
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+@router.api_route("/files/{name}", methods=["GET", "HEAD"])
+async def get_file(request: Request, state: State, name: str) -> Response:
+    """A stored image. No key: the name is the secret."""
+    path, content_type, left = state.store.find(name)
+    return await asyncio.to_thread(file_response, path, content_type, left, request)
 
 
 def file_response(path: Path, content_type: str, seconds_left: float, request: Request) -> Response:

@@ -1,9 +1,11 @@
-"""Each endpoint, a few lines."""
+"""Images: a body becomes a request, the request a generation or a durable job, and its result the reply."""
 
 import asyncio
+import hashlib
 import io
+import json
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import structlog
@@ -12,164 +14,156 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from server.aliases import TranslatedRequest, translate
-from server.api.files import file_response
-from server.api.jobs import durable, wants_job
+from server.api.dependencies import JobsDep, Owner
+from server.api.events import EventPosition, stream_generation, stream_job
+from server.api.jobs import describe_job, poll_url
 from server.api.json_body import read_object
 from server.api.multipart import read_form, sha256_of
-from server.api.openapi import EDITS, GENERATION, MODELS
-from server.api.sse import EventStream, accepts_events, client_gone, narrate, unless_gone
-from server.errors import NotFound
+from server.api.openapi import EDITS, GENERATION
+from server.api.sse import EventStream, accepts_events, cancel_on_disconnect
+from server.errors import invalid_request
 from server.jobs.generation import Generation, check_prompt, reply_headers, start_headers
+from server.jobs.models import JobRecord
+from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
-from server.schema import GenerationReply, model_ids, read_body
-from server.state import AppState, get_app_state
-from weights.checkpoints import CHECKPOINTS
+from server.schema import GenerationReply, read_body
+from server.state import AppState, State
 
+MAX_KEY = 255  # characters of an Idempotency-Key
 log = structlog.get_logger("srpo")
 router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of this API, and what it is answered with."""
+
+    request: Request
+    state: AppState
+    jobs: JobService
+    owner: str
 
 
 @router.post("/v1/images/generations", status_code=201, **GENERATION)
 @router.post("/v1/images/generations/", include_in_schema=False)
 @router.post("/images/generations", include_in_schema=False)
 @router.post("/images/generations/", include_in_schema=False)
-async def generate_images(request: Request) -> Response:
+async def generate_images(request: Request, state: State, jobs: JobsDep, owner: Owner) -> Response:
     """Generate images from a prompt."""
-    server = get_app_state(request)
-    owner = server.keys.authenticate(request.headers.get("authorization"))
-    fields = await read_object(request, server.settings.max_body, server.settings.body_timeout)
-    return await answer(request, owner, fields, translate(fields, server.served))
+    fields = await read_object(request, state.settings.max_body, state.settings.body_timeout)
+    return await answer(Call(request, state, jobs, owner), fields, translate(fields, state.served))
 
 
 @router.post("/v1/images/edits", status_code=201, **EDITS)
 @router.post("/v1/images/edits/", include_in_schema=False)
 @router.post("/images/edits", include_in_schema=False)
 @router.post("/images/edits/", include_in_schema=False)
-async def edit_image(request: Request) -> Response:
+async def edit_image(request: Request, state: State, jobs: JobsDep, owner: Owner) -> Response:
     """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
-    server = get_app_state(request)
-    owner = server.keys.authenticate(request.headers.get("authorization"))
-    settings = server.settings
+    settings = state.settings
     fields, picture = await read_form(request, settings.max_body, settings.max_upload, settings.body_timeout)
     with closing(picture or io.BytesIO()):
-        translated = translate(fields, server.served)
+        translated = translate(fields, state.served)
         translated.events = "image_edit"
         if picture is not None:
             fields["image"] = await asyncio.to_thread(sha256_of, picture)
-        return await answer(request, owner, fields, translated, picture)
+        return await answer(Call(request, state, jobs, owner), fields, translated, picture)
 
 
 async def answer(
-    request: Request, owner: str, fields: dict[str, Any], translated: TranslatedRequest, picture: BinaryIO | None = None
+    call: Call, fields: dict[str, Any], translated: TranslatedRequest, picture: BinaryIO | None = None
 ) -> Response:
-    """Carry a request out, as the client wants to hear of it. `fields` are the request as it came."""
-    server = get_app_state(request)
-    body = read_body(translated.native, server.served)
-    if server.settings.log_prompts:
+    """Carry a request out and reply in the way it asks for. `fields` are the request as it came."""
+    request, state = call.request, call.state
+    body = read_body(translated.native, state.served)
+    if state.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
-    await check_prompt(body.prompt, server)
-    spec = JobSpec(translated, body, server.origins.base_url(request.scope, request.headers), picture)
-    if wants_job(request) or "idempotency-key" in request.headers:
-        return await durable(request, spec, owner, fields)
-    generation = Generation.start(server, spec, await unless_gone(spec.build_request(server), request.receive))
+    await check_prompt(body.prompt, state)
+    spec = JobSpec(translated, body, state.origins.base_url(request.scope, request.headers), picture)
+    if prefers_async(request) or "idempotency-key" in request.headers:
+        return await answer_with_job(call, spec, fields)
+    image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
+    generation = Generation.start(state, spec, image_request)
     if translated.stream:
-        return stream(generation, request, server)
-    return await respond(await attend(generation, request), translated, server)
+        return generation_stream(call, generation)
+    return await finished_reply(call, generation)
 
 
-def stream(generation: Generation, request: Request, server: AppState) -> EventStream:
-    named = accepts_events(request.headers.get("accept"))
-    events = narrate(generation, named, request.scope["state"]["request_id"], request.scope["path"])
-    return EventStream(events, start_headers(generation.translated, server), generation.cancel)
-
-
-async def attend(generation: Generation, request: Request) -> GenerationReply:
-    """The run's reply. When the client goes away first, its work is cancelled."""
-    replying = asyncio.ensure_future(generation.reply())
-    gone = asyncio.ensure_future(client_gone(request.receive))
+async def finished_reply(call: Call, generation: Generation) -> Response:
+    """The finished images. A client that goes away before cancels the work."""
     try:
-        await asyncio.wait((replying, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not replying.done():
-            generation.cancel()
-        return await replying
+        reply: GenerationReply = await cancel_on_disconnect(generation.reply(), call.request.receive)
     finally:
-        gone.cancel()
-        generation.cancel()  # nothing to do for a run that has ended
-
-
-async def respond(reply: GenerationReply, translated: TranslatedRequest, server: AppState) -> Response:
+        generation.cancel()  # nothing to do if it has ended
     content = await asyncio.to_thread(reply.text)
-    return Response(
-        content, server.settings.success_status, reply_headers(reply, translated, server), "application/json"
+    headers = reply_headers(reply, generation.translated, call.state)
+    return Response(content, call.state.settings.success_status, headers, "application/json")
+
+
+def generation_stream(call: Call, generation: Generation) -> EventStream:
+    """The events of a generation that ends with its reader."""
+    named = accepts_events(call.request.headers.get("accept"))
+    events = stream_generation(generation, named, call.request.scope["state"]["request_id"], call.request.scope["path"])
+    return EventStream(events, start_headers(generation.translated, call.state), generation.cancel)
+
+
+async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> Response:
+    """Accept a request as a job, or find the one with its key; reply at once, by events, or when the job is over."""
+    key = idempotency_key(call.request)
+    accepting = call.jobs.accept(spec, call.owner, key, hash_fields(fields))
+    # A client that leaves and has no key could never ask for the job: it is not accepted.
+    record, known = await (accepting if key is not None else cancel_on_disconnect(accepting, call.request.receive))
+    headers = {"idempotent-replayed": "true"} if known else {}
+    if prefers_async(call.request):
+        return accepted_reply(call, record, headers)
+    if spec.translated.stream:
+        return job_stream(call, spec, record, headers)
+    ended = await call.jobs.wait_ended(record)
+    return Response(ended.outcome, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
+
+
+def accepted_reply(call: Call, record: JobRecord, headers: dict[str, str]) -> Response:
+    """202, and where the job is."""
+    job = describe_job(call.request, call.state, record, call.jobs.active(record.id))
+    return JSONResponse(job, 202, {"location": job["poll_url"], "preference-applied": "respond-async"} | headers)
+
+
+def job_stream(call: Call, spec: JobSpec, record: JobRecord, headers: dict[str, str]) -> EventStream:
+    """The job's events with the images' bytes. The job goes on if the reader leaves."""
+    events = stream_job(
+        call.jobs,
+        record,
+        call.jobs.active(record.id),
+        EventPosition(),
+        call.state.served,
+        named=accepts_events(call.request.headers.get("accept")),
+        store=call.state.store,
     )
+    location = {"content-location": f"{poll_url(call.request, call.state, record)}/events"}
+    return EventStream(events, (record.headers or start_headers(spec.translated, call.state)) | headers | location)
 
 
-@router.get("/v1/models", **MODELS)
-@router.get("/models", include_in_schema=False)
-async def list_models(request: Request) -> JSONResponse:
-    """The models this server answers to."""
-    served = get_app_state(request).served
-    return JSONResponse({"object": "list", "data": [model_card(name, served) for name in model_ids(served)]})
+def prefers_async(request: Request) -> bool:
+    """`Prefer: respond-async` (RFC 7240), alone or among others."""
+    preferences = ",".join(request.headers.getlist("prefer")).split(",")
+    return any(part.partition(";")[0].strip().lower() == "respond-async" for part in preferences)
 
 
-@router.get("/v1/models/{model:path}", **MODELS)
-@router.get("/models/{model:path}", include_in_schema=False)
-async def get_model(request: Request, model: str) -> JSONResponse:
-    """One model."""
-    served = get_app_state(request).served
-    if model not in model_ids(served):
-        raise NotFound("There is no such model here.")
-    return JSONResponse(model_card(model, served))
+def idempotency_key(request: Request) -> str | None:
+    """The header, if there is one. Raises `InvalidRequest`."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= MAX_KEY and key.isascii() and key.isprintable()):
+        expected = f"1 to {MAX_KEY} printable ASCII characters"
+        raise invalid_request(
+            f"expected {expected}",
+            path=("idempotency-key",),
+            code="invalid_idempotency_key",
+            expected=expected,
+            received=f"{len(key)} characters",
+        )
+    return key
 
 
-def model_card(name: str, served: str) -> dict[str, Any]:
-    row = CHECKPOINTS[served]
-    info: dict[str, Any] = {"name": name, "served_by": served, "description": row.title, "licence": row.licence}
-    if row.subjects:
-        info["knows"] = row.subjects
-    return {
-        "id": name,
-        "object": "model",
-        "type": "image",
-        "created": 0,
-        "owned_by": "self-hosted",
-        "info": info,
-    }
-
-
-@router.api_route("/files/{name}", methods=["GET", "HEAD"], include_in_schema=False)
-async def get_file(request: Request, name: str) -> Response:
-    """A stored image. No key: the name is the secret."""
-    path, content_type, left = get_app_state(request).store.find(name)
-    return await asyncio.to_thread(file_response, path, content_type, left, request)
-
-
-@router.api_route("/health", methods=["GET", "HEAD"], include_in_schema=False)
-async def health(request: Request) -> JSONResponse:
-    """Alive, and what is being served. Always 200 while this process answers."""
-    server = get_app_state(request)
-    status = asdict(server.pool.status())
-    info = status.pop("info") or {}
-    if info:
-        info["levers"] = info.pop("optimizations")  # the public name
-    placeholder = CHECKPOINTS[server.served].embedded
-    safety = server.guard.description | {"prompts": server.prompts.description}
-    return JSONResponse(
-        {"status": "ok", "served_model": server.served, "embedded": placeholder, "safety": safety} | status | info
-    )
-
-
-@router.api_route("/ready", methods=["GET", "HEAD"], include_in_schema=False)
-async def ready(request: Request) -> JSONResponse:
-    """200 when a request would be drawn now; else 503 with the stage of loading."""
-    status = get_app_state(request).pool.status()
-    body = {
-        "ready": status.state == "ready",
-        "state": status.state,
-        "stage": status.stage,
-        "progress": round(status.progress, 3),
-        "eta_seconds": round(status.eta, 1),
-    }
-    if status.state == "ready":
-        return JSONResponse(body)
-    return JSONResponse(body, 503, {"retry-after": str(max(1, round(status.eta)))})
+def hash_fields(fields: dict[str, Any]) -> str:
+    """The same for bodies that say the same, whatever their spacing and order."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

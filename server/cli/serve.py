@@ -16,7 +16,7 @@ from rich.console import Console
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
 from server import logs
-from server.api.malformed import EnvelopeProtocol
+from server.api.protocol import EnvelopeProtocol
 from server.app import create_app
 from server.cli import banner
 from server.cli.parsing import format_error, parse

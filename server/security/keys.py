@@ -31,17 +31,13 @@ class KeyRing:
     def __init__(self, keys: Iterable[str] = (), file: Path | None = None) -> None:
         self._hashes = [hash_key(key) for key in keys] + (read_hashes(file) if file else [])
 
-    def authenticate(self, authorization: str | None) -> str:
-        """Returns the hash of the key in an `Authorization: Bearer KEY` header, "" if no keys are needed.
-
-        Raises `Unauthorized` if the key is missing or unknown.
-        """
+    def authenticate(self, key: str | None) -> str:
+        """Returns the key's hash, "" if no keys are needed. Raises `Unauthorized` if it is missing or unknown."""
         if not self._hashes:
             return ""
-        scheme, _, key = (authorization or "").partition(" ")
-        offered = hash_key(key.strip())
+        offered = hash_key(key or "")
         known = [hmac.compare_digest(offered, held) for held in self._hashes]  # all of them: no early exit
-        if scheme.lower() != "bearer" or not any(known):
+        if key is None or not any(known):
             raise Unauthorized
         return offered
 

@@ -1,0 +1,27 @@
+"""What routes ask FastAPI for: whose request it is, and the jobs. (`server.state.State` is the third.)"""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from server.jobs.service import JobService
+from server.state import State
+
+bearer = HTTPBearer(scheme_name="access-token", description="Bearer key", auto_error=False)  # the refusal is ours
+
+
+async def authenticate(
+    state: State, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> str:
+    """The owner of what is asked for: the hash of the key; "" on a server without keys. Raises `Unauthorized`."""
+    return state.keys.authenticate(credentials.credentials if credentials else None)
+
+
+async def get_jobs(request: Request) -> JobService:
+    jobs: JobService = request.app.state.jobs
+    return jobs
+
+
+Owner = Annotated[str, Depends(authenticate)]
+JobsDep = Annotated[JobService, Depends(get_jobs)]

@@ -1,0 +1,190 @@
+"""What a stream says, in the words of docs/streaming.md: the events of a generation, and those of a job."""
+
+import asyncio
+import base64
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, NamedTuple, Self
+
+import structlog
+
+from pipelines.errors import PipelineError
+from pipelines.job import Event, Preview, Progress
+from server.api.sse import format_event
+from server.errors import ServerError, envelope
+from server.images.encoding import encode
+from server.images.store import LocalStore
+from server.jobs.generation import Generation
+from server.jobs.models import SUCCEEDED, JobRecord
+from server.jobs.runner import ActiveJob
+from server.jobs.service import JobService
+from server.jobs.spec import JobSpec
+from server.schema import Body, GenerationReply
+
+PREVIEW_QUALITY = 85
+log = structlog.get_logger("srpo")
+
+
+class EventPosition(NamedTuple):
+    """A place in a job's stream: its generation's events come first, then its images. Later places are greater."""
+
+    images: int = 0  # that are complete
+    number: int = 0  # of the generation's event; 0 once images are complete
+
+    def format_id(self, epoch: str) -> str:
+        """As an event's `id`. `epoch` names the server process that gave the event its number."""
+        return f"{epoch}-{self.images}-{self.number}"
+
+    @classmethod
+    def parse(cls, text: str, epoch: str) -> Self:
+        """The place that a `Last-Event-ID` names; the beginning, if the id is of another process."""
+        match = re.fullmatch(r"([0-9a-f]+)-([0-9]{1,9})-([0-9]{1,9})", text)
+        return cls(int(match[2]), int(match[3])) if match and match[1] == epoch else cls()
+
+
+def describe_progress(now: Progress, spec: JobSpec) -> dict[str, Any]:
+    """The data of a progress event."""
+    return {
+        "type": f"{spec.translated.events}.progress",
+        "stage": now.stage,
+        "image_index": now.image,
+        "num_images": spec.body.num_images,
+        "step": now.step,
+        "steps": now.steps,
+        "queue_position": now.position,
+        "eta_seconds": round(now.eta, 1),
+    }
+
+
+async def describe_preview(preview: Preview, generation: Generation) -> dict[str, Any]:
+    """The data of a partial image, encoded in a thread."""
+    size = (preview.width, preview.height)
+    image = await asyncio.to_thread(encode, preview.pixels, *size, generation.body.output_format, PREVIEW_QUALITY)
+    return {
+        "type": f"{generation.translated.events}.partial_image",
+        "b64_json": image.base64(),
+        "partial_image_index": preview.index,
+        "image_index": preview.image,
+        "width": preview.width,
+        "height": preview.height,
+        **openai_fields(generation.body, generation.request.width, generation.request.height, int(time.time())),
+    }
+
+
+def describe_image(index: int, reply: Mapping[str, Any], spec: JobSpec, item: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a finished image: its `item`, and what the reply (as JSON) says of it."""
+    used = reply["meta"]["usage"]["tokens_used"]
+    return {
+        "type": f"{spec.translated.events}.completed",
+        **item,
+        "image_index": index,
+        "num_images": spec.body.num_images,
+        "seed": reply["seed"] + index,
+        "has_nsfw_concepts": reply["has_nsfw_concepts"][index],
+        **{name: reply[name] for name in ("prompt", "timings", "safety", "meta")},
+        "usage": {
+            "total_tokens": used,
+            "input_tokens": 0,
+            "output_tokens": used,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+        },
+        **openai_fields(spec.body, item["width"], item["height"], reply["created"]),
+    }
+
+
+def openai_fields(body: Body, width: int, height: int, created: int) -> dict[str, Any]:
+    """What OpenAI's events always have."""
+    return {
+        "size": f"{width}x{height}",
+        "created_at": created,
+        "output_format": body.output_format,
+        "background": "opaque",
+        "quality": "auto",
+    }
+
+
+async def format_running(event: Event, generation: Generation, *, named: bool, identity: str | None = None) -> bytes:
+    """One event of a running generation. Progress is a comment where it is not wanted as an event (`named`)."""
+    if isinstance(event, Preview):
+        return format_event(await describe_preview(event, generation), identity)
+    data = describe_progress(event, generation.spec)
+    return format_event(data, identity) if named else f": progress {json.dumps(data)}\n\n".encode()
+
+
+def format_image(index: int, reply: GenerationReply, generation: Generation) -> bytes:
+    """A finished image, always with its bytes: OpenAI's SDKs count on them."""
+    item = {"b64_json": generation.images[index].base64(), **reply.images[index].model_dump(exclude_none=True)}
+    if generation.body.sync_mode:
+        item.pop("url", None)  # the same bytes a second time
+    shared = reply.model_dump(exclude_none=True, exclude={"images", "data"})
+    return format_event(describe_image(index, shared, generation.spec, item))
+
+
+async def stream_generation(generation: Generation, named: bool, request_id: str, path: str) -> AsyncGenerator[bytes]:
+    """A generation's events, then its images or the error it ended with. Whoever stops reading cancels it."""
+    replying = asyncio.ensure_future(generation.reply())
+    replying.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # looked at, whoever reads
+    try:
+        async for _, event in generation.channel.read():
+            yield await format_running(event, generation, named=named)
+        reply = await replying
+        for index in range(len(reply.images)):
+            yield await asyncio.to_thread(format_image, index, reply, generation)
+    except (PipelineError, ServerError) as error:
+        log.warning("stream", request_id=request_id, error=type(error).__name__)
+        yield format_event(envelope(error, request_id, path), name="error")
+    except Exception as error:  # the reply has begun: this is its edge
+        log.error("stream", request_id=request_id, error=type(error).__name__, exc_info=error)
+        yield format_event(envelope(error, request_id, path), name="error")
+    finally:
+        generation.cancel()  # nothing to do if it has ended
+        replying.cancel()
+
+
+async def stream_job(
+    jobs: JobService,
+    record: JobRecord,
+    active: ActiveJob | None,
+    after: EventPosition,
+    served: str,
+    *,
+    named: bool,
+    store: LocalStore | None,
+) -> AsyncGenerator[bytes]:
+    """A job's events from behind `after`: its generation's while it runs, then its images or its error.
+
+    With a `store` each image comes with its bytes, as in a stream without a job.
+    """
+    try:
+        if active and not after.images and (generation := await asyncio.shield(active.generation)):
+            async for number, event in generation.channel.read(after.number):
+                identity = EventPosition(0, number).format_id(jobs.epoch)
+                yield await format_running(event, generation, named=named, identity=identity)
+        ended = await jobs.wait_ended(record)
+        outcome = json.loads(ended.outcome or "{}")
+        if ended.state != SUCCEEDED:
+            yield format_event(outcome, name="error")
+            return
+        assert ended.request is not None
+        spec = JobSpec.from_json(ended.request, served)
+        for index, item in enumerate(outcome["images"]):
+            if index >= after.images:
+                shown = await asyncio.to_thread(add_bytes, item, store) if store else item
+                identity = EventPosition(index + 1).format_id(jobs.epoch)
+                yield format_event(describe_image(index, outcome, spec, shown), identity)
+    except (PipelineError, ServerError) as error:
+        yield format_event(envelope(error, record.id, f"/v1/jobs/{record.id}"), name="error")
+
+
+def add_bytes(item: dict[str, Any], store: LocalStore) -> dict[str, Any]:
+    """A reply's item with its file in it, from wherever its URL leads. Raises `Gone`."""
+    if "b64_json" in item:
+        return item
+    url = item["url"]
+    if url.startswith("data:"):
+        rest = {name: value for name, value in item.items() if name != "url"}
+        return {"b64_json": url.partition(",")[2], **rest}
+    path, _, _ = store.find(url.rpartition("/")[2])
+    return {"b64_json": base64.b64encode(path.read_bytes()).decode("ascii"), **item}
