@@ -11,8 +11,10 @@ from PIL import Image
 from support.engines import DTYPES, ask, draw, tiny_engine
 
 from pipelines.acceleration import PRESETS
+from pipelines.engine.failures import classify_failure
 from pipelines.engine.flux import FluxEngine
 from pipelines.errors import NonFinitePixels
+from pipelines.fields import Size
 from pipelines.loading.build import describe_engine
 from pipelines.loading.fingerprint import compute_fingerprint, digest_module
 from pipelines.request import ImageRequest, Source
@@ -134,10 +136,65 @@ def test_the_fingerprint_moves_with_the_steps_a_preset_computes(monkeypatch: pyt
     assert compute_fingerprint("cpu", "float32", {}) != before
 
 
-def test_out_of_memory_is_the_requests_and_a_cuda_error_is_the_devices(engine: FluxEngine) -> None:
-    assert engine.failure(torch.OutOfMemoryError("CUDA out of memory")) == "OutOfMemory"
-    assert engine.failure(RuntimeError("shape mismatch")) == "GenerationFailed"
-    assert engine.failure(RuntimeError("CUDA error: an illegal memory access was encountered")) is None
+PINNED = "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+NO_PLAN = "GET was unable to find an engine to execute this computation"
+ILLEGAL = "an illegal memory access was encountered"
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB."), "OutOfMemory"),
+        (torch.AcceleratorError(PINNED), "OutOfMemory"),
+        (RuntimeError(CUBLAS), "OutOfMemory"),
+        (RuntimeError(NO_PLAN), "OutOfMemory"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "OutOfMemory"),
+        (RuntimeError("shape mismatch"), "GenerationFailed"),
+        (torch.AcceleratorError(f"CUDA error: {ILLEGAL}"), None),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), None),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), None),
+        (RuntimeError(f"Triton Error [CUDA]: {ILLEGAL}"), None),
+    ],
+)
+def test_out_of_memory_is_the_requests_and_a_cuda_error_is_the_devices(
+    engine: FluxEngine, error: Exception, name: str | None
+) -> None:
+    assert engine.failure(error) == name
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), RuntimeError(NO_PLAN)])
+def test_after_an_error_that_does_not_say_it_the_device_is_asked(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    cuda = torch.device("cuda")
+    assert classify_failure(error, cuda) is not None
+    assert waited == [cuda]
+
+    def fail(_: torch.device) -> None:
+        raise torch.AcceleratorError(f"CUDA error: {ILLEGAL}")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    assert classify_failure(error, cuda) is None
+
+
+@pytest.mark.parametrize("words", [PINNED, CUBLAS, NO_PLAN])
+def test_a_batch_that_is_out_of_memory_in_other_words_is_not_tried_again(
+    engine: FluxEngine, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine.change(batches={Size(512, 512): (2,)})
+    samples = [engine.prepare(ask(512, 512, seed=seed))[0] for seed in (1, 2)]
+    assert len(engine.select_batch(samples)) == 2
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(samples[0].variant.transformer, "forward", fail)
+    with pytest.raises(RuntimeError):
+        engine.step(samples)
+    assert len(engine.select_batch(samples)) == 1
 
 
 def over(request: ImageRequest, strength: float, rng: np.random.Generator) -> ImageRequest:

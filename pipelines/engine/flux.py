@@ -18,6 +18,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from pipelines.acceleration import PRESETS
 from pipelines.engine.base import Pixels, Thumbnail
 from pipelines.engine.canvas import CanvasFit, fit_canvas, fit_inside, pad_to_size
+from pipelines.engine.failures import classify_failure, is_out_of_memory
 from pipelines.engine.forward import forward
 from pipelines.engine.img2img import prepare_img2img_latents
 from pipelines.engine.lru import LRUCache
@@ -207,8 +208,9 @@ class FluxEngine:
                 vectors = variant.modulation.split(rows(tables)) if variant.modulation else None
                 cached: dict[str, Any] = {"rotary": first.rotary, "modulation": vectors}
                 velocities, residuals = forward(variant.transformer, expected, **cached, **inputs)
-        except torch.OutOfMemoryError:  # a batch of this many is not tried again
-            self._batches[first.size] = tuple(n for n in self._batches.get(first.size, ()) if n < len(samples))
+        except RuntimeError as error:
+            if is_out_of_memory(error):  # a batch of this many is not tried again
+                self._batches[first.size] = tuple(n for n in self._batches.get(first.size, ()) if n < len(samples))
             raise
         for row, sample in enumerate(samples):
             sample.advance(velocities[row : row + 1], residuals[row : row + 1] if compute and not exact else None)
@@ -228,10 +230,8 @@ class FluxEngine:
         return data
 
     def failure(self, error: Exception) -> str | None:
-        """Out of memory and plain errors end the request; any other CUDA error makes the process unusable."""
-        if isinstance(error, torch.OutOfMemoryError):
+        """Out of memory and plain errors end the request; an error of the device makes the process unusable."""
+        name = classify_failure(error, self.device)
+        if name == "OutOfMemory":
             torch.cuda.empty_cache()
-            return "OutOfMemory"
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            return None
-        return "GenerationFailed"
+        return name

@@ -9,6 +9,7 @@ are batched. Batching pays for small images only (about 0.5 megapixels), so only
 import torch
 
 from pipelines.acceleration import PRESETS
+from pipelines.engine.failures import is_out_of_memory
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.sample import Sample
 from pipelines.fields import Size
@@ -29,7 +30,9 @@ def is_exact(engine: FluxEngine, size: Size, count: int) -> bool:
     """Whether `count` samples of one size take steps together as each does alone. False if they do not fit."""
     try:
         return all(compare_steps(engine, size, count, preset) for preset in PRESETS)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from pipelines.engine.base import Report
+from pipelines.engine.failures import is_out_of_memory
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
 from pipelines.fields import Size
@@ -88,8 +89,10 @@ def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
         request = ImageRequest("", "warm-up", size.width, size.height, STEPS, 4.5, (1,), preset)
         try:
             run_once(engine, request, count)
-        except torch.OutOfMemoryError:  # such a request will fail, too, with an error of its own
-            torch.cuda.empty_cache()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()  # such a request will fail, too, with an error of its own
 
 
 @torch.inference_mode()
