@@ -52,7 +52,7 @@ ALIASES: Mapping[str, str] = {
 
 @dataclass
 class TranslatedRequest:
-    """A body in our own words: native fields, how the image is to be returned, and what was not understood."""
+    """A body in native fields, how its images are to be returned, and the names of fields that were ignored."""
 
     native: dict[str, Any]
     response_format: str | None = None

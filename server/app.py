@@ -1,6 +1,6 @@
-"""create_app: the whole server as a value built from values.
+"""`create_app` builds the whole server from its settings.
 
-Nothing here is global: two apps in one process do not know of each other. Importing this module never imports torch.
+Nothing here is global: two apps in one process share nothing. Importing this module never imports torch.
 """
 
 from collections.abc import AsyncIterator

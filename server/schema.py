@@ -1,8 +1,8 @@
-"""The wire's words: GenerationBody in, GenerationReply out.
+"""What goes over the wire as JSON: the bodies of requests, and the replies.
 
 `GenerationBody` is `GenerationParams` plus `model`, `ImageToImageBody` is `ImageToImageParams` plus `model`; they add
-no parameter of their own. OpenAI's and other spellings are
-translated before (`server.aliases`), so that native fields can be strict.
+no parameter of their own. OpenAI's and other spellings are translated before (`server.aliases`), so that native fields
+can be strict.
 """
 
 import time
@@ -59,9 +59,9 @@ Body = GenerationBody | ImageToImageBody
 
 @cache
 def body_of(served: str, sourced: bool) -> type[Body]:
-    """The body in the bounds and defaults of the loaded model, under the model's own name and flux/srpo's.
+    """The body with the bounds and defaults of the loaded model, which answers to its own name and to flux/srpo.
 
-    `sourced` is that of image-to-image.
+    `sourced`: the body of image-to-image.
     """
     kind: type[Body] = ImageToImageBody if sourced else GenerationBody
     body = for_model(served, kind)

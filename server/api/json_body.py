@@ -1,4 +1,4 @@
-"""From the bytes of a request to a JSON object. Refuses here what would break things further in.
+"""Reads the body of a request as a JSON object, and refuses what would cause failures later.
 
 NaN and infinities, lone surrogates, bodies that are too large, too slow or too deep never reach a validator.
 """
@@ -18,7 +18,7 @@ TOO_LARGE = "a number is too large"
 DRAINED = 2**26  # bytes of an oversized body that are read and dropped, so that the client hears the 413
 
 
-def bad_json(problem: str) -> InvalidRequest:
+def invalid_json(problem: str) -> InvalidRequest:
     return invalid_request(
         f"the body is not valid JSON: {problem}", code="invalid_json", expected="a JSON object", received=problem
     )
@@ -26,14 +26,14 @@ def bad_json(problem: str) -> InvalidRequest:
 
 async def read_object(request: Request, limit: int, seconds: float) -> dict[str, Any]:
     """The body as a JSON object of at most `limit` bytes, sent within `seconds`."""
-    async with receiving(request, "application/json", seconds):
+    async with expect_body(request, "application/json", seconds):
         raw = b"".join([chunk async for chunk in chunks_of(request, limit, "The request body")])
     return parse_object(raw)
 
 
 @asynccontextmanager
-async def receiving(request: Request, content_type: str, seconds: float) -> AsyncIterator[None]:
-    """A body of this type is read inside, within `seconds`. Raises `InvalidRequest` or `BodyTimeout`."""
+async def expect_body(request: Request, content_type: str, seconds: float) -> AsyncIterator[None]:
+    """Read a body of this type inside, within `seconds`. Raises `InvalidRequest` for another type, or `BodyTimeout`."""
     received = request.headers.get("content-type", "none")
     if received.partition(";")[0].strip().lower() != content_type:
         raise invalid_request(
@@ -69,15 +69,15 @@ async def chunks_of(request: Request, limit: int, what: str) -> AsyncGenerator[b
 def parse_object(raw: bytes) -> dict[str, Any]:
     """Strict JSON: UTF-8, an object, finite numbers, no lone surrogates."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse_constant, parse_float=finite)
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse_constant, parse_float=parse_finite)
     except UnicodeDecodeError:
-        raise bad_json("it is not UTF-8") from None
+        raise invalid_json("it is not UTF-8") from None
     except RecursionError:
-        raise bad_json("it is nested too deeply") from None
+        raise invalid_json("it is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise bad_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise invalid_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except ValueError as error:  # from our hooks; or from int(), of an integer with thousands of digits
-        raise bad_json(TOO_LARGE if "digits" in str(error) else str(error)) from None
+        raise invalid_json(TOO_LARGE if "digits" in str(error) else str(error)) from None
     if not isinstance(value, dict):
         kind = type(value).__name__
         raise invalid_request(
@@ -87,7 +87,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise bad_json("it contains a lone surrogate") from None
+            raise invalid_json("it contains a lone surrogate") from None
     return value
 
 
@@ -95,7 +95,7 @@ def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def finite(text: str) -> float:
+def parse_finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(TOO_LARGE)

@@ -21,7 +21,7 @@ from server.errors import UNEXPECTED, envelope, headers_of, row_of
 from server.security.origins import OriginPolicy
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-PROBES = ("/health", "/ready")  # asked every few seconds for ever
+PROBES = ("/health", "/ready")  # called every few seconds: logged at debug level only
 log = structlog.get_logger("srpo")
 
 
@@ -59,7 +59,7 @@ class RequestMiddleware:
 
 
 class RequestContext:
-    """One request at the edge."""
+    """One request: its ids, the headers of its reply, and its line in the log."""
 
     def __init__(self, scope: Scope, send: Send, origins: OriginPolicy, extra: Mapping[str, str]) -> None:
         self._scope = scope

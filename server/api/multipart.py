@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from pipelines.fields import Boolean, Integer, Issue, Number
 from server.aliases import ALIASES, IMAGE_TO_IMAGE, PARAM_TYPES
-from server.api.json_body import chunks_of, receiving
+from server.api.json_body import chunks_of, expect_body
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull, invalid_request
 from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issue_of
@@ -33,17 +33,17 @@ async def read_form(
 
     Raises `InvalidRequest` and as `read_object` does; `StorageFull` where there is no room for the picture.
     """
-    async with receiving(request, "multipart/form-data", seconds):
+    async with expect_body(request, "multipart/form-data", seconds):
         form = await parse(request, max_text, max_picture)
-    fields = {name: typed(name, part) for name, part in form.multi_items() if isinstance(part, str)}
+    fields = {name: parse_field(name, part) for name, part in form.multi_items() if isinstance(part, str)}
     files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
     try:
         if sum(len(part) for part in fields.values() if isinstance(part, str)) > max_text:
             raise BodyTooLarge(max_text, "The form's text")
-        picture = one_picture(files, max_picture)
+        picture = find_picture(files, max_picture)
         model = fields.get("model")
         if isinstance(model, str) and not model.endswith(IMAGE_TO_IMAGE):
-            fields["model"] = model + IMAGE_TO_IMAGE  # an edit begins at a picture, whichever name it is asked by
+            fields["model"] = model + IMAGE_TO_IMAGE  # an edit is image-to-image under every name of the model
         if picture is not None:
             fields["image_url"] = PLACEHOLDER_URL
         elif not {"image", "image_url"} & set(fields):
@@ -57,7 +57,7 @@ async def read_form(
 
 
 async def parse(request: Request, max_text: int, max_picture: int) -> FormData:
-    """Every part, files on the disk. A body that is refused is still heard out, or nobody would read why."""
+    """Every part; files are on disk. A refused body is read to its end: a client that still sends reads no reply."""
     limit = max_text + max_picture
     body = chunks_of(request, limit, f"The form, with a picture of at most {max_picture:,} bytes,")
     limits = {"max_files": MAX_FIELDS, "max_fields": MAX_FIELDS, "max_part_size": limit}
@@ -74,15 +74,15 @@ async def parse(request: Request, max_text: int, max_picture: int) -> FormData:
         raise StorageFull from error
 
 
-def one_picture(files: list[tuple[str, UploadFile]], limit: int) -> BinaryIO | None:
+def find_picture(files: list[tuple[str, UploadFile]], limit: int) -> BinaryIO | None:
     """The picture to begin with. Raises `InvalidRequest` for a second one, and for what is not used; `BodyTooLarge`."""
     for name, _ in files:
         if name == "mask":
-            raise unsupported(name, "this model redraws the whole picture: leave the mask out", "no mask")
+            raise unsupported_part(name, "this model redraws the whole picture: leave the mask out", "no mask")
         if not PICTURE.fullmatch(name):
-            raise unsupported(ascii(name)[1:-1][:80], "only one file is used, the image", "no file")
+            raise unsupported_part(ascii(name)[1:-1][:80], "only one file is used, the image", "no file")
     if len(files) > 1:
-        raise unsupported("image", f"expected one picture, received {len(files)}", "one picture")
+        raise unsupported_part("image", f"expected one picture, received {len(files)}", "one picture")
     if not files:
         return None
     [(_, picture)] = files
@@ -91,7 +91,7 @@ def one_picture(files: list[tuple[str, UploadFile]], limit: int) -> BinaryIO | N
     return picture.file
 
 
-def unsupported(name: str, message: str, expected: str) -> InvalidRequest:
+def unsupported_part(name: str, message: str, expected: str) -> InvalidRequest:
     return invalid_request(message, path=(name,), code="unsupported", expected=expected, received="a file")
 
 
@@ -104,8 +104,8 @@ def sha256_of(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def typed(name: str, text: str) -> Any:
-    """What a form can only say in text, as JSON would have said it."""
+def parse_field(name: str, text: str) -> Any:
+    """The value of a text field as JSON would have it: a number, true or false, or the text itself."""
     kind = PARAM_TYPES.get(ALIASES.get(name, name))
     if name in ("stream", "partial_images") or isinstance(kind, Integer | Number | Boolean):
         if text.lower() in ("true", "false"):

@@ -81,7 +81,7 @@ PREFER = parameter("header", "Prefer", "`respond-async`: answer 202 at once, and
 
 
 def bodies(served: str) -> dict[str, Any]:
-    """What may be asked of the loaded model."""
+    """The JSON schema of a body for the loaded model."""
     return {"oneOf": [body_of(served, sourced).model_json_schema() for sourced in (False, True)]}
 
 
