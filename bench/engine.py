@@ -21,7 +21,8 @@ from bench.support.comparison import SIZES, Comparison, Figures, make_request
 from bench.support.geometry import MODELS, step_flops
 from bench.support.report import make_parser, parse_sizes, print_table, write_json
 from pipelines.acceleration import PRESETS
-from pipelines.loading.build import choose_device, choose_dtype
+from pipelines.loading.build import choose_dtype
+from pipelines.loading.devices import choose_device
 from pipelines.request import ImageRequest
 
 STOCK = "FluxPipeline eager"
@@ -67,7 +68,7 @@ def add_ratios(rows: list[Figures], ceiling: float) -> None:
 
 
 def run(options: argparse.Namespace) -> Figures:
-    device = torch.device(choose_device(options.device))
+    device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     comparison = Comparison(MODELS[options.model](dtype, device), device)
     sizes, steps, repeats = parse_sizes(options.sizes), options.steps, options.repeats

@@ -25,7 +25,8 @@ from pipelines.acceleration import PRESETS
 from pipelines.engine.base import EngineInfo
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
-from pipelines.loading.build import choose_device, choose_dtype
+from pipelines.loading.build import choose_dtype
+from pipelines.loading.devices import choose_device
 from pipelines.optimize.apply import OptimizationFailed, apply_optimizations
 from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import OPTIMIZATIONS
@@ -201,7 +202,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.json is None:
         parser.error("the following arguments are required: --json")
-    device = torch.device(choose_device(options.device))
+    device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     label = f"{name}, {dtype}, {options.model}, {options.steps} steps, torch {torch.__version__}"

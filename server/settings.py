@@ -71,8 +71,9 @@ class EngineSettings(EnvironmentSettings):
     )
     devices: Names = Field(
         ("auto",),
-        description="auto (CUDA if there is a card, else the CPU), cpu, cuda, cuda:1, ...; each of several devices, "
-        "separated by commas, gets its own worker; devices joined like cuda:0+cuda:1 draw each image together",
+        description="auto (CUDA if there is a card, else the CPU for the embedded models), cpu, cuda, cuda:1, ...; "
+        "each of several devices, separated by commas, gets its own worker; devices joined like cuda:0+cuda:1 draw "
+        "each image together",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the weights; auto: bfloat16 on CUDA, float32 on a CPU"

@@ -5,57 +5,17 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
+from support.nvml import FakeNvml
 
 from pipelines.loading.cards import Card, DriverUnavailable, Holder, list_cards, list_holders
 from server.cli import doctor
 from weights import tiny
 
 GIB = 2**30
-
-
-class FakeNvml(ModuleType):
-    """In the place of `pynvml`, on a machine with a driver: `cards` and, on the first of them, `processes`."""
-
-    NVMLError = pynvml.NVMLError
-
-    def __init__(self, cards: list[tuple[str, int, int]], processes: list[tuple[int, int | None]]) -> None:
-        super().__init__("pynvml")
-        self.cards, self.processes, self.open = cards, processes, False
-
-    def nvmlInit(self) -> None:  # noqa: N802 - NVML's own names
-        self.open = True
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.open = False
-
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
-        return "570.1"
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return len(self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        return index
-
-    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
-        return self.cards[handle][0]
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
-        return SimpleNamespace(total=self.cards[handle][1], free=self.cards[handle][2])
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[SimpleNamespace]:  # noqa: N802
-        found = [] if handle else self.processes
-        return [SimpleNamespace(pid=pid, usedGpuMemory=held) for pid, held in found]
-
-    def nvmlSystemGetProcessName(self, pid: int) -> str:  # noqa: N802
-        if pid == 18:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return "python"
 
 
 @pytest.fixture
@@ -92,6 +52,8 @@ def test_a_machine_without_a_driver_is_told_so(no_driver: None, examine: Any) ->
     assert list_holders() == []
     expected = "no NVIDIA driver answers (NVML Shared Library Not Found)"
     assert examine()[1]["gpu"] == {"state": "warning", "text": f"{expected}: the CPU draws, slowly"}
+    assert examine("--model", "flux/dev")[1]["placement"]["state"] == "failed"
+    assert examine("--model", "flux/dev", "--devices", "cpu")[1]["placement"]["state"] == "ok"
     assert examine("--devices", "cuda:0")[1]["gpu"] == {"state": "failed", "text": expected}
 
 

@@ -152,6 +152,29 @@ async def test_a_killed_worker_loses_nothing() -> None:
         assert pool.status().restarts == 1
 
 
+async def test_what_auto_meant_at_the_first_start_it_means_at_every_start(tmp_path: Path) -> None:
+    (tmp_path / "auto").write_text("cuda")
+    (tmp_path / "card").write_text("H200")
+    async with pool_of(model="placed", models_dir=str(tmp_path)) as pool:
+        (tmp_path / "auto").write_text("cpu")  # the driver is gone
+        os.kill(pool.status().worker_pids[0], signal.SIGKILL)
+        await until(lambda: pool.status().restarts == 1 and pool.status().state == "ready")
+        info = pool.status().info
+        assert info is not None
+        assert info.device == "cuda, H200"
+
+
+async def test_a_worker_that_comes_back_on_another_device_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "auto").write_text("cuda")
+    (tmp_path / "card").write_text("H200")
+    async with pool_of(model="placed", models_dir=str(tmp_path)) as pool:
+        (tmp_path / "card").write_text("RTX")
+        os.kill(pool.status().worker_pids[0], signal.SIGKILL)
+        await until(pool.failed.is_set)
+        failure = pool.status().failure
+        assert failure == "the device has changed from cuda, H200 to cuda, RTX: start the server again"
+
+
 async def test_a_job_that_kills_its_worker_twice_fails_alone() -> None:
     async with pool_of() as pool:
         poison = pool.submit(ask("die"))

@@ -62,6 +62,7 @@ class EngineInfo:
     fingerprint: str
     placement: str = ""
     optimizations: str = "none"  # in words; `levers` in /health
+    device_type: str = ""  # torch's: `cuda` or `cpu`; what `auto` meant
 
 
 class StartAgain(Exception):

@@ -16,6 +16,7 @@ from pipelines.engine.sample import Sample
 from pipelines.fields import Size
 from pipelines.loading.cards import Card, list_holders
 from pipelines.loading.context_parallel import JoinGroup, group_size, load_group
+from pipelines.loading.devices import choose_device
 from pipelines.loading.fingerprint import add_choices, compute_fingerprint
 from pipelines.loading.golden import check_golden_images
 from pipelines.loading.offload import stream_parts
@@ -32,7 +33,7 @@ from weights.load import load_pipeline
 
 def load_engine(config: EngineConfig, report: Report) -> Engine[Sample]:
     """Build the engine a worker serves. Raises `WeightsError` where files are missing or wrong, `SelfCheckFailed`,
-    `DoesNotFit` where the card has too little memory, `OptimizationFailed`, `NotTogether`."""
+    `DeviceRefused`, `DoesNotFit` where the card has too little memory, `OptimizationFailed`, `NotTogether`."""
     return load_group(config, report, load_one) if "+" in config.device else load_one(config, report)
 
 
@@ -61,11 +62,11 @@ def build_plain_engine(
 ) -> tuple[FluxEngine, Placement]:
     """The engine without optimizations, and where its parts are."""
     report("reading the weights", 0.05)
-    device = torch.device(choose_device(config.device))
-    dtype = choose_dtype(config.dtype, device)
     transformer = Path(config.transformer) if config.transformer else None
     located = locate_files(CHECKPOINTS[config.model], Path(config.models_dir), transformer)
     row = located.checkpoint
+    device = choose_device(config.device, row)
+    dtype = choose_dtype(config.dtype, device)
     placement = place_on_device(row, device, dtype, config.placement)
     report(f"placing ({placement})", 0.06)
     streamed = placement.spec.streamed
@@ -133,12 +134,6 @@ def silence_libraries() -> None:
         library.enable_propagation()
 
 
-def choose_device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -164,4 +159,5 @@ def describe_engine(model: str, pipeline: FluxPipeline, device: torch.device, dt
     parts: dict[str, Any] = {
         key: getattr(pipeline, key) for key in ("transformer", "vae", "text_encoder", "text_encoder_2")
     }
-    return EngineInfo(model, name, precision, compute_fingerprint(name, precision, parts, device))
+    fingerprint = compute_fingerprint(name, precision, parts, device)
+    return EngineInfo(model, name, precision, fingerprint, device_type=device.type)

@@ -68,6 +68,7 @@ class WorkerSupervisor:
         self._process: WorkerProcess | None = None
         self._started = time.monotonic()
         self._was_ready = False
+        self._device_name: str | None = None  # of the first worker that was ready
         self._stopping = False
         self._restarts = 0
         self._backoff = 0.0
@@ -158,11 +159,23 @@ class WorkerSupervisor:
                 process.stage, process.progress = "ready", 1.0
                 process.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
                 self._was_ready, self.failure = True, None
-                self._callbacks.on_ready(self, process.info)
+                if self._keep_device(process.info):
+                    self._callbacks.on_ready(self, process.info)
                 if again and self.ready:
                     log.info("worker_ready", device=self.device, pid=process.pid, seconds=round(seconds, 1))
             case event if (job := self.running.get(header["job"])) is not None:
                 self._callbacks.on_job_message(self, job, event, message)
+
+    def _keep_device(self, info: EngineInfo) -> bool:
+        """Whether a worker is on the device of the first one. What `auto` meant then it means for all later ones."""
+        if self._device_name is None:
+            self._device_name = info.device
+            if self._config.device == "auto" and info.device_type:
+                self._config = replace(self._config, device=info.device_type)
+        elif info.device != self._device_name:
+            self.fail(f"the device has changed from {self._device_name} to {info.device}: start the server again")
+            return False
+        return True
 
     def _on_death(self, process: WorkerProcess) -> None:
         jobs = list(self.running.values())

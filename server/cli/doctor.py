@@ -99,6 +99,8 @@ def check_placement(settings: DoctorSettings) -> Finding:
     row = choose_checkpoint(settings.model, settings.models_dir)
     found = [] if set(settings.devices) == {"cpu"} else list_cards_or_none()
     precision = ("bfloat16" if found else "float32") if settings.dtype == "auto" else settings.dtype
+    if not found and any(row.sizes) and not all(device.startswith("cpu") for device in settings.devices):
+        return Finding("failed", f"{row.id} needs a GPU; on a CPU it is very slow: ask for that with --devices cpu")
     if not found:
         return Finding("ok", f"on the CPU. {get_placement(row, precision, settings.placement)}")
     try:

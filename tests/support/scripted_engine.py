@@ -9,7 +9,7 @@ is as long. Pixels are the seed's last byte, or the source's own. The fingerprin
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.engine.base import EngineConfig, EngineInfo, Pixels, Report, StartAgain, Thumbnail
@@ -94,4 +94,9 @@ def load(config: EngineConfig, report: Report) -> ScriptedEngine:
     if config.device == "broken":
         raise RuntimeError("no such device")
     report("reading", 0.5)
-    return ScriptedEngine(device=config.device)
+    engine = ScriptedEngine(device=config.device)
+    if config.model == "placed":  # `auto` means what the file says; the name of the card is in the other one
+        device = config.device if config.device != "auto" else Path(config.models_dir, "auto").read_text()
+        name = f"{device}, {Path(config.models_dir, 'card').read_text()}"
+        engine.info = replace(engine.info, device=name, device_type=device)
+    return engine

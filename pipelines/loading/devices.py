@@ -1,0 +1,50 @@
+"""Which device an engine gets, and which are refused: never silently another one than was meant."""
+
+import structlog
+import torch
+
+from pipelines.loading.cards import DriverUnavailable, list_cards
+from pipelines.loading.placement import GIB, get_placement
+from weights.checkpoints import Checkpoint
+
+log = structlog.get_logger("srpo")
+
+
+class DeviceRefused(Exception):
+    """The device is not there, or cannot draw this model; the message says why and what to do."""
+
+
+def choose_device(name: str, row: Checkpoint | None = None) -> torch.device:
+    """The device that `name` means. `auto` is CUDA, or for small models the CPU where CUDA does not work.
+
+    Raises `DeviceRefused`: a full-size model is drawn on a CPU only where that is asked for by name.
+    Without a `row` any model may.
+    """
+    if name.startswith("cpu"):
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda" if name == "auto" else name)
+    reason = explain_missing_cuda()
+    if name != "auto":
+        raise DeviceRefused(f"{name} cannot be used: {reason}")
+    if row is not None and any(row.sizes):
+        needed = get_placement(row, "float32", "resident").needed / GIB
+        raise DeviceRefused(
+            f"{row.id} needs a GPU, and {reason}. On a CPU it is very slow and needs about {needed:.0f} GiB of memory "
+            "in float32: ask for that with --devices cpu"
+        )
+    log.info("device_is_cpu", reason=reason)
+    return torch.device("cpu")
+
+
+def explain_missing_cuda() -> str:
+    """Why torch finds no CUDA device."""
+    try:
+        cards = list_cards()
+    except DriverUnavailable as error:
+        return f"no NVIDIA driver answers ({error})"
+    if not cards:
+        return "the NVIDIA driver knows no card"
+    if torch.version.cuda is None:
+        return f"this torch is built for CPUs (torch {torch.__version__})"
+    return f"torch cannot use {cards[0].name}: is it hidden by CUDA_VISIBLE_DEVICES?"

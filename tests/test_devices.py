@@ -1,0 +1,49 @@
+"""Which device an engine gets, and which are refused."""
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from support.nvml import FakeNvml
+
+from pipelines.loading.devices import DeviceRefused, choose_device
+from weights.checkpoints import CHECKPOINTS
+
+SRPO, SKETCH, TINY = (CHECKPOINTS[name] for name in ("flux/srpo", "flux/sketch", "tiny"))
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch for CUDA 13.0 that finds no device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """A driver with one card."""
+    fake = FakeNvml([("NVIDIA H200", 2**37, 2**37)], [])
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    return fake
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_a_full_size_model_is_on_a_cpu_only_where_that_is_asked_for() -> None:
+    assert choose_device("cpu", SRPO).type == "cpu"
+    with pytest.raises(DeviceRefused, match=r"^flux/srpo needs a GPU, and no NVIDIA driver .* --devices cpu$"):
+        choose_device("auto", SRPO)
+    assert [choose_device("auto", row).type for row in (SKETCH, TINY)] == ["cpu", "cpu"]
+    with pytest.raises(DeviceRefused, match=r"^cuda cannot be used: no NVIDIA driver answers"):
+        choose_device("cuda", TINY)
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_a_card_that_torch_cannot_use_is_named(nvml: ModuleType) -> None:
+    with pytest.raises(DeviceRefused, match=r"torch cannot use NVIDIA H200"):
+        choose_device("auto", SRPO)
+
+
+def test_auto_is_cuda_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto", SRPO).type == "cuda"
