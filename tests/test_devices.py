@@ -39,7 +39,14 @@ def test_a_full_size_model_is_on_a_cpu_only_where_that_is_asked_for() -> None:
 
 
 @pytest.mark.usefixtures("no_cuda")
-def test_a_card_that_torch_cannot_use_is_named(nvml: ModuleType) -> None:
+def test_a_driver_that_is_too_old_for_torch_is_said_at_the_start(nvml: ModuleType) -> None:
+    with pytest.raises(DeviceRefused, match=r"driver 570\.1 runs CUDA up to 12\.8, .* install driver 580 or newer"):
+        choose_device("cuda", TINY)
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_a_card_that_torch_cannot_use_is_named(nvml: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     with pytest.raises(DeviceRefused, match=r"torch cannot use NVIDIA H200"):
         choose_device("auto", SRPO)
 

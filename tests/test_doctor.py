@@ -9,6 +9,7 @@ from typing import Any
 
 import pynvml
 import pytest
+import torch
 from support.nvml import FakeNvml
 
 from pipelines.loading.cards import Card, DriverUnavailable, Holder, list_cards, list_holders
@@ -33,7 +34,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeNvml]:
 
 def test_the_drivers_answer_is_understood(driver: Any) -> None:
     nvml = driver("NVIDIA H200", 143771, 143000, (18, None), (17, GIB // 2))
-    assert list_cards() == [Card("NVIDIA H200", 143771 * 2**20, 143000 * 2**20, "570.1")]
+    assert list_cards() == [Card("NVIDIA H200", 143771 * 2**20, 143000 * 2**20, "570.1", 12080)]
     assert list_holders() == [Holder("17", "python", GIB // 2), Holder("18", "unknown", 0)]
     assert not nvml.open
 
@@ -99,12 +100,36 @@ def test_a_card_that_is_too_small_or_a_torch_without_cuda_fails(
 ) -> None:
     driver("Small", 4096, 4000)
     tiny.build().save_pretrained(tmp_path / "models" / "FLUX.1-dev")
-    monkeypatch.setattr(doctor, "version", lambda _: "2.13.0+cpu")
+    monkeypatch.setattr(doctor, "read_torch_cuda", lambda: None)
     code, found = examine("--model", "flux/dev")
     assert code == 1
     assert "Small has 4." in found["placement"]["text"]
     assert (found["gpu"]["state"], "built for CPUs" in found["gpu"]["text"]) == ("failed", True)
     assert "no manifest" in found["weights"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("built", "problem"),
+    [
+        ("13.0", "driver 580 or newer, or a torch that is built for CUDA 12"),
+        ("12.6", None),
+        ("12.9", None),  # a newer minor version runs on the driver of its major version
+    ],
+)
+def test_a_driver_that_is_too_old_for_torch_fails(
+    examine: Any, driver: Any, monkeypatch: pytest.MonkeyPatch, built: str, problem: str | None
+) -> None:
+    driver("NVIDIA H200", 143771, 143000)
+    monkeypatch.setattr(doctor, "read_torch_cuda", lambda: built)
+    found = examine()[1]["gpu"]
+    assert found["state"] == ("failed" if problem else "ok")
+    if problem:
+        assert "driver 570.1 runs CUDA up to 12.8, but torch" in found["text"]
+        assert found["text"].endswith(problem)
+
+
+def test_the_doctor_reads_for_which_cuda_torch_is_built() -> None:
+    assert doctor.read_torch_cuda() == torch.version.cuda
 
 
 def test_a_smaller_card_gets_a_smaller_placement_which_can_be_overruled(

@@ -4,14 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+DRIVERS = {13: 580, 12: 525}  # the oldest driver for each major version of CUDA, by NVIDIA's compatibility guide
+
 
 class Card(NamedTuple):
-    """A GPU. Memory in bytes."""
+    """A GPU. Memory in bytes. `cuda` is the newest version of CUDA that the driver runs: 12040 is 12.4."""
 
     name: str
     total: int
     free: int
     driver: str = ""
+    cuda: int = 0
 
 
 class Holder(NamedTuple):
@@ -44,9 +47,27 @@ def open_driver() -> Iterator[Any]:
 def list_cards() -> list[Card]:
     """All cards of the machine. Raises `DriverUnavailable`."""
     with open_driver() as nvml:
-        driver = nvml.nvmlSystemGetDriverVersion()
+        driver, cuda = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion()
         memory = [(handle, nvml.nvmlDeviceGetMemoryInfo(handle)) for handle in iterate_handles(nvml)]
-        return [Card(nvml.nvmlDeviceGetName(handle), info.total, info.free, driver) for handle, info in memory]
+        return [Card(nvml.nvmlDeviceGetName(handle), info.total, info.free, driver, cuda) for handle, info in memory]
+
+
+def explain_unusable(card: Card, built: str | None, torch_version: str) -> str | None:
+    """Why this torch cannot use the card; None if nothing is known against it.
+
+    `built` is the version of CUDA that torch is built for (`torch.version.cuda`). A driver runs every minor version of
+    the major version of CUDA that it knows.
+    """
+    if built is None:
+        return f"this torch is built for CPUs (torch {torch_version})"
+    major = int(built.partition(".")[0])
+    if card.cuda // 1000 >= major:
+        return None
+    needed = f"driver {DRIVERS[major]} or newer" if major in DRIVERS else "a newer driver"
+    return (
+        f"driver {card.driver} runs CUDA up to {card.cuda // 1000}.{card.cuda % 1000 // 10}, but torch {torch_version} "
+        f"is built for CUDA {built}: install {needed}, or a torch that is built for CUDA {card.cuda // 1000}"
+    )
 
 
 def list_holders() -> list[Holder]:

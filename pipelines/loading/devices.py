@@ -3,7 +3,7 @@
 import structlog
 import torch
 
-from pipelines.loading.cards import DriverUnavailable, list_cards
+from pipelines.loading.cards import DriverUnavailable, explain_unusable, list_cards
 from pipelines.loading.placement import GIB, get_placement
 from weights.checkpoints import Checkpoint
 
@@ -45,6 +45,5 @@ def explain_missing_cuda() -> str:
         return f"no NVIDIA driver answers ({error})"
     if not cards:
         return "the NVIDIA driver knows no card"
-    if torch.version.cuda is None:
-        return f"this torch is built for CPUs (torch {torch.__version__})"
-    return f"torch cannot use {cards[0].name}: is it hidden by CUDA_VISIBLE_DEVICES?"
+    known = explain_unusable(cards[0], torch.version.cuda, torch.__version__)
+    return known or f"torch cannot use {cards[0].name}: is it hidden by CUDA_VISIBLE_DEVICES?"

@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -15,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
-from pipelines.loading.cards import Card, DriverUnavailable, list_cards, list_holders
+from pipelines.loading.cards import Card, DriverUnavailable, explain_unusable, list_cards, list_holders
 from pipelines.loading.placement import DoesNotFit, choose_placement, get_placement, measure_host_memory
 from server.cli.parsing import parse
 from server.cli.serve import listen
@@ -81,10 +83,16 @@ def check_gpu(settings: DoctorSettings) -> Finding:
         wanted = any(device.startswith("cuda") for device in settings.devices)
         return Finding("failed" if wanted else "warning", problem + ("" if wanted else ": the CPU draws, slowly"))
     listed = (f"{card.name}, {card.total / 2**30:.0f} GiB, {card.free / 2**30:.0f} free" for card in found)
-    built = version("torch").partition("+")[2]
-    if built == "cpu":
-        return Finding("failed", f"{'; '.join(listed)}: but this torch is built for CPUs (torch {version('torch')})")
+    if problem := explain_unusable(found[0], read_torch_cuda(), version("torch")):
+        return Finding("failed", f"{'; '.join(listed)}: but {problem}")
     return Finding("ok", f"{'; '.join(listed)}; driver {found[0].driver}")
+
+
+def read_torch_cuda() -> str | None:
+    """The version of CUDA that the installed torch is built for, None for CPUs: `torch.version.cuda` without torch."""
+    found = find_spec("torch")
+    folders = found.submodule_search_locations if found else None
+    return run_path(str(Path(folders[0]) / "version.py")).get("cuda") if folders else None
 
 
 def list_cards_or_none() -> list[Card]:

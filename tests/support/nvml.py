@@ -23,6 +23,9 @@ class FakeNvml(ModuleType):
     def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
         return "570.1"
 
+    def nvmlSystemGetCudaDriverVersion(self) -> int:  # noqa: N802
+        return 12080
+
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         return len(self.cards)
 
