@@ -51,6 +51,16 @@ def test_a_card_that_torch_cannot_use_is_named(nvml: ModuleType, monkeypatch: py
         choose_device("auto", SRPO)
 
 
-def test_auto_is_cuda_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (8, 9), (9, 0), (12, 0)])
+def test_cuda_is_taken_from_compute_capability_8_on(
+    device: str, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device("auto", SRPO).type == "cuda"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    if capability >= (8, 0):
+        assert choose_device(device, SRPO).type == "cuda"
+        return
+    with pytest.raises(DeviceRefused, match=rf"^a card has compute capability 7\.{capability[1]}, and 8\.0 or newer"):
+        choose_device(device, SRPO)

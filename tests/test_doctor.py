@@ -34,7 +34,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeNvml]:
 
 def test_the_drivers_answer_is_understood(driver: Any) -> None:
     nvml = driver("NVIDIA H200", 143771, 143000, (18, None), (17, GIB // 2))
-    assert list_cards() == [Card("NVIDIA H200", 143771 * 2**20, 143000 * 2**20, "570.1", 12080)]
+    assert list_cards() == [Card("NVIDIA H200", 143771 * 2**20, 143000 * 2**20, "570.1", 12080, (9, 0))]
     assert list_holders() == [Holder("17", "python", GIB // 2), Holder("18", "unknown", 0)]
     assert not nvml.open
 
@@ -126,6 +126,14 @@ def test_a_driver_that_is_too_old_for_torch_fails(
     if problem:
         assert "driver 570.1 runs CUDA up to 12.8, but torch" in found["text"]
         assert found["text"].endswith(problem)
+
+
+def test_a_card_of_an_older_generation_fails(examine: Any, driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver("Tesla T4", 16384, 16000).capability = [7, 5]
+    monkeypatch.setattr(doctor, "read_torch_cuda", lambda: "12.8")
+    found = examine()[1]["gpu"]
+    expected = "Tesla T4 has compute capability 7.5, and 8.0 or newer is needed: use another card, or --devices cpu"
+    assert found == {"state": "failed", "text": expected}
 
 
 def test_the_doctor_reads_for_which_cuda_torch_is_built() -> None:

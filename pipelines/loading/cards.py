@@ -5,16 +5,21 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 DRIVERS = {13: 580, 12: 525}  # the oldest driver for each major version of CUDA, by NVIDIA's compatibility guide
+CAPABILITY = (8, 0)  # the oldest with bfloat16 in hardware; below it attention is computed without a fused kernel
 
 
 class Card(NamedTuple):
-    """A GPU. Memory in bytes. `cuda` is the newest version of CUDA that the driver runs: 12040 is 12.4."""
+    """A GPU. Memory in bytes. `cuda` is the newest version of CUDA that the driver runs: 12040 is 12.4.
+
+    `capability` is the compute capability, major and minor.
+    """
 
     name: str
     total: int
     free: int
     driver: str = ""
     cuda: int = 0
+    capability: tuple[int, int] = CAPABILITY
 
 
 class Holder(NamedTuple):
@@ -48,8 +53,20 @@ def list_cards() -> list[Card]:
     """All cards of the machine. Raises `DriverUnavailable`."""
     with open_driver() as nvml:
         driver, cuda = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion()
-        memory = [(handle, nvml.nvmlDeviceGetMemoryInfo(handle)) for handle in iterate_handles(nvml)]
-        return [Card(nvml.nvmlDeviceGetName(handle), info.total, info.free, driver, cuda) for handle, info in memory]
+        return [read_card(nvml, handle, driver, cuda) for handle in iterate_handles(nvml)]
+
+
+def read_card(nvml: Any, handle: Any, driver: str, cuda: int) -> Card:
+    memory, capability = nvml.nvmlDeviceGetMemoryInfo(handle), nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return Card(nvml.nvmlDeviceGetName(handle), memory.total, memory.free, driver, cuda, tuple(capability))
+
+
+def explain_too_old(name: str, capability: tuple[int, int]) -> str | None:
+    """Why a card of this compute capability is refused; None if it is new enough."""
+    if capability >= CAPABILITY:
+        return None
+    own, oldest = (".".join(map(str, version)) for version in (capability, CAPABILITY))
+    return f"{name} has compute capability {own}, and {oldest} or newer is needed: use another card, or --devices cpu"
 
 
 def explain_unusable(card: Card, built: str | None, torch_version: str) -> str | None:

@@ -3,7 +3,7 @@
 import structlog
 import torch
 
-from pipelines.loading.cards import DriverUnavailable, explain_unusable, list_cards
+from pipelines.loading.cards import DriverUnavailable, explain_too_old, explain_unusable, list_cards
 from pipelines.loading.placement import GIB, get_placement
 from weights.checkpoints import Checkpoint
 
@@ -17,13 +17,17 @@ class DeviceRefused(Exception):
 def choose_device(name: str, row: Checkpoint | None = None) -> torch.device:
     """The device that `name` means. `auto` is CUDA, or for small models the CPU where CUDA does not work.
 
-    Raises `DeviceRefused`: a full-size model is drawn on a CPU only where that is asked for by name.
-    Without a `row` any model may.
+    Raises `DeviceRefused`: a card needs compute capability 8.0, and a full-size model is drawn on a CPU only where that
+    is asked for by name. Without a `row` any model may.
     """
     if name.startswith("cpu"):
         return torch.device(name)
     if torch.cuda.is_available():
-        return torch.device("cuda" if name == "auto" else name)
+        device = torch.device("cuda" if name == "auto" else name)
+        card = torch.cuda.get_device_name(device)
+        if too_old := explain_too_old(card, torch.cuda.get_device_capability(device)):
+            raise DeviceRefused(too_old)
+        return device
     reason = explain_missing_cuda()
     if name != "auto":
         raise DeviceRefused(f"{name} cannot be used: {reason}")

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
-from pipelines.loading.cards import Card, DriverUnavailable, explain_unusable, list_cards, list_holders
+from pipelines.loading.cards import Card, DriverUnavailable, explain_too_old, explain_unusable, list_cards, list_holders
 from pipelines.loading.placement import DoesNotFit, choose_placement, get_placement, measure_host_memory
 from server.cli.parsing import parse
 from server.cli.serve import listen
@@ -83,8 +83,11 @@ def check_gpu(settings: DoctorSettings) -> Finding:
         wanted = any(device.startswith("cuda") for device in settings.devices)
         return Finding("failed" if wanted else "warning", problem + ("" if wanted else ": the CPU draws, slowly"))
     listed = (f"{card.name}, {card.total / 2**30:.0f} GiB, {card.free / 2**30:.0f} free" for card in found)
-    if problem := explain_unusable(found[0], read_torch_cuda(), version("torch")):
-        return Finding("failed", f"{'; '.join(listed)}: but {problem}")
+    for card in found:
+        if too_old := explain_too_old(card.name, card.capability):
+            return Finding("failed", too_old)
+    if unusable := explain_unusable(found[0], read_torch_cuda(), version("torch")):
+        return Finding("failed", f"{'; '.join(listed)}: but {unusable}")
     return Finding("ok", f"{'; '.join(listed)}; driver {found[0].driver}")
 
 

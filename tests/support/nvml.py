@@ -12,6 +12,7 @@ class FakeNvml(ModuleType):
 
     def __init__(self, cards: list[tuple[str, int, int]], processes: list[tuple[int, int | None]]) -> None:
         super().__init__("pynvml")
+        self.capability = [9, 0]
         self.cards, self.processes, self.open = cards, processes, False
 
     def nvmlInit(self) -> None:  # noqa: N802 - NVML's own names
@@ -34,6 +35,9 @@ class FakeNvml(ModuleType):
 
     def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
         return self.cards[handle][0]
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: int) -> list[int]:  # noqa: N802
+        return self.capability
 
     def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802
         return SimpleNamespace(total=self.cards[handle][1], free=self.cards[handle][2])
