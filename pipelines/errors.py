@@ -17,16 +17,21 @@
 Messages are for the client that sent the request: they hold nothing internal and no prompt.
 """
 
+from math import ceil
+
 
 class PipelineError(Exception):
     """Base of all errors of this package."""
 
 
 class QueueFull(PipelineError):
-    def __init__(self, waiting: int, retry_after: float) -> None:
+    def __init__(self, waiting: int, running: int, retry_after: float) -> None:
         self.waiting = waiting
         self.retry_after = max(1.0, retry_after)
-        super().__init__(f"The queue is full: {waiting} requests are waiting. Try again in {self.retry_after:.0f} s.")
+        super().__init__(
+            f"The queue is full: {waiting} requests are waiting and {running} are running. "
+            f"Try again in {ceil(self.retry_after)} s."
+        )
 
 
 class NotReady(PipelineError):

@@ -11,6 +11,7 @@ from pipelines.request import ImageRequest
 DEFAULT_RATE = 0.1  # seconds for a megapixel-step before anything was measured: between an H200 and a laptop
 DEFAULT_LOAD_SECONDS = 5.0  # used until loading has come as far as MIN_PROGRESS
 MIN_PROGRESS = 0.1  # the part of the loading from which its speed is extrapolated
+OVERDUE = 0.25  # of the seconds so far: loading is predicted to take at least so much longer
 SMOOTHING = 0.2  # weight of the newest measurement
 
 
@@ -38,6 +39,9 @@ class CostModel:
         self._load_seconds = seconds
 
     def estimate_load_seconds(self, elapsed: float, progress: float) -> float:
-        """Predicted seconds until the engine is loaded, at least 1; `progress` is from 0 to 1."""
+        """Predicted seconds until the engine is loaded, at least 1; `progress` is from 0 to 1.
+
+        Loading that takes longer than predicted makes the prediction grow: what has taken long may take as long again.
+        """
         total = elapsed / progress if progress >= MIN_PROGRESS else self._load_seconds
-        return max(1.0, total - elapsed)
+        return max(1.0, total - elapsed, elapsed * max(OVERDUE, 1 - progress))

@@ -24,13 +24,13 @@ from pipelines.errors import (
     Draining,
     NotReady,
     PipelineError,
-    QueueFull,
     WorkerCrashed,
 )
 from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.protocol import Message
+from pipelines.workers.refusals import Refusals
 from pipelines.workers.supervisor import WorkerStatus, WorkerSupervisor
 
 MAX_CRASHES = 2
@@ -78,6 +78,7 @@ class WorkerPool:
         self._step_timeout = step_timeout
         self._queue: deque[Job] = deque()
         self._draining = False
+        self._refusals = Refusals()
         self._info: EngineInfo | None = None
 
     # --- for the caller -----------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ class WorkerPool:
             status = self.status()
             raise NotReady(status.stage, status.progress, status.eta)
         if len(self._queue) + len(self._running()) >= self._capacity:
-            raise QueueFull(len(self._queue), self.estimate_wait())
+            raise self._refusals.error(self.estimate_wait(), self._running(), len(self._queue))
 
     def submit(
         self,

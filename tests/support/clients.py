@@ -73,7 +73,7 @@ def statuses(server: LiveServer, path: str = "/v1/images/generations") -> list[i
 
 
 FAULTS: dict[str, Callable[[], Exception]] = {
-    "full": lambda: errors.QueueFull(3, 1.2),
+    "full": lambda: errors.QueueFull(3, 1, 1.2),
     "failed": errors.GenerationFailed,
     "memory": errors.OutOfMemory,
     "bug": lambda: RuntimeError("a secret"),
