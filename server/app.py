@@ -97,6 +97,11 @@ async def raise_framework_error(request: Request, error: Exception) -> NoReturn:
     if error.status_code == 405:
         route = request.scope.get("route")
         raise MethodNotAllowed(request.method, ALLOWED[route.path] if route else "GET, HEAD")
+    if request.url.path.endswith(("/completions", "/responses")):  # a client that was set up for chat
+        raise NotFound(
+            "This server draws images, it does not chat: POST to /v1/images/generations, or a picture to begin with "
+            "to /v1/images/edits."
+        )
     raise NotFound
 
 

@@ -42,6 +42,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if "//" in scope["path"]:  # a base URL with a slash at its end, in some clients
+            scope = {**scope, "path": re.sub("/{2,}", "/", scope["path"])}
         context = RequestContext(scope, send, self._origins, self._headers)
         try:
             self._origins.check_request(scope, context.headers)
