@@ -239,3 +239,13 @@ class ImageSize(ParamType):
         if issues:
             raise Invalid(*issues)
         return Size(**sides)
+
+    def nearest(self, width: int, height: int) -> Size:
+        """The valid size nearest to this shape, of two positive lengths. Proportions are kept as far as the bounds go.
+
+        A size within the bounds keeps its lengths, rounded to the multiple; a larger or smaller one is scaled.
+        """
+        low, high, step = self.side.low, self.side.high, self.side.multiple_of
+        scale = min(max(1.0, low / min(width, height)), high / max(width, height))
+        sides = (round(length * scale / step) * step for length in (width, height))
+        return Size(*(int(min(max(length, low), high)) for length in sides))

@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from pipelines.fields import Invalid, ParamType
+from pipelines.fields import ImageSize, Integer, Invalid, ParamType
 from pipelines.request import CommonParams, GenerationParams, ImageToImageParams, for_model
 from weights.checkpoints import HOSTED_MODEL
 
 IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
 RESPONSE_FORMATS = ("url", "b64_json")
+NAMESAKES: Mapping[str, str] = {
+    "dall-e-": "url",
+    "gpt-image-": "b64_json",
+}  # what OpenAI's models of these names answer
 MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
+SIDES = re.compile(r"0*([1-9]\d{0,4})[xX]0*([1-9]\d{0,4})", re.ASCII)
 
 
 PARAM_TYPES: Mapping[str, ParamType] = {
@@ -44,6 +49,7 @@ ALIASES: Mapping[str, str] = {
     "size": "image_size",
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
     "image": "image_url",
     "prompt_strength": "strength",
     "denoising_strength": "strength",
@@ -55,24 +61,61 @@ class TranslatedRequest:
     """A body in native fields, how its images are to be returned, and the names of fields that were ignored."""
 
     native: dict[str, Any]
-    response_format: str | None = None
+    response_format: str | None = None  # url, b64_json or both; None: url
     stream: bool = False
     partial_images: int = 0
     events: str = "image_generation"  # what the names of a stream's events begin with
     ignored: list[str] = field(default_factory=list)
 
 
-def translate(body: Mapping[str, Any], served: str = HOSTED_MODEL) -> TranslatedRequest:
-    """Native fields pass as they are, to be validated strictly for the loaded model; null means absent."""
+@dataclass(frozen=True)
+class Dialect:
+    """What the operator decides about requests that leave it open, or that name other models."""
+
+    served: str = HOSTED_MODEL  # id of the loaded model
+    response_format: str = "url"
+    model_aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def resolve(self, model: str) -> str:
+        """The model that a name stands for; with `/image-to-image` behind it too."""
+        name, kind = split_kind(model)
+        target = self.model_aliases.get(name)
+        return model if target is None else target + kind
+
+    def default_format(self, model: object) -> str:
+        """How images come back where the request does not say it: as from the alias's namesake, else by setting."""
+        if isinstance(model, str) and split_kind(model)[0] in self.model_aliases:
+            for namesake, response_format in NAMESAKES.items():
+                if model.startswith(namesake):
+                    return response_format
+        return self.response_format
+
+
+def split_kind(model: str) -> tuple[str, str]:
+    """A model's name, and `/image-to-image` if that is behind it."""
+    name = model.removesuffix(IMAGE_TO_IMAGE)
+    return name, model[len(name) :]
+
+
+HOSTED_DIALECT = Dialect()
+
+
+def translate(body: Mapping[str, Any], dialect: Dialect = HOSTED_DIALECT, *, edit: bool = False) -> TranslatedRequest:
+    """Native fields pass as they are, to be validated strictly for the loaded model; null means absent.
+
+    An `edit` begins at a picture, whichever name it is asked by; without a name it means the loaded model.
+    """
     fields = {name: value for name, value in body.items() if value is not None}
     extra = fields.get("extra_body")
     if isinstance(extra, dict):  # one client sends its extra fields inside a literal `extra_body`
         del fields["extra_body"]
         fields = {name: value for name, value in extra.items() if value is not None} | fields
-    params = for_model(served, params_of(fields.get("model")))
+    default_format = dialect.default_format(fields.get("model"))
+    take_model(fields, dialect, edit)
+    params = for_model(dialect.served, params_of(fields.get("model")))
     native = ("model", *params.model_fields)
     translated = TranslatedRequest({name: fields.pop(name) for name in native if name in fields})
-    take_response_format(fields, translated)
+    take_response_format(fields, translated, default_format)
     for foreign, name in ALIASES.items():
         if foreign in fields and name in native:
             honour(foreign, name, fields.pop(foreign), translated, params)
@@ -91,27 +134,53 @@ def translate(body: Mapping[str, Any], served: str = HOSTED_MODEL) -> Translated
     return translated
 
 
-def take_response_format(fields: dict[str, Any], translated: TranslatedRequest) -> None:
+def take_model(fields: dict[str, Any], dialect: Dialect, edit: bool) -> None:
+    """Resolve the model's name. One that is not served stays as it was sent, for the error that names it."""
+    model = fields.get("model", HOSTED_MODEL if edit else None)
+    if isinstance(model, str):
+        resolved = dialect.resolve(model)
+        if edit and resolved in (HOSTED_MODEL, dialect.served):
+            resolved += IMAGE_TO_IMAGE
+        fields["model"] = resolved
+
+
+def take_response_format(fields: dict[str, Any], translated: TranslatedRequest, default: str) -> None:
+    named = None
     if translated.native.get("output_format") in RESPONSE_FORMATS:  # one client sends it there
-        translated.response_format = translated.native.pop("output_format")
+        named = translated.native.pop("output_format")
     if fields.get("response_format") in RESPONSE_FORMATS:
-        translated.response_format = fields.pop("response_format")
+        named = fields.pop("response_format")
+    if named is None and default == "b64_json" and translated.native.get("sync_mode") is True:
+        named = "url"  # the caller looks for a data URI there
+    translated.response_format = named or default
 
 
 def honour(foreign: str, native: str, value: Any, translated: TranslatedRequest, params: type[CommonParams]) -> None:
-    """Take `value` for the native field if that is absent and the value is one it accepts."""
-    sides = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", value) if foreign == "size" and isinstance(value, str) else None
+    """Take `value` for the native field if that is absent and the value is one it accepts, or near to one."""
+    kind = next(part for part in params.model_fields[native].metadata if isinstance(part, ParamType))
+    exact = value
+    sides = SIDES.fullmatch(value) if foreign == "size" and isinstance(value, str) else None
     if sides:
-        value = {"width": int(sides[1]), "height": int(sides[2])}
+        exact = {"width": int(sides[1]), "height": int(sides[2])}
+    taken = exact
+    if isinstance(kind, ImageSize) and sides:
+        taken = kind.nearest(**exact)._asdict()
+    elif isinstance(kind, Integer) and foreign == "n" and is_more(value, kind.high):
+        taken = kind.high
     try:
-        next(part for part in params.model_fields[native].metadata if isinstance(part, ParamType)).parse(value)
+        kind.parse(taken)
     except Invalid:
         translated.ignored.append(foreign)
         return
-    if native in translated.native:
+    if native in translated.native or taken != exact:
         translated.ignored.append(foreign)
-    else:
-        translated.native[native] = value
+    translated.native.setdefault(native, taken)
+
+
+def is_more(value: Any, most: int | None) -> bool:
+    """Whether an integral number is above what is allowed."""
+    integral = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return most is not None and integral and value > most
 
 
 def take_sides(fields: dict[str, Any], translated: TranslatedRequest) -> None:

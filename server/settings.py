@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import parse_checkers
-from weights.checkpoints import CHECKPOINTS
+from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 from weights.lora_file import parse_lora
 
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -239,6 +239,19 @@ class Settings(EngineSettings):
     images_cap: Bytes = Field(
         10 * 2**30, gt=0, description="disk space for images (10GiB); above it the oldest images are deleted"
     )
+    response_format: Literal["url", "b64_json", "both"] = Field(
+        "url", description="how images come back if the request does not say it: url, b64_json or both"
+    )
+    model_aliases: Names = Field(
+        (),
+        description="more names for models, NAME=MODEL separated by commas (dall-e-3=flux/srpo); if the request does "
+        "not name a format, dall-e-* answers with url and gpt-image-* with b64_json",
+    )
+    edit_pictures: Literal["first", "one"] = Field(
+        "first",
+        description="several pictures in one edit: first (the first is used, the others are named in "
+        "x-ignored-fields) or one (they are refused with 400)",
+    )
     success_status: int = Field(201, description="HTTP status of a success: 200 or 201 (the hosted API documents both)")
     credits_per_megapixel: int = Field(52500, ge=0, description="credits for each started megapixel of an image")
     cors_origins: Names | None = Field(
@@ -259,6 +272,16 @@ class Settings(EngineSettings):
     def _check_success_status(cls, value: int) -> int:
         if value not in (200, 201):
             raise ValueError("expected 200 or 201")
+        return value
+
+    @field_validator("model_aliases")
+    @classmethod
+    def _check_model_aliases(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = (HOSTED_MODEL, *CHECKPOINTS)
+        for text in value:
+            name, _, model = text.partition("=")
+            if not name or name in known or model not in known:
+                raise ValueError(f"{text!r}: expected NAME=MODEL, with a new name and one of {', '.join(known)}")
         return value
 
     @field_validator("public_url")

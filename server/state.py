@@ -15,6 +15,7 @@ from pipelines.optimize import tuning_cache
 from pipelines.safety.guard import Guard, make_guard
 from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 from pipelines.workers.pool import WorkerPool
+from server.aliases import Dialect
 from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
 from server.images.store import LocalStore
@@ -22,7 +23,7 @@ from server.logs import log_format_of
 from server.security.keys import KeyRing
 from server.security.origins import OriginPolicy
 from server.settings import EngineSettings, Settings
-from weights.checkpoints import choose_checkpoint
+from weights.checkpoints import HOSTED_MODEL, choose_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class AppState:
     origins: OriginPolicy
     sources: Sources
     served: str  # id of the row in weights.checkpoints that the workers load
+    dialect: Dialect
 
     @property
     def fingerprint(self) -> str | None:
@@ -51,7 +53,8 @@ class AppState:
         """All parts, loaded and tested. A `pool` or `guard` that is given is used as it is.
 
         Raises `SafetyUnavailable` if the safety checker cannot be loaded or fails its self-test; `OSError` or
-        `ValueError` if the prompt list, the key file or the signing certificate cannot be used.
+        `ValueError` if the prompt list, the key file or the signing certificate cannot be used, or if an alias names
+        a model that is not served.
         """
         engine = build_engine_config(settings, settings.data_dir)
         return cls(
@@ -65,6 +68,7 @@ class AppState:
             prompts=build_prompt_guard(settings),
             sources=Sources(may_fetch=not settings.no_fetch),
             served=engine.model,
+            dialect=build_dialect(settings, engine.model),
         )
 
 
@@ -98,6 +102,15 @@ def build_engine_config(settings: EngineSettings, data_dir: Path | None = None) 
     data = data_dir.absolute()
     compiled = config.compile_cache or str(data / "compiled")
     return replace(config, tuning_cache=str(data / tuning_cache.NAME), compile_cache=compiled)
+
+
+def build_dialect(settings: Settings, served: str) -> Dialect:
+    """How requests are read that leave something open. Raises `ValueError` if an alias names another model."""
+    aliases = dict(text.split("=", 1) for text in settings.model_aliases)
+    for name, model in aliases.items():
+        if model not in (HOSTED_MODEL, served):
+            raise ValueError(f"SRPO_MODEL_ALIASES: {name} stands for {model}, but {served} is loaded")
+    return Dialect(served, settings.response_format, aliases)
 
 
 def build_pool(settings: Settings, engine: EngineConfig) -> WorkerPool:

@@ -12,7 +12,7 @@ from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
 from pipelines.loading.build import describe_engine
 from pipelines.request import GenerationParams, for_model
-from server.aliases import translate
+from server.aliases import Dialect, translate
 from server.app import create_app
 from server.errors import InvalidRequest
 from server.schema import read_body
@@ -62,7 +62,7 @@ async def test_a_row_narrows_what_is_accepted_documented_and_taken_by_default(mo
 
 
 def test_a_foreign_spelling_beyond_the_rows_bounds_is_ignored_and_said() -> None:
-    translated = translate({"prompt": "a", "steps": 28, "guidance": 7}, "flux/schnell")
+    translated = translate({"prompt": "a", "steps": 28, "guidance": 7}, Dialect("flux/schnell"))
     assert translated.native == {"prompt": "a", "guidance_scale": 7}
     assert translated.ignored == ["steps"]
 

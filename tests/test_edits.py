@@ -108,13 +108,11 @@ def test_a_picture_may_be_named_by_its_address(server: Scripted) -> None:
     ("files", "fields", "param", "code", "words"),
     [
         ({"image": FILE, "mask": FILE}, {}, "mask", "unsupported", "leave the mask out"),
-        ([("image[]", FILE), ("image[]", FILE)], {}, "image", "unsupported", "one picture"),
         ({"image": FILE, "style": b"x"}, {}, "style", "unsupported", "only one file"),
         ({"image": b""}, {}, "image", "unusable_image", "not a PNG"),
         ({"image": FILE[:-900]}, {}, "image", "unusable_image", "damaged"),
         ({"image": file_of(Image.new("RGB", (600, 600)), "GIF")}, {}, "image", "unusable_image", "not a PNG"),
         (None, {"prompt": None}, "prompt", "required", "received nothing"),
-        (None, {"model": None}, "model", "required", "received nothing"),
         (None, {"model": "dall-e-2"}, "model", "model_not_found", "flux/srpo"),
         (None, {"strength": "much"}, "strength", "invalid_number", "received 'much'"),
         (None, {"strength": "1.5"}, "strength", "invalid_number", "received 1.5"),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from support.pictures import INWARD, Peer, file_of
 
+from pipelines.request import IMAGE_SIZE
 from server.images import fetch
 from server.images import source as inputs
 from server.images.fetch import Unfetchable
@@ -130,7 +131,7 @@ def test_a_data_uri_of_a_size_that_is_drawn_keeps_every_pixel(format: str) -> No
     ],
 )
 def test_the_size_that_is_drawn(sides: tuple[int, int], drawn: tuple[int, int]) -> None:
-    assert tuple(inputs.nearest_size(*sides)) == drawn
+    assert tuple(IMAGE_SIZE.nearest(*sides)) == drawn
 
 
 def test_a_picture_is_turned_upright_and_laid_on_white() -> None:

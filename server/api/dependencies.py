@@ -18,6 +18,13 @@ async def authenticate(
     return state.keys.authenticate(credentials.credentials if credentials else None)
 
 
+async def check_sent_key(request: Request, state: State) -> None:
+    """What is open to all still refuses a wrong key, since clients test theirs there. Raises `Unauthorized`."""
+    credentials = await bearer(request)
+    if credentials is not None and credentials.credentials.strip():
+        state.keys.authenticate(credentials.credentials)
+
+
 async def get_jobs(request: Request) -> JobService:
     jobs: JobService = request.app.state.jobs
     return jobs

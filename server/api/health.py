@@ -1,5 +1,6 @@
 """Whether this server lives, and whether it is ready to draw."""
 
+import math
 from dataclasses import asdict
 
 from fastapi import APIRouter
@@ -36,4 +37,4 @@ async def ready(state: State) -> JSONResponse:
     }
     if status.state == "ready":
         return JSONResponse(body)
-    return JSONResponse(body, 503, {"retry-after": str(max(1, round(status.eta)))})
+    return JSONResponse(body, 503, {"retry-after": str(max(1, math.ceil(status.eta)))})

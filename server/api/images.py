@@ -18,7 +18,7 @@ from server.api.dependencies import JobsDep, Owner
 from server.api.events import EventPosition, stream_generation, stream_job
 from server.api.jobs import describe_job, poll_url
 from server.api.json_body import read_object
-from server.api.multipart import read_form, sha256_of
+from server.api.multipart import read_form, sha256_of, too_many_pictures
 from server.api.openapi import EDITS, GENERATION
 from server.api.sse import EventStream, accepts_events, cancel_on_disconnect
 from server.errors import invalid_request
@@ -51,7 +51,7 @@ class Call:
 async def generate_images(request: Request, state: State, jobs: JobsDep, owner: Owner) -> Response:
     """Generate images from a prompt."""
     fields = await read_object(request, state.settings.max_body, state.settings.body_timeout)
-    return await answer(Call(request, state, jobs, owner), fields, translate(fields, state.served))
+    return await answer(Call(request, state, jobs, owner), fields, translate(fields, state.dialect))
 
 
 @router.post("/v1/images/edits", status_code=201, **EDITS)
@@ -61,10 +61,14 @@ async def generate_images(request: Request, state: State, jobs: JobsDep, owner: 
 async def edit_image(request: Request, state: State, jobs: JobsDep, owner: Owner) -> Response:
     """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
     settings = state.settings
-    fields, picture = await read_form(request, settings.max_body, settings.max_upload, settings.body_timeout)
+    form = await read_form(request, settings.max_body, settings.max_upload, settings.body_timeout)
+    fields, picture = form.fields, form.picture
     with closing(picture or io.BytesIO()):
-        translated = translate(fields, state.served)
+        if form.unused and settings.edit_pictures == "one":
+            raise too_many_pictures(1 + len(form.unused))
+        translated = translate(fields, state.dialect, edit=True)
         translated.events = "image_edit"
+        translated.ignored += form.unused
         if picture is not None:
             fields["image"] = await asyncio.to_thread(sha256_of, picture)
         return await answer(Call(request, state, jobs, owner), fields, translated, picture)

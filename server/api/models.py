@@ -2,16 +2,17 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
+from server.api.dependencies import check_sent_key
 from server.api.openapi import MODELS
 from server.errors import NotFound
 from server.schema import model_ids
-from server.state import State
+from server.state import AppState, State
 from weights.checkpoints import CHECKPOINTS
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(check_sent_key)])
 
 
 class ModelInfo(BaseModel):
@@ -48,17 +49,22 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+def names_of(state: AppState) -> list[str]:
+    """Everything that a request may call the loaded model."""
+    return [*model_ids(state.served), *state.dialect.model_aliases]
+
+
 @router.get("/v1/models", response_model_exclude_none=True, **MODELS)
 @router.get("/models", response_model_exclude_none=True, include_in_schema=False)
 async def list_models(state: State) -> ModelList:
     """The models this server answers to."""
-    return ModelList(data=[ModelCard.of(name, state.served) for name in model_ids(state.served)])
+    return ModelList(data=[ModelCard.of(name, state.served) for name in names_of(state)])
 
 
 @router.get("/v1/models/{model:path}", response_model_exclude_none=True, **MODELS)
 @router.get("/models/{model:path}", response_model_exclude_none=True, include_in_schema=False)
 async def get_model(state: State, model: str) -> ModelCard:
     """One model."""
-    if model not in model_ids(state.served):
+    if model not in names_of(state):
         raise NotFound("There is no such model here.")
     return ModelCard.of(model, state.served)

@@ -6,6 +6,7 @@ A picture may be larger than any other body, so it is written to a nameless temp
 import hashlib
 import logging
 import re
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from starlette.datastructures import FormData, UploadFile
@@ -13,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from pipelines.fields import Boolean, Integer, Issue, Number
-from server.aliases import ALIASES, IMAGE_TO_IMAGE, PARAM_TYPES
+from server.aliases import ALIASES, PARAM_TYPES
 from server.api.json_body import chunks_of, expect_body
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull, invalid_request
 from server.jobs.spec import PLACEHOLDER_URL
@@ -26,10 +27,17 @@ PIECE = 2**20
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote the body
 
 
-async def read_form(
-    request: Request, max_text: int, max_picture: int, seconds: float
-) -> tuple[dict[str, Any], BinaryIO | None]:
-    """The fields, numbers and switches as such, and the picture as an open file: the caller closes it.
+@dataclass(frozen=True)
+class Form:
+    """A form that was read: its fields, the first picture as an open file, and names for the pictures after it."""
+
+    fields: dict[str, Any]
+    picture: BinaryIO | None
+    unused: list[str]
+
+
+async def read_form(request: Request, max_text: int, max_picture: int, seconds: float) -> Form:
+    """The fields, numbers and switches as such, and the picture, which the caller closes.
 
     Raises `InvalidRequest` and as `read_object` does; `StorageFull` where there is no room for the picture.
     """
@@ -40,10 +48,8 @@ async def read_form(
     try:
         if sum(len(part) for part in fields.values() if isinstance(part, str)) > max_text:
             raise BodyTooLarge(max_text, "The form's text")
-        picture = find_picture(files, max_picture)
-        model = fields.get("model")
-        if isinstance(model, str) and not model.endswith(IMAGE_TO_IMAGE):
-            fields["model"] = model + IMAGE_TO_IMAGE  # an edit is image-to-image under every name of the model
+        pictures = find_pictures(files, max_picture)
+        picture = pictures[0] if pictures else None
         if picture is not None:
             fields["image_url"] = PLACEHOLDER_URL
         elif not {"image", "image_url"} & set(fields):
@@ -53,7 +59,9 @@ async def read_form(
     except Exception:
         await form.close()
         raise
-    return fields, picture
+    for unused in pictures[1:]:
+        unused.close()
+    return Form(fields, picture, [f"image.{number}" for number in range(1, len(pictures))])
 
 
 async def parse(request: Request, max_text: int, max_picture: int) -> FormData:
@@ -74,21 +82,20 @@ async def parse(request: Request, max_text: int, max_picture: int) -> FormData:
         raise StorageFull from error
 
 
-def find_picture(files: list[tuple[str, UploadFile]], limit: int) -> BinaryIO | None:
-    """The picture to begin with. Raises `InvalidRequest` for a second one, and for what is not used; `BodyTooLarge`."""
+def find_pictures(files: list[tuple[str, UploadFile]], limit: int) -> list[BinaryIO]:
+    """The pictures, of which the first is used. Raises `InvalidRequest` for other files; `BodyTooLarge`."""
     for name, _ in files:
         if name == "mask":
             raise unsupported_part(name, "this model redraws the whole picture: leave the mask out", "no mask")
         if not PICTURE.fullmatch(name):
             raise unsupported_part(ascii(name)[1:-1][:80], "only one file is used, the image", "no file")
-    if len(files) > 1:
-        raise unsupported_part("image", f"expected one picture, received {len(files)}", "one picture")
-    if not files:
-        return None
-    [(_, picture)] = files
-    if (picture.size or 0) > limit:
+    if files and (files[0][1].size or 0) > limit:
         raise BodyTooLarge(limit, "The picture")
-    return picture.file
+    return [picture.file for _, picture in files]
+
+
+def too_many_pictures(number: int) -> InvalidRequest:
+    return unsupported_part("image", f"expected one picture, received {number}", "one picture")
 
 
 def unsupported_part(name: str, message: str, expected: str) -> InvalidRequest:

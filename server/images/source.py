@@ -86,7 +86,7 @@ def decode(file: BinaryIO) -> tuple[Size, bytes]:
         raise UnusableImage(f"it has more than {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError):
         raise UnusableImage("it is damaged") from None
-    size = nearest_size(flat.width, flat.height)
+    size = IMAGE_SIZE.nearest(flat.width, flat.height)  # what is longer than 3:1 is cropped at the ends
     return size, ImageOps.fit(flat, size, Image.Resampling.LANCZOS).tobytes()
 
 
@@ -98,14 +98,3 @@ def flatten_on_white(image: Image.Image) -> Image.Image:
     ground = Image.new("RGB", layer.size, "white")
     ground.paste(layer, mask=layer.getchannel("A"))
     return ground
-
-
-def nearest_size(width: int, height: int) -> Size:
-    """The size nearest to the picture's that the model draws: sides of 512 to 1536, multiples of 32.
-
-    The proportions stay up to 3:1; a longer picture is cropped at its ends.
-    """
-    side = IMAGE_SIZE.side
-    scale = min(max(1.0, side.low / min(width, height)), side.high / max(width, height))
-    sides = (round(length * scale / side.multiple_of) * side.multiple_of for length in (width, height))
-    return Size(*(int(min(max(length, side.low), side.high)) for length in sides))

@@ -74,15 +74,16 @@ class Generation:
             return await asyncio.to_thread(self._state.guard.inspect, result, self.body.enable_safety_checker)
 
     async def _deliver(self) -> list[ImageItem]:
-        """Each image as the client asked for it: bare base64, a data URI, or a URL of the stored file."""
+        """Each image as the client asked for it: bare base64, a data URI, a URL of the stored file, or two of them."""
 
         def item(image: EncodedImage) -> ImageItem:
-            if self.translated.response_format == "b64_json":
-                place = {"b64_json": image.base64()}
-            elif self.body.sync_mode:
-                place = {"url": image.data_uri()}
-            else:
-                place = {"url": self._state.store.put(image, self.spec.base_url).url}
+            place = {}
+            if self.translated.response_format in ("b64_json", "both"):
+                place["b64_json"] = image.base64()
+            if self.translated.response_format != "b64_json" and self.body.sync_mode:
+                place["url"] = image.data_uri()
+            elif self.translated.response_format != "b64_json":
+                place["url"] = self._state.store.put(image, self.spec.base_url).url
             return ImageItem(width=image.width, height=image.height, content_type=image.content_type, **place)
 
         return list(await asyncio.gather(*(asyncio.to_thread(item, image) for image in self.images)))
