@@ -147,7 +147,7 @@ def test_a_smaller_card_gets_a_smaller_placement_which_can_be_overruled(
     found = examine("--model", "flux/dev")[1]["placement"]
     assert found["state"] == "ok"
     assert "RTX: float8: " in found["text"]
-    assert "19 GiB of its memory" in found["text"]
+    assert "21 GiB of its memory" in found["text"]
     assert "--placement chooses another" in found["text"]
     assert "offload: " in examine("--model", "flux/dev", "--placement", "offload")[1]["placement"]["text"]
     found = examine("--model", "flux/dev", "--placement", "resident")[1]["placement"]

@@ -60,6 +60,18 @@ def test_a_request_that_does_not_fit_fails_alone_and_the_worker_goes_on(
     assert draw(engine, good) == alone
 
 
+def test_what_only_steps_need_is_freed_before_decoding(engine: FluxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = engine.prepare(ask(steps=9, acceleration="high"))[0]
+    while engine.steps_left(sample):
+        engine.step([sample])
+    assert sample.residuals.tensors()
+    left: list[int] = []
+    own = engine.decode
+    monkeypatch.setattr(engine, "decode", lambda sample: left.append(len(sample.residuals.tensors())) or own(sample))
+    engine.finish(sample)
+    assert left == [0]
+
+
 def test_tiles_are_for_images_above_the_bound_and_are_said(engine: FluxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {request: draw(engine, request) for request in (SMALL, LARGE)}
     assert finished(engine).notes == ()

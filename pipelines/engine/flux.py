@@ -19,7 +19,7 @@ from pipelines.acceleration import PRESETS
 from pipelines.engine.base import Pixels, Thumbnail
 from pipelines.engine.canvas import CanvasFit, fit_canvas, fit_inside, pad_to_size
 from pipelines.engine.failures import classify_failure, is_out_of_memory
-from pipelines.engine.forward import forward
+from pipelines.engine.forward import Residuals, forward
 from pipelines.engine.img2img import prepare_img2img_latents
 from pipelines.engine.lru import LRUCache
 from pipelines.engine.modulation import TransformerVariant
@@ -91,6 +91,7 @@ class FluxEngine:
 
     @torch.inference_mode()
     def finish(self, sample: Sample) -> Pixels:
+        sample.residuals = Residuals()  # decoding needs most memory, and no step comes after it
         pixels = pad_to_size(self.decode(sample), sample.size, sample.canvas_fit.size)
         tiled = self._is_tiled(sample.request)
         notes = (*self.options.remarks, *sample.canvas_fit.notes, *sample.text.notes, *([TILED] if tiled else []))

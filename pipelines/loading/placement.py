@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipelines.loading.cards import Card, Holder
 from weights.checkpoints import Checkpoint, ParameterCounts
 
-WORKING = 4 * 2**30  # bytes beside the weights: activations at 1536x1536, decoding, CUDA itself; an estimate
+WORKING = 6 * 2**30  # bytes beside the weights: activations at 1536x1536, decoding, CUDA itself; an estimate
 STREAMED = 2**29  # bytes that streaming takes on the card: the layer at work and the next; T5's embedding has 0.24 GiB
 BYTES = {"bfloat16": 2, "float32": 4}
 GIB = 2**30
