@@ -7,6 +7,8 @@ import pytest
 import torch
 from support.nvml import FakeNvml
 
+from pipelines.engine.base import EngineConfig
+from pipelines.loading.build import load_engine
 from pipelines.loading.devices import DeviceRefused, choose_device
 from weights.checkpoints import CHECKPOINTS
 
@@ -49,6 +51,14 @@ def test_a_card_that_torch_cannot_use_is_named(nvml: ModuleType, monkeypatch: py
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     with pytest.raises(DeviceRefused, match=r"torch cannot use NVIDIA H200"):
         choose_device("auto", SRPO)
+
+
+def test_loading_pins_the_algorithms_of_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    load_engine(EngineConfig("tiny", device="cpu"), lambda *_: None)
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])

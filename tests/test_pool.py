@@ -27,6 +27,7 @@ from pipelines.job import EVENT_CAPACITY, Job, Preview, PreviewPlan, Progress
 from pipelines.request import GenerationParams, ImageRequest
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.supervisor import isolate_devices
+from pipelines.workers.worker import configure_libraries
 
 LIMIT = 30.0  # seconds; nothing here takes one on an idle machine
 SLOW = 10_000  # steps that nobody waits for: 50 ms each
@@ -150,6 +151,16 @@ async def test_a_killed_worker_loses_nothing() -> None:
         os.kill(pool.status().worker_pids[0], signal.SIGKILL)
         assert [await result_of(job) for job in jobs] == [(picture(index),) for index in range(1, 9)]
         assert pool.status().restarts == 1
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_memory_segments_can_grow_unless_the_operator_says_otherwise(name: str) -> None:
+    untouched: dict[str, str] = {}
+    configure_libraries(untouched)
+    assert untouched["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    own = {name: "max_split_size_mb:128"}
+    configure_libraries(own)
+    assert {key: value for key, value in own.items() if key.startswith("PYTORCH")} == {name: "max_split_size_mb:128"}
 
 
 async def test_what_auto_meant_at_the_first_start_it_means_at_every_start(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def load_engine(config: EngineConfig, report: Report) -> Engine[Sample]:
 def load_one(config: EngineConfig, report: Report, join_group: JoinGroup | None = None) -> FluxEngine:
     """The engine of one process, on one device. `join_group` makes it one of several that draw each image together."""
     silence_libraries()
+    fix_convolutions()
     engine, placement = build_plain_engine(config, report, join_group)
     cache = TuningCache(Path(config.tuning_cache)) if config.tuning_cache is not None else None
     # A transformer that is streamed or shared with other processes cannot be compiled: only what is exact is applied.
@@ -132,6 +133,12 @@ def silence_libraries() -> None:
         library.disable_progress_bar()
         library.disable_default_handler()  # `pipelines.logs` has the format
         library.enable_propagation()
+
+
+def fix_convolutions() -> None:
+    """Let cuDNN use deterministic algorithms only, and never choose one by timing: other bits under one fingerprint."""
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ import queue
 import socket
 import sys
 import threading
+from collections.abc import MutableMapping
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +29,7 @@ ENVIRONMENT = {  # for the libraries, set before they are imported
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores from whoever encodes the picture
 }
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is its older name
 log = structlog.get_logger("srpo")
 
 
@@ -78,9 +80,17 @@ def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
         os._exit(LOAD_FAILED)
 
 
+def configure_libraries(environment: MutableMapping[str, str]) -> None:
+    """Set what libraries read when they are imported. An operator's own settings for CUDA's allocator are kept."""
+    environment.update(ENVIRONMENT)
+    if not any(name in environment for name in ALLOCATOR):
+        # Segments that grow leave no gaps between jobs of different sizes, in which memory would be lost.
+        environment[ALLOCATOR[0]] = "expandable_segments:True"
+
+
 def main(fd: int) -> None:
     die_with_parent()
-    os.environ.update(ENVIRONMENT)
+    configure_libraries(os.environ)
     pipe = Pipe(socket.socket(fileno=fd))
     config = EngineConfig(**pipe.receive().header)
     logs.configure(config.log_format)
