@@ -1,6 +1,6 @@
 """Every optimization against the slow path: the same bits, or within its bound; and nothing waits or compiles."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +40,35 @@ ROUNDED = [name for name, optimization in OPTIMIZATIONS.items() if optimization.
 
 
 class Counting:
-    """A compiler that compiles nothing, and keeps the graphs it was given."""
+    """A compiler that compiles nothing, and keeps the graphs and options it was given."""
 
     def __init__(self) -> None:
         self.graphs: list[torch.fx.GraphModule] = []
+        self.options: list[Mapping[str, object]] = []
 
-    def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+    def __call__(
+        self, graph: torch.fx.GraphModule, _: list[torch.Tensor], options: Mapping[str, object]
+    ) -> Callable[..., object]:
         self.graphs.append(graph)
+        self.options.append(options)
         return graph.forward
 
 
 class Refusing:
     """A compiler that is not there."""
 
-    def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+    def __call__(
+        self, graph: torch.fx.GraphModule, _: list[torch.Tensor], options: Mapping[str, object]
+    ) -> Callable[..., object]:
         raise RuntimeError("Failed to find C compiler")
 
 
 class Wrong(Counting):
     """A compiler that gets it wrong."""
 
-    def __call__(self, graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., object]:
+    def __call__(
+        self, graph: torch.fx.GraphModule, _: list[torch.Tensor], options: Mapping[str, object]
+    ) -> Callable[..., object]:
         return lambda *args: [torch.randn_like(value) * value.abs().max() for value in graph(*args)]
 
 
@@ -213,6 +221,36 @@ def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.Monk
                 engine.decode(samples[0])
     assert len(counting.graphs) == warm
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
+def test_code_is_generated_without_timing_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Inductor itself reads when it generates a graph's code. A flag of the process is lost by then."""
+    from torch._inductor import config
+    from torch._inductor.graph import GraphLowering
+
+    flags: list[bool] = []
+
+    def read_flags(_: GraphLowering) -> None:
+        flags.append(config.deterministic)
+        raise NotImplementedError("no code is needed here")
+
+    monkeypatch.setattr(GraphLowering, "codegen", read_flags)
+    monkeypatch.setattr(GraphLowering, "codegen_with_cpp_wrapper", read_flags)
+    engine = tiny_engine(torch.bfloat16)
+    compiling.compile_transformers(engine, OptimizationContext())
+    with config.patch(fx_graph_cache=False), pytest.raises(Exception, match="no code is needed here"):
+        velocity(engine, "none")
+    assert flags == [True]
+
+
+def test_every_compilation_gets_the_options() -> None:
+    compiler = Counting()
+    engine = tiny_engine(torch.bfloat16)
+    for name in COMPILED:
+        engine, _ = apply_optimizations(engine, [name], context=OptimizationContext(compiler))
+    assert len(compiler.options) >= 3  # two classes of blocks, and the decoder
+    assert all(options == compiling.INDUCTOR_OPTIONS for options in compiler.options)
 
 
 class NoWaiting(TorchDispatchMode):

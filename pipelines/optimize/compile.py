@@ -25,6 +25,8 @@ GRAPHS = 64  # that one block class may have; torch gives up after 8, and two pr
 SIZES = (Size(512, 512), Size(1024, 768), Size(1440, 512), Size(1024, 1024))
 STEPS = 28  # the presets skip some of them
 COMPILED = ("compile", "compile_vae")  # rows of OPTIMIZATIONS
+# Given with each compilation: a flag of the process does not last, because tracing sets it back (torch 2.13).
+INDUCTOR_OPTIONS = {"deterministic": True}  # no kernel is chosen by timing: the same bits after the cache was lost
 FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
@@ -35,22 +37,22 @@ def set_cache_folder(folder: Path) -> None:
 
 
 def configure_compiler() -> None:
-    """Set the process's compiler: enough graphs, for all sizes, with the same kernels every time."""
-    import torch._inductor.config as inductor  # takes seconds, so only where something is compiled
-    import torch.fx.experimental._config as shapes
+    """Set the process's compiler: enough graphs, for all sizes."""
+    import torch.fx.experimental._config as shapes  # takes seconds, so only where something is compiled
     from torch._dynamo import config
 
     config.recompile_limit = GRAPHS
     config.accumulated_recompile_limit = 4 * GRAPHS
     shapes.use_duck_shape = False  # otherwise a graph compiled for a square serves squares only
-    inductor.deterministic = True  # no kernel is chosen by timing: the same bits after the cache was lost
 
 
 def compile_transformers(engine: FluxEngine, context: OptimizationContext) -> Change:
     """Compile the blocks of every variant, once for each class."""
     configure_compiler()
     for variant in engine.distinct_variants():
-        variant.transformer.compile_repeated_blocks(fullgraph=True, dynamic=True, backend=context.compiler)
+        variant.transformer.compile_repeated_blocks(
+            fullgraph=True, dynamic=True, backend=context.compiler, options=INDUCTOR_OPTIONS
+        )
     return Change(engine.options)
 
 
@@ -67,7 +69,9 @@ def compile_decoder(engine: FluxEngine, context: OptimizationContext) -> Change:
     configure_compiler()
     # The decoder asks for torch's version through an lru_cache, which is harmless.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
-    engine.pipeline.vae.decoder.compile(fullgraph=True, dynamic=True, backend=context.compiler)
+    engine.pipeline.vae.decoder.compile(
+        fullgraph=True, dynamic=True, backend=context.compiler, options=INDUCTOR_OPTIONS
+    )
     return Change(engine.options)
 
 

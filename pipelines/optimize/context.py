@@ -14,8 +14,11 @@ def measure_anew(_section: str, measure: Callable[[], str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OptimizationContext:
-    """`compiler` is a backend of `torch.compile`. `remember(section, measure)` returns what was measured on this device
-    before, or else measures now: a choice that moves bits must stay the same."""
+    """What the functions of `OPTIMIZATIONS` need beside the engine.
+
+    `compiler` is a backend of `torch.compile` that takes Inductor's options. `remember(section, measure)` returns what
+    was measured on this device before, or else measures now: a choice that moves bits must stay the same.
+    """
 
     compiler: Any = "inductor"
     remember: Callable[[str, Callable[[], str]], str] = measure_anew
