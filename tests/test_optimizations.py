@@ -72,6 +72,9 @@ class Wrong(Counting):
         return lambda *args: [torch.randn_like(value) * value.abs().max() for value in graph(*args)]
 
 
+WARM_UP_SIZES = compiling.SIZES
+
+
 @pytest.fixture(autouse=True)
 def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Attention backends, limits and stances are the process's. Warm-ups are short."""
@@ -254,6 +257,16 @@ def test_every_compilation_gets_the_options() -> None:
         engine, _ = apply_optimizations(engine, [name], context=OptimizationContext(compiler))
     assert len(compiler.options) >= 3  # two classes of blocks, and the decoder
     assert all(options == compiling.INDUCTOR_OPTIONS for options in compiler.options)
+
+
+@pytest.mark.parametrize("optimization", COMPILED)
+def test_a_large_image_is_the_first_to_be_compiled(optimization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor tunes the graph for all sizes by the first one."""
+    drawn: list[Size] = []
+    monkeypatch.setattr(compiling, "SIZES", WARM_UP_SIZES)
+    monkeypatch.setattr(compiling, "run_once", lambda _, request, __: drawn.append(Size(request.width, request.height)))
+    compiling.warm_up(tiny_engine(torch.bfloat16), optimization, lambda *_: None)
+    assert drawn[0].width * drawn[0].height == 2**20 == max(size.width * size.height for size in drawn)
 
 
 class NoWaiting(TorchDispatchMode):

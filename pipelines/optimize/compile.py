@@ -22,7 +22,9 @@ from pipelines.optimize.context import Change, OptimizationContext
 from pipelines.request import ImageRequest
 
 GRAPHS = 64  # that one block class may have; torch gives up after 8, and two precisions with three batches need 12
-SIZES = (Size(512, 512), Size(1024, 768), Size(1440, 512), Size(1024, 1024))
+# Inductor tunes a graph for the size that it is first compiled at: a large one, which is what most requests ask for.
+SIZES = (Size(1024, 1024), Size(1440, 512), Size(1024, 768), Size(512, 512))
+BATCHED = Size(512, 512)  # batching pays for small images only
 STEPS = 28  # the presets skip some of them
 COMPILED = ("compile", "compile_vae")  # rows of OPTIMIZATIONS
 # Given with each compilation: a flag of the process does not last, because tracing sets it back (torch 2.13).
@@ -89,7 +91,7 @@ def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
     """Compile all that serving will run: every kind of step in every number of rows, or a decoding, at each size."""
     presets = {id(variant): preset for preset, variant in engine.variants.items()}.values()  # one a precision
     if optimization == "compile":
-        kinds = [*product(presets, SIZES, [1]), *product(presets, SIZES[:1], COUNTS)]
+        kinds = [*product(presets, SIZES, [1]), *product(presets, [BATCHED], COUNTS)]
     else:
         kinds = [("none", size, 0) for size in SIZES]
     for done, (preset, size, count) in enumerate(kinds):
