@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -116,6 +117,20 @@ def test_the_fingerprint_moves_with_a_weight_and_with_the_precision() -> None:
     same = of_tiny(torch.float32)
     assert same == of_tiny(torch.float32)
     assert len({same, of_tiny(torch.bfloat16), of_tiny(torch.float32, flip=True)}) == 3
+
+
+def test_a_tree_that_is_not_installed_has_a_fingerprint_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container or on a borrowed machine, where the code is copied: with the tree's own version."""
+    installed, own = compute_fingerprint("cpu", "float32", {}), metadata.version
+
+    def version(name: str) -> str:
+        if name == "srpo-server":
+            raise metadata.PackageNotFoundError(name)
+        return own(name)
+
+    for module in ("weights.version", "pipelines.loading.fingerprint"):
+        monkeypatch.setattr(f"{module}.version", version)
+    assert compute_fingerprint("cpu", "float32", {}) == installed
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from pipelines.acceleration import PRESETS
+from weights.version import DISTRIBUTION, read_version
 
 WHOLE = 2**20  # tensors up to this many elements are digested whole
 WORD = 8  # bytes
 STEPS = range(1, 51)
-LIBRARIES = ("srpo-server", "torch", "diffusers", "transformers", "pillow", "numpy")
+LIBRARIES = ("torch", "diffusers", "transformers", "pillow", "numpy")
 
 
 def compute_fingerprint(
@@ -26,7 +27,7 @@ def compute_fingerprint(
 ) -> str:
     """32 hexadecimal digits. Weights are copied to the device `at` to be read; None reads them where they are."""
     facts = {
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {DISTRIBUTION: read_version()} | {name: version(name) for name in LIBRARIES},
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "device": device,

@@ -31,6 +31,7 @@ from weights.formats.detect import match_tensors, require_match
 from weights.formats.headers import read_header
 from weights.hub import manifest
 from weights.hub.listing import MANIFEST
+from weights.version import DISTRIBUTION, read_version
 
 LOW_DISK = 2 * 2**30  # bytes
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -65,9 +66,9 @@ def main(arguments: list[str]) -> int:
 
 
 def check_software(_: DoctorSettings) -> Finding:
-    names = ("srpo-server", "torch", "diffusers", "transformers")
+    names = ("torch", "diffusers", "transformers")
     try:
-        listed = ", ".join(f"{name} {version(name)}" for name in names)
+        listed = ", ".join([f"{DISTRIBUTION} {read_version()}", *(f"{name} {version(name)}" for name in names)])
     except PackageNotFoundError as error:
         return Finding("failed", f"{error.name} is not installed")
     return Finding("ok", f"Python {platform.python_version()}, {listed}")

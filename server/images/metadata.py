@@ -11,12 +11,12 @@ import re
 import struct
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
 from pipelines.request import ImageRequest
+from weights.version import read_version
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 SOURCE_TYPE_IN_XMP = re.compile(r"DigitalSourceType\s*(?:=\s*[\"']|(?:\s[^>]*)?>\s*)([^\"'<\s]+)")
@@ -46,7 +46,7 @@ class Marks:
 
 @cache
 def get_software() -> str:
-    return f"srpo-server {version('srpo-server')}"
+    return f"srpo-server {read_version()}"
 
 
 def format_parameters(request: ImageRequest, index: int) -> str:

@@ -8,7 +8,6 @@ import io
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from server.images.metadata import SOURCE_TYPE
+from weights.version import read_version
 
 INSTALL = "C2PA needs its extra: pip install 'srpo-server[c2pa]'"
 SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}  # a thumbnail would add 400 kB to each file
@@ -49,7 +49,7 @@ class FileSigner:
 
     def sign(self, data: bytes, content_type: str, model: str) -> bytes:
         """The file with a signed manifest, which says that `model` generated the image."""
-        name, release = "srpo-server", version("srpo-server")
+        name, release = "srpo-server", read_version()
         action = {
             "action": "c2pa.created",
             "digitalSourceType": SOURCE_TYPE,

@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from weights.formats.headers import read_header
 from weights.formats.read import TensorReader
 from weights.formats.write import OUTPUT_FORMATS, FilePlan, NamedTensor, OutputFormat
 from weights.progress import ProgressReporter
+from weights.version import read_version
 
 MANIFEST_SUFFIX = ".manifest.json"  # appended to the file's whole name
 
@@ -49,7 +49,7 @@ def convert(source: Path, to: str, target: Path, revision: str | None, progress:
     digests = {file.name: _hash_with_progress(file, progress) for file in files}
     partial = target.with_name(f"{target.name}.partial")
     manifest = {"source": str(source.name), "files": digests, "revision": revision or read_revision(source)}
-    manifest |= {"dtype": to, "tool": f"srpo-server {version('srpo-server')}"}
+    manifest |= {"dtype": to, "tool": f"srpo-server {read_version()}"}
     try:
         write_file(match, config, output, plan, partial, manifest, progress)
         converted = ConvertedFile(target, partial.stat().st_size, _hash_with_progress(partial, progress))

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from weights.digests import SHA256, hash_file
 from weights.errors import PullError
 from weights.hub.listing import MANIFEST
 from weights.progress import Advance
+from weights.version import read_version
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def write(folder: Path, repository: Repository, commit: str, files: Mapping[str,
         "repository": repository.name,
         "revision": commit,
         "licence": repository.licence.name,
-        "tool": f"srpo-server {version('srpo-server')}",
+        "tool": f"srpo-server {read_version()}",
         "files": dict(sorted((entries | dict(files)).items())),
     }
     temporary = folder / f"{MANIFEST}.partial"
