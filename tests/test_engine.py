@@ -119,6 +119,35 @@ def test_the_fingerprint_moves_with_a_weight_and_with_the_precision() -> None:
     assert len({same, of_tiny(torch.bfloat16), of_tiny(torch.float32, flip=True)}) == 3
 
 
+@pytest.mark.parametrize("library", ["triton", "torchao", "nvidia-cublas", "nvidia-cublas-cu12"])
+def test_the_fingerprint_moves_with_every_library_of_kernels(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, own = compute_fingerprint("cpu", "float32", {}), metadata.version
+    monkeypatch.setattr("pipelines.loading.fingerprint.version", lambda name: "99.1" if name == library else own(name))
+    assert compute_fingerprint("cpu", "float32", {}) != before
+
+
+@pytest.mark.parametrize("variable", ["CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "MKL_CBWR"])
+def test_the_fingerprint_moves_with_a_variable_that_chooses_kernels(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(variable, raising=False)
+    before = compute_fingerprint("cpu", "float32", {})
+    monkeypatch.setenv(variable, "1")
+    assert compute_fingerprint("cpu", "float32", {}) != before
+
+
+def test_the_fingerprint_moves_with_cudnn_and_on_a_card_with_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, found = torch.device("cuda"), set[str]()
+    for cudnn, driver in ((92000, "580.65"), (92100, "580.65"), (92100, "590.10")):
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda cudnn=cudnn: cudnn)
+        monkeypatch.setattr("pipelines.loading.fingerprint.read_driver_version", lambda driver=driver: driver)
+        found.add(compute_fingerprint("an H100", "bfloat16", {}, card))
+    assert len(found) == 3
+    on_cpu = compute_fingerprint("cpu", "float32", {})
+    monkeypatch.setattr("pipelines.loading.fingerprint.read_driver_version", lambda: "another")
+    assert compute_fingerprint("cpu", "float32", {}) == on_cpu
+
+
 def test_a_tree_that_is_not_installed_has_a_fingerprint_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container or on a borrowed machine, where the code is copied: with the tree's own version."""
     installed, own = compute_fingerprint("cpu", "float32", {}), metadata.version

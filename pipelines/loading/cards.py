@@ -87,6 +87,15 @@ def explain_unusable(card: Card, built: str | None, torch_version: str) -> str |
     )
 
 
+def read_driver_version() -> str | None:
+    """The NVIDIA driver's version; None where none answers."""
+    try:
+        with open_driver() as nvml:
+            return str(nvml.nvmlSystemGetDriverVersion())
+    except DriverUnavailable:
+        return None
+
+
 def list_holders() -> list[Holder]:
     """The processes that hold memory of any card, the largest first; none where no driver answers."""
     try:
