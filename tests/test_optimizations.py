@@ -1,5 +1,6 @@
 """Every optimization against the slow path: the same bits, or within its bound; and nothing waits or compiles."""
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,27 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     )
     forget_results(tmp_path)
     assert not TuningCache(tmp_path / "engine.json").section("levers")
+
+
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cc1plus: error: /tmp/main.cpp: No space left on device"),
+    ],
+    ids=["memory", "disk", "cublas", "compiler"],
+)
+def test_a_shortage_is_said_but_the_next_start_tries_again(tmp_path: Path, shortage: Exception) -> None:
+    class Short(Counting):
+        def __call__(self, *_: Any, **__: Any) -> Callable[..., object]:
+            raise shortage
+
+    first = made_fast(tmp_path, "default", default=["texts", "compile_vae"], compiler=Short())
+    assert first.info.optimizations.startswith("texts; without compile_vae, which fails here: ")
+    assert not TuningCache(tmp_path / "engine.json").section("levers")
+    assert made_fast(tmp_path, "default", default=["texts", "compile_vae"]).info.optimizations == "texts, compile_vae"
 
 
 def test_an_optimization_that_was_named_must_work(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 An optimization that is on by default may fail: a machine may have no C compiler, or a driver may not know a kernel. It
 is then reverted and reported. The failure is recorded in `engine.json`, so that the next start draws the same pictures
-and does not try again until `srpo selfcheck --renew`. An optimization that the operator named must work: its failure is
+and does not try again until `srpo selfcheck --renew`; but one for want of memory or disk space is not, since the next
+start may have more. An optimization that the operator named must work: its failure is
 an error. A failure that loses the CUDA context is recorded; the worker restarts without that optimization.
 """
 
+import errno
 import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from pkgutil import resolve_name
 import torch
 
 from pipelines.engine.base import Report, StartAgain
+from pipelines.engine.failures import is_out_of_memory
 from pipelines.engine.flux import FluxEngine
 from pipelines.optimize.compile import COMPILED, warm_up
 from pipelines.optimize.context import OptimizationContext
@@ -22,6 +25,8 @@ from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, TuningCache
 from pipelines.request import ImageRequest
 
 TOLERANCE = 0.25  # of the largest value: more than any optimization's rounding moves a result, float8's included
+TEMPORARY_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+TEMPORARY_TEXTS = ("No space left on device", "Disk quota exceeded", "Cannot allocate memory")
 TRIAL = ImageRequest("", "a red apple", 512, 512, 28, 4.5, (1,), "regular")
 
 
@@ -43,10 +48,15 @@ class AppliedOptimizations:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an optimization does not work here, in one line, and whether trying it has lost the device."""
+    """Why an optimization does not work here, in one line.
+
+    `device_lost`: trying it has made the process unusable. `temporary`: memory or disk space was short, which says
+    nothing about the next start.
+    """
 
     reason: str
     device_lost: bool
+    temporary: bool
 
 
 def apply_optimizations(
@@ -75,7 +85,9 @@ def apply_optimizations(
             continue
         if name not in optional:
             raise OptimizationFailed(name, outcome.reason, wanted)
-        reason = record_failure(cache, key, outcome.reason)
+        # One that loses the device is always recorded: otherwise the worker would start again without end.
+        temporary = outcome.temporary and not outcome.device_lost
+        reason = outcome.reason if temporary else record_failure(cache, key, outcome.reason)
         if outcome.device_lost:
             raise StartAgain(f"{name} broke the device: {reason}")
         applied.failed[name] = reason
@@ -104,7 +116,7 @@ def try_optimization(
                 raise ArithmeticError("its results are wrong")
         return optimized, choice
     except Exception as error:  # noqa: BLE001 - compilers and drivers raise anything; the engine works without
-        failure = Failure(summarize_error(error), engine.failure(error) is None)
+        failure = Failure(summarize_error(error), engine.failure(error) is None, is_temporary(error))
         if optimization.revert and not failure.device_lost:
             revert_optimization(optimized, name)
     gc.collect()  # what the failure's traceback still held
@@ -132,6 +144,18 @@ def trial_outputs(engine: FluxEngine) -> list[torch.Tensor]:
     assert sample.velocity is not None
     picture = torch.frombuffer(bytearray(engine.finish(sample).data), dtype=torch.uint8)
     return [sample.velocity.float(), picture.float() / 127.5 - 1]
+
+
+def is_temporary(error: Exception) -> bool:
+    """Whether memory or disk space was short, also where a compiler wraps the error or quotes it."""
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        return True
+    if isinstance(error, OSError) and error.errno in TEMPORARY_ERRNOS:
+        return True
+    if any(text in str(error) for text in TEMPORARY_TEXTS):
+        return True
+    cause = getattr(error, "inner_exception", None) or error.__cause__
+    return isinstance(cause, Exception) and is_temporary(cause)
 
 
 def summarize_error(error: BaseException) -> str:
