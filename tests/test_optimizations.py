@@ -1,6 +1,8 @@
 """Every optimization against the slow path: the same bits, or within its bound; and nothing waits or compiles."""
 
 import errno
+import importlib.util
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,18 @@ def test_float8_draws_regular_and_high_alone_and_within_its_bound() -> None:
         "norm" in name or "embed" in name or name.startswith("proj_out") or name.endswith("bias") for name in shared
     )
     assert {"x_embedder.weight", "transformer_blocks.0.norm1.linear.weight", "proj_out.weight"} <= shared
+
+
+def test_torchao_can_be_compiled_while_warnings_are_errors() -> None:
+    """A fresh installation has no bytecode yet: from Python 3.12 on torchao 0.18 then warns of its own syntax."""
+    package = importlib.util.find_spec("torchao")
+    if package is None or package.origin is None:
+        pytest.skip("the extra fp8 is not installed")
+    source = Path(package.origin).parent / "quantization" / "quant_api.py"
+    compile(source.read_text(), str(source), "exec")
+    warnings.warn_explicit("invalid escape sequence '\\.'", SyntaxWarning, str(source), 1542)
+    with pytest.raises(SyntaxWarning):
+        warnings.warn_explicit("invalid escape sequence '\\.'", SyntaxWarning, "pipelines/optimize/fp8.py", 1)
 
 
 def test_float8_says_what_it_needs() -> None:
