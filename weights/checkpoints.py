@@ -76,6 +76,7 @@ class Checkpoint:
     licence: str
     text_tokens: int
     sizes: ParameterCounts = NEGLIGIBLE
+    pinned: ParameterCounts = NEGLIGIBLE  # `sizes` with each tensor rounded up to a power of two, as pinned memory is
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False
@@ -129,6 +130,7 @@ WITHOUT_TRANSFORMER = (  # a FLUX.1 repository without its transformer and witho
 )
 WHOLE_PIPELINE = (*WITHOUT_TRANSFORMER, "transformer/*.json", "transformer/*.safetensors")
 FLUX_SIZES = ParameterCounts(8_606_711_808, 3_294_696_512, 4_885_371_136, 83_819_683)  # FLUX.1 [dev]; texts: T5, CLIP
+FLUX_PINNED = ParameterCounts(14_663_286_784, 3_937_258_560, 6_795_202_560, 147_071_396)
 FLUX_DEV = ("black-forest-labs/FLUX.1-dev", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", "FLUX.1-dev")
 FLUX_SCHNELL = ("black-forest-labs/FLUX.1-schnell", "741f7c3ce8b383c54771c7003378a50191e9efe9", "FLUX.1-schnell")
 SRPO = Repository("tencent/SRPO", "main", "SRPO", ("diffusion_pytorch_model.safetensors",), SRPO_LICENCE)
@@ -161,6 +163,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             licence="FLUX.1 [dev] Non-Commercial License; SRPO: academic use only",
             text_tokens=512,
             sizes=FLUX_SIZES,
+            pinned=FLUX_PINNED,
             folder="FLUX.1-dev",
             transformer="SRPO/diffusion_pytorch_model.safetensors",
             repositories=(Repository(*FLUX_DEV, WITHOUT_TRANSFORMER, FLUX_DEV_LICENCE, gated=True), SRPO),
@@ -171,6 +174,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             licence="FLUX.1 [dev] Non-Commercial License",
             text_tokens=512,
             sizes=FLUX_SIZES,
+            pinned=FLUX_PINNED,
             folder="FLUX.1-dev",
             repositories=(Repository(*FLUX_DEV, WHOLE_PIPELINE, FLUX_DEV_LICENCE, gated=True),),
             defaults={"guidance_scale": 3.5},
@@ -181,6 +185,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             licence="Apache-2.0",
             text_tokens=256,
             sizes=FLUX_SIZES,
+            pinned=FLUX_PINNED,
             folder="FLUX.1-schnell",
             repositories=(Repository(*FLUX_SCHNELL, WHOLE_PIPELINE, APACHE, gated=True),),
             bounds={"num_inference_steps": (1, 12)},

@@ -47,7 +47,7 @@ class PlacementSpec(NamedTuple):
         return transformer + (sizes.texts + sizes.vae) * size - streamed + (STREAMED if streamed else 0)
 
     def host_bytes(self, sizes: ParameterCounts, precision: str) -> int:
-        """Bytes in the host's memory."""
+        """Bytes in the host's memory; of `pinned` counts, with what CUDA's allocator adds to each tensor."""
         size = BYTES[precision]
         transformer = sizes.blocks * (1 if self.float8 else size) + sizes.rest * size
         texts = sizes.texts * size if set(TEXTS) <= set(self.streamed) else 0
@@ -152,7 +152,8 @@ def get_placement(row: Checkpoint, precision: str, name: str) -> Placement:
     if not any(row.sizes):
         return Placement(name, precision)
     spec, sizes = PLACEMENTS[name], row.sizes
-    return Placement(name, precision, spec.card_bytes(sizes, precision) + WORKING, spec.host_bytes(sizes, precision))
+    needed, host = spec.card_bytes(sizes, precision) + WORKING, spec.host_bytes(row.pinned, precision)
+    return Placement(name, precision, needed, host)
 
 
 def measure_host_memory() -> int:
