@@ -264,16 +264,13 @@ def main() -> int:
     print(
         f"Python {platform.python_version()}, {len(clients)} clients, environments in {ENVIRONMENTS.name}/", flush=True
     )
-    rows = []
+    failed = False
     for row in run_all(clients):
-        rows.append(row)
-        print(
-            f"{row['result'][:90]:10} {row['name']} {row['version']}  {row['setting']}  {', '.join(row['calls'])}",
-            flush=True,
-        )
-    if not chosen.light:
-        keep(rows)
-    return any(row["result"].startswith("fails") for row in rows)
+        failed |= row["result"].startswith("fails")
+        print(row["result"], row["name"], row["version"], row["setting"], ", ".join(row["calls"]), sep="  ", flush=True)
+        if not chosen.light:
+            keep([row])
+    return failed
 
 
 if __name__ == "__main__":
