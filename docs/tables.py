@@ -113,7 +113,32 @@ def optimizations() -> str:
     )
 
 
+def clients() -> str:
+    """Which clients work, from the last run of `make clients`."""
+    rows = json.loads((FOLDER / "clients.json").read_text())
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        return "<br>".join(f"`{text}`" for text in ([row[name]] if isinstance(row[name], str) else row[name]) if text)
+
+    return table(
+        ("client", "version", "what it calls", "the one setting it needs", "program", "result", "date"),
+        (
+            (
+                row["name"],
+                row["version"],
+                cell(row, "calls"),
+                cell(row, "setting") or "none",
+                f"[{row['program']}](../tests/clients/{row['program']})",
+                row["result"],
+                row["date"],
+            )
+            for row in rows
+        ),
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "clients": clients,
     "parameters": parameters,
     "image_to_image": image_to_image,
     "settings": settings,
