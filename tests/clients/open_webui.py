@@ -22,7 +22,12 @@ IMAGES = {
     "IMAGES_EDIT_OPENAI_API_BASE_URL": BASE,
     "IMAGES_EDIT_OPENAI_API_KEY": "not needed on loopback",
 }
-OFFLINE = {"OFFLINE_MODE": "true", "HF_HUB_OFFLINE": "1", "DATA_DIR": str(Path("data").absolute()), "USE_SLIM_DOCKER": "true"}
+OFFLINE = {
+    "OFFLINE_MODE": "true",
+    "HF_HUB_OFFLINE": "1",
+    "DATA_DIR": str(Path("data").absolute()),
+    "USE_SLIM_DOCKER": "true",
+}
 LOGIN = {"WEBUI_AUTH": "False", "WEBUI_SECRET_KEY": "for this test", "ENABLE_OLLAMA_API": "false"}
 
 with Path("server.log").open("w") as log:
