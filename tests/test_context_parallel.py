@@ -3,16 +3,21 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from support.engines import ask, draw, tiny_engine
 
+from pipelines.child_process import DEVICE_LOST
 from pipelines.engine.base import EngineConfig, Report
-from pipelines.loading.context_parallel import JoinGroup, NotTogether, load_group, validate_group
+from pipelines.loading.context_parallel import JoinGroup, NotTogether, follow, load_group, validate_group
 from pipelines.loading.placement import get_placement
+from pipelines.request import ImageRequest
 from pipelines.workers.pool import WorkerPool
 from server.settings import EngineSettings
 from weights import tiny
@@ -83,6 +88,25 @@ def load_but_on_the_second(config: EngineConfig, report: Report, join_group: Joi
 def test_what_fails_on_another_device_is_told() -> None:
     with pytest.raises(NotTogether, match=r"^other: RuntimeError: no such device$"):
         load_group(EngineConfig("tiny", device="cpu+other"), lambda *_: None, load_but_on_the_second)
+
+
+class QuotingEngine:
+    """An engine whose errors quote the prompt."""
+
+    def prepare(self, request: ImageRequest) -> list[int]:
+        raise RuntimeError(f"no such token in {request.prompt!r}")
+
+
+def test_an_error_on_another_device_is_logged_without_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    here, there = Pipe()
+    here.send(("prepare", 0, ask(prompt="a zebra in pyjamas")))
+    with capture_logs() as lines, pytest.raises(SystemExit) as ended:
+        follow(there, QuotingEngine())  # type: ignore[arg-type]
+    assert ended.value.code == DEVICE_LOST
+    [line] = lines
+    assert "RuntimeError" in line["exception"]
+    assert "zebra" not in line["exception"]
 
 
 def test_what_cannot_be_shared_is_refused() -> None:

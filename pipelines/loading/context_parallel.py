@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import structlog
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
@@ -27,11 +29,14 @@ from diffusers.models._modeling_parallel import ContextParallelInput, ContextPar
 from pipelines.child_process import DEVICE_LOST, die_with_parent
 from pipelines.engine.base import Engine, EngineConfig, Pixels, Report, Thumbnail
 from pipelines.loading.placement import Placement
+from pipelines.logs import configure, format_error
 from pipelines.request import ImageRequest
 
 JoinGroup = Callable[[Any, int, Placement], None]  # takes the loaded transformer, its text tokens and the placement
 Loader = Callable[[EngineConfig, Report, JoinGroup], Engine[Any]]
 GRACE = 10.0  # seconds that a process gets to report why it failed
+RECENT = 64  # prompts that a message of an error may quote
+log = structlog.get_logger("srpo")
 SPLIT = {0: ContextParallelInput(split_dim=1, expected_dims=3, split_output=True)}
 PLAN = {  # by submodule: a skipped step does not call the whole forward pass
     "x_embedder": SPLIT,
@@ -128,6 +133,7 @@ def load_group(config: EngineConfig, report: Report, load: Loader) -> ParallelEn
 def run_follower(config: EngineConfig, rank: int, store: str, leader: Connection, load: Loader) -> None:
     """Carry out the leader's calls until this process is ended."""
     die_with_parent()
+    configure(config.log_format)
     devices = config.device.split("+")
 
     def join(transformer: Any, text_tokens: int, placement: Placement) -> None:
@@ -141,14 +147,28 @@ def run_follower(config: EngineConfig, rank: int, store: str, leader: Connection
     except Exception as error:
         leader.send(f"{type(error).__name__}: {error}")  # nobody reads it after the group has connected
         raise
+    follow(leader, engine)
+
+
+def follow(leader: Connection, engine: Engine[Any]) -> None:
+    """Carry out the leader's calls, without end. An error ends this process, and with it the whole group.
+
+    What is logged then quotes no prompt: an uncaught exception would print its message as it is.
+    """
     samples: dict[int, Any] = {}
-    while True:
-        match leader.recv():
-            case "prepare", first, request:
-                samples |= dict(enumerate(engine.prepare(request), first))
-            case "step", numbers, in_use:
-                samples = {number: samples[number] for number in in_use}
-                engine.step([samples[number] for number in numbers])
+    prompts: deque[str] = deque(maxlen=RECENT)
+    try:
+        while True:
+            match leader.recv():
+                case "prepare", first, request:
+                    prompts.append(request.prompt)
+                    samples |= dict(enumerate(engine.prepare(request), first))
+                case "step", numbers, in_use:
+                    samples = {number: samples[number] for number in in_use}
+                    engine.step([samples[number] for number in numbers])
+    except Exception as error:  # noqa: BLE001 - whatever the device raises, only a new process cures it
+        log.error("follower_failed", exception=format_error(error, prompts))
+        os._exit(DEVICE_LOST)
 
 
 def exit_with_followers(sentinels: list[int], loaded: threading.Event) -> None:
