@@ -391,7 +391,7 @@ OFFLINE = """
 import json, sys
 from pathlib import Path
 from support.server import running
-with running(Path(sys.argv[1]), model="flux/srpo", models_dir=sys.argv[2]) as server:
+with running(Path(sys.argv[1]), model="flux/srpo", devices="cpu", models_dir=sys.argv[2]) as server:
     reply = server.generate(output_format="png", acceleration="none")
     assert reply.status_code == 201, reply.text
     assert "x-served-model" not in reply.headers

@@ -40,7 +40,9 @@ def serve_file(
         file = tmp_path / f"{case} file"  # no suffix: the content tells
         WRITTEN[case][1](tensors, file)
         spoil(file)
-        return serve("--transformer", str(file), wait=wait, model="auto", models_dir=str(models), batch_sizes="")
+        return serve(
+            "--transformer", str(file), wait=wait, model="auto", devices="cpu", models_dir=str(models), batch_sizes=""
+        )
 
     return run
 

@@ -17,6 +17,8 @@ async def health(state: State) -> JSONResponse:
     """Alive, and what is being served. Always 200 while this process answers."""
     status = asdict(state.pool.status())
     info = status.pop("info") or {}
+    if info:
+        info["levers"] = info.pop("optimizations")  # the name that monitoring knows
     embedded = CHECKPOINTS[state.served].embedded
     safety = state.guard.description | {"prompts": state.prompts.description}
     return JSONResponse(

@@ -42,6 +42,7 @@ class Checkout:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SRPO_", "HF_"))}
         self.env = clean | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
+            "SRPO_DEVICES": "cpu",  # the pages are for a machine with a GPU, where nobody has to name one
             "PYTHONPATH": str(ROOT),
             "CURL_HOME": str(folder),
             "SRPO_PORT": str(free_port()),
