@@ -13,7 +13,8 @@ from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.aliases import param_type
 from server.errors import TABLE
-from server.settings import UNITS, Settings
+from server.setting_types import UNITS
+from server.settings import Settings
 
 FOLDER = Path(__file__).parent
 PARAMETERS = ("field", "expects", "default", "meaning")
