@@ -1,5 +1,6 @@
 """The rows of CHECKPOINTS: each model's own bounds, defaults and files."""
 
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from server.errors import InvalidRequest
 from server.schema import read_body
 from server.settings import Settings
 from weights import tiny
-from weights.checkpoints import CHECKPOINTS, choose_checkpoint, list_downloads, locate_files
+from weights.checkpoints import CHECKPOINTS, Checkpoint, choose_checkpoint, list_downloads, locate_files
 from weights.errors import MissingFiles
 
 PUBLISHED = {  # what the hosted APIs of these models say: steps from, to, default; guidance default
@@ -121,3 +122,9 @@ def test_every_published_model_says_where_it_comes_from_and_what_its_licence_ask
             assert part.licence.conditions
             assert part.licence.url.startswith("https://")
             assert part.revision == "main" or len(part.revision) == 40 or part.sha256
+
+
+@pytest.mark.parametrize("row", CHECKPOINTS.values(), ids=lambda row: row.id)
+def test_a_title_is_prose(row: Checkpoint) -> None:
+    """It stands in the start banner and in /v1/models."""
+    assert not re.search(r"[A-Z]+_[A-Z]", row.title)

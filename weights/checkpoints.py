@@ -170,7 +170,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         ),
         Checkpoint(
             id="flux/dev",
-            title="FLUX_LATENT_RGB.1 [dev] as Black Forest Labs publishes it",
+            title="FLUX.1 [dev] as Black Forest Labs publishes it",
             licence="FLUX.1 [dev] Non-Commercial License",
             text_tokens=512,
             sizes=FLUX_SIZES,
