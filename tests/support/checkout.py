@@ -7,14 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
 import pytest
 from support.pages import ROOT
-from support.server import START_LIMIT, free_port
+from support.server import free_port, wait_ready
 
 ADDRESS = "http://127.0.0.1:8000"  # the server's, on the pages
 SERVES = re.compile(r"^(\w+=\S+ )*(srpo serve|make serve)\b")
@@ -78,16 +76,7 @@ class Checkout:
                 start_new_session=True,
             )
         self.servers.append(process)
-        deadline = time.monotonic() + START_LIMIT
-        while time.monotonic() < deadline:
-            assert process.poll() is None, f"{command}\n{log.read_text()}"
-            try:
-                if httpx.get(f"{self.url}/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-        pytest.fail(f"{command} is not ready after {START_LIMIT} s:\n{log.read_text()}")
+        wait_ready(self.url, process, log)
 
     def stop(self) -> None:
         while self.servers:

@@ -62,16 +62,21 @@ class LiveServer:
         return text
 
     def wait_ready(self) -> None:
-        deadline = time.monotonic() + START_LIMIT
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, f"the server ended:\n{self.log.read_text()}"
-            try:
-                if httpx.get(f"{self.url}/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        pytest.fail(f"not ready after {START_LIMIT} s:\n{self.log.read_text()}")
+        wait_ready(self.url, self.process, self.log)
+
+
+def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server at `url` would draw a request now; fail with its log where it ends or takes too long."""
+    deadline = time.monotonic() + START_LIMIT
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the server ended:\n{log.read_text()}"
+        try:
+            if httpx.get(f"{url}/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    pytest.fail(f"not ready after {START_LIMIT} s:\n{log.read_text()}")
 
 
 @contextmanager
