@@ -1,19 +1,23 @@
 """The start banner: its sample request works as it stands, and asks for what the served model can draw."""
 
 import json
+import re
 import subprocess
 from typing import Any
 
 from support.server import LiveServer
+from support.waiting import LIMIT, within
 
 from weights.checkpoints import CHECKPOINTS, EMBEDDED
 
 
-def sample_request(log: str) -> str:
-    """The command below "Try it:" in what the server printed."""
-    lines = log[log.index("Try it:\n") :].splitlines()[1:]
-    end = next(number for number, line in enumerate(lines) if not line.endswith("\\"))
-    return "\n".join(lines[: end + 1])
+def sample_request(server: LiveServer) -> str:
+    """The command below "Try it:" in what the server prints: a moment after it has become ready."""
+    printed = re.compile(r"Try it:\n((?:.*\\\n)*.*[^\\\n])\n")
+    assert within(LIMIT, lambda: printed.search(server.log.read_text()) is not None), server.log.read_text()
+    found = printed.search(server.log.read_text())
+    assert found is not None
+    return found[1]
 
 
 def paste(command: str) -> dict[str, Any]:
@@ -23,13 +27,13 @@ def paste(command: str) -> dict[str, Any]:
 
 
 def test_the_sample_request_draws_an_image_as_it_is_printed(live: LiveServer) -> None:
-    command = sample_request(live.settled_log())
+    command = sample_request(live)
     assert CHECKPOINTS["tiny"].sample_prompt in command
     assert len(paste(command)["images"]) == 1
 
 
 def test_where_keys_are_required_the_sample_request_says_where_to_put_one(live_with_key: LiveServer) -> None:
-    command = sample_request(live_with_key.settled_log())
+    command = sample_request(live_with_key)
     assert len(paste(command.replace("YOUR_KEY", "secret-key-1"))["images"]) == 1
 
 
