@@ -18,6 +18,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from pipelines.acceleration import PRESETS
 from pipelines.engine.base import Pixels, Thumbnail
 from pipelines.engine.canvas import CanvasFit, fit_canvas, fit_inside, pad_to_size
+from pipelines.engine.device_queue import Pacer
 from pipelines.engine.failures import classify_failure, is_out_of_memory
 from pipelines.engine.forward import Residuals, forward
 from pipelines.engine.img2img import prepare_img2img_latents
@@ -54,6 +55,7 @@ class FluxEngine:
         self._texts: LRUCache[str, Text] = LRUCache(options.text_cache)
         self._rotaries: LRUCache[tuple[Size, int], Rotary] = LRUCache(options.rotary_cache)
         self._batches = dict(options.batches)  # fewer after a batch was out of memory
+        self._pacer = Pacer(self.device)
 
     def change(self, **changes: Any) -> "FluxEngine":
         """An engine of changed options on the same pipeline, with empty caches. This one must not be used with it."""
@@ -65,6 +67,7 @@ class FluxEngine:
         text = self._texts.get(request.prompt, lambda: self.encode(request.prompt))
         samples = [self.sample(canvas_fit, text, seed) for seed in request.seeds]
         self._attach_cached(samples)
+        self._pacer.drain()
         return samples
 
     def distinct_variants(self) -> list[TransformerVariant]:
@@ -215,6 +218,9 @@ class FluxEngine:
             raise
         for row, sample in enumerate(samples):
             sample.advance(velocities[row : row + 1], residuals[row : row + 1] if compute and not exact else None)
+        self._pacer.after_step()
+        if not all(self.steps_left(sample) for sample in samples):
+            self._pacer.drain()
 
     def decode(self, sample: Sample) -> bytes:
         """8-bit RGB, `height * width * 3` bytes. Raises `NonFinitePixels`."""

@@ -167,7 +167,11 @@ class StepLoop:
         image = job.images + next(index for index, other in enumerate(job.samples) if other is sample)
         step = job.request.steps - self._engine.steps_left(sample)
         self._send_progress(job, "denoise", image, step, remaining_fraction)
-        if step in job.preview_steps and (thumbnail := self._engine.preview(sample, job.preview_side)):
+        if step not in job.preview_steps:
+            return
+        with job.timed("denoise"):  # it waits for the step
+            thumbnail = self._engine.preview(sample, job.preview_side)
+        if thumbnail:
             where = {"image": image, "index": job.preview_steps.index(step)}
             size = {"width": thumbnail.width, "height": thumbnail.height}
             self._events.send("preview", thumbnail.data, job=job.id, **size, **where)

@@ -1,0 +1,37 @@
+"""How far the host runs ahead of the device.
+
+CUDA carries out what the host has queued, about a thousand kernels at most; a compiled step has nearly as many. Where
+the device is the CPU itself nothing is queued, and all of this does nothing.
+"""
+
+import torch
+
+
+class Pacer:
+    """Lets the host queue one step while the device carries out the one before, and no more.
+
+    So a cancelled job ends within one step, the time of a step is that of the device, and the device is never idle.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._newest: torch.cuda.Event | None = None
+
+    def after_step(self) -> None:
+        """Wait for the step before the one that was just queued."""
+        if self._device.type != "cpu":
+            before, self._newest = self._newest, self._record()
+            if before is not None:
+                before.synchronize()
+
+    def drain(self) -> None:
+        """Wait for everything that was queued: what follows is another stage."""
+        if self._device.type != "cpu":
+            self._newest = None
+            self._record().synchronize()
+
+    def _record(self) -> torch.cuda.Event:
+        # Its wait leaves the core to others; that of `torch.Event` does not.
+        event: torch.cuda.Event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
