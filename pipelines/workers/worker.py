@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import MutableMapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 
@@ -29,17 +29,24 @@ ENVIRONMENT = {  # for the libraries, set before they are imported
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores from whoever encodes the picture
 }
+UNSENT = 16  # messages that wait to be sent; an image has up to 7 MiB
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is its older name
 log = structlog.get_logger("srpo")
 
 
 class Pipe:
-    """The worker's end of the socket. A thread reads, so that the parent's death is noticed while a step runs."""
+    """The worker's end of the socket.
+
+    A thread reads, so that the parent's death is noticed while a step runs. Another one sends, whole messages in their
+    order, so that no step waits for the pixels of an image; if the parent does not read, sending waits in the end.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._file = sock.makefile("rb")
         self.inbox: queue.Queue[Message] = queue.Queue()
+        self._outbox: queue.Queue[tuple[bytes, bytes]] = queue.Queue(UNSENT)
+        threading.Thread(target=self._send, name="pipe-sender", daemon=True).start()
 
     def start_reading(self) -> None:
         threading.Thread(target=self._read, name="pipe", daemon=True).start()
@@ -52,9 +59,22 @@ class Pipe:
         return Message.decode(self._file.read(header), self._file.read(payload))
 
     def send(self, event: str, payload: bytes = b"", **header: Any) -> None:
-        self._sock.sendall(Message({"event": event, **header}, payload).encode())
-        if payload:
-            self._sock.sendall(payload)
+        """Queue a message. May be called from any thread."""
+        self._outbox.put((Message({"event": event, **header}, payload).encode(), payload))
+
+    def exit(self, code: int) -> NoReturn:
+        """End the process when all that was queued has been sent."""
+        self._outbox.join()
+        os._exit(code)
+
+    def _send(self) -> None:
+        while True:
+            for part in self._outbox.get():
+                try:
+                    self._sock.sendall(part)
+                except OSError:
+                    os._exit(0)  # the parent is gone
+            self._outbox.task_done()
 
     def _read(self) -> None:
         while True:
@@ -73,11 +93,11 @@ def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
         return config.build(lambda stage, progress: pipe.send("loading", stage=stage, progress=progress))
     except StartAgain as error:
         log.warning("worker_restarts", reason=str(error))
-        os._exit(DEVICE_LOST)
+        pipe.exit(DEVICE_LOST)
     except Exception as error:
         log.error("load_failed", exc_info=error)
         pipe.send("load_failed", message=f"{type(error).__name__}: {error}")
-        os._exit(LOAD_FAILED)
+        pipe.exit(LOAD_FAILED)
 
 
 def configure_libraries(environment: MutableMapping[str, str]) -> None:
@@ -97,7 +117,7 @@ def main(fd: int) -> None:
     pipe.start_reading()
     engine = load(config, pipe)
     pipe.send("ready", **asdict(engine.info))
-    step_loop = StepLoop(engine, pipe)
+    step_loop = StepLoop(engine, pipe, pipe.exit)
     while True:
         receive_messages(pipe, step_loop)
         step_loop.run_once()
