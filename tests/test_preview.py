@@ -8,10 +8,12 @@ from diffusers import FluxPipeline
 from pipelines.engine.base import EngineInfo, Thumbnail
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
-from pipelines.engine.preview import draw_preview
+from pipelines.engine.preview import LatentPreview
 from pipelines.request import GenerationParams, ImageRequest
 from weights import tiny
 from weights.latent_rgb import FLUX_LATENT_RGB, LatentRGB
+
+PREVIEW = LatentPreview(FLUX_LATENT_RGB, torch.device("cpu"))
 
 
 def ask(width: int, height: int, steps: int = 3) -> ImageRequest:
@@ -32,14 +34,14 @@ def test_the_map_sees_the_latents_as_the_vae_does(width: int, height: int) -> No
         FLUX_LATENT_RGB.bias
     )
     expected = ((expected.clamp(-1, 1) + 1) * 127.5).round().numpy()
-    got = array(draw_preview(FLUX_LATENT_RGB, packed, ask(width, height), 10_000))
+    got = array(PREVIEW.draw(packed, ask(width, height), 10_000))
     assert np.abs(got - expected).max() <= 1
 
 
 def test_a_small_preview_is_an_average_that_keeps_the_shape() -> None:
     packed = torch.randn(1, 96 * 48, 64)
-    small = array(draw_preview(FLUX_LATENT_RGB, packed, ask(1536, 768), 32))
-    large = array(draw_preview(FLUX_LATENT_RGB, packed, ask(1536, 768), 10_000))
+    small = array(PREVIEW.draw(packed, ask(1536, 768), 32))
+    large = array(PREVIEW.draw(packed, ask(1536, 768), 10_000))
     assert small.shape == (16, 32, 3)
     blocks = large.reshape(16, 6, 32, 6, 3).mean((1, 3))
     assert np.abs(small - blocks).max() < 2
@@ -48,7 +50,7 @@ def test_a_small_preview_is_an_average_that_keeps_the_shape() -> None:
 
 def test_a_map_for_another_vae_gives_no_preview() -> None:
     other = LatentRGB(FLUX_LATENT_RGB.factors[:4], FLUX_LATENT_RGB.bias)
-    assert draw_preview(other, torch.randn(1, 1024, 64), ask(512, 512), 32) is None
+    assert LatentPreview(other, torch.device("cpu")).draw(torch.randn(1, 1024, 64), ask(512, 512), 32) is None
 
 
 def test_looking_changes_nothing_and_the_last_look_is_at_the_finished_latents() -> None:

@@ -18,14 +18,14 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from pipelines.acceleration import PRESETS
 from pipelines.engine.base import Pixels, Thumbnail
 from pipelines.engine.canvas import CanvasFit, fit_canvas, fit_inside, pad_to_size
-from pipelines.engine.device_queue import Pacer
+from pipelines.engine.device_queue import Pacer, copy_to_device
 from pipelines.engine.failures import classify_failure, is_out_of_memory
 from pipelines.engine.forward import Residuals, forward
 from pipelines.engine.img2img import prepare_img2img_latents
 from pipelines.engine.lru import LRUCache
 from pipelines.engine.modulation import TransformerVariant
 from pipelines.engine.options import EngineOptions
-from pipelines.engine.preview import draw_preview
+from pipelines.engine.preview import LatentPreview
 from pipelines.engine.sample import Sample, Text, rows
 from pipelines.engine.vae_tiling import decode_in_tiles
 from pipelines.errors import NonFinitePixels
@@ -56,6 +56,7 @@ class FluxEngine:
         self._rotaries: LRUCache[tuple[Size, int], Rotary] = LRUCache(options.rotary_cache)
         self._batches = dict(options.batches)  # fewer after a batch was out of memory
         self._pacer = Pacer(self.device)
+        self._preview = LatentPreview(options.preview, self.device) if options.preview else None
 
     def change(self, **changes: Any) -> "FluxEngine":
         """An engine of changed options on the same pipeline, with empty caches. This one must not be used with it."""
@@ -84,10 +85,10 @@ class FluxEngine:
 
     @torch.inference_mode()
     def preview(self, sample: Sample, side: int) -> Thumbnail | None:
-        if self.options.preview is None:
+        if self._preview is None:
             return None
         drawn, wanted = sample.size, fit_inside(sample.canvas_fit.size, Size(side, side))
-        small = draw_preview(self.options.preview, sample.clean, sample.request, max(fit_inside(drawn, wanted)))
+        small = self._preview.draw(sample.clean, sample.request, max(fit_inside(drawn, wanted)))
         if small is None or drawn == sample.canvas_fit.size:
             return small
         return Thumbnail(*wanted, pad_to_size(small.data, Size(small.width, small.height), wanted))
@@ -112,7 +113,7 @@ class FluxEngine:
 
     def sample(self, canvas_fit: CanvasFit, text: Text, seed: int) -> Sample:
         request = canvas_fit.request
-        scheduler, timesteps = self.schedule(request)
+        scheduler, timesteps, times = self.schedule(request)
         if request.source is None:
             latents, image_ids = self.noise(request.width, request.height, seed, text.states.dtype)
         else:
@@ -122,7 +123,6 @@ class FluxEngine:
         guidance = None
         if self._transformer.config.guidance_embeds:
             guidance = torch.full([1], request.guidance_scale, device=self.device, dtype=torch.float32)
-        times = tuple(timesteps.tolist())
         computed, variant = PRESETS[request.acceleration](len(times)), self.variants[request.acceleration]
         return Sample(canvas_fit, text, latents, image_ids, guidance, scheduler, timesteps, times, computed, variant)
 
@@ -144,13 +144,20 @@ class FluxEngine:
         """Packed starting latents and their position ids. The generator is the CPU's: the same on every device."""
         generator = torch.Generator("cpu").manual_seed(seed)
         channels = self._transformer.config.in_channels // 4
-        latents: torch.Tensor
-        image_ids: torch.Tensor
-        latents, image_ids = self.pipeline.prepare_latents(1, channels, height, width, dtype, self.device, generator)
+        made: tuple[torch.Tensor, torch.Tensor]
+        made = self.pipeline.prepare_latents(1, channels, height, width, dtype, torch.device("cpu"), generator)
+        latents, image_ids = (copy_to_device(tensor, self.device) for tensor in made)
         return latents, image_ids
 
-    def schedule(self, request: ImageRequest) -> tuple[FlowMatchEulerDiscreteScheduler, torch.Tensor]:
-        """This sample's own copy of the model's scheduler, and the timesteps to carry out `(request.steps,)`."""
+    def schedule(
+        self, request: ImageRequest
+    ) -> tuple[FlowMatchEulerDiscreteScheduler, torch.Tensor, tuple[float, ...]]:
+        """This sample's own copy of the model's scheduler, and the timesteps to carry out `(request.steps,)`, twice: on
+        the device, and as numbers.
+
+        The schedule is made on the CPU, whose numbers are the same, so that nothing waits for the device to tell them.
+        Its `sigmas` then go to the device: there a product with a number of the CPU would round differently.
+        """
         steps, side = request.num_inference_steps, 2 * self.pipeline.vae_scale_factor  # pixels of a token's side
         tokens = (request.height // side) * (request.width // side)
         config = self.pipeline.scheduler.config
@@ -163,10 +170,13 @@ class FluxEngine:
             config.get("max_shift", 1.15),
         )
         sigmas = None if config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
-        timesteps, _ = retrieve_timesteps(scheduler, steps, self.device, sigmas=sigmas, mu=mu)
+        timesteps, _ = retrieve_timesteps(scheduler, steps, "cpu", sigmas=sigmas, mu=mu)
         first = len(timesteps) - request.steps
         scheduler.set_begin_index(first)
-        return scheduler, timesteps[first:]
+        scheduler.sigmas, scheduler.timesteps = (
+            copy_to_device(tensor, self.device) for tensor in (scheduler.sigmas, timesteps)
+        )
+        return scheduler, scheduler.timesteps[first:], tuple(timesteps[first:].tolist())
 
     def _attach_cached(self, samples: list[Sample]) -> None:
         """Attach to the samples of one request what optimizations compute once instead of in every step."""
@@ -229,11 +239,14 @@ class FluxEngine:
         latents = latents / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
         with decode_in_tiles(pipeline.vae, pipeline.vae_scale_factor) if self._is_tiled(request) else nullcontext():
             image = pipeline.vae.decode(latents, return_dict=False)[0]
-        if not torch.isfinite(image).all():
-            raise NonFinitePixels
+        finite = torch.isfinite(image).all()
         image = pipeline.image_processor.denormalize(image)[0]
         rows = image.permute(1, 2, 0).float().mul(255).round().to(torch.uint8)
-        data: bytes = rows.contiguous().cpu().numpy().tobytes()
+        # Pixels and verdict come in one copy: the host waits for the device once.
+        received = torch.cat((rows.flatten(), finite.to(torch.uint8)[None])).cpu().numpy()
+        if not received[-1]:
+            raise NonFinitePixels
+        data: bytes = received[:-1].tobytes()
         return data
 
     def failure(self, error: Exception) -> str | None:

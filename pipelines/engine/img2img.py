@@ -9,6 +9,7 @@ from diffusers.pipelines.flux.pipeline_flux_img2img import retrieve_latents
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from pipelines.engine.device_queue import copy_to_device
 from pipelines.request import ImageRequest, Source
 
 
@@ -26,11 +27,12 @@ def prepare_img2img_latents(
     generator = torch.Generator("cpu").manual_seed(seed)
     picture = Image.frombytes("RGB", (request.width, request.height), source.pixels)
     pixels = pipeline.image_processor.preprocess(picture, height=request.height, width=request.width)
-    clean = retrieve_latents(pipeline.vae.encode(pixels.to(device=device, dtype=dtype)), generator=generator)
+    pixels = copy_to_device(pixels.to(dtype), device)
+    clean = retrieve_latents(pipeline.vae.encode(pixels), generator=generator)
     clean = (clean - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
     _, channels, height, width = clean.shape
-    noise = randn_tensor(clean.shape, generator=generator, device=device, dtype=dtype)
+    noise = copy_to_device(randn_tensor(clean.shape, generator=generator, dtype=dtype), device)
     latents = scheduler.scale_noise(clean, timestep[None], noise)
     packed: torch.Tensor = pipeline._pack_latents(latents, 1, channels, height, width)
-    ids: torch.Tensor = pipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, dtype)
-    return packed, ids
+    ids = pipeline._prepare_latent_image_ids(1, height // 2, width // 2, torch.device("cpu"), dtype)
+    return packed, copy_to_device(ids, device)
