@@ -66,6 +66,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         yield
         await state.pool.stop()
         await service.stop()
+        state.pools.close()
 
     app = ImageServer(
         state,

@@ -111,6 +111,11 @@ class EngineSettings(EnvironmentSettings):
         description="what happens to a flagged image: black, blur, error (an error if every image is flagged, else "
         "black) or flag (the image is unchanged and marked in the reply)",
     )
+    safety_timeout: float = Field(
+        10.0,
+        gt=0,
+        description="seconds that the check of a prompt or of an image may take; then the answer is 503",
+    )
     prompt_hook: str | None = Field(None, description="URL of a moderation service that judges each prompt")
     prompt_list: Path | None = Field(
         None, description="file with words and /regular expressions/, one a line, that no prompt may contain"
@@ -201,7 +206,6 @@ class Settings(EngineSettings):
         description="how a stream shows an unfinished image that is not checked yet: blurred (a small thumbnail), "
         "sharp or none",
     )
-    safety_timeout: float = Field(10.0, gt=0, description="seconds a safety check may take, then the answer is 503")
     images_expire: float = Field(86400.0, gt=0, description="seconds after which a stored image is deleted")
     images_cap: Bytes = Field(
         10 * 2**30, gt=0, description="disk space for images (10GiB); above it the oldest images are deleted"

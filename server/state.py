@@ -23,6 +23,7 @@ from server.logs import log_format_of
 from server.security.keys import KeyRing
 from server.security.origins import OriginPolicy
 from server.settings import EngineSettings, Settings
+from server.threads import ThreadPools
 from weights.checkpoints import HOSTED_MODEL, choose_checkpoint
 
 
@@ -32,6 +33,7 @@ class AppState:
 
     settings: Settings
     pool: WorkerPool
+    pools: ThreadPools
     store: LocalStore
     keys: KeyRing
     guard: Guard
@@ -57,8 +59,10 @@ class AppState:
         a model that is not served.
         """
         engine = build_engine_config(settings, settings.data_dir)
+        pools = ThreadPools()
         return cls(
             settings=settings,
+            pools=pools,
             pool=pool or build_pool(settings, engine),
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
@@ -66,7 +70,7 @@ class AppState:
             keys=KeyRing(settings.api_keys, settings.api_keys_file),
             guard=guard or build_guard(settings),
             prompts=build_prompt_guard(settings),
-            sources=Sources(may_fetch=not settings.no_fetch),
+            sources=Sources(pools, may_fetch=not settings.no_fetch),
             served=engine.model,
             dialect=build_dialect(settings, engine.model),
         )
@@ -128,12 +132,14 @@ def build_pool(settings: Settings, engine: EngineConfig) -> WorkerPool:
 def build_guard(settings: EngineSettings) -> Guard:
     """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
     policy = (settings.safety_threshold, settings.safety_policy, settings.safety_action)
-    return make_guard(settings.safety_checker, *policy, settings.safety_labels, settings.safety_device)
+    return make_guard(
+        settings.safety_checker, *policy, settings.safety_labels, settings.safety_device, settings.safety_timeout
+    )
 
 
 def build_prompt_guard(settings: EngineSettings) -> PromptGuard:
     """The operator's rules for prompts. Raises `OSError` or `ValueError`."""
-    return make_prompt_guard(settings.prompt_list, settings.prompt_hook)
+    return make_prompt_guard(settings.prompt_list, settings.prompt_hook, settings.safety_timeout)
 
 
 def build_signer(settings: EngineSettings) -> FileSigner | None:

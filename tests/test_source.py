@@ -17,26 +17,27 @@ from server.images import fetch
 from server.images import source as inputs
 from server.images.fetch import Unfetchable
 from server.images.source import UnusableImage
+from server.threads import ThreadPools
 
 
 @pytest.mark.parametrize("host", INWARD)
 def test_addresses_that_are_not_public_are_never_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it connected"))
     with pytest.raises(Unfetchable, match=r"not on the public internet|cannot be resolved"):
-        asyncio.run(fetch.fetch(f"http://{host}/"))
+        asyncio.run(fetch.fetch(f"http://{host}/", ThreadPools()))
 
 
 @pytest.mark.usefixtures("public")
 def test_a_picture_is_fetched() -> None:
     peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
-    assert asyncio.run(fetch.fetch(peer.url)) == b"hello"
+    assert asyncio.run(fetch.fetch(peer.url, ThreadPools())) == b"hello"
     peer.close()
 
 
 @pytest.mark.usefixtures("public")
 def test_letters_that_an_address_may_not_have_are_escaped() -> None:
     peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
-    assert asyncio.run(fetch.fetch(f"{peer.url}/é ü%20?a=ö b")) == b"hello"
+    assert asyncio.run(fetch.fetch(f"{peer.url}/é ü%20?a=ö b", ThreadPools())) == b"hello"
     peer.close()
     assert peer.heard.startswith(b"GET /picture/%C3%A9%20%C3%BC%20?a=%C3%B6%20b HTTP/1.1")
 
@@ -47,7 +48,7 @@ def test_letters_that_an_address_may_not_have_are_escaped() -> None:
 )
 def test_what_is_no_address_is_said(url: str) -> None:
     with pytest.raises(Unfetchable):
-        asyncio.run(fetch.fetch(url))
+        asyncio.run(fetch.fetch(url, ThreadPools()))
 
 
 @pytest.mark.usefixtures("public")
@@ -56,7 +57,7 @@ def test_a_redirect_is_checked_like_the_address_itself(canary: Peer, location: s
     answer = f"HTTP/1.1 302 Found\r\nlocation: {location.format(canary=canary.url)}\r\ncontent-length: 0\r\n\r\n"
     peer = Peer("127.0.0.1", answer.encode())
     with pytest.raises(Unfetchable, match=r"public internet|only http"):
-        asyncio.run(fetch.fetch(peer.url))
+        asyncio.run(fetch.fetch(peer.url, ThreadPools()))
     peer.close()
     assert (peer.connections, canary.connections) == (1, 0)
 
@@ -70,7 +71,7 @@ def test_a_name_is_looked_up_once_so_that_it_cannot_change_in_between(
     answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
     found = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda _, port, **options: found(next(answers), port, **options))
-    assert asyncio.run(fetch.fetch(f"http://rebinding.example:{port}/")) == b"ok"
+    assert asyncio.run(fetch.fetch(f"http://rebinding.example:{port}/", ThreadPools())) == b"ok"
     peer.close()
     assert canary.connections == 0
 
@@ -89,7 +90,7 @@ def test_what_is_no_picture_is_said(reply: bytes, drip: bool, message: str, monk
     monkeypatch.setattr(fetch, "MAX_BYTES", 2**20)
     peer = Peer("127.0.0.1", reply, drip)
     with pytest.raises(Unfetchable, match=message):
-        asyncio.run(fetch.fetch(peer.url))
+        asyncio.run(fetch.fetch(peer.url, ThreadPools()))
     peer.close()
 
 
@@ -97,12 +98,12 @@ def test_what_is_no_picture_is_said(reply: bytes, drip: bool, message: str, monk
 def test_a_silent_host_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(Unfetchable, match="did not arrive"):
-        asyncio.run(fetch.fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/"))
+        asyncio.run(fetch.fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/", ThreadPools()))
 
 
 def test_nothing_is_fetched_where_the_operator_said_so() -> None:
     with pytest.raises(UnusableImage, match="--no-fetch"):
-        asyncio.run(inputs.read_url("https://example.com/a.png", may_fetch=False))
+        asyncio.run(inputs.read_url("https://example.com/a.png", may_fetch=False, pools=ThreadPools()))
 
 
 # --- from bytes to pixels -------------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def test_a_data_uri_of_a_size_that_is_drawn_keeps_every_pixel(format: str) -> No
     pixels = np.random.default_rng(1).integers(0, 256, (512, 544, 3), dtype=np.uint8)
     data = file_of(Image.fromarray(pixels), format, **({"lossless": True} if format == "WEBP" else {}))
     uri = f"data:image/{format.lower()};base64,{base64.b64encode(data).decode()}"
-    size, drawn = inputs.decode(io.BytesIO(asyncio.run(inputs.read_url(uri, may_fetch=False))))
+    size, drawn = inputs.decode(io.BytesIO(asyncio.run(inputs.read_url(uri, may_fetch=False, pools=ThreadPools()))))
     assert (size.width, size.height) == (544, 512)
     assert drawn == pixels.tobytes()
 
@@ -171,7 +172,7 @@ def test_what_is_not_a_whole_picture_is_said(data: bytes, message: str) -> None:
 @pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64,%%%", "data:"])
 def test_a_data_uri_that_is_none(uri: str) -> None:
     with pytest.raises(UnusableImage, match="base64"):
-        asyncio.run(inputs.read_url(uri, may_fetch=True))
+        asyncio.run(inputs.read_url(uri, may_fetch=True, pools=ThreadPools()))
 
 
 MEMORY = """
@@ -179,12 +180,13 @@ import asyncio, io
 from pathlib import Path
 from PIL import Image
 from server.images.source import Sources
+from server.threads import ThreadPools
 import base64
 file = io.BytesIO()
 Image.new("RGBA", (5792, 5792), (9, 8, 7, 100)).save(file, "PNG", compress_level=1)
 uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 async def main():
-    sources = Sources(may_fetch=False)
+    sources = Sources(ThreadPools(), may_fetch=False)
     await asyncio.gather(*(sources.load(uri) for _ in range(4)))
 asyncio.run(main())
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

@@ -40,7 +40,7 @@ CHECKERS: Mapping[str, CheckerType] = {
     "embedded": CheckerType("pipelines.safety.open_nsfw:load_open_nsfw"),
     "folder": CheckerType("pipelines.safety.classifiers:Classifier", "PATH", ("labels", "device")),
     "compvis": CheckerType("pipelines.safety.classifiers:CompVis", "PATH", ("device",)),
-    "hook": CheckerType("pipelines.safety.moderation:ImageHook", "URL"),
+    "hook": CheckerType("pipelines.safety.moderation:ImageHook", "URL", ("seconds",)),
 }
 NONE = "none"
 
@@ -80,12 +80,15 @@ def parse_checkers(setting: str) -> list[tuple[str, str]]:
     return parsed
 
 
-def load_checker(setting: str, *, labels: tuple[str, ...] = (), device: str = "cpu") -> SafetyChecker | None:
+def load_checker(
+    setting: str, *, labels: tuple[str, ...] = (), device: str = "cpu", seconds: float = 10.0
+) -> SafetyChecker | None:
     """The checker that the setting names; None for `none`. Raises whatever its factory raises.
 
-    `labels` are those of a classifier that are unsafe, and `device` is where its model runs.
+    `labels` are those of a classifier that are unsafe, `device` is where its model runs, and `seconds` is
+    what a service may take for one picture.
     """
-    options = {"labels": labels, "device": device}
+    options = {"labels": labels, "device": device, "seconds": seconds}
     checkers: list[SafetyChecker] = []
     for name, argument in parse_checkers(setting):
         row = CHECKERS[name]

@@ -126,11 +126,17 @@ class Guard:
 
 
 def make_guard(
-    checker: str, threshold: float, policy: str, action: str, labels: tuple[str, ...] = (), device: str = "cpu"
+    checker: str,
+    threshold: float,
+    policy: str,
+    action: str,
+    labels: tuple[str, ...] = (),
+    device: str = "cpu",
+    seconds: float = 10.0,
 ) -> Guard:
     """The guard for these settings, after its self-test. Raises `SafetyUnavailable`."""
     try:
-        loaded = load_checker(checker, labels=labels, device=device) if policy != "never" else None
+        loaded = load_checker(checker, labels=labels, device=device, seconds=seconds) if policy != "never" else None
         guard = Guard(loaded, threshold, policy, action)
         guard.self_test()
     except SafetyUnavailable:

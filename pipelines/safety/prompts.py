@@ -92,6 +92,6 @@ class PromptGuard:
         return None
 
 
-def make_prompt_guard(prompt_list: Path | None = None, hook: str | None = None) -> PromptGuard:
-    """The guard for these settings. `hook` is a URL. Raises `OSError` or `ValueError`."""
-    return PromptGuard(read_rules(prompt_list) if prompt_list else (), PromptHook(hook) if hook else None)
+def make_prompt_guard(prompt_list: Path | None = None, hook: str | None = None, seconds: float = 10.0) -> PromptGuard:
+    """The guard for these settings. `hook` is a URL, which may take `seconds`. Raises `OSError` or `ValueError`."""
+    return PromptGuard(read_rules(prompt_list) if prompt_list else (), PromptHook(hook, seconds) if hook else None)

@@ -1,6 +1,5 @@
 """Stored images over HTTP: conditional requests, one byte range, HEAD. Images are small, so they are read whole."""
 
-import asyncio
 import re
 from pathlib import Path
 
@@ -19,7 +18,7 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 async def get_file(request: Request, state: State, name: str) -> Response:
     """A stored image. No key: the name is the secret."""
     path, content_type, left = state.store.find(name)
-    return await asyncio.to_thread(file_response, path, content_type, left, request)
+    return await state.pools.run("files", file_response, path, content_type, left, request)
 
 
 def file_response(path: Path, content_type: str, seconds_left: float, request: Request) -> Response:

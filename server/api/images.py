@@ -1,6 +1,5 @@
 """Images: a body becomes a request, the request a generation or a durable job, and its result the reply."""
 
-import asyncio
 import hashlib
 import io
 import json
@@ -70,7 +69,7 @@ async def edit_image(request: Request, state: State, jobs: JobsDep, owner: Owner
         translated.events = "image_edit"
         translated.ignored += form.unused
         if picture is not None:
-            fields["image"] = await asyncio.to_thread(sha256_of, picture)
+            fields["image"] = await state.pools.run("bodies", sha256_of, picture)
         return await answer(Call(request, state, jobs, owner), fields, translated, picture)
 
 
@@ -99,7 +98,7 @@ async def finished_reply(call: Call, generation: Generation) -> Response:
         reply: GenerationReply = await cancel_on_disconnect(generation.reply(), call.request.receive)
     finally:
         generation.cancel()  # nothing to do if it has ended
-    content = await asyncio.to_thread(reply.text)
+    content = await call.state.pools.run("encoding", reply.text)
     headers = reply_headers(reply, generation.translated, call.state)
     return Response(content, call.state.settings.success_status, headers, "application/json")
 

@@ -23,6 +23,7 @@ from server.cli.terminal import Renderer, choose_renderer
 from server.images.source import Sources, UnusableImage
 from server.jobs.generation import BLURRED, SHARP
 from server.state import build_engine_config, build_guard, build_prompt_guard, build_signer
+from server.threads import ThreadPools
 from weights.checkpoints import CHECKPOINTS
 
 PREVIEWS = 3  # of each image, with --preview
@@ -90,7 +91,7 @@ class BatchRunner:
         self._signer = build_signer(settings)
         self._guard = build_guard(settings)
         self._prompts = build_prompt_guard(settings)
-        self._sources = Sources(may_fetch=True)
+        self._sources = Sources(ThreadPools(), may_fetch=True)
 
     async def draw(self, item: BatchItem) -> InspectedResult:
         """Draw and save a request's images. Raises `PipelineError` or `UnusableImage`."""

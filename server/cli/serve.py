@@ -11,7 +11,6 @@ from pathlib import Path
 import structlog
 import uvicorn
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
@@ -20,6 +19,7 @@ from server.api.protocol import EnvelopeProtocol
 from server.app import create_app
 from server.cli import banner
 from server.cli.parsing import format_error, parse
+from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.settings import Settings
 from server.state import AppState
 
@@ -61,21 +61,9 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
     with lock:
-        return asyncio.run(run(server, app.state.app_state, listener))
-
-
-class DrainingServer(uvicorn.Server):
-    """uvicorn, but the first signal to stop also makes the pool refuse new work and tells the operator."""
-
-    def __init__(self, config: uvicorn.Config, parts: AppState, console: Console) -> None:
-        super().__init__(config)
-        self._parts = parts
-        self.console = console
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._parts.pool.drain()
-        banner.show_stopping(self.console, self._parts)
-        await super().shutdown(sockets)
+        code = asyncio.run(run(server, app.state.app_state, listener))
+        leave_if_threads_hang(app.state.app_state, code)
+    return code
 
 
 async def run(server: DrainingServer, parts: AppState, listener: socket.socket) -> int:

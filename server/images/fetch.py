@@ -12,8 +12,9 @@ import ipaddress
 import socket
 import ssl
 import time
-from concurrent.futures import Executor
 from urllib.parse import quote, urljoin, urlsplit
+
+from server.threads import ThreadPools
 
 MAX_BYTES = 50 * 2**20
 SECONDS = 10.0  # time limit of a whole download
@@ -137,12 +138,12 @@ class Download:
         return left
 
 
-async def fetch(url: str, threads: Executor | None = None) -> bytes:
+async def fetch(url: str, pools: ThreadPools) -> bytes:
     """The picture's bytes, at most 50 MiB, within 10 s. Raises `Unfetchable`."""
     download = Download(url)
     try:
         async with asyncio.timeout(SECONDS):
-            return await asyncio.get_running_loop().run_in_executor(threads, download.run)
+            return await pools.run("fetching", download.run)
     except TimeoutError:
         raise Unfetchable(f"it did not arrive within {SECONDS:.0f} s") from None
     finally:

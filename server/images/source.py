@@ -5,7 +5,6 @@ import base64
 import binascii
 import io
 import warnings
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipelines.fields import Size
 from pipelines.request import IMAGE_SIZE
 from server.images.fetch import Unfetchable, fetch
+from server.threads import ThreadPools
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_DATA_URI = 10 * 2**20  # characters
@@ -27,11 +27,10 @@ class UnusableImage(Exception):
 class Sources:
     """Loads source pictures, a few at a time: one can take 50 MiB as a file, and 300 MB while it is decoded."""
 
-    def __init__(self, *, may_fetch: bool) -> None:
+    def __init__(self, pools: ThreadPools, *, may_fetch: bool) -> None:
+        self._pools = pools
         self._may_fetch = may_fetch
         self._files = asyncio.Semaphore(FILES)
-        self._fetching = ThreadPoolExecutor(FILES, "fetch")  # slow hosts must not delay other work
-        self._decoding = ThreadPoolExecutor(1, "decode")  # malloc keeps the memory of every decoding thread
 
     async def load(self, picture: str | bytes | BinaryIO) -> tuple[Size, bytes]:
         """The size to draw, and the picture as RGB pixels of that size. `picture` is a URL, bytes or a file.
@@ -39,19 +38,19 @@ class Sources:
         Raises `UnusableImage`.
         """
         async with self._files:
-            data = await read_url(picture, self._may_fetch, self._fetching) if isinstance(picture, str) else picture
+            data = await read_url(picture, self._may_fetch, self._pools) if isinstance(picture, str) else picture
             file = io.BytesIO(data) if isinstance(data, bytes) else data
-            return await asyncio.get_running_loop().run_in_executor(self._decoding, decode, file)
+            return await self._pools.run("decoding", decode, file)
 
 
-async def read_url(url: str, may_fetch: bool, threads: Executor | None = None) -> bytes:
+async def read_url(url: str, may_fetch: bool, pools: ThreadPools) -> bytes:
     """The bytes at an https or http URL, or in a data URI. Raises `UnusableImage`."""
     if url[:5].lower() == "data:":
         return read_data_uri(url)
     if not may_fetch:
         raise UnusableImage("this server fetches nothing (--no-fetch): send the picture as a data URI")
     try:
-        return await fetch(url, threads)
+        return await fetch(url, pools)
     except Unfetchable as error:
         raise UnusableImage(str(error)) from error
 

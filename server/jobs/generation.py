@@ -33,6 +33,7 @@ class Generation:
         self.channel = channel  # the pool's events, then those of the checks and the encoding
         self.job = job
         self.images: list[EncodedImage] = []
+        self.pools = state.pools
         self._state = state
 
     @classmethod
@@ -71,7 +72,9 @@ class Generation:
     async def _inspect(self, result: ImageResult) -> InspectedResult:
         """The result with flagged images withheld. A checker that fails or hangs is a 503, never an unchecked image."""
         async with fail_closed(self._state.settings.safety_timeout):
-            return await asyncio.to_thread(self._state.guard.inspect, result, self.body.enable_safety_checker)
+            return await self._state.pools.run(
+                "safety", self._state.guard.inspect, result, self.body.enable_safety_checker
+            )
 
     async def _deliver(self) -> list[ImageItem]:
         """Each image as the client asked for it: bare base64, a data URI, a URL of the stored file, or two of them."""
@@ -86,14 +89,14 @@ class Generation:
                 place["url"] = self._state.store.put(image, self.spec.base_url).url
             return ImageItem(width=image.width, height=image.height, content_type=image.content_type, **place)
 
-        return list(await asyncio.gather(*(asyncio.to_thread(item, image) for image in self.images)))
+        return list(await asyncio.gather(*(self._state.pools.run("storing", item, image) for image in self.images)))
 
 
 async def check_prompt(prompt: str, state: AppState) -> None:
     """Refuse what the operator refuses, before any work. Checks that fail or hang are a 503."""
     try:
         async with fail_closed(state.settings.safety_timeout):
-            await asyncio.to_thread(state.prompts.check, prompt)
+            await state.pools.run("prompts", state.prompts.check, prompt)
     except PromptRefused as error:
         log.info("prompt_refused", reason=error.reason)
         raise
@@ -155,7 +158,7 @@ class Stopwatch:
 async def encode_all(inspected: InspectedResult, format: str, state: AppState) -> list[EncodedImage]:
     """Encode every image, each in a thread."""
     tasks = (
-        asyncio.to_thread(encode_one, inspected, index, format, state.settings, state.signer)
+        state.pools.run("encoding", encode_one, inspected, index, format, state.settings, state.signer)
         for index in range(len(inspected.result.pixels))
     )
     return list(await asyncio.gather(*tasks))

@@ -36,7 +36,7 @@ async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Gener
     """The job's generation when the pool admits it; None if the job is cancelled before."""
     assert job.record.request is not None
     spec = JobSpec.from_json(job.record.request, state.served)
-    request = spec.rebuild_request(state.served, await asyncio.to_thread(store.source, job.record.id))
+    request = spec.rebuild_request(state.served, await state.pools.run("ledger", store.source, job.record.id))
     while not job.cancelled:
         try:
             return Generation.start(state, spec, request)

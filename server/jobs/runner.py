@@ -75,10 +75,10 @@ class JobRunner:
     async def _run(self, job: ActiveJob, generation: Generation) -> None:
         try:
             reply = self._note_other_engine(await generation.reply(), job.record)
-            text = await asyncio.to_thread(reply.text)
+            text = await self._state.pools.run("encoding", reply.text)
             headers = reply_headers(reply, generation.translated, self._state)
             status = self._state.settings.success_status
-            await asyncio.to_thread(self._store.end, job.record.id, SUCCEEDED, status, headers, text)
+            await self._state.pools.run("ledger", self._store.end, job.record.id, SUCCEEDED, status, headers, text)
             await self._close(job)
         except Draining:
             self._abandon(job)
@@ -95,8 +95,8 @@ class JobRunner:
         text = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
         free_key = state == CANCELLED or (row.status >= 429 and not row.repeats)
         try:
-            await asyncio.to_thread(
-                self._store.end, identity, state, row.status, headers_of(error), text, free_key=free_key
+            await self._state.pools.run(
+                "ledger", self._store.end, identity, state, row.status, headers_of(error), text, free_key=free_key
             )
             await self._close(job)
         except ServerError as unwritten:  # the next start tries again
@@ -104,7 +104,7 @@ class JobRunner:
             self._abandon(job)
 
     async def _close(self, job: ActiveJob) -> None:
-        record = await asyncio.to_thread(self._store.find, job.record.id)
+        record = await self._state.pools.run("ledger", self._store.find, job.record.id)
         assert record is not None
         job.ended.set_result(record)
         del self.active[job.record.id]

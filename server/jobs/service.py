@@ -26,6 +26,7 @@ class JobService:
 
     def __init__(self, state: AppState, store: JobStore) -> None:
         self.epoch = secrets.token_hex(4)  # event numbers begin anew with every process
+        self.pools = state.pools
         self._state = state
         self._store = store
         self._runner = JobRunner(state, store)
@@ -33,11 +34,11 @@ class JobService:
 
     async def start(self) -> None:
         """Open the store and resume what was left unfinished."""
-        await asyncio.to_thread(self._store.open)
-        records = await asyncio.to_thread(self._store.unfinished)
+        await self.pools.run("ledger", self._store.open)
+        records = await self.pools.run("ledger", self._store.unfinished)
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
-        maintaining = maintain(self._runner, self._store, self._state.settings.images_expire)
+        maintaining = maintain(self._runner, self._store, self.pools, self._state.settings.images_expire)
         self._background = [asyncio.ensure_future(resuming), asyncio.ensure_future(maintaining)]
 
     async def stop(self) -> None:
@@ -46,7 +47,7 @@ class JobService:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._runner.stop()
-        await asyncio.to_thread(self._store.close)
+        await self.pools.run("ledger", self._store.close)
 
     async def accept(self, spec: JobSpec, owner: str, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
         """Admit a request and write it down, or find the one that has its key. True: it had been accepted before.
@@ -62,7 +63,7 @@ class JobService:
     async def find(self, identity: str, owner: str) -> tuple[JobRecord, ActiveJob | None]:
         """A job of this owner's. Raises `NotFound` or `Gone`."""
         job = self.active(identity)
-        record = job.record if job else await asyncio.to_thread(self._store.find, identity)
+        record = job.record if job else await self.pools.run("ledger", self._store.find, identity)
         if record is None or record.owner != owner:
             raise NotFound("There is no such job.")
         if record.state == EXPIRED:
@@ -72,7 +73,7 @@ class JobService:
     async def page(self, owner: str, limit: int, after: str | None, states: tuple[str, ...]) -> list[JobRecord]:
         """At most `limit` jobs of this owner's in these states, newest first, from behind the job `after`."""
         before = (await self.find(after, owner))[0].number if after else None
-        return await asyncio.to_thread(self._store.page, owner, limit, before, states)
+        return await self.pools.run("ledger", self._store.page, owner, limit, before, states)
 
     def active(self, identity: str) -> ActiveJob | None:
         """The job, if it is unfinished and of this process."""
@@ -82,7 +83,7 @@ class JobService:
         """The job when it is over. Raises `Draining` if the server goes down before."""
         if job := self.active(record.id):
             return await asyncio.shield(job.ended)
-        found = await asyncio.to_thread(self._store.find, record.id)
+        found = await self.pools.run("ledger", self._store.find, record.id)
         if found is None or found.state == ACCEPTED:
             raise Draining
         return found
@@ -106,7 +107,7 @@ class JobService:
             return await self._admit(spec, request, owner, key, body_hash), False
 
     async def _find_key(self, owner: str, key: str, body_hash: str) -> JobRecord | None:
-        record = await asyncio.to_thread(self._store.find_key, owner, key)
+        record = await self.pools.run("ledger", self._store.find_key, owner, key)
         if record is not None and record.body_hash != body_hash:
             raise KeyReused
         return record
@@ -119,7 +120,7 @@ class JobService:
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, owner, key, body_hash, spec.to_json(request), created=time.time())
         try:
-            await asyncio.to_thread(self._store.add, record, request.source.pixels if request.source else None)
+            await self.pools.run("ledger", self._store.add, record, request.source.pixels if request.source else None)
         except Exception:
             generation.cancel()
             raise

@@ -8,23 +8,24 @@ import structlog
 from server.errors import StorageBusy, StorageFull
 from server.jobs.runner import JobRunner
 from server.jobs.store import JobStore
+from server.threads import ThreadPools
 
 INTERVAL = 1.0  # seconds between looks for cancellations
 SWEEP_INTERVAL = 60.0  # seconds
 log = structlog.get_logger("srpo")
 
 
-async def maintain(runner: JobRunner, store: JobStore, expire: float) -> None:
+async def maintain(runner: JobRunner, store: JobStore, pools: ThreadPools, expire: float) -> None:
     """Cancel what `srpo jobs` has marked as cancelled, and expire jobs that ended `expire` seconds ago. Never ends."""
     swept = float("-inf")
     while True:
         try:
             if runner.active:
-                cancelled = await asyncio.to_thread(store.cancelled_among, list(runner.active))
+                cancelled = await pools.run("ledger", store.cancelled_among, list(runner.active))
                 for identity in cancelled & set(runner.active):
                     runner.active[identity].cancel()
             if time.monotonic() > swept + SWEEP_INTERVAL:
-                await asyncio.to_thread(store.sweep, expire)
+                await pools.run("ledger", store.sweep, expire)
                 swept = time.monotonic()
         except (StorageBusy, StorageFull) as error:
             log.error("jobs", error=type(error).__name__)

@@ -1,0 +1,63 @@
+"""The threads that blocking work runs in: a pool of its own for each thing that may have to wait.
+
+Whoever is slow holds up nobody else. A moderation service that drips its answer takes the threads that ask moderation
+services, and no image file waits for one of them; a locked database takes the ledger's. `asyncio.to_thread`, whose one
+pool serves everybody, is refused by the linter in `server/`.
+"""
+
+import asyncio
+import contextvars
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Lock
+from typing import Literal, ParamSpec, TypeVar
+
+PoolName = Literal["files", "storing", "ledger", "encoding", "prompts", "safety", "bodies", "fetching", "decoding"]
+POOLS: Mapping[PoolName, int] = {  # threads each
+    "files": 4,  # reading stored images, for anybody who knows a name
+    "storing": 4,  # writing them
+    "ledger": 4,  # the job database, which another program may have locked
+    "encoding": 4,  # pixels to files, replies to JSON
+    "prompts": 8,  # the operator's prompt list and prompt hook
+    "safety": 4,  # the checker of images, which may be a hook too
+    "bodies": 2,  # parsing and hashing large requests
+    "fetching": 8,  # source pictures from hosts that clients name
+    "decoding": 1,  # source pictures: one at a time, each takes much memory
+}
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ThreadPools:
+    """The pools of one app, by name."""
+
+    def __init__(self) -> None:
+        self._pools = {name: ThreadPoolExecutor(size, name) for name, size in POOLS.items()}
+        self._running: Counter[PoolName] = Counter()
+        self._lock = Lock()
+
+    async def run(self, pool: PoolName, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The function's result, from a thread of `pool`. If the wait is cancelled, a call that has begun goes on."""
+        call = partial(contextvars.copy_context().run, self._count, pool, partial(function, *args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._pools[pool], call)
+
+    def running(self) -> dict[PoolName, int]:
+        """How many calls each pool is carrying out now, of those that carry out any."""
+        with self._lock:
+            return {name: count for name, count in self._running.items() if count}
+
+    def close(self) -> None:
+        """Begin no more calls. Does not wait for those that have begun: nothing can end a thread but itself."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _count(self, pool: PoolName, call: Callable[[], R]) -> R:
+        with self._lock:
+            self._running[pool] += 1
+        try:
+            return call()
+        finally:
+            with self._lock:
+                self._running[pool] -= 1
