@@ -98,6 +98,18 @@ class BodyTimeout(ServerError):
         super().__init__(f"The request body did not arrive within {seconds:.0f} s.")
 
 
+class HeaderTimeout(ServerError):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"The request's headers did not arrive within {seconds:.0f} s.")
+
+
+class TooManyConnections(ServerError):
+    retry_after = 1.0  # seconds
+
+    def __init__(self) -> None:
+        super().__init__("The server has as many connections as it takes. Try again in a second.")
+
+
 class BodyTooLarge(ServerError):
     headers: Mapping[str, str] = MappingProxyType({"connection": "close"})
 
@@ -146,6 +158,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     NotFound: WireError(404, "not_found", "invalid_request_error"),
     MethodNotAllowed: WireError(405, "method_not_allowed", "invalid_request_error"),
     BodyTimeout: WireError(408, "body_timeout", "invalid_request_error", repeats=True),
+    HeaderTimeout: WireError(408, "header_timeout", "invalid_request_error", repeats=True),
     KeyReused: WireError(409, "idempotency_key_reused", "invalid_request_error", repeats=True),
     Gone: WireError(410, "expired", "invalid_request_error"),
     BodyTooLarge: WireError(413, "body_too_large", "invalid_request_error"),
@@ -161,6 +174,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     pipeline.SafetyUnavailable: WireError(503, "safety_unavailable", "server_error"),
     StorageFull: WireError(503, "storage_full", "server_error"),
     StorageBusy: WireError(503, "storage_busy", "server_error"),
+    TooManyConnections: WireError(503, "too_many_connections", "server_error"),
     pipeline.DeadlineExceeded: WireError(504, "deadline_exceeded", "server_error", repeats=True),
 }
 UNEXPECTED = WireError(500, "internal_error", "server_error")

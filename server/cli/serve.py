@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
 from server import logs
-from server.api.protocol import EnvelopeProtocol
+from server.api.protocol import ConnectionLimits, limited_protocol
 from server.app import create_app
 from server.cli import banner
 from server.cli.parsing import format_error, parse
@@ -25,6 +26,7 @@ from server.state import AppState
 
 KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
 UNREAD = 60  # seconds that a client may leave its reply unread before the connection is closed
+OTHER_FILES = 200  # descriptors for all that is no connection: images, the database, workers, hooks
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: the weights or the checker cannot be loaded
 log = structlog.get_logger("srpo")
 
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
         return 2
     config = uvicorn.Config(
         app,
-        http=EnvelopeProtocol,
+        http=limited_protocol(ConnectionLimits(settings.header_timeout, limit_connections(settings))),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -111,6 +113,20 @@ def lock_data_folder(folder: Path) -> AbstractContextManager[object]:
         log.warning("data_dir_not_locked", folder=str(folder), reason=error.strerror, advice=advice)
     path.write_text(f"{os.getpid()}\n")
     return held
+
+
+def limit_connections(settings: Settings) -> int:
+    """How many connections may be open: as many as set, where the hard limit of open files allows it.
+
+    The soft limit, often 1024, is raised to the hard one. Descriptors are needed for images and workers too.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = settings.max_connections
+    if hard != resource.RLIM_INFINITY and limit > hard - OTHER_FILES:
+        limit = max(1, hard - OTHER_FILES)
+        log.warning("connections_limited", limit=limit, open_files=hard, advice="raise the hard limit of open files")
+    return limit
 
 
 def listen(settings: Settings) -> socket.socket:

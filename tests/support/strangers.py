@@ -1,10 +1,12 @@
-"""Strangers that are slow on purpose: services that drip their answers."""
+"""Strangers that are slow on purpose: services that drip their answers, clients that drip their requests."""
 
+import asyncio
 import socket
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 
-PACE = 0.02  # seconds between two bytes
+PACE = 0.02  # seconds between two bytes of a service
+DRIP = 0.2  # seconds between two bytes of a client: there are hundreds of them
 
 
 class DrippingService:
@@ -33,3 +35,63 @@ class DrippingService:
                     connection.sendall(b"x")
             except OSError:
                 pass  # the other side has given up
+
+
+class SlowSockets:
+    """Connections to a server that send `start`, and then a byte at a time for ever; `patient` ones send no more.
+
+    One asyncio client in a thread of its own holds them all. `heard` is what each got before the server closed it.
+    """
+
+    def __init__(self, port: int, count: int, start: bytes, *, patient: bool = False) -> None:
+        self.heard: list[bytes] = []
+        self.opened = 0
+        self._arguments = (port, start, patient)
+        self._count = count
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._hold_all(),))
+
+    def __enter__(self) -> "SlowSockets":
+        self._stop = asyncio.Event()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def closed(self) -> int:
+        """How many the server has closed."""
+        return len(self.heard)
+
+    async def _hold_all(self) -> None:
+        holding = [asyncio.ensure_future(self._hold(*self._arguments)) for _ in range(self._count)]
+        await self._stop.wait()
+        for task in holding:
+            task.cancel()
+        await asyncio.gather(*holding, return_exceptions=True)
+
+    async def _hold(self, port: int, start: bytes, patient: bool) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        self.opened += 1
+        dripping = asyncio.ensure_future(self._drip(writer, start, patient))
+        heard = b""
+        try:
+            with suppress(ConnectionError):
+                while piece := await reader.read(2**16):
+                    heard += piece
+            self.heard.append(heard)
+        finally:
+            dripping.cancel()
+            writer.close()
+
+    @staticmethod
+    async def _drip(writer: asyncio.StreamWriter, start: bytes, patient: bool) -> None:
+        with suppress(ConnectionError):
+            writer.write(start)
+            while not patient:
+                await asyncio.sleep(DRIP)
+                writer.write(b"x")
+                await writer.drain()

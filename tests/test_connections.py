@@ -1,0 +1,114 @@
+"""Connections on a real port: deadlines for what a client has to send, and a limit of how many there are."""
+
+import json
+import resource
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from support.server import LiveServer, running
+from support.strangers import SlowSockets
+from support.waiting import LIMIT, within
+
+HEADERS = b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\nx-slow: "
+UNREAD = b"POST /nothing HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 1000000000\r\n\r\n"
+CAP = 40
+
+
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server that waits for headers for a second, started with a low soft limit of open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with running(tmp_path_factory.mktemp("hurried"), header_timeout="1") as server:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            yield server
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with few connections that waits for headers for an hour."""
+    with running(tmp_path_factory.mktemp("narrow"), header_timeout="3600", max_connections=str(CAP)) as server:
+        yield server
+
+
+def test_hundreds_of_sockets_that_drip_headers_or_nothing_are_closed_while_others_are_served(
+    hurried: LiveServer,
+) -> None:
+    with SlowSockets(hurried.port, 300, HEADERS) as dripping, SlowSockets(hurried.port, 200, b"", patient=True) as idle:
+        assert within(LIMIT, lambda: dripping.opened + idle.opened == 500)
+        assert [hurried.generate().status_code for _ in range(5)] == [201] * 5
+        assert within(LIMIT, lambda: dripping.closed == 300 and idle.closed == 200)
+    assert set(idle.heard) == {b""}
+    for heard in dripping.heard:
+        head, _, body = heard.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert json.loads(body)["error"]["code"] == "header_timeout"
+
+
+@pytest.mark.parametrize(
+    "start", [UNREAD, b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\nGET /hea"], ids=["a body", "a second request"]
+)
+def test_what_comes_after_a_reply_has_a_deadline_too(hurried: LiveServer, start: bytes) -> None:
+    with SlowSockets(hurried.port, 5, start) as slow:
+        assert within(LIMIT, lambda: slow.closed == 5)
+    assert all(heard.startswith((b"HTTP/1.1 404", b"HTTP/1.1 200")) for heard in slow.heard)
+
+
+def test_an_idle_connection_is_kept_after_a_reply(hurried: LiveServer) -> None:
+    with SlowSockets(hurried.port, 1, b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", patient=True) as kept:
+        with SlowSockets(hurried.port, 1, b"", patient=True) as unused:
+            assert within(LIMIT, lambda: kept.opened + unused.opened == 2)
+            assert within(LIMIT, lambda: unused.closed == 1)
+        assert kept.closed == 0
+
+
+def test_the_limit_of_open_files_is_raised_to_the_hard_one(hurried: LiveServer) -> None:
+    limits = Path(f"/proc/{hurried.process.pid}/limits").read_text()
+    (line,) = [line for line in limits.splitlines() if line.startswith("Max open files")]
+    soft, hard = line.split()[3:5]
+    assert soft == hard != "256"
+
+
+@pytest.mark.parametrize("size", [2**16, 2**23])
+def test_headers_that_are_too_large_are_refused_before_they_have_come(hurried: LiveServer, size: int) -> None:
+    with socket.create_connection(("127.0.0.1", hurried.port), LIMIT) as connection:
+        heard = b""
+        with suppress(ConnectionError):  # closed in the middle: what it would say can be lost
+            connection.sendall(HEADERS + b"x" * size)
+        with suppress(ConnectionError):
+            while piece := connection.recv(2**16):
+                heard += piece
+    assert not heard or heard.startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_new_connection_takes_the_place_of_the_longest_quiet_one(narrow: LiveServer) -> None:
+    with SlowSockets(narrow.port, 4 * CAP, HEADERS) as slow:
+        assert within(LIMIT, lambda: slow.opened == 4 * CAP)
+        assert [narrow.generate().status_code for _ in range(5)] == [201] * 5
+        assert within(LIMIT, lambda: slow.closed >= 3 * CAP)
+        assert slow.opened - slow.closed <= CAP
+    assert narrow.log.read_text().count("connections_full") == 1
+
+
+def test_where_all_connections_are_being_answered_one_more_is_refused(narrow: LiveServer) -> None:
+    body = b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    with SlowSockets(narrow.port, CAP, body + b"content-length: 1000000\r\n\r\n{", patient=True) as busy:
+        assert within(LIMIT, lambda: busy.opened == CAP)
+        assert within(LIMIT, lambda: refusal(narrow) is not None)
+        reply = refusal(narrow)
+        assert reply is not None
+        assert reply.json()["error"]["code"] == "too_many_connections"
+        assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
+    assert within(LIMIT, lambda: refusal(narrow) is None)
+
+
+def refusal(server: LiveServer) -> httpx.Response | None:
+    reply = httpx.get(f"{server.url}/health")
+    return reply if reply.status_code == 503 else None
