@@ -14,6 +14,7 @@ from pydantic import AfterValidator, AliasChoices, Field, field_validator, model
 from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import parse_checkers
+from server.limit_settings import LimitSettings
 from server.setting_types import Bytes, EnvironmentSettings, Names
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 from weights.lora_file import parse_lora
@@ -167,7 +168,7 @@ class EngineSettings(EnvironmentSettings):
         return value
 
 
-class Settings(EngineSettings):
+class Settings(LimitSettings, EngineSettings):
     """The server's settings."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -187,23 +188,6 @@ class Settings(EngineSettings):
     )
     api_keys_file: Path | None = Field(None, description="file with key hashes, one a line, as `srpo keys` prints them")
     allow_no_keys: bool = Field(False, description="let other machines use the API without a key")
-    queue_size: int = Field(64, ge=0, description="requests that may wait; one more is answered with 429")
-    max_running: int = Field(16, ge=1, description="requests that are drawn at the same time, step by step in turn")
-    request_timeout: float = Field(
-        600.0, gt=0, description="seconds a request may take, waiting included, then the answer is 504"
-    )
-    header_timeout: float = Field(
-        10.0, gt=0, description="seconds a client may take to send a request's headers, from its first byte on"
-    )
-    max_connections: int = Field(
-        1000, ge=1, description="connections that may be open; one more takes the place of the longest idle one"
-    )
-    body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send a request's body")
-    shutdown_grace: int = Field(60, ge=0, description="seconds that unfinished requests get at shutdown")
-    max_body: Bytes = Field(2**24, ge=1024, description="size limit of a request body, in bytes or with a unit (16MiB)")
-    max_upload: Bytes = Field(
-        50 * 2**20, ge=1024, description="size limit of the picture in a form to /v1/images/edits, as for max_body"
-    )
     no_fetch: bool = Field(
         False, description="never fetch source pictures from the internet; image-to-image then accepts data URIs only"
     )

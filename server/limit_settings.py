@@ -1,0 +1,27 @@
+"""How much clients may take of the server: its requests, connections, bytes and time. Part of the settings."""
+
+from pydantic import Field
+
+from server.setting_types import Bytes, EnvironmentSettings
+
+
+class LimitSettings(EnvironmentSettings):
+    """The limits among the server's settings."""
+
+    queue_size: int = Field(64, ge=0, description="requests that may wait; one more is answered with 429")
+    max_running: int = Field(16, ge=1, description="requests that are drawn at the same time, step by step in turn")
+    request_timeout: float = Field(
+        600.0, gt=0, description="seconds a request may take, waiting included, then the answer is 504"
+    )
+    header_timeout: float = Field(
+        10.0, gt=0, description="seconds a client may take to send a request's headers, from its first byte on"
+    )
+    max_connections: int = Field(
+        1000, ge=1, description="connections that may be open; one more takes the place of the longest idle one"
+    )
+    body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send a request's body")
+    shutdown_grace: int = Field(60, ge=0, description="seconds that unfinished requests get at shutdown")
+    max_body: Bytes = Field(2**24, ge=1024, description="size limit of a request body, in bytes or with a unit (16MiB)")
+    max_upload: Bytes = Field(
+        50 * 2**20, ge=1024, description="size limit of the picture in a form to /v1/images/edits, as for max_body"
+    )
