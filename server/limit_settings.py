@@ -4,6 +4,8 @@ from pydantic import Field
 
 from server.setting_types import Bytes, EnvironmentSettings
 
+SOURCE_MEMORY = 2**26  # bytes
+
 
 class LimitSettings(EnvironmentSettings):
     """The limits among the server's settings."""
@@ -24,4 +26,10 @@ class LimitSettings(EnvironmentSettings):
     max_body: Bytes = Field(2**24, ge=1024, description="size limit of a request body, in bytes or with a unit (16MiB)")
     max_upload: Bytes = Field(
         50 * 2**20, ge=1024, description="size limit of the picture in a form to /v1/images/edits, as for max_body"
+    )
+    source_memory: Bytes = Field(
+        SOURCE_MEMORY,
+        ge=2**24,
+        description="memory that decoding a source picture may take (64MiB) beyond its own pixels; one that needs more "
+        "is shrunk while it is decoded, or refused",
     )

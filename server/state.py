@@ -70,7 +70,7 @@ class AppState:
             keys=KeyRing(settings.api_keys, settings.api_keys_file),
             guard=guard or build_guard(settings),
             prompts=build_prompt_guard(settings),
-            sources=Sources(pools, may_fetch=not settings.no_fetch),
+            sources=Sources(pools, may_fetch=not settings.no_fetch, memory=settings.source_memory),
             served=engine.model,
             dialect=build_dialect(settings, engine.model),
         )

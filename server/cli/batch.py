@@ -16,9 +16,10 @@ from pydantic_settings import CliPositionalArg
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageRequest, ImageToImageParams, for_model
 from pipelines.safety.guard import InspectedResult
 from server.aliases import IMAGE_TO_IMAGE, param_type, translate
+from server.images.decoding import UnusableImage
 from server.images.encoding import encode_one
 from server.images.signing import FileSigner
-from server.images.source import Sources, UnusableImage
+from server.images.source import Sources
 from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issues_of
 from server.settings import EngineSettings

@@ -20,7 +20,8 @@ from server.cli.banner import describe_substitute
 from server.cli.batch import BatchItem, CannotGenerate, GenerateSettings, add_parameter_flags, plan_batch
 from server.cli.parsing import format_error, parse
 from server.cli.terminal import Renderer, choose_renderer
-from server.images.source import Sources, UnusableImage
+from server.images.decoding import UnusableImage
+from server.images.source import Sources
 from server.jobs.generation import BLURRED, SHARP
 from server.state import build_engine_config, build_guard, build_prompt_guard, build_signer
 from server.threads import ThreadPools

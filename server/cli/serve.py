@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
-from server import logs
+from server import logs, memory
 from server.api.protocol import ConnectionLimits, limited_protocol
 from server.app import create_app
 from server.cli import banner
@@ -33,6 +33,7 @@ log = structlog.get_logger("srpo")
 
 def main(arguments: list[str]) -> int:
     settings = parse(Settings, "serve", arguments)
+    memory.fix_thresholds()
     logs.configure(settings)
     console = logs.make_console(settings)
     try:
@@ -48,7 +49,9 @@ def main(arguments: list[str]) -> int:
         return 2
     config = uvicorn.Config(
         app,
-        http=limited_protocol(ConnectionLimits(settings.header_timeout, limit_connections(settings))),
+        http=limited_protocol(
+            ConnectionLimits(settings.header_timeout, limit_connections(settings))
+        ),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -7,7 +7,7 @@ from pipelines.fields import Size
 from pipelines.request import ImageRequest
 from server.aliases import TranslatedRequest, param_type
 from server.errors import invalid_request
-from server.images.source import UnusableImage
+from server.images.decoding import UnusableImage
 from server.schema import Body, GenerationBody, read_body
 from server.state import AppState
 
