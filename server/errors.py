@@ -12,6 +12,8 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from pipelines import errors as pipeline
 
 MIN_RETRY, MAX_RETRY = 1.0, 120.0  # seconds
@@ -117,6 +119,13 @@ class BodyTooLarge(ServerError):
         super().__init__(f"{what} is larger than {limit:,} bytes.")
 
 
+class UploadsFull(ServerError):
+    retry_after = 5.0  # seconds
+
+    def __init__(self) -> None:
+        super().__init__("The uploads in progress take all the memory that the server has for them. Try again soon.")
+
+
 class BadRange(ServerError):
     def __init__(self, size: int) -> None:
         super().__init__(f"The range is outside the image's {size} bytes.")
@@ -164,6 +173,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     BodyTooLarge: WireError(413, "body_too_large", "invalid_request_error"),
     BadRange: WireError(416, "range_not_satisfiable", "invalid_request_error"),
     pipeline.QueueFull: WireError(429, "queue_full", "rate_limit_error"),
+    ClientDisconnect: WireError(499, "client_gone", "client_error"),
     pipeline.Cancelled: WireError(499, "cancelled", "client_error"),
     pipeline.GenerationFailed: WireError(500, "generation_failed", "server_error", repeats=True),
     pipeline.OutOfMemory: WireError(500, "out_of_memory", "server_error", repeats=True),
@@ -174,6 +184,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     pipeline.SafetyUnavailable: WireError(503, "safety_unavailable", "server_error"),
     StorageFull: WireError(503, "storage_full", "server_error"),
     StorageBusy: WireError(503, "storage_busy", "server_error"),
+    UploadsFull: WireError(503, "uploads_full", "server_error"),
     TooManyConnections: WireError(503, "too_many_connections", "server_error"),
     pipeline.DeadlineExceeded: WireError(504, "deadline_exceeded", "server_error", repeats=True),
 }

@@ -33,3 +33,9 @@ class LimitSettings(EnvironmentSettings):
         description="memory that decoding a source picture may take (64MiB) beyond its own pixels; one that needs more "
         "is shrunk while it is decoded, or refused",
     )
+    uploads: Bytes = Field(
+        2**28,
+        ge=2**20,
+        description="bytes that the bodies of all requests may take together (256MiB), in memory and in temporary "
+        "files, until they are decoded; small ones are not counted",
+    )

@@ -21,6 +21,7 @@ from server.images.source import Sources
 from server.images.store import LocalStore
 from server.logs import log_format_of
 from server.security.keys import KeyRing
+from server.security.limits import UploadBudget
 from server.security.origins import OriginPolicy
 from server.settings import EngineSettings, Settings
 from server.threads import ThreadPools
@@ -34,6 +35,7 @@ class AppState:
     settings: Settings
     pool: WorkerPool
     pools: ThreadPools
+    uploads: UploadBudget
     store: LocalStore
     keys: KeyRing
     guard: Guard
@@ -63,6 +65,7 @@ class AppState:
         return cls(
             settings=settings,
             pools=pools,
+            uploads=UploadBudget(settings.uploads),
             pool=pool or build_pool(settings, engine),
             signer=build_signer(settings),
             origins=OriginPolicy(settings),

@@ -24,7 +24,7 @@ def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        with running(tmp_path_factory.mktemp("hurried"), header_timeout="1") as server:
+        with running(tmp_path_factory.mktemp("hurried"), header_timeout="1", body_timeout="1") as server:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             yield server
     finally:

@@ -26,6 +26,7 @@ from server.jobs.models import JobRecord
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
 from server.schema import GenerationReply, read_body
+from server.security.limits import UNCOUNTED, Upload
 from server.state import AppState, State
 
 MAX_KEY = 255  # characters of an Idempotency-Key
@@ -35,12 +36,13 @@ router = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of this API, and what it is answered with."""
+    """A call of this API, what it is answered with, and what its body takes of the budget for uploads."""
 
     request: Request
     state: AppState
     jobs: JobService
     owner: str
+    upload: Upload
 
 
 @router.post("/v1/images/generations", status_code=201, **GENERATION)
@@ -49,8 +51,11 @@ class Call:
 @router.post("/images/generations/", include_in_schema=False)
 async def generate_images(request: Request, state: State, jobs: JobsDep, owner: Owner) -> Response:
     """Generate images from a prompt."""
-    fields = await read_object(request, state.settings.max_body, state.settings.body_timeout)
-    return await answer(Call(request, state, jobs, owner), fields, translate(fields, state.dialect))
+    with state.uploads.open() as upload:
+        call = Call(request, state, jobs, owner, upload)
+        check_room(call)
+        fields = await read_object(request, state, upload)
+        return await answer(call, fields, translate(fields, state.dialect))
 
 
 @router.post("/v1/images/edits", status_code=201, **EDITS)
@@ -59,18 +64,31 @@ async def generate_images(request: Request, state: State, jobs: JobsDep, owner: 
 @router.post("/images/edits/", include_in_schema=False)
 async def edit_image(request: Request, state: State, jobs: JobsDep, owner: Owner) -> Response:
     """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
-    settings = state.settings
-    form = await read_form(request, settings.max_body, settings.max_upload, settings.body_timeout)
-    fields, picture = form.fields, form.picture
-    with closing(picture or io.BytesIO()):
-        if form.unused and settings.edit_pictures == "one":
-            raise too_many_pictures(1 + len(form.unused))
-        translated = translate(fields, state.dialect, edit=True)
-        translated.events = "image_edit"
-        translated.ignored += form.unused
-        if picture is not None:
-            fields["image"] = await state.pools.run("bodies", sha256_of, picture)
-        return await answer(Call(request, state, jobs, owner), fields, translated, picture)
+    with state.uploads.open() as upload:
+        call = Call(request, state, jobs, owner, upload)
+        check_room(call)
+        form = await read_form(request, state.settings, upload)
+        fields, picture = form.fields, form.picture
+        with closing(picture or io.BytesIO()):
+            if form.unused and state.settings.edit_pictures == "one":
+                raise too_many_pictures(1 + len(form.unused))
+            translated = translate(fields, state.dialect, edit=True)
+            translated.events = "image_edit"
+            translated.ignored += form.unused
+            if picture is not None:
+                fields["image"] = await state.pools.run("bodies", sha256_of, picture)
+            return await answer(call, fields, translated, picture)
+
+
+def check_room(call: Call) -> None:
+    """Refuse a large body before it is sent, where there is no room for its request.
+
+    A small one is read first: its own faults are reported before the server's. So is one with an idempotency key,
+    whose answer may exist. Raises `NotReady`, `Draining` or `QueueFull`.
+    """
+    headers = call.request.headers
+    if "idempotency-key" not in headers and int(headers.get("content-length", UNCOUNTED + 1)) > UNCOUNTED:
+        call.state.pool.check_capacity()
 
 
 async def answer(
@@ -86,8 +104,11 @@ async def answer(
     if prefers_async(request) or "idempotency-key" in request.headers:
         return await answer_with_job(call, spec, fields)
     image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
-    generation = Generation.start(state, spec, image_request)
-    if translated.stream:
+    generation = Generation.start(state, spec.drop_source(), image_request)
+    del spec, body
+    fields.clear()
+    call.upload.close()
+    if generation.translated.stream:
         return generation_stream(call, generation)
     return await finished_reply(call, generation)
 
@@ -113,9 +134,12 @@ def generation_stream(call: Call, generation: Generation) -> EventStream:
 async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> Response:
     """Accept a request as a job, or find the one with its key; reply at once, by events, or when the job is over."""
     key = idempotency_key(call.request)
-    accepting = call.jobs.accept(spec, call.owner, key, hash_fields(fields))
+    accepting = call.jobs.accept(spec, call.owner, key, await call.state.pools.run("bodies", hash_fields, fields))
     # A client that leaves and has no key could never ask for the job: it is not accepted.
     record, known = await (accepting if key is not None else cancel_on_disconnect(accepting, call.request.receive))
+    spec = spec.drop_source()
+    fields.clear()
+    call.upload.close()
     headers = {"idempotent-replayed": "true"} if known else {}
     if prefers_async(call.request):
         return accepted_reply(call, record, headers)

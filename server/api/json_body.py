@@ -13,8 +13,12 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 
 from server.errors import BodyTimeout, BodyTooLarge, InvalidRequest, invalid_request
+from server.security.limits import Upload
+from server.state import AppState
 
 TOO_LARGE = "a number is too large"
+AT_ONCE = 2**16  # bytes; a larger body is parsed in a thread
+MAX_VALUES = 100_000  # counted by their punctuation, also where it is inside of a text
 DRAINED = 2**26  # bytes of an oversized body that are read and dropped, so that the client hears the 413
 
 
@@ -24,11 +28,15 @@ def invalid_json(problem: str) -> InvalidRequest:
     )
 
 
-async def read_object(request: Request, limit: int, seconds: float) -> dict[str, Any]:
-    """The body as a JSON object of at most `limit` bytes, sent within `seconds`."""
-    async with expect_body(request, "application/json", seconds):
-        raw = b"".join([chunk async for chunk in chunks_of(request, limit, "The request body")])
-    return parse_object(raw)
+async def read_object(request: Request, state: AppState, upload: Upload) -> dict[str, Any]:
+    """The body as a JSON object, of the size and within the time that the settings allow. It counts as `upload`."""
+    raw = bytearray()
+    async with expect_body(request, "application/json", state.settings.body_timeout):
+        async for chunk in chunks_of(request, state.settings.max_body, "The request body", upload):
+            raw += chunk
+    if len(raw) <= AT_ONCE:
+        return parse_object(raw)
+    return await state.pools.run("bodies", parse_object, raw)
 
 
 @asynccontextmanager
@@ -50,8 +58,8 @@ async def expect_body(request: Request, content_type: str, seconds: float) -> As
         raise BodyTimeout(seconds) from None
 
 
-async def chunks_of(request: Request, limit: int, what: str) -> AsyncGenerator[bytes, None]:
-    """The body as it comes. Raises `BodyTooLarge`, of `what`, after it.
+async def chunks_of(request: Request, limit: int, what: str, upload: Upload) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises `BodyTooLarge`, of `what`, after it; `UploadsFull` where `upload` finds no room.
 
     Of one that is too large a bounded part is drained: clients read no reply while they send.
     """
@@ -59,6 +67,7 @@ async def chunks_of(request: Request, limit: int, what: str) -> AsyncGenerator[b
     async for chunk in request.stream():
         size += len(chunk)
         if size <= limit:
+            upload.add(len(chunk))
             yield chunk
         elif size > limit + DRAINED:
             break
@@ -66,8 +75,13 @@ async def chunks_of(request: Request, limit: int, what: str) -> AsyncGenerator[b
         raise BodyTooLarge(limit, what)
 
 
-def parse_object(raw: bytes) -> dict[str, Any]:
-    """Strict JSON: UTF-8, an object, finite numbers, no lone surrogates."""
+def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
+    """Strict JSON: UTF-8, an object, finite numbers, no lone surrogates, and no more values than a request can need.
+
+    Python's parser keeps all other threads waiting, so millions of values would stop the server for seconds.
+    """
+    if sum(raw.count(mark) for mark in b",:[{") > MAX_VALUES:
+        raise invalid_json(f"it holds more than {MAX_VALUES:,} values")
     try:
         value = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse_constant, parse_float=parse_finite)
     except UnicodeDecodeError:

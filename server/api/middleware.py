@@ -104,7 +104,7 @@ class RequestContext:
             "status": self._status,
             "ms": round((time.monotonic() - self._start) * 1000, 1),
         }
-        error = self._error
+        error, self._error = self._error, None  # its traceback holds this object, and the body with it
         if error is None and self._scope["path"] in PROBES:
             log.debug("request", **facts)
         elif error is None:

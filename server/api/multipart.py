@@ -19,6 +19,8 @@ from server.api.json_body import chunks_of, expect_body
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull, invalid_request
 from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issue_of
+from server.security.limits import Upload
+from server.settings import Settings
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`
 NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII)
@@ -36,13 +38,14 @@ class Form:
     unused: list[str]
 
 
-async def read_form(request: Request, max_text: int, max_picture: int, seconds: float) -> Form:
-    """The fields, numbers and switches as such, and the picture, which the caller closes.
+async def read_form(request: Request, settings: Settings, upload: Upload) -> Form:
+    """The fields, numbers and switches as such, and the picture, which the caller closes. The form counts as `upload`.
 
     Raises `InvalidRequest` and as `read_object` does; `StorageFull` where there is no room for the picture.
     """
-    async with expect_body(request, "multipart/form-data", seconds):
-        form = await parse(request, max_text, max_picture)
+    max_text, max_picture = settings.max_body, settings.max_upload
+    async with expect_body(request, "multipart/form-data", settings.body_timeout):
+        form = await parse(request, max_text, max_picture, upload)
     fields = {name: parse_field(name, part) for name, part in form.multi_items() if isinstance(part, str)}
     files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
     try:
@@ -64,10 +67,10 @@ async def read_form(request: Request, max_text: int, max_picture: int, seconds: 
     return Form(fields, picture, [f"image.{number}" for number in range(1, len(pictures))])
 
 
-async def parse(request: Request, max_text: int, max_picture: int) -> FormData:
+async def parse(request: Request, max_text: int, max_picture: int, upload: Upload) -> FormData:
     """Every part; files are on disk. A refused body is read to its end: a client that still sends reads no reply."""
     limit = max_text + max_picture
-    body = chunks_of(request, limit, f"The form, with a picture of at most {max_picture:,} bytes,")
+    body = chunks_of(request, limit, f"The form, with a picture of at most {max_picture:,} bytes,", upload)
     limits = {"max_files": MAX_FIELDS, "max_fields": MAX_FIELDS, "max_part_size": limit}
     try:
         return await MultiPartParser(request.headers, body, **limits).parse()

@@ -27,9 +27,13 @@ log = structlog.get_logger("srpo")
 
 @dataclass(slots=True)
 class ConnectionLimits:
-    """What the connections of one server share: `seconds` for a request's headers, and how many may be open."""
+    """What the connections of one server share: how many may be open, and the seconds that a client has.
 
-    seconds: float
+    `headers` are those for a request's line and headers, `unread` those for a body whose request is answered already.
+    """
+
+    headers: float
+    unread: float
     connections: int
     warned: float = float("-inf")
 
@@ -86,7 +90,8 @@ class EnvelopeProtocol(H11Protocol):
         if self.transport.is_closing() or not (theirs is h11.IDLE or (ours is h11.DONE and theirs is h11.SEND_BODY)):
             self._unwatch()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(self.limits.seconds, self._end)
+            seconds = self.limits.headers if theirs is h11.IDLE else self.limits.unread
+            self._deadline = self.loop.call_later(seconds, self._end)
 
     def _unwatch(self) -> None:
         if self._deadline is not None:
@@ -97,7 +102,7 @@ class EnvelopeProtocol(H11Protocol):
         """The deadline has passed. Who has sent nothing hears nothing: a client may keep connections in reserve."""
         self._deadline = None
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._refuse(HeaderTimeout(self.limits.seconds))
+            self._refuse(HeaderTimeout(self.limits.headers))
         else:
             self.transport.close()
 

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     config = uvicorn.Config(
         app,
         http=limited_protocol(
-            ConnectionLimits(settings.header_timeout, limit_connections(settings))
+            ConnectionLimits(settings.header_timeout, settings.body_timeout, limit_connections(settings))
         ),
         ws="none",
         lifespan="on",

@@ -115,8 +115,8 @@ class JobService:
     async def _admit(
         self, spec: JobSpec, request: ImageRequest, owner: str, key: str | None, body_hash: str
     ) -> JobRecord:
+        spec = replace(spec.drop_source(), fingerprint=self._state.fingerprint)
         generation = Generation.start(self._state, spec, request)
-        spec = replace(spec, fingerprint=self._state.fingerprint)
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, owner, key, body_hash, spec.to_json(request), created=time.time())
         try:

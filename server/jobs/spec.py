@@ -1,7 +1,7 @@
 """A request between its validation and its admission, and how it becomes work for the engine."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
@@ -43,6 +43,15 @@ class JobSpec:
                 received=str(error),
             ) from error
         return self.body.to_request(state.served, size, pixels)
+
+    def drop_source(self) -> Self:
+        """The same without the source picture, which is large, and is not needed once the request is built."""
+        if self.upload is not None:
+            self.upload.close()
+        if isinstance(self.body, GenerationBody):
+            return self
+        self.translated.native["image_url"] = PLACEHOLDER_URL
+        return replace(self, body=self.body.model_copy(update={"image_url": PLACEHOLDER_URL}), upload=None)
 
     def to_json(self, request: ImageRequest) -> dict[str, Any]:
         """All but the source's pixels, for which there is a better place."""

@@ -40,11 +40,12 @@ class DrippingService:
 class SlowSockets:
     """Connections to a server that send `start`, and then a byte at a time for ever; `patient` ones send no more.
 
-    One asyncio client in a thread of its own holds them all. `heard` is what each got before the server closed it.
+    One asyncio client in a thread of its own holds them all. `heard` is what each got that the server has closed.
     """
 
     def __init__(self, port: int, count: int, start: bytes, *, patient: bool = False) -> None:
         self.heard: list[bytes] = []
+        self._hearing: list[bytearray] = []
         self.opened = 0
         self._arguments = (port, start, patient)
         self._count = count
@@ -66,6 +67,10 @@ class SlowSockets:
         """How many the server has closed."""
         return len(self.heard)
 
+    def hearing(self) -> list[bytes]:
+        """What each has got so far, closed or not."""
+        return [bytes(heard) for heard in self._hearing]
+
     async def _hold_all(self) -> None:
         holding = [asyncio.ensure_future(self._hold(*self._arguments)) for _ in range(self._count)]
         await self._stop.wait()
@@ -77,12 +82,13 @@ class SlowSockets:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         self.opened += 1
         dripping = asyncio.ensure_future(self._drip(writer, start, patient))
-        heard = b""
+        heard = bytearray()
+        self._hearing.append(heard)
         try:
             with suppress(ConnectionError):
                 while piece := await reader.read(2**16):
                     heard += piece
-            self.heard.append(heard)
+            self.heard.append(bytes(heard))
         finally:
             dripping.cancel()
             writer.close()

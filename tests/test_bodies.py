@@ -1,0 +1,117 @@
+"""Bodies of requests on a real port: how many bytes of them there may be, and when they are refused."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from support.server import START_LIMIT, LiveServer, running
+from support.strangers import SlowSockets
+from support.waiting import LIMIT, within
+
+PATH = "/v1/images/generations"
+MIB = 2**20
+BUDGET = 32 * MIB
+JSON_TYPE = "content-type: application/json"
+FORM_TYPE = "content-type: multipart/form-data; boundary=b"
+FORM_START = b'--b\r\ncontent-disposition: form-data; name="image"; filename="a.png"\r\ncontent-type: image/png\r\n\r\n'
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with room for two large bodies, and for one request."""
+    with running(
+        tmp_path_factory.mktemp("small"),
+        uploads=str(BUDGET),
+        body_timeout="3600",
+        max_running="1",
+        queue_size="0",
+        safety_checker="none",
+    ) as server:
+        yield server
+
+
+def head(path: str, length: int, *lines: str) -> bytes:
+    return "\r\n".join(
+        [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {length}", *lines, "", ""]
+    ).encode()
+
+
+def refusals(sockets: SlowSockets) -> list[str]:
+    """The codes of the errors that were heard."""
+    return [json.loads(heard.partition(b"\r\n\r\n")[2])["error"]["code"] for heard in sockets.hearing() if heard]
+
+
+def memory(server: LiveServer) -> int:
+    """Bytes of resident memory."""
+    return int(Path(f"/proc/{server.process.pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+
+
+def temporary_bytes(server: LiveServer) -> int:
+    """Bytes in nameless files that the process has open."""
+    total = 0
+    for path in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed in the meantime
+            if re.match(r"/tmp/.*\(deleted\)$", str(path.readlink())):
+                total += path.stat().st_size
+    return total
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "start"),
+    [(PATH, JSON_TYPE, b'{"x":"'), ("/v1/images/edits", FORM_TYPE, FORM_START)],
+    ids=["json", "form"],
+)
+def test_stalled_uploads_take_no_more_than_the_budget_and_give_it_back(
+    small: LiveServer, path: str, kind: str, start: bytes
+) -> None:
+    assert small.generate().status_code == 201
+    before = memory(small)
+    body = head(path, 16 * MIB - 1, kind) + start + b"a" * (15 * MIB)
+    with SlowSockets(small.port, 12, body, patient=True) as stalled:
+        assert within(LIMIT, lambda: len(refusals(stalled)) == 10)
+        assert set(refusals(stalled)) == {"uploads_full"}
+        assert memory(small) + temporary_bytes(small) < before + BUDGET + 8 * MIB
+        assert small.generate().status_code == 201
+    assert within(LIMIT, lambda: memory(small) + temporary_bytes(small) < before + 8 * MIB)
+    assert "Traceback" not in small.settled_log()
+    lines = [line for line in small.log.read_text().splitlines() if '"status": 499' in line]
+    assert len(lines) >= 2
+    assert all("ClientDisconnect" in line for line in lines)
+
+
+def test_a_large_body_is_refused_before_it_is_sent_where_there_is_no_room_for_its_request(small: LiveServer) -> None:
+    slow = {"num_inference_steps": 50, "num_images": 4, "image_size": "square_hd", "acceleration": "none"}
+    with ThreadPoolExecutor(1) as threads, small.client() as client:
+        body = {"model": "flux/srpo", "prompt": "x", **slow}
+        running = threads.submit(client.post, PATH, json=body, headers={"prefer": "respond-async"})
+        job = running.result().json()
+        try:
+            with socket.create_connection(("127.0.0.1", small.port), LIMIT) as connection:
+                connection.sendall(head(PATH, 15 * MIB, JSON_TYPE) + b"{")
+                heard = connection.recv(2**16)
+            assert heard.startswith(b"HTTP/1.1 429 ")
+            whole = client.post(PATH, content=b" " * (15 * MIB), headers={"content-type": "application/json"})
+            assert whole.json()["error"]["code"] == "queue_full"
+            small_one = client.post(PATH, json={"model": "flux/srpo"})
+            assert (small_one.status_code, small_one.json()["error"]["param"]) == (400, "prompt")
+        finally:
+            client.delete(f"/v1/jobs/{job['id']}")
+
+
+@pytest.mark.parametrize("body", [b'{"a":[' + b"1," * 7_000_000 + b"1]}", b"[" * 15_000_000], ids=["flat", "deep"])
+def test_millions_of_values_are_refused_before_they_are_parsed(small: LiveServer, body: bytes) -> None:
+    """The parser would keep the server from doing anything else, for seconds."""
+    headers = {"content-type": "application/json"}
+    reply = httpx.post(f"{small.url}{PATH}", content=body, headers=headers, timeout=START_LIMIT)
+    assert reply.status_code == 400
+    assert "100,000 values" in reply.json()["message"]
+
+
+def test_a_large_text_is_no_fault(small: LiveServer) -> None:
+    assert small.generate(unknown="a" * (15 * MIB)).status_code == 201
