@@ -197,8 +197,9 @@ def row_of(error: Exception) -> WireError:
 
 
 def envelope(error: Exception, request_id: str, path: str) -> dict[str, Any]:
-    """The body of a failed request."""
+    """The body of a failed request. Only our own classes say more than their row: others' `code` is not for clients."""
     row = row_of(error)
+    ours = error if row is not UNEXPECTED else None
     message = UNEXPECTED_MESSAGE if row is UNEXPECTED else str(error)
     title = HTTPStatus(row.status).phrase if row.status != 499 else "Client Closed Request"
     extra = (
@@ -218,10 +219,10 @@ def envelope(error: Exception, request_id: str, path: str) -> dict[str, Any]:
         "error": {
             "message": message,
             "type": row.type,
-            "param": getattr(error, "param", None),
-            "code": getattr(error, "code", row.code),
-            "name": type(error).__name__ if row is not UNEXPECTED else "InternalError",
-            "data": getattr(error, "issues", []),
+            "param": getattr(ours, "param", None),
+            "code": getattr(ours, "code", row.code),
+            "name": type(error).__name__ if ours else "InternalError",
+            "data": getattr(ours, "issues", []),
         },
         **extra,
     }
@@ -230,6 +231,8 @@ def envelope(error: Exception, request_id: str, path: str) -> dict[str, Any]:
 def headers_of(error: Exception) -> dict[str, str]:
     """Retry advice that OpenAI's SDKs obey, and the error's own headers."""
     row = row_of(error)
+    if row is UNEXPECTED:
+        return {}
     headers = dict(getattr(error, "headers", {}))
     if (seconds := getattr(error, "retry_after", None)) is not None:
         wait = min(MAX_RETRY, max(MIN_RETRY, seconds))

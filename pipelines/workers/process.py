@@ -8,11 +8,13 @@ import asyncio
 import contextlib
 import os
 import signal
+import site
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipelines import logs
@@ -21,7 +23,19 @@ from pipelines.workers.protocol import PREFIX, Message
 
 PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the event loop, not in hundreds
 READ_TO_END = 2.0  # seconds; a grandchild that escaped can hold the pipes open
+PACKAGES = str(Path(__file__).parents[2])  # the folder with `pipelines`
 CAPTURED: Mapping[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+
+
+def with_our_packages(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a worker, which is started with `-P`: a file of the current folder is never imported.
+
+    So a tree that is run without being installed must be named.
+    """
+    if PACKAGES in site.getsitepackages():
+        return dict(environment)
+    paths = [path for path in (environment.get("PYTHONPATH"), PACKAGES) if path]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class WorkerProcess:
@@ -48,11 +62,11 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork and exec of milliseconds, at start only
-                [sys.executable, "-m", "pipelines.workers.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "pipelines.workers.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 process_group=0,
-                env=self._environment,
+                env=with_our_packages(self._environment),
                 **(CAPTURED if self._config.log_format == "json" else {}),
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=PIPE_BUFFER)

@@ -80,8 +80,8 @@ def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @contextmanager
-def running(folder: Path, *flags: str, wait: bool = True, **env: str) -> Iterator[LiveServer]:
-    """`srpo serve` with `flags` and SRPO_* variables `env`, stopped (then killed) at the end."""
+def running(folder: Path, *flags: str, wait: bool = True, cwd: Path | None = None, **env: str) -> Iterator[LiveServer]:
+    """`srpo serve` in `cwd` with `flags` and SRPO_* variables `env`, stopped (then killed) at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SRPO_")}
@@ -92,6 +92,7 @@ def running(folder: Path, *flags: str, wait: bool = True, **env: str) -> Iterato
             env=variables | {f"SRPO_{name.upper()}": value for name, value in env.items()},
             stdout=out,
             stderr=subprocess.STDOUT,
+            cwd=cwd,
         )
     server = LiveServer(f"http://127.0.0.1:{port}", port, process, log, folder / "data")
     try:

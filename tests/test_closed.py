@@ -1,0 +1,29 @@
+"""What the server keeps to itself, and what it does not let others bring in."""
+
+from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
+from support.server import running
+
+from server.errors import envelope, headers_of
+
+
+def test_a_module_in_the_current_folder_is_never_imported(tmp_path: Path) -> None:
+    """Someone who can write into the folder where the server is started must not run code in it."""
+    for name in ("diffusers", "torch", "transformers"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nraise SystemExit(1)\n")
+    with running(tmp_path / "server", cwd=tmp_path) as server:
+        assert server.generate().status_code == 201
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_of_a_foreign_error_reaches_clients() -> None:
+    """SQLAlchemy's errors have a `code`, others have `headers`, `param` or `retry_after`."""
+    error = OperationalError("SELECT prompt", {"prompt": "a secret"}, Exception("disk I/O error"))
+    vars(error).update(param="secret", issues=["secret"], retry_after=3.0, headers={"x-secret": "1"}, stage="secret")
+    assert error.code  # SQLAlchemy's own
+    body = envelope(error, "id", "/v1/images/generations")
+    assert body["error"]["code"] == "internal_error"
+    assert (body["error"]["param"], body["error"]["data"]) == (None, [])
+    assert "secret" not in str(body)
+    assert headers_of(error) == {}
