@@ -106,6 +106,7 @@ class Job:
     request: ImageRequest
     deadline: float  # on the monotonic clock
     previews: PreviewPlan = PreviewPlan()
+    tenant: str = ""  # with whose jobs it shares a place in the line
     admitted: float = field(default_factory=time.monotonic)
     dispatched: float | None = None
     crashes: int = 0

@@ -119,6 +119,12 @@ class BodyTooLarge(ServerError):
         super().__init__(f"{what} is larger than {limit:,} bytes.")
 
 
+class KeyLimitReached(ServerError):
+    def __init__(self, requests: int, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"This key has {requests} unfinished requests, which is all that it may have at a time.")
+
+
 class UploadsFull(ServerError):
     retry_after = 5.0  # seconds
 
@@ -172,6 +178,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     Gone: WireError(410, "expired", "invalid_request_error"),
     BodyTooLarge: WireError(413, "body_too_large", "invalid_request_error"),
     BadRange: WireError(416, "range_not_satisfiable", "invalid_request_error"),
+    KeyLimitReached: WireError(429, "rate_limit_exceeded", "rate_limit_error"),
     pipeline.QueueFull: WireError(429, "queue_full", "rate_limit_error"),
     ClientDisconnect: WireError(499, "client_gone", "client_error"),
     pipeline.Cancelled: WireError(499, "cancelled", "client_error"),

@@ -12,6 +12,12 @@ class LimitSettings(EnvironmentSettings):
 
     queue_size: int = Field(64, ge=0, description="requests that may wait; one more is answered with 429")
     max_running: int = Field(16, ge=1, description="requests that are drawn at the same time, step by step in turn")
+    key_requests: int | None = Field(
+        None,
+        ge=1,
+        description="requests of one key that may be unfinished at a time; one more is answered with 429; none: three "
+        "quarters of the requests that may wait or run",
+    )
     request_timeout: float = Field(
         600.0, gt=0, description="seconds a request may take, waiting included, then the answer is 504"
     )

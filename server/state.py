@@ -21,7 +21,7 @@ from server.images.source import Sources
 from server.images.store import LocalStore
 from server.logs import log_format_of
 from server.security.keys import KeyRing
-from server.security.limits import UploadBudget
+from server.security.limits import KeyLimits, UploadBudget
 from server.security.origins import OriginPolicy
 from server.settings import EngineSettings, Settings
 from server.threads import ThreadPools
@@ -36,6 +36,7 @@ class AppState:
     pool: WorkerPool
     pools: ThreadPools
     uploads: UploadBudget
+    limits: KeyLimits
     store: LocalStore
     keys: KeyRing
     guard: Guard
@@ -62,11 +63,13 @@ class AppState:
         """
         engine = build_engine_config(settings, settings.data_dir)
         pools = ThreadPools()
+        pool = pool or build_pool(settings, engine)
         return cls(
             settings=settings,
             pools=pools,
             uploads=UploadBudget(settings.uploads),
-            pool=pool or build_pool(settings, engine),
+            pool=pool,
+            limits=KeyLimits(settings.key_requests, pool),
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
             store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),

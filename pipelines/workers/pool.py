@@ -9,9 +9,8 @@ alone. All workers produce the same bytes, so it does not matter which of them r
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -31,27 +30,13 @@ from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.protocol import Message
 from pipelines.workers.refusals import Refusals
-from pipelines.workers.supervisor import WorkerStatus, WorkerSupervisor
+from pipelines.workers.status import PoolStatus, format_failure
+from pipelines.workers.supervisor import WorkerSupervisor
+from pipelines.workers.waiting_line import WaitingLine
 
 MAX_CRASHES = 2
+RESERVED = 4  # one place of so many is kept for other tenants: they must not wait for a large job to end
 log = structlog.get_logger("srpo")
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
-    """What the pool is doing. `state` is `loading`, `ready` (a worker is), `restarting`, `failed` or `draining`."""
-
-    state: str
-    stage: str
-    progress: float
-    eta: float
-    waiting: int
-    running: int
-    restarts: int
-    worker_pids: tuple[int, ...]
-    info: EngineInfo | None
-    failure: str | None
-    workers: tuple[WorkerStatus, ...] = ()
 
 
 class WorkerPool:
@@ -72,11 +57,12 @@ class WorkerPool:
         self._supervisors = [
             WorkerSupervisor(replace(config, device=device), self) for device in devices or (config.device,)
         ]
-        self._capacity = queue_size + max_running * len(self._supervisors)
+        self.capacity = queue_size + max_running * len(self._supervisors)
         self._max_running = max_running
+        self._places = max_running - max_running // RESERVED  # that one tenant may take
         self._request_timeout = request_timeout
         self._step_timeout = step_timeout
-        self._queue: deque[Job] = deque()
+        self._queue = WaitingLine(lambda job: self.cost_model.estimate_seconds(job.request))
         self._draining = False
         self._refusals = Refusals()
         self._info: EngineInfo | None = None
@@ -109,7 +95,7 @@ class WorkerPool:
         if self._info is None:
             status = self.status()
             raise NotReady(status.stage, status.progress, status.eta)
-        if len(self._queue) + len(self._running()) >= self._capacity:
+        if len(self._queue) + len(self._running()) >= self.capacity:
             raise self._refusals.error(self.estimate_wait(), self._running(), len(self._queue))
 
     def submit(
@@ -117,8 +103,9 @@ class WorkerPool:
         request: ImageRequest,
         previews: PreviewPlan = PreviewPlan(),  # noqa: B008 - frozen
         channel: EventChannel | None = None,
+        tenant: str = "",
     ) -> Job:
-        """Add a request to the queue. Raises `NotReady`, `Draining` or `QueueFull`, before any work.
+        """Add a request of `tenant`'s to the queue. Raises `NotReady`, `Draining` or `QueueFull`, before any work.
 
         The job's events go to `channel`, which the caller closes; without one, to a channel of the job's own.
         """
@@ -128,6 +115,7 @@ class WorkerPool:
             request,
             deadline=time.monotonic() + self._request_timeout,
             previews=previews,
+            tenant=tenant,
             channel=channel or EventChannel(),
             owns_channel=channel is None,
         )
@@ -145,6 +133,16 @@ class WorkerPool:
         if job in self._queue:
             self._queue.remove(job)
         self._dispatch()
+
+    def unfinished_of(self, tenant: str) -> list[Job]:
+        """A tenant's jobs, those that run first."""
+        return [job for job in (*self._running(), *self._queue) if job.tenant == tenant]
+
+    def estimate_end(self, jobs: Sequence[Job]) -> float:
+        """Predicted seconds until the first of a tenant's `jobs` ends, where tenants take turns."""
+        shortest = min(self._estimate_seconds([job]) for job in jobs)
+        tenants = {job.tenant for job in (*self._running(), *self._queue)}
+        return shortest * len(tenants) / self._count_ready()
 
     def estimate_wait(self) -> float:
         """Predicted seconds of work before a request that arrives now would start."""
@@ -205,7 +203,7 @@ class WorkerPool:
             job.pixels.clear()
             job.remaining_fraction = 1.0
             if job.crashes < MAX_CRASHES:
-                self._queue.appendleft(job)
+                self._queue.put_first(job)
             else:
                 job.finish(WorkerCrashed())
         self._dispatch()
@@ -226,8 +224,6 @@ class WorkerPool:
                 self.cost_model.record_job(job.request, header["timings"])
             case "failed":
                 self._finish_job(supervisor, job, FAILURES[header["error"]]())
-
-    # --- jobs ---------------------------------------------------------------------------------------------------
 
     async def _watch_deadlines(self) -> None:
         """Cancel jobs that are past their deadline, and kill workers that have sent nothing for too long."""
@@ -251,9 +247,18 @@ class WorkerPool:
 
     def _dispatch(self) -> None:
         """Send jobs to the workers that have capacity, and publish the positions of the others."""
-        while self._queue and (supervisor := self._select_worker(self._queue[0])) is not None:
-            supervisor.run(self._queue.popleft())
+        while choice := self._choose():
+            job, supervisor = choice
+            self._queue.take(job)
+            supervisor.run(job)
         self._publish_positions()
+
+    def _choose(self) -> tuple[Job, WorkerSupervisor] | None:
+        """The next job, and its worker; another tenant's job where the first one's tenant has its share of places."""
+        for job in self._queue.heads():
+            if supervisor := self._select_worker(job):
+                return job, supervisor
+        return None
 
     def _select_worker(self, job: Job) -> WorkerSupervisor | None:
         """The ready worker with capacity that has the least work. A job whose worker died runs alone."""
@@ -262,6 +267,7 @@ class WorkerPool:
             for supervisor in self._supervisors
             if supervisor.ready
             and len(supervisor.running) < (1 if job.crashes else self._max_running)
+            and supervisor.count(job.tenant) < (self._places if job.tenant else self._max_running)
             and not any(other.crashes for other in supervisor.running.values())
         ]
         return min(free, key=lambda supervisor: self._estimate_seconds([*supervisor.running.values()]), default=None)
@@ -291,8 +297,3 @@ class WorkerPool:
         supervisor.release(job)
         job.finish(outcome)
         self._dispatch()
-
-
-def format_failure(worker: WorkerStatus, alone: bool) -> str:
-    """Why a worker does not serve; with its device, where there are several workers."""
-    return worker.failure or "" if alone else f"{worker.device}: {worker.failure}"

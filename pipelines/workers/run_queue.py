@@ -1,9 +1,13 @@
 """Decides which running job takes the next step. Pure Python, no clock.
 
-Shortest remaining cost first, so that a small job does not wait for a large one, with ageing, so that a large one is
-not overtaken for ever. Costs are predicted device seconds (`cost_model.py`), and so is time here: it passes with the
-work that is done. A job that has waited for `w` seconds of others' work counts as `AGEING * w` shorter; hence a job of
-cost `c` is overtaken only by jobs that arrive within the next `c / AGEING` seconds of work, and those are shorter.
+Tenants share the device by predicted seconds: next is the tenant whose own next job would end first, counted in the
+seconds that the tenant has had since it came (weighted fair queueing). A tenant is a name that means nothing here.
+
+Inside a tenant: shortest remaining cost first, so that a small job does not wait for a large one, with ageing, so that
+a large one is not overtaken for ever. Costs are predicted device seconds (`cost_model.py`), and so is time here: it
+passes with the work that is done. A job that has waited for `w` seconds of others' work counts as `AGEING * w` shorter;
+hence a job of cost `c` is overtaken only by jobs that arrive within the next `c / AGEING` seconds of work, and those
+are shorter.
 """
 
 from collections.abc import Iterator
@@ -20,14 +24,19 @@ class QueueEntry(Generic[T]):
     """A running job: when it came, what it was predicted to cost, and how much of that is done."""
 
     job: T
+    tenant: str
     arrived: float
     cost: float
     done: float = 0.0
 
     @property
+    def remaining(self) -> float:
+        return self.cost - self.done
+
+    @property
     def priority(self) -> float:
         """Remaining cost less ageing; equal for all times at which nothing of the job itself is done."""
-        return self.cost - self.done + AGEING * (self.arrived + self.done)
+        return self.remaining + AGEING * (self.arrived + self.done)
 
 
 class RunQueue(Generic[T]):
@@ -36,6 +45,7 @@ class RunQueue(Generic[T]):
     def __init__(self) -> None:
         self._entries: dict[str, QueueEntry[T]] = {}
         self._now = 0.0  # seconds of work done since the start
+        self._had: dict[str, float] = {}  # seconds that each tenant has had; who comes anew begins at the least of them
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -46,9 +56,15 @@ class RunQueue(Generic[T]):
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
-    def add(self, name: str, job: T, cost: float) -> None:
+    def add(self, name: str, job: T, cost: float, tenant: str = "") -> None:
         """Take in a job of `cost` predicted device seconds."""
-        self._entries[name] = QueueEntry(job, self._now, cost)
+        present = {entry.tenant for entry in self._entries.values()}
+        least = min((self._had[other] for other in present), default=0.0)
+        if tenant not in present:
+            before = self._had.get(tenant, 0.0) if present else 0.0
+            self._had = {other: had for other, had in self._had.items() if other in present or had > least}
+            self._had[tenant] = max(least, before)
+        self._entries[name] = QueueEntry(job, tenant, self._now, cost)
 
     def remove(self, name: str) -> None:
         """Forget a job; unknown names are fine (it may have finished a moment ago)."""
@@ -56,14 +72,19 @@ class RunQueue(Generic[T]):
 
     def peek(self) -> T:
         """The job that takes the next step; of equals, the one that came first."""
-        return min(self._entries.values(), key=lambda entry: entry.priority).job
+        return self.by_priority()[0]
 
     def by_priority(self) -> list[T]:
         """All jobs, the one that takes the next step first."""
-        return [entry.job for entry in sorted(self._entries.values(), key=lambda entry: entry.priority)]
+        entries = sorted(self._entries.values(), key=lambda entry: entry.priority)
+        ends: dict[str, float] = {}
+        for entry in entries:  # the first of each tenant
+            ends.setdefault(entry.tenant, self._had[entry.tenant] + entry.remaining)
+        return [entry.job for entry in sorted(entries, key=lambda entry: ends[entry.tenant])]
 
     def advance(self, name: str, done: float) -> None:
         """`done` is the part of the job's cost that is behind it, from 0 to 1."""
         if (entry := self._entries.get(name)) is not None:
             before, entry.done = entry.done, entry.cost * done
             self._now += entry.done - before
+            self._had[entry.tenant] += entry.done - before

@@ -92,7 +92,7 @@ class StepLoop:
             case "run":
                 request = ImageRequest.from_json(header["request"], payload)
                 job = WorkerJob(header["job"], request, PreviewPlan(**header["previews"]))
-                self._queue.add(job.id, job, self._cost_model.estimate_seconds(request))
+                self._queue.add(job.id, job, self._cost_model.estimate_seconds(request), header.get("tenant", ""))
             case "cancel":
                 self._queue.remove(header["job"])
 

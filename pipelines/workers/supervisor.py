@@ -100,8 +100,13 @@ class WorkerSupervisor:
         assert self._process is not None
         job.dispatched = time.monotonic()
         self.running[job.id] = job
-        run = {"op": "run", "job": job.id, "request": job.request.to_json(), "previews": asdict(job.previews)}
+        run = {"op": "run", "job": job.id, "tenant": job.tenant, "request": job.request.to_json()}
+        run["previews"] = asdict(job.previews)
         self._process.send(run, job.request.source.pixels if job.request.source else b"")
+
+    def count(self, tenant: str) -> int:
+        """How many of its jobs are a tenant's."""
+        return sum(job.tenant == tenant for job in self.running.values())
 
     def cancel(self, job: Job) -> None:
         if self.running.pop(job.id, None) is not None and self._process is not None:

@@ -84,10 +84,11 @@ def check_room(call: Call) -> None:
     """Refuse a large body before it is sent, where there is no room for its request.
 
     A small one is read first: its own faults are reported before the server's. So is one with an idempotency key,
-    whose answer may exist. Raises `NotReady`, `Draining` or `QueueFull`.
+    whose answer may exist. Raises `NotReady`, `Draining`, `QueueFull` or `KeyLimitReached`.
     """
     headers = call.request.headers
     if "idempotency-key" not in headers and int(headers.get("content-length", UNCOUNTED + 1)) > UNCOUNTED:
+        call.state.limits.check(call.owner)
         call.state.pool.check_capacity()
 
 
@@ -104,7 +105,7 @@ async def answer(
     if prefers_async(request) or "idempotency-key" in request.headers:
         return await answer_with_job(call, spec, fields)
     image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
-    generation = Generation.start(state, spec.drop_source(), image_request)
+    generation = Generation.start(state, spec.drop_source(), image_request, call.owner)
     del spec, body
     fields.clear()
     call.upload.close()

@@ -37,12 +37,17 @@ class Generation:
         self._state = state
 
     @classmethod
-    def start(cls, state: AppState, spec: JobSpec, request: ImageRequest) -> Self:
-        """Submit the request. Raises `NotReady`, `Draining` or `QueueFull` before any work."""
+    def start(cls, state: AppState, spec: JobSpec, request: ImageRequest, owner: str, *, resumed: bool = False) -> Self:
+        """Submit the request of `owner`. Raises `NotReady`, `Draining` or `QueueFull` before any work.
+
+        Raises `KeyLimitReached` too, unless the request is `resumed`: it has been accepted before.
+        """
+        if not resumed:
+            state.limits.check(owner)
         if state.guard.overrules(spec.body.enable_safety_checker):
             spec.translated.ignored.append("enable_safety_checker")
         channel = EventChannel()
-        job = state.pool.submit(request, preview_plan(state, spec.translated, spec.body), channel)
+        job = state.pool.submit(request, preview_plan(state, spec.translated, spec.body), channel, owner)
         return cls(state, spec, request, channel, job)
 
     def cancel(self) -> None:

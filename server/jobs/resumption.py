@@ -39,7 +39,7 @@ async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Gener
     request = spec.rebuild_request(state.served, await state.pools.run("ledger", store.source, job.record.id))
     while not job.cancelled:
         try:
-            return Generation.start(state, spec, request)
+            return Generation.start(state, spec, request, job.record.owner, resumed=True)
         except (NotReady, QueueFull):
             await asyncio.sleep(RETRY)
     return None

@@ -116,7 +116,7 @@ class JobService:
         self, spec: JobSpec, request: ImageRequest, owner: str, key: str | None, body_hash: str
     ) -> JobRecord:
         spec = replace(spec.drop_source(), fingerprint=self._state.fingerprint)
-        generation = Generation.start(self._state, spec, request)
+        generation = Generation.start(self._state, spec, request, owner)
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, owner, key, body_hash, spec.to_json(request), created=time.time())
         try:

@@ -1,11 +1,29 @@
-"""What one client may take, so that others get theirs: the bytes of uploads; quotas and rates belong here too."""
+"""What one client may take, so that others get theirs: unfinished requests, bytes of uploads.
+
+Quotas and rates belong here too.
+"""
 
 from types import TracebackType
 from typing import Self
 
-from server.errors import UploadsFull
+from pipelines.workers.pool import WorkerPool
+from server.errors import KeyLimitReached, UploadsFull
 
+RESERVED = 4  # one place of so many is kept for other keys, where no limit is set
 UNCOUNTED = 2**16  # bytes of a body; with connections limited, those of all that are so small have a bound already
+
+
+class KeyLimits:
+    """How many unfinished requests a key may have. A server without keys has one client, which has no limit."""
+
+    def __init__(self, requests: int | None, pool: WorkerPool) -> None:
+        self._requests = requests or pool.capacity - pool.capacity // RESERVED
+        self._pool = pool
+
+    def check(self, owner: str) -> None:
+        """Raises `KeyLimitReached`, which says when one of the key's requests is predicted to end."""
+        if owner and len(jobs := self._pool.unfinished_of(owner)) >= self._requests:
+            raise KeyLimitReached(len(jobs), self._pool.estimate_end(jobs))
 
 
 class UploadBudget:

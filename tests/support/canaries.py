@@ -20,7 +20,8 @@ from pipelines.job import EventChannel, Job, Preview, PreviewPlan
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.safety.guard import Guard
 from pipelines.safety.open_nsfw import canaries
-from pipelines.workers.pool import PoolStatus, WorkerPool
+from pipelines.workers.pool import WorkerPool
+from pipelines.workers.status import PoolStatus
 from server.app import create_app
 from server.images.encoding import encode
 from server.settings import Settings
