@@ -21,7 +21,7 @@ from server.images.source import Sources
 from server.images.store import LocalStore
 from server.logs import log_format_of
 from server.security.keys import KeyRing
-from server.security.limits import KeyLimits, UploadBudget
+from server.security.limits import FailedKeys, KeyLimits, UploadBudget
 from server.security.origins import OriginPolicy
 from server.settings import EngineSettings, Settings
 from server.threads import ThreadPools
@@ -37,6 +37,7 @@ class AppState:
     pools: ThreadPools
     uploads: UploadBudget
     limits: KeyLimits
+    failed_keys: FailedKeys
     store: LocalStore
     keys: KeyRing
     guard: Guard
@@ -70,6 +71,7 @@ class AppState:
             uploads=UploadBudget(settings.uploads),
             pool=pool,
             limits=KeyLimits(settings.key_requests, pool),
+            failed_keys=FailedKeys(),
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
             store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from server.errors import Unauthorized
 from server.jobs.service import JobService
 from server.state import State
 
@@ -12,17 +13,25 @@ bearer = HTTPBearer(scheme_name="access-token", description="Bearer key", auto_e
 
 
 async def authenticate(
-    state: State, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    request: Request, state: State, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> str:
-    """The owner of what is asked for: the hash of the key; "" on a server without keys. Raises `Unauthorized`."""
-    return state.keys.authenticate(credentials.credentials if credentials else None)
+    """The owner of what is asked for: the hash of the key; "" on a server without keys. Raises `Unauthorized`.
+
+    A wrong key hears it late, where many came from its address.
+    """
+    try:
+        return state.keys.authenticate(credentials.credentials if credentials else None)
+    except Unauthorized:
+        if credentials is not None and request.client is not None:
+            await state.failed_keys.hold_back(request.client.host)
+        raise
 
 
 async def check_sent_key(request: Request, state: State) -> None:
     """What is open to all still refuses a wrong key, since clients test theirs there. Raises `Unauthorized`."""
     credentials = await bearer(request)
     if credentials is not None and credentials.credentials.strip():
-        state.keys.authenticate(credentials.credentials)
+        await authenticate(request, state, credentials)
 
 
 async def get_jobs(request: Request) -> JobService:

@@ -3,6 +3,10 @@
 Quotas and rates belong here too.
 """
 
+import asyncio
+import ipaddress
+import time
+from collections import OrderedDict
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +14,9 @@ from pipelines.workers.pool import WorkerPool
 from server.errors import KeyLimitReached, UploadsFull
 
 RESERVED = 4  # one place of so many is kept for other keys, where no limit is set
+FREE, RECOVERY = 20.0, 3.0  # failures, and seconds
+MIN_WAIT, MAX_WAIT = 0.25, 5.0  # seconds
+MAX_WAITING, MAX_ADDRESSES = 64, 10_000
 UNCOUNTED = 2**16  # bytes of a body; with connections limited, those of all that are so small have a bound already
 
 
@@ -24,6 +31,50 @@ class KeyLimits:
         """Raises `KeyLimitReached`, which says when one of the key's requests is predicted to end."""
         if owner and len(jobs := self._pool.unfinished_of(owner)) >= self._requests:
             raise KeyLimitReached(len(jobs), self._pool.estimate_end(jobs))
+
+
+class FailedKeys:
+    """Holds back the refusal of a wrong key, longer with each that comes from the same address. Right keys never wait.
+
+    A key cannot be guessed anyway, at 128 bits; this keeps those who try from filling the log and the loop. An address
+    has `FREE` failures, one more after every `RECOVERY` seconds. Both the table and the number of those who wait are
+    bounded: a refusal beyond them is immediate.
+    """
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> failures, when that was
+        self._waiting = 0
+
+    async def hold_back(self, address: str) -> None:
+        """Wait as long as one more failure from this address costs."""
+        seconds = self.count(address, time.monotonic())
+        if not seconds or self._waiting >= MAX_WAITING:
+            return
+        self._waiting += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._waiting -= 1
+
+    def count(self, address: str, now: float) -> float:
+        """Note a failure, at `now` on the monotonic clock. Returns the seconds to wait for it."""
+        network = network_of(address)
+        failures, before = self._failures.pop(network, (0.0, now))
+        failures = max(0.0, failures - (now - before) / RECOVERY) + 1
+        self._failures[network] = (failures, now)
+        if len(self._failures) > MAX_ADDRESSES:
+            self._failures.popitem(last=False)
+        excess = failures - FREE
+        return min(MAX_WAIT, MIN_WAIT * 2 ** min(excess - 1, 10.0)) if excess > 0 else 0.0
+
+
+def network_of(address: str) -> str:
+    """The address, or the IPv6 network that one client usually has to itself."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address
 
 
 class UploadBudget:
