@@ -22,6 +22,7 @@ from server.api.openapi import EDITS, GENERATION
 from server.api.sse import EventStream, accepts_events, cancel_on_disconnect
 from server.errors import invalid_request
 from server.jobs.generation import Generation, check_prompt, reply_headers, start_headers
+from server.jobs.joining import TRIES, RequestIdentity, SharedGeneration
 from server.jobs.models import JobRecord
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
@@ -100,6 +101,9 @@ async def answer(
     body = read_body(translated.native, state.served)
     if state.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
+    identity = await identify_try(call, fields, translated)
+    if identity and (shared := call.jobs.joins.find(identity, request.headers[TRIES])):
+        return await finished_reply(call, shared, {"idempotent-replayed": "true"})
     await check_prompt(body.prompt, state)
     spec = JobSpec(translated, body, state.origins.base_url(request.scope, request.headers), picture)
     if prefers_async(request) or "idempotency-key" in request.headers:
@@ -111,17 +115,29 @@ async def answer(
     call.upload.close()
     if generation.translated.stream:
         return generation_stream(call, generation)
-    return await finished_reply(call, generation)
+    return await finished_reply(call, call.jobs.joins.open(identity, generation), {})
 
 
-async def finished_reply(call: Call, generation: Generation) -> Response:
-    """The finished images. A client that goes away before cancels the work."""
+async def identify_try(call: Call, fields: dict[str, Any], translated: TranslatedRequest) -> RequestIdentity | None:
+    """What the tries of one request have in common; None for a request whose retry cannot join it.
+
+    A stream shows at once that it is answered, and a job has its own key.
+    """
+    headers = call.request.headers
+    if TRIES not in headers or translated.stream or prefers_async(call.request) or "idempotency-key" in headers:
+        return None
+    return RequestIdentity(call.owner, await call.state.pools.run("bodies", hash_fields, fields))
+
+
+async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str, str]) -> Response:
+    """The finished images. Work that the last waiting client leaves ends."""
+    shared.join()
     try:
-        reply: GenerationReply = await cancel_on_disconnect(generation.reply(), call.request.receive)
+        reply: GenerationReply = await cancel_on_disconnect(shared.reply(), call.request.receive)
     finally:
-        generation.cancel()  # nothing to do if it has ended
+        shared.leave()
     content = await call.state.pools.run("encoding", reply.text)
-    headers = reply_headers(reply, generation.translated, call.state)
+    headers = reply_headers(reply, shared.generation.translated, call.state) | headers
     return Response(content, call.state.settings.success_status, headers, "application/json")
 
 

@@ -12,6 +12,7 @@ from pipelines.errors import Draining
 from pipelines.request import ImageRequest
 from server.errors import Gone, KeyReused, NotFound
 from server.jobs.generation import Generation
+from server.jobs.joining import Joins
 from server.jobs.models import ACCEPTED, EXPIRED, JobRecord
 from server.jobs.resumption import resume_jobs
 from server.jobs.runner import ActiveJob, JobRunner
@@ -26,6 +27,7 @@ class JobService:
 
     def __init__(self, state: AppState, store: JobStore) -> None:
         self.epoch = secrets.token_hex(4)  # event numbers begin anew with every process
+        self.joins = Joins()
         self.pools = state.pools
         self._state = state
         self._store = store

@@ -1,0 +1,131 @@
+"""Wrong keys are refused late, and a retry of an SDK joins its first try."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from support.scripted_server import Gate, Scripted
+from support.server import START_LIMIT, LiveServer
+
+from server.jobs import joining
+from server.security.limits import FREE, MAX_ADDRESSES, MAX_WAIT, MIN_WAIT, RECOVERY, FailedKeys
+
+PATH = "/v1/images/generations"
+BODY = {"model": "flux/srpo", "image_size": "square", "num_inference_steps": 2}
+KEY = "secret-key-1"
+
+
+# --- wrong keys ------------------------------------------------------------------------------------------------------
+
+
+def test_refusals_take_longer_with_each_and_recover() -> None:
+    failed = FailedKeys()
+    waits = [failed.count("192.0.2.1", 0.0) for _ in range(int(FREE) + 20)]
+    assert waits[: int(FREE)] == [0.0] * int(FREE)
+    assert waits[int(FREE)] == MIN_WAIT
+    assert waits == sorted(waits)
+    assert waits[-1] == MAX_WAIT
+    assert failed.count("192.0.2.2", 0.0) == 0
+    assert failed.count("192.0.2.1", 100 * RECOVERY) == 0
+
+
+def test_an_ipv6_network_counts_as_one_address() -> None:
+    failed = FailedKeys()
+    waits = [failed.count(f"2001:db8::{number:x}", 0.0) for number in range(int(FREE) + 1)]
+    assert waits[-1] == MIN_WAIT
+    assert failed.count("2001:db8:1::1", 0.0) == 0
+
+
+def test_the_table_of_addresses_is_bounded() -> None:
+    failed = FailedKeys()
+    for number in range(MAX_ADDRESSES + 100):
+        failed.count(f"address {number}", 0.0)
+    assert len(failed._failures) == MAX_ADDRESSES
+
+
+def test_a_wrong_key_waits_and_a_right_one_does_not(live_with_key: LiveServer) -> None:
+    def ask(key: str) -> int:
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.get(f"{live_with_key.url}/v1/jobs", headers=headers, timeout=START_LIMIT).status_code
+
+    with ThreadPoolExecutor(40) as threads:
+        assert set(threads.map(ask, ["wrong"] * 40)) == {401}
+        late = threads.submit(ask, "wrong")
+        assert [ask("secret-key-1") for _ in range(5)] == [200] * 5
+        assert not late.done()
+        assert late.result() == 401
+
+
+# --- retries ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        folder = tmp_path_factory.mktemp("retries")
+        with Scripted(folder, safety_checker="none", api_keys=(KEY, "secret-key-2")) as scripted:
+            yield scripted
+
+
+def tried(server: Scripted, tries: int, prompt: str, key: str = KEY, **fields: Any) -> httpx.Response:
+    headers = {"authorization": f"Bearer {key}", "x-stainless-retry-count": str(tries)}
+    body = BODY | {"prompt": prompt} | fields
+    return httpx.post(server.url + PATH, json=body, headers=headers, timeout=START_LIMIT)
+
+
+def test_a_retry_joins_its_first_try(server: Scripted, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(tried, server, 0, gate.prompt)
+        Scripted.until(lambda: gate.begun == 1)
+        again = [threads.submit(tried, server, tries, gate.prompt) for tries in (1, 2)]
+        others = ThreadPoolExecutor(3)
+        different = [
+            others.submit(tried, server, 0, gate.prompt),
+            others.submit(tried, server, 1, gate.prompt, seed=7),
+            others.submit(tried, server, 1, gate.prompt, "secret-key-2"),
+        ]
+        Scripted.until(lambda: server.in_flight == 4)
+        gate.allow(1000)
+        replies = [first.result(), *(retry.result() for retry in again)]
+        apart = [reply.result() for reply in different]
+        others.shutdown()
+    assert [reply.status_code for reply in (*replies, *apart)] == [201] * 6
+    assert len({reply.json()["seed"] for reply in replies}) == 1
+    assert [reply.headers.get("idempotent-replayed") for reply in replies] == [None, "true", "true"]
+    assert gate.begun == 4 * BODY["num_inference_steps"]
+    assert not {reply.headers.get("idempotent-replayed") for reply in apart} - {None}
+
+
+def test_an_sdk_that_loses_patience_gets_the_reply_of_its_first_try(server: Scripted, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=1.0, max_retries=0) as client:
+        with pytest.raises(openai.APITimeoutError):
+            client.images.generate(model="flux/srpo", prompt=gate.prompt, extra_body={"num_inference_steps": 2})
+        assert gate.begun == 1
+        gate.allow(1000)
+        patient = client.with_options(timeout=START_LIMIT)
+        reply = patient.images.with_raw_response.generate(
+            model="flux/srpo",
+            prompt=gate.prompt,
+            extra_body={"num_inference_steps": 2},
+            extra_headers={"x-stainless-retry-count": "1"},
+        )
+    assert reply.headers["idempotent-replayed"] == "true"
+    assert gate.begun == 2
+
+
+def test_what_no_retry_comes_for_is_dropped(server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "PAUSE", 0.2)
+    gate = Gate(tmp_path / "gate")
+    headers = {"authorization": f"Bearer {KEY}", "x-stainless-retry-count": "0"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(server.url + PATH, json=BODY | {"prompt": gate.prompt}, headers=headers, timeout=1.0)
+    Scripted.until(lambda: server.in_flight == 0)
+    gate.allow(1000)
+    assert tried(server, 1, "x").status_code == 201
