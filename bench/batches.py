@@ -7,6 +7,7 @@ import torch
 
 from bench.support.comparison import REPEATS, Comparison
 from bench.support.memory import PeakMemory
+from pipelines.engine.failures import is_out_of_memory
 from pipelines.optimize.batching import COUNTS
 
 
@@ -33,6 +34,8 @@ def measure_steps(comparison: Comparison, width: int, height: int, count: int) -
     try:
         comparison.engine.step(samples)  # warm-up
         took = [comparison.measure_seconds(lambda: comparison.engine.step(samples)) for _ in range(REPEATS)]
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return {"s_per_image": None, "peak_gib": None}
     return {"s_per_image": statistics.median(took) / count, "peak_gib": peak.gib()}

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from support.compilers import Counting, torch_as_it_was
 from support.engines import DTYPES, ask, draw, tiny_engine
 from support.server import LiveServer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +23,7 @@ from pipelines.fields import Size
 from pipelines.loading.build import optimize_engine
 from pipelines.optimize import compile as compiling
 from pipelines.optimize.apply import OptimizationFailed, apply_optimizations, revert_optimization
+from pipelines.optimize.attention import find_fastest
 from pipelines.optimize.compile import COMPILED
 from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import (
@@ -40,21 +42,6 @@ from server.state import build_engine_config
 
 EXACT = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "exact"]
 ROUNDED = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "rounding"]
-
-
-class Counting:
-    """A compiler that compiles nothing, and keeps the graphs and options it was given."""
-
-    def __init__(self) -> None:
-        self.graphs: list[torch.fx.GraphModule] = []
-        self.options: list[Mapping[str, object]] = []
-
-    def __call__(
-        self, graph: torch.fx.GraphModule, _: list[torch.Tensor], options: Mapping[str, object]
-    ) -> Callable[..., object]:
-        self.graphs.append(graph)
-        self.options.append(options)
-        return graph.forward
 
 
 class Refusing:
@@ -80,22 +67,11 @@ WARM_UP_SIZES = compiling.SIZES
 
 @pytest.fixture(autouse=True)
 def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Attention backends, limits and stances are the process's. Warm-ups are short."""
-    import torch.fx.experimental._config as shapes
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
-
+    """Warm-ups are short."""
     monkeypatch.setattr(compiling, "SIZES", (Size(512, 512),))
     monkeypatch.setattr(compiling, "COUNTS", ())
-    torch._dynamo.reset()
-    duck = shapes.use_duck_shape
-    limits = (torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit)
-    backend, _ = Registry.get_active_backend()
-    yield
-    Registry.set_active_backend(backend)
-    torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = limits
-    shapes.use_duck_shape = duck
-    torch.compiler.set_stance("default")
-    torch._dynamo.reset()
+    with torch_as_it_was():
+        yield
 
 
 def fast_engine(dtype: torch.dtype, *names: str) -> FluxEngine:
@@ -368,6 +344,34 @@ def test_the_attention_that_was_chosen_stays_chosen(tmp_path: Path, monkeypatch:
     for answer in ("_native_math", "native"):
         monkeypatch.setattr("pipelines.optimize.attention.find_fastest", lambda _, answer=answer: answer)
         assert made_fast(tmp_path, "attention").info.optimizations == "attention (_native_math)"
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("Triton Error [CUDA]: illegal memory access", True),
+        ("CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("GET was unable to find an engine to execute this computation", False),
+        ("No available kernel. Aborting execution.", False),
+    ],
+)
+def test_an_attention_that_loses_the_device_ends_the_search(
+    message: str, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any other one that fails is left out."""
+
+    def dispatch(query: torch.Tensor, *_: torch.Tensor, backend: Any) -> torch.Tensor:
+        if backend.value == "_native_cudnn":
+            raise RuntimeError(message)
+        return query
+
+    monkeypatch.setattr("pipelines.optimize.attention.dispatch_attention_fn", dispatch)
+    transformer = tiny_engine(torch.float32).pipeline.transformer
+    if lost:
+        with pytest.raises(RuntimeError, match=message.split()[0]):
+            find_fastest(transformer)
+    else:
+        assert find_fastest(transformer) != "_native_cudnn"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
+from pipelines.engine.failures import classify_failure
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
 from pipelines.optimize.context import Change, OptimizationContext
@@ -52,9 +53,9 @@ def find_fastest(transformer: Any) -> str:
             close = (dispatch_attention_fn(query, key, value, backend=backend).float() - exact).abs().max() <= allowed
             if close:  # false for NaN
                 seconds[name] = min(measure_seconds(query, key, value, backend) for _ in range(REPEATS))
-        except torch.AcceleratorError:  # the device is lost: nothing after it can work
-            raise
-        except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError):
+        except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError) as error:
+            if classify_failure(error, device) is None:  # the device is lost: nothing after it can work
+                raise
             continue  # not built into this torch, not installed, or not for this device or type
     return min(seconds, key=lambda name: seconds[name])
 
