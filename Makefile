@@ -6,7 +6,7 @@ ARGS   ?=
 # A file of tests is one process's, a core each, up to four: more would only wait for memory.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help faults serve test test-offline browser clients lint docs bench bench-gpu image-test clean
+.PHONY: help faults serve test cuda-dry test-offline browser clients lint docs bench bench-gpu image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -15,6 +15,9 @@ serve: $(VENV)/.serve  ## set up, then serve on 127.0.0.1:8000 (options: make se
 
 test: $(VENV)/.test  ## set up, then run the suite (style and types are tests too)
 	$(PYTEST) $(ARGS)
+
+cuda-dry: $(VENV)/.test  ## the engine on a CUDA card that is not there, in FLUX.1's shapes (a part of make test)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cuda_dry.py $(ARGS)
 
 faults: $(VENV)/.test  ## accept 50 jobs, kill the server ten times, see that each finishes once
 	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed -rP

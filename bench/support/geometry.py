@@ -23,6 +23,15 @@ TEXT_TOKENS = 512
 CLIP_TOKENS = 77
 
 
+class Layers(NamedTuple):
+    """How many layers each part has; the defaults are FLUX.1 [dev]'s."""
+
+    double: int = 19
+    single: int = 38
+    t5: int = 24
+    clip: int = 12
+
+
 class Model(NamedTuple):
     """A pipeline to measure, and how many tokens its prompts have."""
 
@@ -30,18 +39,20 @@ class Model(NamedTuple):
     text_tokens: int
 
 
-def flux(dtype: torch.dtype, device: torch.device) -> Model:
+def flux(dtype: torch.dtype, device: torch.device, layers: Layers = Layers()) -> Model:  # noqa: B008
     """FLUX.1 [dev]: 11.9 billion parameters in the transformer, 4.8 in T5. Needs 34 GB in bfloat16."""
+    t5, clip = T5 | {"num_layers": layers.t5}, CLIP | {"num_hidden_layers": layers.clip}
+    blocks = {"num_layers": layers.double, "num_single_layers": layers.single}
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)  # created in `dtype`: float32 first would need twice the memory
     try:
         with torch.device(device), torch.random.fork_rng():
             torch.manual_seed(tiny.SEED)
             parts: dict[str, Any] = {
-                "transformer": FluxTransformer2DModel(**TRANSFORMER),
+                "transformer": FluxTransformer2DModel(**TRANSFORMER, **blocks),
                 "vae": AutoencoderKL(**(VAE | {"mid_block_add_attention": True})),
-                "text_encoder": CLIPTextModel(CLIPTextConfig(**CLIP)),
-                "text_encoder_2": T5EncoderModel(T5Config(**T5)),
+                "text_encoder": CLIPTextModel(CLIPTextConfig(**clip)),
+                "text_encoder_2": T5EncoderModel(T5Config(**t5)),
             }
     finally:
         torch.set_default_dtype(before)

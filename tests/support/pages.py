@@ -37,6 +37,7 @@ EXCEPTIONS: Mapping[str, str] = {
     "systemctl ": "needs root and systemd",
     "make docs": "writes the pages; tests/test_house.py compares them",
     "make test": "runs this very test",
+    "make cuda-dry": "tests of this suite",
     "make lint": "tests/test_house.py runs the same commands",
     "make browser": "needs Chromium; CI runs it",
     "make faults": "takes minutes; CI runs it",
