@@ -57,7 +57,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     if the prompt list or the signing certificate cannot be used.
     """
     state = AppState.from_settings(settings, pool, guard)
-    service = JobService(state, JobStore(settings.data_dir / FILE))
+    service = JobService(state, JobStore(settings.data_dir / FILE, state.clock))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

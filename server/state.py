@@ -16,6 +16,7 @@ from pipelines.safety.guard import Guard, make_guard
 from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 from pipelines.workers.pool import WorkerPool
 from server.aliases import Dialect
+from server.data_folder import FolderClock
 from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
 from server.images.store import LocalStore
@@ -38,6 +39,7 @@ class AppState:
     uploads: UploadBudget
     limits: KeyLimits
     failed_keys: FailedKeys
+    clock: FolderClock
     store: LocalStore
     keys: KeyRing
     guard: Guard
@@ -65,6 +67,7 @@ class AppState:
         engine = build_engine_config(settings, settings.data_dir)
         pools = ThreadPools()
         pool = pool or build_pool(settings, engine)
+        clock = FolderClock(settings.data_dir)
         return cls(
             settings=settings,
             pools=pools,
@@ -74,7 +77,8 @@ class AppState:
             failed_keys=FailedKeys(),
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
-            store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap),
+            clock=clock,
+            store=LocalStore(settings.data_dir, settings.images_expire, settings.images_cap, clock),
             keys=KeyRing(settings.api_keys, settings.api_keys_file),
             guard=guard or build_guard(settings),
             prompts=build_prompt_guard(settings),

@@ -17,6 +17,23 @@ def test_a_module_in_the_current_folder_is_never_imported(tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
 
 
+def test_no_other_user_can_read_the_data_folder_s_files(tmp_path: Path) -> None:
+    """Prompts are in the job database, pictures in the store. What an earlier version left open is closed too."""
+    data = tmp_path / "server" / "data"
+    (data / "images" / "ab").mkdir(parents=True)
+    (data / "images.key").write_bytes(b"k" * 32)
+    for path in (data / "images", data / "images.key"):
+        path.chmod(0o755)
+    with running(tmp_path / "server") as server:
+        assert server.generate().status_code == 201
+        with server.client(headers={"idempotency-key": "one"}) as client:
+            body = {"model": "flux/srpo", "prompt": "a secret", "image_size": "square", "num_inference_steps": 1}
+            assert client.post("/v1/images/generations", json=body).status_code == 201
+        open_to_others = [path for path in data.rglob("*") if path.stat().st_mode & 0o077 and "ab" not in path.name]
+        assert open_to_others == []
+        assert {"jobs.sqlite3", "images", "images.key", "server.lock"} <= {path.name for path in data.iterdir()}
+
+
 def test_nothing_of_a_foreign_error_reaches_clients() -> None:
     """SQLAlchemy's errors have a `code`, others have `headers`, `param` or `retry_after`."""
     error = OperationalError("SELECT prompt", {"prompt": "a secret"}, Exception("disk I/O error"))

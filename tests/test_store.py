@@ -1,12 +1,16 @@
 """The image store on a real folder."""
 
+import itertools
 import os
+import shutil
+import string
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from server.data_folder import FolderClock
 from server.errors import Gone, NotFound, StorageFull
 from server.images.encoding import EncodedImage
 from server.images.store import LocalStore
@@ -22,15 +26,19 @@ def store(tmp_path: Path, expire: float = 100.0, cap: int = 10**6) -> LocalStore
     return LocalStore(tmp_path, expire, cap)
 
 
+def path_of(tmp_path: Path, name: str) -> Path:
+    return tmp_path / "images" / name[:2] / name
+
+
 def test_what_is_put_is_found_under_an_unguessable_name(tmp_path: Path) -> None:
     images = store(tmp_path)
     stored = [images.put(image(fill=bytes([65 + i])), BASE) for i in range(20)]
     assert len({item.name for item in stored}) == 20
     for number, item in enumerate(stored):
-        path, content_type, left = images.find(item.name)
-        assert path.read_bytes() == bytes([65 + number]) * 1000
-        assert (content_type, item.url) == ("image/png", f"{BASE}/files/{item.name}")
-        assert 0 < left <= 100
+        found = images.read(item.name)
+        assert found.data == bytes([65 + number]) * 1000
+        assert (found.content_type, item.url) == ("image/png", f"{BASE}/files/{item.name}")
+        assert 0 < found.seconds_left <= 100
 
 
 @pytest.mark.parametrize(
@@ -48,21 +56,21 @@ def test_what_is_put_is_found_under_an_unguessable_name(tmp_path: Path) -> None:
 )
 def test_names_that_never_were_are_unknown(tmp_path: Path, name: str) -> None:
     with pytest.raises(NotFound):
-        store(tmp_path).find(name)
+        store(tmp_path).read(name)
 
 
 def test_an_expired_image_is_gone_and_stays_gone_after_a_restart(tmp_path: Path) -> None:
     images = store(tmp_path)
     name = images.put(image(), BASE).name
-    path, _, _ = images.find(name)
+    path = path_of(tmp_path, name)
     old = time.time() - 101
     os.utime(path, (old, old))
     with pytest.raises(Gone):
-        images.find(name)
+        images.read(name)
     reopened = store(tmp_path)
     assert not path.exists()
     with pytest.raises(Gone):
-        reopened.find(name)
+        reopened.read(name)
 
 
 def test_beyond_the_cap_the_oldest_go_first(tmp_path: Path) -> None:
@@ -71,16 +79,16 @@ def test_beyond_the_cap_the_oldest_go_first(tmp_path: Path) -> None:
     for number in range(3):
         names.append(images.put(image(), BASE).name)
         written = time.time() - 50 + number
-        os.utime(images.find(names[-1])[0], (written, written))
+        os.utime(path_of(tmp_path, names[-1]), (written, written))
     names.append(images.put(image(), BASE).name)
     with pytest.raises(Gone):
-        images.find(names[0])
-    assert all(images.find(name) for name in names[1:])
+        images.read(names[0])
+    assert all(images.read(name) for name in names[1:])
 
 
 def test_leftovers_of_a_crash_are_cleared_and_never_served(tmp_path: Path) -> None:
     images = store(tmp_path)
-    path, _, _ = images.find(images.put(image(), BASE).name)
+    path = path_of(tmp_path, images.put(image(), BASE).name)
     leftover = path.with_name(path.name + ".partial")
     leftover.write_bytes(b"half")
     store(tmp_path)
@@ -107,5 +115,72 @@ def test_many_threads_may_put_at_once(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(images.find(name)[0].stat().st_size == 1000 for name in names)
+    assert all(len(images.read(name).data) == 1000 for name in names)
     assert len(names) == 32
+
+
+def test_a_link_in_the_store_is_neither_read_nor_written_nor_swept(tmp_path: Path) -> None:
+    images, elsewhere = store(tmp_path, expire=1.0), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "secret").write_text("secret")
+    names = [images.put(image(), BASE).name for _ in range(2)]
+    path_of(tmp_path, names[0]).unlink()
+    path_of(tmp_path, names[0]).symlink_to(elsewhere / "secret")
+    folder = path_of(tmp_path, names[1]).parent
+    copy = elsewhere / names[1]
+    copy.write_bytes(b"planted")
+    shutil.rmtree(folder)
+    folder.symlink_to(elsewhere)
+    for name in names:
+        with pytest.raises(Gone):
+            images.read(name)
+    old = time.time() - 1000
+    os.utime(copy, (old, old))
+    images.sweep()
+    assert copy.read_bytes() == b"planted"
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "images").mkdir()
+    letters = string.ascii_letters + string.digits + "-_"
+    for first, second in itertools.product(letters, letters):  # whichever folder a new image comes to
+        (tmp_path / "images" / f"{first}{second}").symlink_to(elsewhere)
+    with pytest.raises(StorageFull):
+        images.put(image(), BASE)
+    assert {path.name for path in elsewhere.iterdir()} == {"secret", copy.name}
+
+
+@pytest.mark.parametrize("jump", [25 * 3600.0, -25 * 3600.0])
+def test_a_date_that_is_set_anew_expires_nothing_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """The clock is set while the server runs, or while it is restarted. Ages go on as if nothing had happened."""
+    slept = 0.0
+    since_boot = time.clock_gettime
+    monkeypatch.setattr("server.data_folder.time.clock_gettime", lambda clock: since_boot(clock) + slept)
+    images = LocalStore(tmp_path, 3600, 10**6, FolderClock(tmp_path))
+    name = images.put(image(), BASE).name
+    wall = time.time
+    monkeypatch.setattr("time.time", lambda: wall() + slept + jump)
+    reopened = LocalStore(tmp_path, 3600, 10**6, FolderClock(tmp_path))
+    for each in (images, reopened):
+        each.sweep()
+        assert 3000 < each.read(name).seconds_left <= 3600
+    slept = 3601.0
+    for each in (images, reopened):
+        with pytest.raises(Gone):
+            each.read(name)
+
+
+def test_after_a_start_of_the_machine_its_date_counts_but_never_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = FolderClock(tmp_path)()
+    wall = time.time
+    monkeypatch.setattr("server.data_folder.BOOT_ID", tmp_path / "another")
+    (tmp_path / "another").write_text("another")
+    monkeypatch.setattr("time.time", lambda: wall() + 1000)
+    assert FolderClock(tmp_path)() == pytest.approx(now + 1000, abs=100)
+    (tmp_path / "another").write_text("a third")
+    monkeypatch.setattr("time.time", lambda: 0.0)  # a machine without a battery, before it has asked for the time
+    assert FolderClock(tmp_path)() == pytest.approx(now + 1000, abs=100)
+    (tmp_path / "clock.json").write_text("{}")
+    assert FolderClock(tmp_path)() == pytest.approx(0.0, abs=100)

@@ -1,13 +1,13 @@
 """Stored images over HTTP: conditional requests, one byte range, HEAD. Images are small, so they are read whole."""
 
 import re
-from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.errors import BadRange, Gone
+from server.errors import BadRange
+from server.images.store import LocalStore
 from server.state import State
 
 router = APIRouter(include_in_schema=False)
@@ -17,31 +17,26 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 @router.api_route("/files/{name}", methods=["GET", "HEAD"])
 async def get_file(request: Request, state: State, name: str) -> Response:
     """A stored image. No key: the name is the secret."""
-    path, content_type, left = state.store.find(name)
-    return await state.pools.run("files", file_response, path, content_type, left, request)
+    return await state.pools.run("files", file_response, state.store, name, request)
 
 
-def file_response(path: Path, content_type: str, seconds_left: float, request: Request) -> Response:
-    """200, 206 or 304. Raises `BadRange`, or `Gone` if the file was deleted a moment ago."""
-    spec = request.headers
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise Gone from None
-    etag = f'"{path.stem}"'  # a name never gets other content
+def file_response(store: LocalStore, name: str, request: Request) -> Response:
+    """200, 206 or 304. Raises `NotFound`, `Gone` or `BadRange`."""
+    spec, image = request.headers, store.read(name)
+    etag = f'"{name.partition(".")[0]}"'  # a name never gets other content
     headers = {
         "etag": etag,
-        "cache-control": f"public, max-age={int(seconds_left)}, immutable",
+        "cache-control": f"public, max-age={int(image.seconds_left)}, immutable",
         "accept-ranges": "bytes",
     }
     if etag in spec.get("if-none-match", "") or spec.get("if-none-match") == "*":
         return Response(status_code=304, headers=headers)
     match = RANGE.fullmatch(spec.get("range", "").replace(" ", ""))
     if request.method != "GET" or not match or not is_range(*match.groups()) or spec.get("if-range", etag) != etag:
-        return Response(data, media_type=content_type, headers=headers)
-    start, end = bounds(match[1], match[2], len(data))
-    headers["content-range"] = f"bytes {start}-{end - 1}/{len(data)}"
-    return Response(data[start:end], 206, headers, content_type)
+        return Response(image.data, media_type=image.content_type, headers=headers)
+    start, end = bounds(match[1], match[2], len(image.data))
+    headers["content-range"] = f"bytes {start}-{end - 1}/{len(image.data)}"
+    return Response(image.data[start:end], 206, headers, image.content_type)
 
 
 def is_range(first: str, last: str) -> bool:

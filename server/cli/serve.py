@@ -1,17 +1,13 @@
 """`srpo serve`: the app on a socket, with a banner."""
 
 import asyncio
-import os
 import resource
 import signal
 import socket
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import structlog
 import uvicorn
-from filelock import FileLock, Timeout
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
@@ -21,6 +17,7 @@ from server.app import create_app
 from server.cli import banner
 from server.cli.parsing import format_error, parse
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
+from server.data_folder import lock_data_folder, make_private
 from server.settings import Settings
 from server.state import AppState
 
@@ -37,6 +34,7 @@ def main(arguments: list[str]) -> int:
     logs.configure(settings)
     console = logs.make_console(settings)
     try:
+        make_private(settings.data_dir)
         app = create_app(settings)
         lock = lock_data_folder(settings.data_dir)
         listener = listen(settings)
@@ -93,29 +91,6 @@ async def run(server: DrainingServer, parts: AppState, listener: socket.socket) 
 async def stop_if_failed(server: DrainingServer, pool: WorkerPool) -> None:
     await pool.failed.wait()
     server.should_exit = True
-
-
-def lock_data_folder(folder: Path) -> AbstractContextManager[object]:
-    """Lock the folder until the context ends: two servers on one would both run its unfinished jobs.
-
-    The lock ends with this process, however it ends. Raises `OSError` if another server holds it. A network file
-    system without locks is only warned about.
-    """
-    path = folder / "server.lock"
-    lock = FileLock(path, blocking=False, fallback_to_soft=False)  # a soft lock would outlive a killed server
-    held: AbstractContextManager[object] = nullcontext()
-    try:
-        held = lock.acquire()
-    except Timeout:
-        owner = path.read_text().strip()
-        raise OSError(
-            f"another server (pid {owner}) uses the data folder {folder}. Choose another one with --data-dir"
-        ) from None
-    except OSError as error:
-        advice = "see that no other server uses it"
-        log.warning("data_dir_not_locked", folder=str(folder), reason=error.strerror, advice=advice)
-    path.write_text(f"{os.getpid()}\n")
-    return held
 
 
 def limit_connections(settings: Settings) -> int:

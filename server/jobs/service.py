@@ -40,7 +40,8 @@ class JobService:
         records = await self.pools.run("ledger", self._store.unfinished)
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
-        maintaining = maintain(self._runner, self._store, self.pools, self._state.settings.images_expire)
+        state = self._state
+        maintaining = maintain(self._runner, self._store, self.pools, state.clock, state.settings.images_expire)
         self._background = [asyncio.ensure_future(resuming), asyncio.ensure_future(maintaining)]
 
     async def stop(self) -> None:

@@ -6,7 +6,7 @@ a job ends in one update that only an unfinished row takes: whatever crashes, it
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,9 @@ class JobStore:
     keeps the database locked for longer than `BUSY_TIMEOUT`.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, now: Callable[[], float] = time.time) -> None:
+        """`now`: the clock by which jobs age, in seconds since 1970."""
+        self._now = now
         self._engine = sa.create_engine(f"sqlite:///{file}")
         sa.event.listen(self._engine, "connect", set_pragmas)
 
@@ -74,7 +76,7 @@ class JobStore:
         """End an unfinished job; False if it had ended before. `free_key`: its idempotency key may be used again."""
         ending: dict[str, Any] = {
             "state": state,
-            "finished": time.time(),
+            "finished": self._now(),
             "status": status,
             "headers": headers,
             "outcome": outcome,
@@ -118,7 +120,7 @@ class JobStore:
 
     def sweep(self, expire: float) -> None:
         """Delete what is known of jobs that finished `expire` seconds ago, except their ids; later those too."""
-        now = time.time()
+        now = self._now()
         cleared = {
             "state": EXPIRED,
             "request": None,

@@ -5,6 +5,7 @@ import time
 
 import structlog
 
+from server.data_folder import FolderClock
 from server.errors import StorageBusy, StorageFull
 from server.jobs.runner import JobRunner
 from server.jobs.store import JobStore
@@ -15,7 +16,7 @@ SWEEP_INTERVAL = 60.0  # seconds
 log = structlog.get_logger("srpo")
 
 
-async def maintain(runner: JobRunner, store: JobStore, pools: ThreadPools, expire: float) -> None:
+async def maintain(runner: JobRunner, store: JobStore, pools: ThreadPools, clock: FolderClock, expire: float) -> None:
     """Cancel what `srpo jobs` has marked as cancelled, and expire jobs that ended `expire` seconds ago. Never ends."""
     swept = float("-inf")
     while True:
@@ -26,6 +27,7 @@ async def maintain(runner: JobRunner, store: JobStore, pools: ThreadPools, expir
                     runner.active[identity].cancel()
             if time.monotonic() > swept + SWEEP_INTERVAL:
                 await pools.run("ledger", store.sweep, expire)
+                await pools.run("ledger", clock.keep)
                 swept = time.monotonic()
         except (StorageBusy, StorageFull) as error:
             log.error("jobs", error=type(error).__name__)
