@@ -72,6 +72,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         state,
         service,
         lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.pages else None,
         exception_handlers={HTTPException: raise_framework_error, RequestValidationError: raise_invalid_request},
     )
     for router in ROUTERS:

@@ -188,6 +188,11 @@ class Settings(LimitSettings, EngineSettings):
     )
     api_keys_file: Path | None = Field(None, description="file with key hashes, one a line, as `srpo keys` prints them")
     allow_no_keys: bool = Field(False, description="let other machines use the API without a key")
+    pages: Names = Field(
+        ("playground", "docs"),
+        description="pages that the server shows: playground, docs (the API reference), both, or none: then there is "
+        "no /openapi.json either, which both are made from",
+    )
     no_fetch: bool = Field(
         False, description="never fetch source pictures from the internet; image-to-image then accepts data URIs only"
     )
@@ -227,6 +232,13 @@ class Settings(LimitSettings, EngineSettings):
         "auto", description="format of the log: console, json, or auto (console on a terminal, else json)"
     )
     log_prompts: bool = Field(False, description="write prompts to the log")
+
+    @field_validator("pages")
+    @classmethod
+    def _check_pages(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := set(value) - {"playground", "docs", "none"}:
+            raise ValueError(f"{unknown.pop()!r}: expected playground, docs, both or none")
+        return tuple(page for page in value if page != "none")
 
     @field_validator("success_status")
     @classmethod

@@ -1,9 +1,11 @@
 """What the server keeps to itself, and what it does not let others bring in."""
 
 from pathlib import Path
+from typing import Any
 
+import httpx
 from sqlalchemy.exc import OperationalError
-from support.server import running
+from support.server import LiveServer, running
 
 from server.errors import envelope, headers_of
 
@@ -32,6 +34,21 @@ def test_no_other_user_can_read_the_data_folder_s_files(tmp_path: Path) -> None:
         open_to_others = [path for path in data.rglob("*") if path.stat().st_mode & 0o077 and "ab" not in path.name]
         assert open_to_others == []
         assert {"jobs.sqlite3", "images", "images.key", "server.lock"} <= {path.name for path in data.iterdir()}
+
+
+def test_without_a_key_health_says_that_it_lives_what_it_serves_and_how_long_the_queue_is(
+    live_with_key: LiveServer,
+) -> None:
+    def ask(**headers: str) -> dict[str, Any]:
+        reply = httpx.get(f"{live_with_key.url}/health", headers=headers)
+        assert reply.status_code == 200
+        body: dict[str, Any] = reply.json()
+        return body
+
+    said = {"status", "served_model", "embedded", "state", "stage", "progress", "eta", "waiting", "running"}
+    assert ask().keys() == said
+    assert ask(authorization="Bearer wrong").keys() == said
+    assert ask(authorization="Bearer secret-key-2").keys() > said | {"worker_pids", "device", "safety", "failure"}
 
 
 def test_nothing_of_a_foreign_error_reaches_clients() -> None:

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 from support.server import LiveServer
 
 import server
 from server.aliases import translate
 from server.api.openapi import EXAMPLES, REPLY
+from server.app import create_app
 from server.schema import GenerationReply, read_body
+from server.settings import Settings
 
 FOLDER = Path(server.__file__).parent / "playground" / "static"
 
@@ -41,6 +44,23 @@ def test_every_file_of_the_playground_is_served_and_asked_for_again_cheaply(live
 def test_nothing_else_is_served(live: LiveServer, path: str) -> None:
     reply = httpx.get(live.url + path)
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("pages", "shown"),
+    [
+        ("none", set()),
+        ("playground", {"/", "/playground/app.js", "/openapi.json"}),
+        ("docs", {"/docs", "/docs/swagger-ui.css", "/playground/docs.js", "/openapi.json"}),
+    ],
+)
+def test_pages_can_be_switched_off(tmp_path: Path, pages: str, shown: set[str]) -> None:
+    paths = ("/", "/docs", "/docs/swagger-ui.css", "/playground/app.js", "/playground/docs.js", "/openapi.json")
+    client = TestClient(create_app(Settings(pages=pages, data_dir=tmp_path, safety_checker="none", model="tiny")))
+    found = {path for path in paths if client.get(path, headers={"host": "127.0.0.1"}).status_code == 200}
+    assert found >= shown
+    assert not {"/", "/docs"} & (found - shown)
+    assert shown or not found
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

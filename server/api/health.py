@@ -1,29 +1,45 @@
-"""Whether this server lives, and whether it is ready to draw."""
+"""Whether this server lives, and whether it is ready to draw. Neither needs a key: a load balancer has none."""
 
 import math
 from dataclasses import asdict
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from server.api.dependencies import bearer
 from server.state import State
 from weights.checkpoints import CHECKPOINTS
 
 router = APIRouter(include_in_schema=False)
 
 
+OPEN = ("state", "stage", "progress", "eta", "waiting", "running")  # of the pool's status, for everybody
+
+
 @router.api_route("/health", methods=["GET", "HEAD"])
-async def health(state: State) -> JSONResponse:
-    """Alive, and what is being served. Always 200 while this process answers."""
+async def health(request: Request, state: State) -> JSONResponse:
+    """Alive, and what is being served. Always 200 while this process answers.
+
+    Where keys are set, who has none hears nothing of processes, devices, hooks and failures.
+    """
     status = asdict(state.pool.status())
     info = status.pop("info") or {}
+    about = {"status": "ok", "served_model": state.served, "embedded": CHECKPOINTS[state.served].embedded}
+    if not await has_key(request, state):
+        return JSONResponse(about | {name: status[name] for name in OPEN})
     if info:
         info["levers"] = info.pop("optimizations")  # the name that monitoring knows
-    embedded = CHECKPOINTS[state.served].embedded
     safety = state.guard.description | {"prompts": state.prompts.description}
-    return JSONResponse(
-        {"status": "ok", "served_model": state.served, "embedded": embedded, "safety": safety} | status | info
-    )
+    return JSONResponse(about | {"safety": safety} | status | info)
+
+
+async def has_key(request: Request, state: State) -> bool:
+    """Whether all may be told. A wrong key is none here, since a probe must not fail by it; but it is held back."""
+    credentials = await bearer(request)
+    known = state.keys.knows(credentials.credentials if credentials else None)
+    if credentials is not None and not known and request.client is not None:
+        await state.failed_keys.hold_back(request.client.host)
+    return known
 
 
 @router.api_route("/ready", methods=["GET", "HEAD"])

@@ -1,6 +1,7 @@
 """The playground at `/` and the API reference at `/docs`. This server delivers every file of both.
 
-A table lists the paths, so that no other file can be read. The pages need no key; the API calls they make do.
+A table lists the paths, so that no other file can be read. The pages need no key; the API calls they make do. Each can
+be switched off by `SRPO_PAGES`.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.errors import NotFound
+from server.state import State
 
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -49,9 +51,10 @@ def read_page_file(path: str) -> tuple[bytes, str]:
 @router.api_route("/docs", methods=["GET", "HEAD"])
 @router.api_route("/docs/{name}", methods=["GET", "HEAD"])
 @router.api_route("/playground/{name}", methods=["GET", "HEAD"])
-def serve_page(request: Request) -> Response:
-    """A page, or a file that it loads."""
+def serve_page(request: Request, state: State) -> Response:
+    """A page, or a file that it loads. Raises `NotFound`."""
     path = request.url.path
+    check_shown(path, state.settings.pages)
     content, etag = read_page_file(path)
     headers = {
         "etag": etag,
@@ -63,3 +66,10 @@ def serve_page(request: Request) -> Response:
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(content, headers=headers, media_type=CONTENT_TYPES[FILES[path][-1].rpartition(".")[2]])
+
+
+def check_shown(path: str, pages: tuple[str, ...]) -> None:
+    """Raises `NotFound` where the page at `path` is switched off. What both pages load stays while one is shown."""
+    page = "playground" if path == "/" else "docs" if path.startswith("/docs") else None
+    if not pages or (page and page not in pages):
+        raise NotFound("This page is switched off on this server (SRPO_PAGES).")

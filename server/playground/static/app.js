@@ -265,6 +265,7 @@ at('key-cancel').addEventListener('click', () => at('key-dialog').close());
 at('key-form').addEventListener('submit', () => {
   store(KEY, at('key').value.trim(), at('key-keep').checked);
   say('The key is set.');
+  state.look();
 });
 at('theme').addEventListener('click', () => {
   const next = { '': 'light', light: 'dark', dark: '' }[document.documentElement.dataset.theme ?? ''];
@@ -274,7 +275,7 @@ at('theme').addEventListener('click', () => {
 showIdeas(IDEAS);
 showTheme(stored(THEME));
 at('parameters').open = matchMedia('(min-width: 821px)').matches; // on a phone the images come first
-const state = new ServerState(at('served'), at('notice'), learn);
+const state = new ServerState(at('served'), at('notice'), learn, key);
 state.look();
 for (const record of await history.all()) gallery.add(record);
 showEmpty();

@@ -6,8 +6,9 @@ const AWAY = 5000; // ms until a server that did not answer is asked again
 export class ServerState {
   #timer = 0;
 
-  /** `learn(things)` is called with what a stand-in can draw, where that is little. */
-  constructor(line, notice, learn) {
+  /** `learn(things)` is called with what a stand-in can draw, where that is little. `key()` is the API key, or empty. */
+  constructor(line, notice, learn, key) {
+    this.key = key;
     this.line = line;
     this.notice = notice;
     this.learn = learn;
@@ -16,9 +17,10 @@ export class ServerState {
   async look() {
     clearTimeout(this.#timer);
     try {
-      const health = await (await fetch('/health')).json();
+      const headers = this.key() ? { authorization: `Bearer ${this.key()}` } : {}; // without one it says less
+      const health = await (await fetch('/health', { headers })).json();
       const ready = health.state === 'ready';
-      this.#say(ready ? 'ready' : '', ready ? `${health.served_model} on ${health.device.replace(/\b1 threads/, '1 thread')}` : loading(health));
+      this.#say(ready ? 'ready' : '', ready ? served(health) : loading(health));
       const { sentences, knows } = await warnings(health);
       this.#warn(sentences);
       if (knows) this.learn(knows);
@@ -39,6 +41,10 @@ export class ServerState {
     this.notice.hidden = !text;
     if (this.notice.textContent !== text) this.notice.textContent = text;
   }
+}
+
+function served({ served_model: model, device }) {
+  return device ? `${model} on ${device.replace(/\b1 threads/, '1 thread')}` : model;
 }
 
 function loading(health) {
