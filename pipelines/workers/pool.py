@@ -28,14 +28,13 @@ from pipelines.errors import (
 from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.cost_model import CostModel
+from pipelines.workers.dispatcher import Dispatcher
 from pipelines.workers.protocol import Message
 from pipelines.workers.refusals import Refusals
 from pipelines.workers.status import PoolStatus, format_failure
 from pipelines.workers.supervisor import WorkerSupervisor
-from pipelines.workers.waiting_line import WaitingLine
 
 MAX_CRASHES = 2
-RESERVED = 4  # one place of so many is kept for other tenants: they must not wait for a large job to end
 log = structlog.get_logger("srpo")
 
 
@@ -58,11 +57,10 @@ class WorkerPool:
             WorkerSupervisor(replace(config, device=device), self) for device in devices or (config.device,)
         ]
         self.capacity = queue_size + max_running * len(self._supervisors)
-        self._max_running = max_running
-        self._places = max_running - max_running // RESERVED  # that one tenant may take
         self._request_timeout = request_timeout
         self._step_timeout = step_timeout
-        self._queue = WaitingLine(lambda job: self.cost_model.estimate_seconds(job.request))
+        self._dispatcher = Dispatcher(self._supervisors, self.cost_model, max_running)
+        self._queue = self._dispatcher.waiting
         self._draining = False
         self._refusals = Refusals()
         self._info: EngineInfo | None = None
@@ -79,7 +77,7 @@ class WorkerPool:
         """Stop the workers. Unfinished jobs end with `Draining`."""
         self._draining = True
         self._watchdog.cancel()
-        for job in (*self._running(), *self._queue):
+        for job in [*self._dispatcher.unfinished()]:
             job.finish(Draining())
         self._queue.clear()
         await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
@@ -95,8 +93,8 @@ class WorkerPool:
         if self._info is None:
             status = self.status()
             raise NotReady(status.stage, status.progress, status.eta)
-        if len(self._queue) + len(self._running()) >= self.capacity:
-            raise self._refusals.error(self.estimate_wait(), self._running(), len(self._queue))
+        if len(self._queue) + len(self._dispatcher.running()) >= self.capacity:
+            raise self._refusals.error(self.estimate_wait(), self._dispatcher.running(), len(self._queue))
 
     def submit(
         self,
@@ -120,7 +118,7 @@ class WorkerPool:
             owns_channel=channel is None,
         )
         self._queue.append(job)
-        self._dispatch()
+        self._dispatcher.dispatch()
         return job
 
     def cancel(self, job: Job, reason: PipelineError | None = None) -> None:
@@ -132,21 +130,19 @@ class WorkerPool:
             supervisor.cancel(job)
         if job in self._queue:
             self._queue.remove(job)
-        self._dispatch()
+        self._dispatcher.dispatch()
 
     def unfinished_of(self, tenant: str) -> list[Job]:
         """A tenant's jobs, those that run first."""
-        return [job for job in (*self._running(), *self._queue) if job.tenant == tenant]
+        return [job for job in self._dispatcher.unfinished() if job.tenant == tenant]
 
     def estimate_end(self, jobs: Sequence[Job]) -> float:
         """Predicted seconds until the first of a tenant's `jobs` ends, where tenants take turns."""
-        shortest = min(self._estimate_seconds([job]) for job in jobs)
-        tenants = {job.tenant for job in (*self._running(), *self._queue)}
-        return shortest * len(tenants) / self._count_ready()
+        return self._dispatcher.estimate_end(jobs)
 
     def estimate_wait(self) -> float:
         """Predicted seconds of work before a request that arrives now would start."""
-        return self._estimate_seconds([*self._running(), *self._queue]) / self._count_ready()
+        return self._dispatcher.estimate_wait()
 
     def status(self) -> PoolStatus:
         workers = tuple(supervisor.status() for supervisor in self._supervisors)
@@ -159,7 +155,7 @@ class WorkerPool:
             progress=best.progress,
             eta=best.eta,
             waiting=len(self._queue),
-            running=len(self._running()),
+            running=len(self._dispatcher.running()),
             restarts=sum(worker.restarts for worker in workers),
             worker_pids=tuple(worker.pid for worker in workers if worker.pid is not None),
             info=self._info,
@@ -188,7 +184,7 @@ class WorkerPool:
             )
             return
         self._info = info
-        self._dispatch()
+        self._dispatcher.dispatch()
 
     def on_failed(self, supervisor: WorkerSupervisor) -> None:
         if all(other.failed for other in self._supervisors):
@@ -197,7 +193,7 @@ class WorkerPool:
             log.error("worker_failed", device=supervisor.device, reason=supervisor.failure)
 
     def requeue(self, jobs: list[Job]) -> None:
-        """Put the jobs of a dead worker back at the head of the queue. They run one at a time (`_select_worker`)."""
+        """Put the jobs of a dead worker back at the head of the queue. They run one at a time (`Dispatcher`)."""
         for job in reversed(jobs):
             job.crashes += 1
             job.pixels.clear()
@@ -206,7 +202,7 @@ class WorkerPool:
                 self._queue.put_first(job)
             else:
                 job.finish(WorkerCrashed())
-        self._dispatch()
+        self._dispatcher.dispatch()
 
     def on_job_message(self, supervisor: WorkerSupervisor, job: Job, event: str, message: Message) -> None:
         header: dict[str, Any] = message.header
@@ -230,61 +226,15 @@ class WorkerPool:
         while True:
             await asyncio.sleep(0.1)
             now = time.monotonic()
-            for job in [job for job in (*self._running(), *self._queue) if now > job.deadline]:
+            for job in [job for job in self._dispatcher.unfinished() if now > job.deadline]:
                 self.cancel(job, DeadlineExceeded(self._request_timeout))
             for supervisor in self._supervisors:
                 supervisor.kill_if_unresponsive(self._step_timeout)
 
-    def _running(self) -> list[Job]:
-        return [job for supervisor in self._supervisors for job in supervisor.running.values()]
-
-    def _count_ready(self) -> int:
-        """How many workers share the queue; at least 1."""
-        return max(1, sum(supervisor.ready for supervisor in self._supervisors))
-
-    def _estimate_seconds(self, jobs: Sequence[Job]) -> float:
-        return sum(self.cost_model.estimate_seconds(job.request, job.remaining_fraction) for job in jobs)
-
-    def _dispatch(self) -> None:
-        """Send jobs to the workers that have capacity, and publish the positions of the others."""
-        while choice := self._choose():
-            job, supervisor = choice
-            self._queue.take(job)
-            supervisor.run(job)
-        self._publish_positions()
-
-    def _choose(self) -> tuple[Job, WorkerSupervisor] | None:
-        """The next job, and its worker; another tenant's job where the first one's tenant has its share of places."""
-        for job in self._queue.heads():
-            if supervisor := self._select_worker(job):
-                return job, supervisor
-        return None
-
-    def _select_worker(self, job: Job) -> WorkerSupervisor | None:
-        """The ready worker with capacity that has the least work. A job whose worker died runs alone."""
-        free = [
-            supervisor
-            for supervisor in self._supervisors
-            if supervisor.ready
-            and len(supervisor.running) < (1 if job.crashes else self._max_running)
-            and supervisor.count(job.tenant) < (self._places if job.tenant else self._max_running)
-            and not any(other.crashes for other in supervisor.running.values())
-        ]
-        return min(free, key=lambda supervisor: self._estimate_seconds([*supervisor.running.values()]), default=None)
-
-    def _publish_positions(self) -> None:
-        """Publish the position of every waiting job whose position has changed."""
-        ahead = self._estimate_seconds(self._running())
-        for position, job in enumerate(self._queue):
-            ahead += self.cost_model.estimate_seconds(job.request)
-            latest = job.channel.latest()
-            if latest is None or latest.stage != "queued" or latest.position != position:
-                job.publish(Progress("queued", position=position, eta=ahead / self._count_ready()))
-
     def _progress(self, supervisor: WorkerSupervisor, job: Job, stage: str, image: int, step: int) -> Progress:
         """A worker runs its shortest job first, so a job waits for all that are not longer than itself."""
-        remaining = [self._estimate_seconds([other]) for other in supervisor.running.values()]
-        own, steps = self._estimate_seconds([job]), job.request.steps
+        remaining = [self._dispatcher.estimate_seconds([other]) for other in supervisor.running.values()]
+        own, steps = self._dispatcher.estimate_seconds([job]), job.request.steps
         return Progress(stage, image, step, steps, eta=sum(other for other in remaining if other <= own))
 
     def _build_result(self, job: Job, timings: dict[str, float], notes: list[str]) -> ImageResult:
@@ -296,4 +246,4 @@ class WorkerPool:
     def _finish_job(self, supervisor: WorkerSupervisor, job: Job, outcome: ImageResult | PipelineError) -> None:
         supervisor.release(job)
         job.finish(outcome)
-        self._dispatch()
+        self._dispatcher.dispatch()
