@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from support.compilers import torch_as_it_was
 
 from bench.optimizations import list_contenders
 from bench.quality import psnr, ssim
@@ -148,6 +149,16 @@ def test_bench_start_shows_that_files_are_never_in_memory_as_a_whole(
     assert figures["peak"] - figures["before"] < 0.5 * figures["files"]
     assert figures["stages"]["loading the transformer"] > 0
     assert "host's memory, peak" in capsys.readouterr().out
+
+
+def test_bench_host_measures_python_without_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    with torch_as_it_was():
+        assert main(["host", "--steps", "3", "--layers", "1", "1", "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    assert set(figures) == {"ours", "compiled"}
+    assert all(value > 0 for value in figures.values())
+    assert "compiled" in capsys.readouterr().out
 
 
 def test_levers_is_still_a_name_of_optimizations(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ BENCHES: Mapping[str, Command] = {
         "page": "seconds from opening the playground to a first image, in Chromium",
         "previews": "what previews add to a request",
         "start": "seconds and peak memory of loading a model",
+        "host": "what Python does in a step of FLUX.1, without a GPU",
         "convert": "seconds and peak memory of inspecting and converting weights",
         "readers": "latency and memory of 100 streams, of which 60 hang or are left",
     }.items()
