@@ -13,12 +13,10 @@ import torch
 from support.compilers import Counting, torch_as_it_was
 from support.engines import DTYPES, ask, draw, tiny_engine
 from support.server import LiveServer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.acceleration import PRESETS
 from pipelines.engine.base import EngineConfig, StartAgain
 from pipelines.engine.flux import FluxEngine
-from pipelines.engine.sample import Sample
 from pipelines.fields import Size
 from pipelines.loading.build import optimize_engine
 from pipelines.optimize import compile as compiling
@@ -258,55 +256,6 @@ def test_a_large_image_is_the_first_to_be_compiled(optimization: str, monkeypatc
     monkeypatch.setattr(compiling, "run_once", lambda _, request, __: drawn.append(Size(request.width, request.height)))
     compiling.warm_up(tiny_engine(torch.bfloat16), optimization, lambda *_: None)
     assert drawn[0].width * drawn[0].height == 2**20 == max(size.width * size.height for size in drawn)
-
-
-class NoWaiting(TorchDispatchMode):
-    """Fails where a value is read back or a tensor changes its device: there the host waits for the device."""
-
-    READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket._qualified_op_name.partition("::")[2]
-        assert name not in self.READS, f"{name} waits for the device"
-        out = function(*args, **(kwargs or {}))
-        moved = [
-            tensor
-            for tensor in args
-            if isinstance(tensor, torch.Tensor) and tensor.dim() and isinstance(out, torch.Tensor)
-        ]
-        assert all(tensor.device == out.device for tensor in moved), f"{name} moves a tensor between devices"
-        return out
-
-
-@pytest.mark.parametrize("names", [(), ("texts", "rotary", "modulation")], ids=["slow", "fast"])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_no_step_waits_for_the_device(preset: str, names: tuple[str, ...]) -> None:
-    """On the meta device, which has no values to wait for: what reads one back raises. (On CUDA: the bench.)"""
-    engine = fast_engine(torch.bfloat16, *names)
-    sample = engine.prepare(ask(512, 512, 12, acceleration=preset))[0]
-    for variant in engine.distinct_variants():
-        variant.transformer.to("meta")
-    to_meta(sample)
-    with NoWaiting():
-        while engine.steps_left(sample):
-            engine.step([sample])
-    assert sample.latents.device.type == "meta"
-
-
-def to_meta(sample: Sample) -> None:
-    text = sample.text
-    object.__setattr__(
-        sample, "text", type(text)(*(part.to("meta") for part in (text.states, text.pooled, text.ids)), ())
-    )
-    for name in ("latents", "image_ids", "guidance", "timesteps", "modulation"):
-        if (tensor := getattr(sample, name)) is not None:
-            setattr(sample, name, tensor.to("meta"))
-    if sample.rotary is not None:
-        sample.rotary = (sample.rotary[0].to("meta"), sample.rotary[1].to("meta"))
-    scheduler = sample.scheduler
-    scheduler.timesteps = scheduler.timesteps.to("meta")
-    if scheduler.sigmas.device == sample.timesteps.device:
-        scheduler.sigmas = scheduler.sigmas.to("meta")
 
 
 def made_fast(
