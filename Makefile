@@ -47,10 +47,8 @@ docs: $(VENV)/.serve  ## write the generated tables of docs/ anew
 bench: $(VENV)/.test  ## our own part of a request's time, beside the bare pipeline's
 	$(BIN)/srpo bench load
 
-bench-gpu: $(VENV)/.test  ## all that is to be measured on a GPU (hours; stopped, it goes on where it was): bench-gpu/
-	mkdir -p bench-gpu
-	test -f bench-gpu/engine.json || $(BIN)/srpo bench engine --compiled --json bench-gpu/engine.json $(ARGS)
-	$(BIN)/srpo bench optimizations --json bench-gpu/optimizations.json $(ARGS)
+bench-gpu: $(VENV)/.test  ## all that is to be measured on a GPU, in half an hour; stopped, it goes on where it was
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 image-test: $(VENV)/.test  ## build the Dockerfile, try the server in it (root; apt-get install buildah mmdebstrap)
 	$(BIN)/python -m pytest -m image -rs $(ARGS)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.support.comparison import SIZES, Comparison, Figures, make_request
+from bench.support.comparison import SIZES, Comparison, Figures, find_device_wait, make_request
 from bench.support.geometry import MODELS, own_copy, step_flops
 from bench.support.report import make_parser, parse_sizes, print_table, write_json
 from pipelines.acceleration import PRESETS
@@ -91,21 +91,6 @@ class ContenderRun:
         text = seconds(lambda: samples.extend(engine.prepare(request)))
         return [text, seconds(loop), seconds(lambda: engine.finish(samples[0]))]
 
-    def find_device_wait(self, request: ImageRequest) -> bool | None:
-        """Whether a step waits for the device, as CUDA's own check says; None where it cannot be known."""
-        if self.engine is None or self._comparison.device.type != "cuda":
-            return None
-        samples = self.engine.prepare(request)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for _ in range(request.num_inference_steps):
-                self.engine.step(samples)
-        except RuntimeError:
-            return True
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return False
-
     def measure_steps(self, request: ImageRequest) -> dict[bool, float]:
         """Median seconds of a computed and of a skipped step."""
         engine = self.engine
@@ -132,7 +117,7 @@ def measure(run: ContenderRun, size: tuple[int, int], steps: int, repeats: int) 
         "step_s": kinds.get(True),
         "skipped_step_s": kinds.get(False),
         "rest_s": statistics.median(rest) if rest else None,
-        "waits": run.find_device_wait(request),
+        "waits": run.engine and find_device_wait(run.engine, request),
     }
 
 

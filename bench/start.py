@@ -96,6 +96,14 @@ def load(config: EngineConfig) -> dict[str, Any]:
     }
 
 
+def load_elsewhere(config: EngineConfig) -> dict[str, Any]:
+    """Load in a process of its own; what `load` returns."""
+    command = [sys.executable, "-m", "server", "bench", "start", "--load", json.dumps(config.to_json())]
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return figures
+
+
 def record_stages(stages: list[tuple[str, float]]) -> Report:
     """A report that records when each stage begins."""
     return lambda stage, _: stages.append((stage, time.perf_counter()))
@@ -117,9 +125,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as models:
         size = write_model(Path(models) / "FLUX.1-dev", tuple(options.layers), options.t5_layers)
         config = EngineConfig("flux/dev", models, options.device, options.dtype, placement=options.placement)
-        command = [sys.executable, "-m", "server", "bench", "start", "--load", json.dumps(config.to_json())]
-        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures = {"files": size, **json.loads(process.stdout.splitlines()[-1])}
+        figures = {"files": size, **load_elsewhere(config)}
     show(figures)
     write_json(figures, options.json)
     return 0

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
 from pipelines.engine.sample import Sample
 from pipelines.optimize.apply import apply_optimizations
+from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import select_optimizations
 from pipelines.request import GenerationParams, ImageRequest
 
@@ -29,9 +30,19 @@ def make_request(width: int, height: int, steps: int, preset: str, seed: int = 7
 
 
 class Comparison:
-    """One model on one device: the stock pipeline and our engine on the same weights."""
+    """One model on one device: the stock pipeline and our engine on the same weights.
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    The engine has the optimizations `names`, as far as they work (None: those that are on by default); `failed` says
+    why the others do not.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        names: Sequence[str] | None = None,
+        context: OptimizationContext | None = None,
+    ) -> None:
         self.device = device
         self.pipeline = model.pipeline
         self.pipeline.set_progress_bar_config(disable=True)
@@ -39,8 +50,10 @@ class Comparison:
         plain = FluxEngine(
             own_copy(model.pipeline), EngineOptions(EngineInfo("bench", str(device), "", ""), model.text_tokens)
         )
-        defaults = select_optimizations(("default",), device.type)
-        self.engine, _ = apply_optimizations(plain, defaults, optional=defaults)
+        if names is None:
+            names = select_optimizations(("default",), device.type)
+        self.engine, applied = apply_optimizations(plain, names, optional=names, context=context)
+        self.failed = applied.failed
 
     def measure_seconds(self, work: Callable[[], object]) -> float:
         """Seconds of a call, with the device synchronized before and after."""
@@ -96,3 +109,19 @@ class Comparison:
         left, right = torch.randn(2, side, side, device=self.device, dtype=self.pipeline.transformer.dtype)
         torch.mm(left, right)
         return 2 * side**3 / min(self.measure_seconds(lambda: torch.mm(left, right)) for _ in range(10))
+
+
+def find_device_wait(engine: FluxEngine, request: ImageRequest) -> bool | None:
+    """Whether a step waits for the device, as CUDA's own check says; None where it cannot be known."""
+    if engine.device.type != "cuda":
+        return None
+    samples = engine.prepare(request)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(request.num_inference_steps):
+            engine.step(samples)
+    except RuntimeError:
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False

@@ -16,18 +16,23 @@ GENERATIONS = "/v1/images/generations"
 
 
 @contextmanager
-def start_server(model: str = "tiny") -> Iterator[str]:
-    """Serve `model` on a free port with an empty data folder; yields the URL once the server is ready."""
+def start_server(model: str = "tiny", *flags: str) -> Iterator[str]:
+    """Serve `model` on a free port with an empty data folder; yields the URL once the server is ready.
+
+    Raises `RuntimeError` where it ends instead.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "server", "serve"]
-        command += ["--port", str(port), "--data-dir", folder, "--model", model]
+        command += ["--port", str(port), "--data-dir", folder, "--model", model, *flags]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"SRPO_QUEUE_SIZE": "1000"})
         try:
             while not is_ready(url):
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server has ended with {process.returncode}")
                 time.sleep(0.1)
             yield url
         finally:

@@ -1,0 +1,83 @@
+"""A computed step with one choice changed at a time, beside the defaults. What is faster becomes a default."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
+
+from bench.gpu.setup import REHEARSED, Results, Setup
+from bench.support.comparison import REPEATS, Comparison, make_request
+from pipelines.fields import Size
+from pipelines.optimize import compile as compiling
+from pipelines.optimize.apply import apply_optimizations
+from pipelines.optimize.attention import CANDIDATES, measure_seconds
+from pipelines.optimize.compile import INDUCTOR_OPTIONS
+from pipelines.optimize.optimizations import OPTIMIZATIONS, select_optimizations
+
+OF_STEPS = ("vae_layout", "compile_vae")  # these are of no step
+
+
+def measure(setup: Setup) -> Results:
+    defaults = list(REHEARSED) if setup.rehearse else select_optimizations(("default",), "cuda")
+    defaults = [name for name in defaults if name not in OF_STEPS]
+    for backend in CANDIDATES:
+        yield f"attention {backend}, ms", measure_attention(setup, backend)
+    with ExitStack() as stack:
+        sizes = (Size(*setup.sizes[0]), Size(512, 512))
+        stack.enter_context(patch.object(compiling, "SIZES", sizes))
+        stack.enter_context(patch.object(compiling, "COUNTS", ()))
+        yield "defaults, ms", measure_variant(setup, defaults)
+        with patch.dict(INDUCTOR_OPTIONS, {"coordinate_descent_tuning": True}):
+            yield "coordinate descent, ms", setup.on_cuda(lambda: measure_variant(setup, defaults))
+        yield "QKV fused, ms", measure_fused(setup, defaults)
+        with patch.object(compiling, "SIZES", sizes[::-1]):
+            yield "512x512 compiled first, ms", setup.on_cuda(lambda: measure_variant(setup, defaults))
+        for name in defaults:
+            if OPTIMIZATIONS[name].accuracy != "exact":
+                yield f"without {name}, ms", measure_variant(setup, [one for one in defaults if one != name])
+
+
+def measure_attention(setup: Setup, name: str) -> float | str:
+    """Milliseconds of the attention of one block at the first size, or why the kernel cannot be used."""
+    width, height = setup.sizes[0]
+    tokens, heads = (64, 2) if setup.rehearse else (512 + width * height // 256, 24)
+    query, key, value = torch.randn(3, 1, tokens, heads, 128, device=setup.device, dtype=torch.bfloat16)
+    backend = AttentionBackendName(name)
+    try:
+        with torch.inference_mode():
+            return 1e3 * min(measure_seconds(query, key, value, backend) for _ in range(10))
+    except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError) as error:
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def measure_variant(
+    setup: Setup, names: Sequence[str], change: Callable[[Comparison], None] = lambda _: None
+) -> float | str:
+    """Milliseconds of a computed step at the first size; or why a variant does not work."""
+    torch.compiler.reset()
+    comparison = setup.compare(names)
+    change(comparison)
+    if comparison.failed:
+        return "; ".join(f"{name} fails: {reason}" for name, reason in comparison.failed.items())
+    return 1e3 * measure_step(comparison, *setup.sizes[0])
+
+
+def measure_fused(setup: Setup, names: Sequence[str]) -> float | str:
+    """The same with diffusers' own fused products of query, key and value, which have to be there before compiling."""
+
+    def fuse(comparison: Comparison) -> None:
+        comparison.engine.pipeline.transformer.fuse_qkv_projections()
+        late = [name for name in names if name == "compile"]
+        comparison.engine, _ = apply_optimizations(comparison.engine, late)
+
+    return measure_variant(setup, [name for name in names if name != "compile"], fuse)
+
+
+def measure_step(comparison: Comparison, width: int, height: int) -> float:
+    """Seconds of a computed step, the median of a few after two that do not count."""
+    samples = comparison.engine.prepare(make_request(width, height, 28, "none"))
+    seconds = [comparison.measure_seconds(lambda: comparison.engine.step(samples)) for _ in range(2 + 3 * REPEATS)]
+    return statistics.median(seconds[2:])

@@ -1,0 +1,113 @@
+"""What is run first when a GPU is at hand, rehearsed on a CPU: every stage's own code, one failure, and going on."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.compilers import torch_as_it_was
+
+from bench.gpu import __main__ as kit
+from bench.gpu.predictions import PREDICTIONS
+from bench.gpu.setup import NEEDS_CUDA, Results, Setup
+from bench.gpu.stages import STAGES, Stage
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "")
+    with torch_as_it_was():
+        yield
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in kit.STAGES}
+
+
+@pytest.mark.filterwarnings("ignore:.*progress")
+def test_a_rehearsal_runs_every_stage_and_a_second_one_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["--rehearse", "--here", "--folder", str(tmp_path)]
+    failed = kit.main(command)
+    stages = results(tmp_path)
+    assert {name: stage.get("error") for name, stage in stages.items()} == dict.fromkeys(STAGES)
+    assert not failed
+    figures = {name: stage["figures"] for name, stage in stages.items()}
+    assert figures["card"]["ceiling float8, TFLOP/s"] == NEEDS_CUDA
+    assert figures["tiny"]["the same bytes"] is True
+    assert figures["bf16"]["step 512x512, ms"] > figures["bf16"]["skipped_step 512x512, ms"] > 0
+    assert "float8" in figures["fp8"]["optimizations that fail here"]["fp8"].lower()
+    assert figures["variants"]["defaults, ms"] > 0 < figures["variants"]["QKV fused, ms"]
+    assert figures["sizes"]["of 2 sizes eager"] == 0
+    assert figures["pixels"]["the same bytes"] is True
+    assert figures["memory"]["out of memory"] == NEEDS_CUDA
+    assert figures["server"]["worker killed: the same bytes"] is True
+    assert "aten::" in (tmp_path / figures["bf16"]["profile 512x512"]).read_text()
+    table = (tmp_path / "table.md").read_text()
+    assert all(
+        f"| {stage} | {figure} | {value} |" in table
+        for stage in PREDICTIONS
+        for figure, value in PREDICTIONS[stage].items()
+    )
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.json")}
+    capfd.readouterr()
+    assert kit.main(command) == 0
+    assert "0 stages in" in capfd.readouterr().out
+    assert written == {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.json")}
+
+
+def test_all_is_through_in_less_than_25_minutes() -> None:
+    assert sum(stage.minutes for stage in STAGES.values()) < 25
+    assert set(PREDICTIONS) == set(STAGES)
+
+
+RUNS: list[str] = []
+
+
+def fail(_: Setup) -> Results:
+    RUNS.append("fail")
+    yield "before", 1.5
+    raise RuntimeError("GET was unable to find an engine")
+
+
+def succeed(_: Setup) -> Results:
+    RUNS.append("succeed")
+    yield "figure", 2.0
+
+
+def test_a_stage_that_fails_keeps_its_figures_and_its_words_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RUNS.clear()
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(kit, "STAGES", {name: Stage("", 1, f"{__name__}:{name}") for name in ("fail", "succeed")})
+    command = ["--rehearse", "--here", "--folder", str(tmp_path), "--stages", "fail,succeed"]
+    for runs in (["fail", "succeed"], ["fail", "succeed", "fail"]):
+        assert kit.main(command) == 1
+        assert runs == RUNS
+        assert "RuntimeError: GET was unable to find an engine" in capsys.readouterr().out
+        failed = results(tmp_path)["fail"]
+        assert failed["figures"] == {"before": 1.5}
+        assert failed["state"] == "failed"
+        assert results(tmp_path)["succeed"]["figures"] == {"figure": 2.0}
+
+
+def test_a_process_that_dies_or_hangs_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["--rehearse", "--folder", str(tmp_path), "--stages", "card"]
+    monkeypatch.setattr(kit, "STAGES", {"card": STAGES["card"]._replace(minutes=0.0)})
+    assert kit.main(command) == 1
+    assert results(tmp_path)["card"]["error"] == "took more than 0 s"
+    monkeypatch.setattr(kit, "STAGES", {"card": STAGES["card"]})
+    with monkeypatch.context() as dying:
+        dying.setattr(sys, "executable", "/bin/false")
+        (tmp_path / "card.json").unlink()
+        assert kit.main(command) == 1
+    assert results(tmp_path)["card"]["error"] == "the process ended with 1"
+    assert kit.main(command) == 0
+    assert results(tmp_path)["card"]["state"] == "done"
+    other = results(tmp_path)["card"] | {"device": "another card"}
+    (tmp_path / "card.json").write_text(json.dumps(other))
+    with pytest.raises(SystemExit):
+        kit.main(["--rehearse", "--here", "--folder", str(tmp_path), "--stages", "card"])
