@@ -1,10 +1,14 @@
 """What settings are made of: where they are read, and what the text of one may mean."""
 
+import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AliasChoices, BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+PREFIX = "SRPO_"  # of every variable
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -16,8 +20,23 @@ def split_list(value: Any) -> Any:
 def parse_bytes(value: Any) -> Any:
     """The bytes that text like 16MiB means; any other value is returned unchanged."""
     if isinstance(value, str) and value[-3:] in UNITS:
-        return int(float(value[:-3]) * UNITS[value[-3:]])
+        number = float(value[:-3])
+        if not math.isfinite(number):
+            raise ValueError(f"{value!r} is not a number of bytes")
+        return int(number * UNITS[value[-3:]])
     return value
+
+
+def find_unknown(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, str | None]:
+    """Those of `names` that begin like a setting's variable and are none of `kind`'s, each with the nearest one."""
+    known = set()
+    for field, info in kind.model_fields.items():
+        alias = info.validation_alias
+        spellings = alias.choices if isinstance(alias, AliasChoices) else [field]
+        known |= {str(spelling).upper() for spelling in spellings}
+    given = {name: name.upper().removeprefix(PREFIX) for name in names if name.upper().startswith(PREFIX)}
+    nearest = {name: get_close_matches(rest, known, 1) for name, rest in given.items() if rest not in known}
+    return {name: PREFIX + found[0] if found else None for name, found in nearest.items()}
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
@@ -28,7 +47,7 @@ class EnvironmentSettings(BaseSettings):
     """Settings from `SRPO_*` environment variables, and from flags where a command has them."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SRPO_",
+        env_prefix=PREFIX,
         frozen=True,
         extra="ignore",
         cli_kebab_case=True,

@@ -1,5 +1,6 @@
 """Settings, keys and the `srpo` command's words."""
 
+import json
 import re
 import subprocess
 import sys
@@ -46,6 +47,9 @@ def test_every_setting_is_a_flag_with_help() -> None:
         ([], {"SRPO_API_KEYS_FILE": "/nowhere"}, "/nowhere"),
         ([], {"SRPO_PUBLIC_URL": "images.example"}, "begins with http"),
         (["--nonsense", "1"], {}, "--nonsense"),
+        ([], {"SRPO_API_KEYS": " , "}, "SRPO_API_KEYS (--api-keys): it holds no key"),
+        ([], {"SRPO_MAX_BODY": "infMiB"}, "SRPO_MAX_BODY (--max-body): 'infMiB' is not a number of bytes"),
+        ([], {"SRPO_UPLOADS": "nanGiB"}, "SRPO_UPLOADS"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(arguments: list[str], env: dict[str, str], complaint: str) -> None:
@@ -53,6 +57,13 @@ def test_a_wrong_setting_is_one_clear_line(arguments: list[str], env: dict[str, 
     assert ended.returncode == 2
     assert complaint in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_an_unknown_variable_is_named_with_the_nearest_setting() -> None:
+    env = {"SRPO_SAFTY_CHECKER": "none", "SRPO_LEVERS": "none", "SRPO_XYZ": "1", "SRPO_API_KEYS_FILE": "/nowhere"}
+    lines = [line for line in srpo("serve", **env).stderr.splitlines() if "unknown_setting" in line]
+    assert [json.loads(line)["name"] for line in lines] == ["SRPO_SAFTY_CHECKER", "SRPO_XYZ"]
+    assert [json.loads(line)["nearest"] for line in lines] == ["SRPO_SAFETY_CHECKER", None]
 
 
 def test_an_unknown_command_lists_the_known_ones() -> None:

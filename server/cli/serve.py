@@ -18,6 +18,7 @@ from server.cli import banner
 from server.cli.parsing import format_error, parse
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.data_folder import lock_data_folder, make_private
+from server.setting_types import find_unknown
 from server.settings import Settings
 from server.state import AppState
 
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
     memory.fix_thresholds()
     logs.configure(settings)
     console = logs.make_console(settings)
+    for name, nearest in find_unknown(os.environ, Settings).items():
+        log.warning("unknown_setting", name=name, nearest=nearest)
     try:
         make_private(settings.data_dir)
         app = create_app(settings)
