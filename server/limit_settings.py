@@ -18,6 +18,11 @@ class LimitSettings(EnvironmentSettings):
         description="requests of one key that may be unfinished at a time; one more is answered with 429; none: three "
         "quarters of the requests that may wait or run",
     )
+    key_delay: float = Field(
+        5.0,
+        ge=0,
+        description="longest wait, in seconds, before a wrong key is refused once many came from its address; 0: none",
+    )
     request_timeout: float = Field(
         600.0, gt=0, description="seconds a request may take, waiting included, then the answer is 504"
     )

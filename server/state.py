@@ -74,7 +74,7 @@ class AppState:
             uploads=UploadBudget(settings.uploads),
             pool=pool,
             limits=KeyLimits(settings.key_requests, pool),
-            failed_keys=FailedKeys(),
+            failed_keys=FailedKeys(settings.key_delay),
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
             clock=clock,

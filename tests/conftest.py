@@ -27,8 +27,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="session")
 def live_with_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server that asks for the key `secret-key-1`."""
-    with running(tmp_path_factory.mktemp("keys"), api_keys="secret-key-1,secret-key-2") as server:
+    """A server that asks for the key `secret-key-1`, and refuses others at once."""
+    with running(tmp_path_factory.mktemp("keys"), api_keys="secret-key-1,secret-key-2", key_delay="0") as server:
         yield server
 
 

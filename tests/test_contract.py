@@ -605,7 +605,7 @@ class Broken(WorkerPool):
     async def stop(self) -> None:
         pass
 
-    def submit(self, request: ImageRequest, previews: object = None, channel: object = None) -> Job:
+    def submit(self, request: ImageRequest, previews: object = None, channel: object = None, tenant: str = "") -> Job:
         raise self.failure
 
 

@@ -58,7 +58,7 @@ class InstantPool(WorkerPool):
     async def stop(self) -> None:
         pass
 
-    def submit(self, request: ImageRequest, previews: object = None, channel: object = None) -> Job:
+    def submit(self, request: ImageRequest, previews: object = None, channel: object = None, tenant: str = "") -> Job:
         job = Job("job", request, deadline=math.inf)
         black = tuple(bytes(16 * 16 * 3) for _ in request.seeds)
         job.finish(ImageResult(replace(request, width=16, height=16), black, Timings()))

@@ -15,7 +15,7 @@ from server.errors import KeyLimitReached, UploadsFull
 
 RESERVED = 4  # one place of so many is kept for other keys, where no limit is set
 FREE, RECOVERY = 20.0, 3.0  # failures, and seconds
-MIN_WAIT, MAX_WAIT = 0.25, 5.0  # seconds
+MIN_WAIT = 0.25  # seconds
 MAX_WAITING, MAX_ADDRESSES = 64, 10_000
 UNCOUNTED = 2**16  # bytes of a body; with connections limited, those of all that are so small have a bound already
 
@@ -41,7 +41,8 @@ class FailedKeys:
     bounded: a refusal beyond them is immediate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: float) -> None:
+        self._longest = longest  # seconds
         self._failures: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> failures, when that was
         self._waiting = 0
 
@@ -65,7 +66,7 @@ class FailedKeys:
         if len(self._failures) > MAX_ADDRESSES:
             self._failures.popitem(last=False)
         excess = failures - FREE
-        return min(MAX_WAIT, MIN_WAIT * 2 ** min(excess - 1, 10.0)) if excess > 0 else 0.0
+        return min(self._longest, MIN_WAIT * 2 ** min(excess - 1, 10.0)) if excess > 0 else 0.0
 
 
 def network_of(address: str) -> str:

@@ -50,6 +50,7 @@ class Canaries(WorkerPool):
         request: ImageRequest,
         previews: PreviewPlan = PreviewPlan(),  # noqa: B008 - frozen
         channel: EventChannel | None = None,
+        tenant: str = "",
     ) -> Job:
         """A job that is finished already. Its previews are the pictures themselves, as large as the plan allows."""
         job = Job(

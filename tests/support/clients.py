@@ -92,7 +92,7 @@ class FailingPool(WorkerPool):
     async def stop(self) -> None:
         pass
 
-    def submit(self, request: ImageRequest, previews: object = None, channel: object = None) -> Job:
+    def submit(self, request: ImageRequest, previews: object = None, channel: object = None, tenant: str = "") -> Job:
         raise FAULTS[request.prompt]()
 
 
