@@ -1,6 +1,7 @@
 """`srpo serve`: the app on a socket, with a banner."""
 
 import asyncio
+import os
 import resource
 import signal
 import socket
