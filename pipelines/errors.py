@@ -3,6 +3,7 @@
     PipelineError
     ├── QueueFull            refused before any work; says when to come back
     ├── NotReady             the model is loading, restarting or has failed to load; says how far it is
+    ├── WorkersSuspended     workers have died again and again; one is tried only now and then
     ├── Draining             the server is going down and takes no new work
     ├── DeadlineExceeded     the request's time is over
     ├── Cancelled            the caller went away or asked to stop
@@ -39,6 +40,12 @@ class NotReady(PipelineError):
         super().__init__(f"The model is not ready yet: {stage}, {progress:.0%} done. Try again in {eta:.0f} s.")
         self.stage = stage
         self.progress = progress
+        self.retry_after = eta
+
+
+class WorkersSuspended(PipelineError):
+    def __init__(self, eta: float) -> None:
+        super().__init__(f"The model's workers have failed again and again. The next try is in {eta:.0f} s.")
         self.retry_after = eta
 
 

@@ -109,7 +109,8 @@ class Job:
     tenant: str = ""  # with whose jobs it shares a place in the line
     admitted: float = field(default_factory=time.monotonic)
     dispatched: float | None = None
-    crashes: int = 0
+    suspect: bool = False  # its worker died in a step of this job
+    crashes: int = 0  # how often that happened while no other job was in the step
     remaining_fraction: float = 1.0  # of its steps
     pixels: dict[int, bytes] = field(default_factory=dict)
     channel: EventChannel = field(default_factory=EventChannel)

@@ -187,6 +187,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     pipeline.NonFinitePixels: WireError(500, "non_finite_pixels", "server_error", repeats=True),
     pipeline.WorkerCrashed: WireError(500, "worker_crashed", "server_error", repeats=True),
     pipeline.NotReady: WireError(503, "not_ready", "server_error"),
+    pipeline.WorkersSuspended: WireError(503, "workers_suspended", "server_error"),
     pipeline.Draining: WireError(503, "draining", "server_error"),
     pipeline.SafetyUnavailable: WireError(503, "safety_unavailable", "server_error"),
     StorageFull: WireError(503, "storage_full", "server_error"),

@@ -73,7 +73,12 @@ class EngineSettings(EnvironmentSettings):
         description="folder for compiled kernels, so that a restart need not compile again; none: compiled/ in "
         "data_dir",
     )
-    step_timeout: float = Field(120.0, gt=0, description="seconds without a step, then a busy worker is restarted")
+    step_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="seconds a step may take, then its worker is restarted; more where steps were slow or none was yet",
+    )
+    worker_timeout: float = Field(30.0, gt=0, description="seconds without any sign of a worker, then it is restarted")
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files, 1 to 100")
     omit_parameters: bool = Field(
         False,

@@ -14,6 +14,7 @@ from pipelines.engine.base import EngineConfig
 from pipelines.optimize import tuning_cache
 from pipelines.safety.guard import Guard, make_guard
 from pipelines.safety.prompts import PromptGuard, make_prompt_guard
+from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from server.aliases import Dialect
 from server.data_folder import FolderClock
@@ -137,8 +138,12 @@ def build_pool(settings: Settings, engine: EngineConfig) -> WorkerPool:
         queue_size=settings.queue_size,
         max_running=settings.max_running,
         request_timeout=settings.request_timeout,
-        step_timeout=settings.step_timeout,
+        patience=build_patience(settings),
     )
+
+
+def build_patience(settings: EngineSettings) -> Patience:
+    return Patience(settings.worker_timeout, settings.step_timeout)
 
 
 def build_guard(settings: EngineSettings) -> Guard:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from support.scripted import ask, picture
 
 from pipelines.engine.base import EngineConfig
 from pipelines.errors import (
@@ -24,7 +25,7 @@ from pipelines.errors import (
     WorkerCrashed,
 )
 from pipelines.job import EVENT_CAPACITY, Job, Preview, PreviewPlan, Progress
-from pipelines.request import GenerationParams, ImageRequest
+from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.supervisor import isolate_devices
 from pipelines.workers.worker import configure_libraries
@@ -58,19 +59,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def ask(prompt: str = "a cat", steps: int = 2, **fields: Any) -> ImageRequest:
-    body = {"prompt": prompt, "image_size": "square", "seed": 7} | fields
-    request = GenerationParams.model_validate(body).to_request("scripted")
-    return ImageRequest.from_json(request.to_json() | {"num_inference_steps": steps})
-
-
 async def result_of(job: Job) -> tuple[bytes, ...]:
     async with asyncio.timeout(LIMIT):
         return (await job.result()).pixels
-
-
-def picture(seed: int) -> bytes:
-    return bytes([seed]) * (512 * 512 * 3)
 
 
 async def test_draws_every_image_in_order_and_reports_every_step() -> None:
@@ -203,7 +194,8 @@ async def test_a_job_that_kills_its_worker_once_is_drawn_in_the_end(tmp_path: Pa
 
 
 async def test_a_hanging_step_is_noticed_and_its_worker_replaced() -> None:
-    async with pool_of(step_timeout=0.5) as pool:
+    async with pool_of(patience=Patience(silence=LIMIT, floor=0.2)) as pool:
+        await result_of(pool.submit(ask()))  # a pace is measured
         job = pool.submit(ask("hang"))
         with pytest.raises(WorkerCrashed):
             await result_of(job)

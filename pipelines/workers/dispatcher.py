@@ -1,6 +1,7 @@
 """Which job goes to which worker, and when: the waiting jobs, the workers' capacity, the predictions. No torch.
 
-All workers produce the same bytes, so it does not matter which of them runs a job. A job whose worker died runs alone.
+All workers produce the same bytes, so it does not matter which of them runs a job. A job that may
+have killed its worker (a suspect) runs alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,14 +66,14 @@ class Dispatcher:
         return None
 
     def _select_worker(self, job: Job) -> WorkerSupervisor | None:
-        """The ready worker with capacity that has the least work. A job whose worker died runs alone."""
+        """The ready worker with capacity that has the least work. A suspect runs alone."""
         free = [
             supervisor
             for supervisor in self._supervisors
             if supervisor.ready
-            and len(supervisor.running) < (1 if job.crashes else self._max_running)
+            and len(supervisor.running) < (1 if job.suspect else self._max_running)
             and supervisor.count(job.tenant) < (self._places if job.tenant else self._max_running)
-            and not any(other.crashes for other in supervisor.running.values())
+            and not any(other.suspect for other in supervisor.running.values())
         ]
         return min(free, key=lambda supervisor: self.estimate_seconds([*supervisor.running.values()]), default=None)
 

@@ -2,8 +2,8 @@
 
 A request is either refused before any work or accepted. An accepted job ends in exactly one of these: its images, an
 error of its own, its deadline, or its caller's cancellation. A worker's death loses nothing: its jobs are requeued at
-the head and run again, one at a time, so that a job which kills its worker a second time is identified and fails
-alone. All workers produce the same bytes, so it does not matter which of them runs a job.
+the head and run again, those of the step that died one at a time, so that a job which kills its worker twice is
+identified and fails alone. All workers produce the same bytes, so it does not matter which of them runs a job.
 """
 
 import asyncio
@@ -24,11 +24,13 @@ from pipelines.errors import (
     NotReady,
     PipelineError,
     WorkerCrashed,
+    WorkersSuspended,
 )
 from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.dispatcher import Dispatcher
+from pipelines.workers.patience import Patience
 from pipelines.workers.protocol import Message
 from pipelines.workers.refusals import Refusals
 from pipelines.workers.status import PoolStatus, format_failure
@@ -49,16 +51,16 @@ class WorkerPool:
         queue_size: int = 64,
         max_running: int = 16,
         request_timeout: float = 600.0,
-        step_timeout: float = 120.0,
+        patience: Patience = Patience(),  # noqa: B008 - frozen
     ) -> None:
         self.cost_model = CostModel()
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
         self._supervisors = [
-            WorkerSupervisor(replace(config, device=device), self) for device in devices or (config.device,)
+            WorkerSupervisor(replace(config, device=device), self, patience) for device in devices or (config.device,)
         ]
         self.capacity = queue_size + max_running * len(self._supervisors)
         self._request_timeout = request_timeout
-        self._step_timeout = step_timeout
+        self._patience = patience
         self._dispatcher = Dispatcher(self._supervisors, self.cost_model, max_running)
         self._queue = self._dispatcher.waiting
         self._draining = False
@@ -69,14 +71,15 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Spawn the workers. Returns at once; `status()` follows the loading."""
-        self._watchdog = asyncio.create_task(self._watch_deadlines())
+        self._watching = [asyncio.create_task(self._watch_deadlines()), asyncio.create_task(self._watch_workers())]
         for supervisor in self._supervisors:
             await supervisor.start()
 
     async def stop(self) -> None:
         """Stop the workers. Unfinished jobs end with `Draining`."""
         self._draining = True
-        self._watchdog.cancel()
+        for task in self._watching:
+            task.cancel()
         for job in [*self._dispatcher.unfinished()]:
             job.finish(Draining())
         self._queue.clear()
@@ -87,9 +90,12 @@ class WorkerPool:
         self._draining = True
 
     def check_capacity(self) -> None:
-        """Raise what `submit` would raise now: `NotReady`, `Draining` or `QueueFull`."""
+        """Raise what `submit` would raise now: `NotReady`, `WorkersSuspended`, `Draining` or `QueueFull`."""
         if self._draining:
             raise Draining
+        suspended = [supervisor.suspended or supervisor.failed for supervisor in self._supervisors]
+        if all(suspended) and not self.failed.is_set():
+            raise WorkersSuspended(self.status().eta)
         if self._info is None:
             status = self.status()
             raise NotReady(status.stage, status.progress, status.eta)
@@ -103,7 +109,7 @@ class WorkerPool:
         channel: EventChannel | None = None,
         tenant: str = "",
     ) -> Job:
-        """Add a request of `tenant`'s to the queue. Raises `NotReady`, `Draining` or `QueueFull`, before any work.
+        """Add a request of `tenant`'s to the queue. Raises as `check_capacity` does, before any work.
 
         The job's events go to `channel`, which the caller closes; without one, to a channel of the job's own.
         """
@@ -170,6 +176,8 @@ class WorkerPool:
             return "failed"
         if any(supervisor.ready for supervisor in self._supervisors):
             return "ready"
+        if any(supervisor.suspended for supervisor in self._supervisors):
+            return "suspended"
         return "loading" if self._info is None else "restarting"
 
     # --- for the supervisors ------------------------------------------------------------------------------------
@@ -192,14 +200,20 @@ class WorkerPool:
         else:
             log.error("worker_failed", device=supervisor.device, reason=supervisor.failure)
 
-    def requeue(self, jobs: list[Job]) -> None:
-        """Put the jobs of a dead worker back at the head of the queue. They run one at a time (`Dispatcher`)."""
-        for job in reversed(jobs):
-            job.crashes += 1
+    def requeue(self, jobs: list[Job], suspects: frozenset[str]) -> None:
+        """Put the jobs of a dead worker back at the head of the queue.
+
+        Those that were in the step that died are suspects, and run last and alone (`Dispatcher`). The death counts
+        against a job that was alone in it: a worker that is killed from outside must not fail its jobs.
+        """
+        for job in jobs:
             job.pixels.clear()
             job.remaining_fraction = 1.0
+            if job.id in suspects:
+                job.suspect = True
+                job.crashes += len(suspects) == 1
             if job.crashes < MAX_CRASHES:
-                self._queue.put_first(job)
+                self._queue.put_again(job)
             else:
                 job.finish(WorkerCrashed())
         self._dispatcher.dispatch()
@@ -222,14 +236,18 @@ class WorkerPool:
                 self._finish_job(supervisor, job, FAILURES[header["error"]]())
 
     async def _watch_deadlines(self) -> None:
-        """Cancel jobs that are past their deadline, and kill workers that have sent nothing for too long."""
+        """Cancel jobs that are past their deadline."""
         while True:
             await asyncio.sleep(0.1)
             now = time.monotonic()
             for job in [job for job in self._dispatcher.unfinished() if now > job.deadline]:
                 self.cancel(job, DeadlineExceeded(self._request_timeout))
+
+    async def _watch_workers(self) -> None:
+        while True:
+            await asyncio.sleep(self._patience.interval)
             for supervisor in self._supervisors:
-                supervisor.kill_if_unresponsive(self._step_timeout)
+                supervisor.watch()
 
     def _progress(self, supervisor: WorkerSupervisor, job: Job, stage: str, image: int, step: int) -> Progress:
         """A worker runs its shortest job first, so a job waits for all that are not longer than itself."""

@@ -1,7 +1,8 @@
 """One worker process, seen from the pool: spawns it, exchanges messages with it and reports its death.
 
 Death is noticed by a pidfd, because a grandchild that outlives the worker would hold its pipe open. The worker runs in
-its own process group, and the whole group is killed.
+its own process group, and the whole group is killed. A worker that does not answer pings, or whose messages cannot be
+handled, is killed: a process that nobody can talk to must not look ready.
 """
 
 import asyncio
@@ -12,18 +13,22 @@ import site
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from pipelines import logs
 from pipelines.engine.base import EngineConfig, EngineInfo
+from pipelines.workers.activity import ActivityReport, read_record
+from pipelines.workers.patience import Heartbeat
 from pipelines.workers.protocol import PREFIX, Message
 
 PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the event loop, not in hundreds
 READ_TO_END = 2.0  # seconds; a grandchild that escaped can hold the pipes open
 PACKAGES = str(Path(__file__).parents[2])  # the folder with `pipelines`
+log = structlog.get_logger("srpo")
 CAPTURED: Mapping[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
 
@@ -39,7 +44,7 @@ def with_our_packages(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class WorkerProcess:
-    """A worker process. `info` is None until it is ready; `last_message_at` is on the monotonic clock."""
+    """A worker process. `info` is None until it is ready. `condemned`: it was killed, and has not been reaped yet."""
 
     def __init__(
         self, config: EngineConfig, on_event: Callable[["WorkerProcess", Message], None], environment: Mapping[str, str]
@@ -50,30 +55,45 @@ class WorkerProcess:
         self.info: EngineInfo | None = None
         self.stage = "starting"
         self.progress = 0.0
-        self.last_message_at = time.monotonic()
+        self.heartbeat = Heartbeat()
+        self.condemned = False
+        self.suspects: frozenset[str] = frozenset()  # once it is dead: the jobs that it was working on
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     async def start(self, on_death: Callable[["WorkerProcess"], None]) -> None:
-        """Spawn the process and begin to listen. `on_death` is called once, from the event loop."""
+        """Spawn the process and begin to listen. `on_death` is called once, from the event loop.
+
+        Raises `OSError` where no process can be started (no descriptors, no memory); nothing is left behind then.
+        """
+        with contextlib.ExitStack() as undo:
+            await self._start(on_death, undo)
+            undo.pop_all()
+
+    async def _start(self, on_death: Callable[["WorkerProcess"], None], undo: contextlib.ExitStack) -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
+        undo.callback(ours.close)
         with theirs:
+            self._record = os.memfd_create("jobs")
+            undo.callback(os.close, self._record)
             self._process = subprocess.Popen(  # noqa: ASYNC220 - a fork and exec of milliseconds, at start only
-                [sys.executable, "-P", "-m", "pipelines.workers.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-P", "-m", "pipelines.workers.worker", str(theirs.fileno()), str(self._record)],
+                pass_fds=[theirs.fileno(), self._record],
                 stdin=subprocess.DEVNULL,
                 process_group=0,
                 env=with_our_packages(self._environment),
                 **(CAPTURED if self._config.log_format == "json" else {}),
             )
+        undo.callback(self._undo_spawn)
+        self._pidfd = os.pidfd_open(self._process.pid)
+        undo.callback(os.close, self._pidfd)
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=PIPE_BUFFER)
         self.send(self._config.to_json())
         self._listening = asyncio.create_task(self._listen(reader))
         self._logging = asyncio.create_task(self._log_output())
-        self._pidfd = os.pidfd_open(self._process.pid)
         self.dead = loop.create_future()
         loop.add_reader(self._pidfd, self._reap, on_death)
 
@@ -84,7 +104,14 @@ class WorkerProcess:
             if payload:
                 self._writer.write(payload)
 
+    def _undo_spawn(self) -> None:
+        self.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
     def kill(self) -> None:
+        self.condemned = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -94,12 +121,21 @@ class WorkerProcess:
         await self.dead
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        try:
             while True:
                 header, payload = PREFIX.unpack(await reader.readexactly(PREFIX.size))
                 message = Message.decode(await reader.readexactly(header), await reader.readexactly(payload))
-                self.last_message_at = time.monotonic()
-                self._on_event(self, message)
+                self.heartbeat.hear()
+                if message.header["event"] == "pong":
+                    fields = {name: message.header[name] for name in ActivityReport._fields}
+                    self.heartbeat.report = ActivityReport(**fields)
+                else:
+                    self._on_event(self, message)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except Exception as error:
+            log.error("worker_message_failed", pid=self.pid, exc_info=error)
+        self.kill()
 
     async def _log_output(self) -> None:
         """Log what the worker prints. Not all is JSON: libraries have handlers of their own, and C++ knows no log."""
@@ -126,5 +162,7 @@ class WorkerProcess:
         for task in unfinished:
             task.cancel()
         self._writer.close()
+        self.suspects = read_record(self._record)
+        os.close(self._record)
         self.dead.set_result(None)
         on_death(self)

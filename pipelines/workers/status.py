@@ -8,7 +8,8 @@ from pipelines.workers.supervisor import WorkerStatus
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """What the pool is doing. `state` is `loading`, `ready` (a worker is), `restarting`, `failed` or `draining`."""
+    """What the pool is doing. `state` is `loading`, `ready` (a worker is), `restarting`, `suspended`, `failed` or
+    `draining`."""
 
     state: str
     stage: str

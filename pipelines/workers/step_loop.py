@@ -20,6 +20,7 @@ from pipelines.errors import GenerationFailed
 from pipelines.job import PreviewPlan
 from pipelines.logs import format_error
 from pipelines.request import ImageRequest
+from pipelines.workers.activity import Activity
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.run_queue import RunQueue
 
@@ -72,13 +73,29 @@ class JobSample(NamedTuple):
     sample: Any
 
 
+def megapixels(request: ImageRequest) -> float:
+    return request.pixels / 2**20
+
+
+def size_of(batch: list[JobSample]) -> float:
+    """Megapixels of a forward pass."""
+    return sum(megapixels(item.job.request) for item in batch)
+
+
 class StepLoop:
     """The running jobs of one worker, and the engine that draws them."""
 
-    def __init__(self, engine: Engine[Any], events: EventSink, exit_process: Callable[[int], Any] = os._exit) -> None:
+    def __init__(
+        self,
+        engine: Engine[Any],
+        events: EventSink,
+        exit_process: Callable[[int], Any] = os._exit,
+        activity: Activity | None = None,
+    ) -> None:
         self._engine = engine
         self._events = events
         self._exit = exit_process
+        self._activity = activity or Activity()
         self._queue: RunQueue[WorkerJob] = RunQueue()
         self._cost_model = CostModel()
 
@@ -111,7 +128,7 @@ class StepLoop:
         if job.samples is None:
             job.started = time.monotonic()
             self._send_progress(job, "text")
-            with job.timed("text"):
+            with job.timed("text"), self._activity.doing("text", 1.0, [job.id]):
                 job.samples = self._engine.prepare(job.request)
 
     def _collect_batch(self, head: WorkerJob) -> list[JobSample]:
@@ -133,10 +150,14 @@ class StepLoop:
         """One step of all samples; if the batch fails, of each sample alone."""
         before = [self._engine.steps_left(item.sample) for item in batch]
         start = time.monotonic()
-        done = self._try_batch(batch)
+        with self._activity.doing("denoise", size_of(batch), [item.job.id for item in batch]):
+            done = self._try_batch(batch)
         for item, steps in zip(batch, before, strict=True):
             if not done and item.job.id in self._queue and self._engine.steps_left(item.sample) == steps:
-                with self._isolate_failure(item.job):
+                with (
+                    self._isolate_failure(item.job),
+                    self._activity.doing("denoise", size_of([item]), [item.job.id]),
+                ):
                     self._engine.step([item.sample])
         share = (time.monotonic() - start) / len(batch)
         for item in batch:
@@ -169,7 +190,7 @@ class StepLoop:
         self._send_progress(job, "denoise", image, step, remaining_fraction)
         if step not in job.preview_steps:
             return
-        with job.timed("denoise"):  # it waits for the step
+        with job.timed("denoise"), self._activity.doing("preview", size_of([item]), [job.id]):  # it waits for the step
             thumbnail = self._engine.preview(sample, job.preview_side)
         if thumbnail:
             where = {"image": image, "index": job.preview_steps.index(step)}
@@ -180,7 +201,7 @@ class StepLoop:
         """Decode the first image, which has no steps left; with the last one the job is done."""
         assert job.samples
         self._send_progress(job, "decode", job.images, job.request.steps, job.remaining_fraction(self._engine))
-        with job.timed("decode"):
+        with job.timed("decode"), self._activity.doing("decode", megapixels(job.request), [job.id]):
             picture = self._engine.finish(job.samples[0])
         self._events.send("image", picture.data, job=job.id, image=job.images)
         job.notes.update(dict.fromkeys(picture.notes))

@@ -1,7 +1,8 @@
 """Keeps a worker process alive on one device. No torch.
 
-The supervisor starts a worker, sends it jobs, and restarts it when it dies; the jobs of a dead worker go back to the
-pool. A worker that cannot load its engine the first time is not restarted: the cause is a wrong file or device.
+The supervisor starts a worker, sends it jobs and pings, kills it when it is silent or does not get on (`patience.py`),
+and restarts it when it dies; the jobs of a dead worker go back to the pool. A worker that cannot be spawned counts as
+dead. One that cannot load its engine the first time is not restarted: the cause is a wrong file or device.
 """
 
 import asyncio
@@ -16,17 +17,20 @@ import structlog
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job
 from pipelines.workers.cost_model import CostModel
+from pipelines.workers.patience import Patience, Restarts
 from pipelines.workers.process import WorkerProcess
 from pipelines.workers.protocol import Message
 
-MAX_BACKOFF = 30.0  # seconds between restarts of a worker that will not come up
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 log = structlog.get_logger("srpo")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One device's worker. `state` is `loading`, `ready`, `restarting` or `failed`."""
+    """One device's worker. `state` is `loading`, `ready`, `restarting`, `suspended` or `failed`.
+
+    A worker is `suspended` while so many have died that it is tried only slowly.
+    """
 
     device: str
     state: str
@@ -48,8 +52,8 @@ class SupervisorCallbacks(Protocol):
 
     def on_failed(self, supervisor: "WorkerSupervisor") -> None: ...
 
-    def requeue(self, jobs: list[Job]) -> None:
-        """The worker died while it had these jobs, in the order in which it received them."""
+    def requeue(self, jobs: list[Job], suspects: frozenset[str]) -> None:
+        """The worker died while it had these jobs, in the order in which it received them; it was at `suspects`."""
         ...
 
     def on_job_message(self, supervisor: "WorkerSupervisor", job: Job, event: str, message: Message) -> None: ...
@@ -58,7 +62,12 @@ class SupervisorCallbacks(Protocol):
 class WorkerSupervisor:
     """Keeps a worker alive on the device that `config` names. `running` holds its jobs by id."""
 
-    def __init__(self, config: EngineConfig, callbacks: SupervisorCallbacks) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        callbacks: SupervisorCallbacks,
+        patience: Patience = Patience(),  # noqa: B008
+    ) -> None:
         self.device = config.device
         self.running: dict[str, Job] = {}
         self.failed = False
@@ -71,21 +80,39 @@ class WorkerSupervisor:
         self._device_name: str | None = None  # of the first worker that was ready
         self._stopping = False
         self._restarts = 0
-        self._backoff = 0.0
+        self._restarting: asyncio.Task[None] | None = None
+        self._patience = patience
+        self._deaths = Restarts(patience)
+        self._pace: dict[str, float] = {}  # seconds of one unit of each kind of work, the slowest of all workers
 
     @property
     def ready(self) -> bool:
-        return self._process is not None and self._process.info is not None and not self.failed
+        process = self._process
+        return process is not None and process.info is not None and not process.condemned and not self.failed
+
+    @property
+    def suspended(self) -> bool:
+        """Whether workers died so often that no work should be taken until one is ready."""
+        return not self.ready and not self.failed and self._deaths.open
 
     async def start(self) -> None:
         """Spawn a worker. Returns at once; `status()` follows the loading."""
-        if not self._stopping:
-            self._started = time.monotonic()
-            self._process = WorkerProcess(self._config, self._on_event, self._environment)
-            await self._process.start(self._on_death)
+        self._started = time.monotonic()
+        process = WorkerProcess(self._config, self._on_event, self._environment)
+        try:
+            await process.start(self._on_death)
+        except OSError as error:
+            self.failure = f"no worker process could be started: {error.strerror or type(error).__name__}"
+            log.error("worker_not_started", device=self.device, reason=self.failure)
+            self._restart_later()
+        else:
+            self._process = process
 
     async def stop(self) -> None:
         self._stopping = True
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait([self._restarting])
         if self._process is not None:
             await self._process.stop()
 
@@ -115,19 +142,35 @@ class WorkerSupervisor:
     def release(self, job: Job) -> None:
         """Forget a job that has ended. It shows that the worker works, so its next restart is immediate."""
         del self.running[job.id]
-        self._backoff = 0.0
+        self._deaths.forgive()
 
-    def kill_if_unresponsive(self, limit: float) -> None:
-        """Kill a worker that has jobs and has sent nothing for `limit` seconds."""
-        if self.running and self._process is not None:
-            last_sign = max(self._process.last_message_at, *(job.dispatched or 0.0 for job in self.running.values()))
-            if time.monotonic() - last_sign > limit:
-                log.error("worker_silent", device=self.device, pid=self._process.pid, seconds=limit)
-                self._process.kill()
+    def watch(self) -> None:
+        """Ping the worker, and kill it if it has been silent or busy for too long. Call it at intervals."""
+        process = self._process
+        if process is None or process.condemned:
+            return
+        heartbeat, patience = process.heartbeat, self._patience
+        heartbeat.tick(patience.interval)
+        process.send({"op": "ping"})
+        for kind, seconds in heartbeat.report.pace.items():
+            self._pace[kind] = max(seconds, self._pace.get(kind, 0.0))
+        report = heartbeat.report
+        budget = patience.budget(report, self._pace)
+        if heartbeat.silent > patience.silence:
+            self._replace("worker_silent", f"it did not answer for {patience.silence:g} s")
+        elif report.kind and report.seconds > budget:
+            self._replace("worker_stuck", f"its {report.kind} took more than {budget:g} s")
+
+    def _replace(self, event: str, reason: str) -> None:
+        assert self._process is not None
+        self.failure = f"the worker was replaced: {reason}"
+        log.error(event, device=self.device, pid=self._process.pid, reason=reason)
+        self._process.kill()
 
     def status(self) -> WorkerStatus:
         process = self._process
         loading = process is not None and process.info is None
+        eta = self._deaths.seconds_left if process is None else 0.0
         return WorkerStatus(
             device=self.device,
             state=self._state(),
@@ -135,18 +178,27 @@ class WorkerSupervisor:
             progress=process.progress if loading and process else 1.0,
             eta=self._callbacks.cost_model.estimate_load_seconds(time.monotonic() - self._started, process.progress)
             if loading and process
-            else 0.0,
+            else eta,
             pid=process.pid if process is not None else None,
             running=len(self.running),
             restarts=self._restarts,
-            failure=self.failure,
+            failure=self._explain(),
         )
+
+    def _explain(self) -> str | None:
+        """Why this device does not serve, as far as that is known."""
+        if not self.suspended:
+            return self.failure
+        cause = f" The last cause known: {self.failure}" if self.failure else ""
+        return f"{self._patience.max_deaths} workers have died in a row; one is tried now and then.{cause}"
 
     def _state(self) -> str:
         if self.failed:
             return "failed"
         if self.ready:
             return "ready"
+        if self.suspended:
+            return "suspended"
         return "restarting" if self._was_ready else "loading"
 
     def _on_event(self, process: WorkerProcess, message: Message) -> None:
@@ -189,10 +241,19 @@ class WorkerSupervisor:
         if not (self._stopping or self.failed):
             self._restarts += 1
             log.warning("worker_died", device=self.device, pid=process.pid)
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._backoff, lambda: asyncio.ensure_future(self.start()))
-            self._backoff = min(MAX_BACKOFF, self._backoff * 2 + 1)
-        self._callbacks.requeue(jobs)
+            self._restart_later()
+        self._callbacks.requeue(jobs, process.suspects)
+
+    def _restart_later(self) -> None:
+        delay = self._deaths.count_death()
+        if self._deaths.open:
+            log.error("worker_suspended", device=self.device, seconds=delay, deaths=self._patience.max_deaths)
+        if not self._stopping:
+            self._restarting = asyncio.create_task(self._restart(delay))
+
+    async def _restart(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        await self.start()
 
 
 def isolate_devices(config: EngineConfig, environment: Mapping[str, str]) -> tuple[EngineConfig, dict[str, str]]:

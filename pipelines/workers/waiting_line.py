@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterator
 from pipelines.job import Job
 
 
+def guilt(job: Job) -> tuple[bool, int]:
+    """How likely it is that a job killed its worker."""
+    return job.suspect, job.crashes
+
+
 class WaitingLine:
     """Waiting jobs. `cost` predicts the seconds that a job takes."""
 
@@ -54,9 +59,10 @@ class WaitingLine:
             self._clocks[job.tenant] = max(self._now, self._clocks.get(job.tenant, 0.0))
         self._tenants[job.tenant].append(job)
 
-    def put_first(self, job: Job) -> None:
-        """A job whose worker died."""
-        self._again.appendleft(job)
+    def put_again(self, job: Job) -> None:
+        """A job whose worker died: after those like it, and suspects after those that cannot have been the cause."""
+        place = next((at for at, other in enumerate(self._again) if guilt(other) > guilt(job)), len(self._again))
+        self._again.insert(place, job)
 
     def take(self, job: Job) -> None:
         """Dispatch one of `heads()`."""

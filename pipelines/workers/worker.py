@@ -19,6 +19,7 @@ import structlog
 from pipelines import logs
 from pipelines.child_process import DEVICE_LOST, LOAD_FAILED, die_with_parent
 from pipelines.engine.base import Engine, EngineConfig, StartAgain
+from pipelines.workers.activity import Activity
 from pipelines.workers.protocol import PREFIX, Message
 from pipelines.workers.step_loop import StepLoop
 
@@ -37,12 +38,14 @@ log = structlog.get_logger("srpo")
 class Pipe:
     """The worker's end of the socket.
 
-    A thread reads, so that the parent's death is noticed while a step runs. Another one sends, whole messages in their
-    order, so that no step waits for the pixels of an image; if the parent does not read, sending waits in the end.
+    A thread reads, so that pings are answered and the parent's death is noticed while a step runs. Another one sends,
+    whole messages in their order, so that no step waits for the pixels of an image; if the parent does not read,
+    sending waits in the end.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, activity: Activity | None = None) -> None:
         self._sock = sock
+        self._activity = activity or Activity()
         self._file = sock.makefile("rb")
         self.inbox: queue.Queue[Message] = queue.Queue()
         self._outbox: queue.Queue[tuple[bytes, bytes]] = queue.Queue(UNSENT)
@@ -78,7 +81,11 @@ class Pipe:
 
     def _read(self) -> None:
         while True:
-            self.inbox.put(self.receive())
+            message = self.receive()
+            if message.header["op"] != "ping":
+                self.inbox.put(message)
+            elif not self._outbox.full():  # else the pool hears of us anyway when it reads
+                self.send("pong", **self._activity.report())
 
 
 def receive_messages(pipe: Pipe, step_loop: StepLoop) -> None:
@@ -87,10 +94,16 @@ def receive_messages(pipe: Pipe, step_loop: StepLoop) -> None:
         step_loop.handle(*pipe.inbox.get())
 
 
-def load(config: EngineConfig, pipe: Pipe) -> Engine[Any]:
+def load(config: EngineConfig, pipe: Pipe, activity: Activity) -> Engine[Any]:
     """Build the engine. If that fails, the reason is sent to the pool and the process ends."""
+
+    def report(stage: str, progress: float) -> None:
+        activity.begin("load")
+        pipe.send("loading", stage=stage, progress=progress)
+
+    activity.begin("load")
     try:
-        return config.build(lambda stage, progress: pipe.send("loading", stage=stage, progress=progress))
+        return config.build(report)
     except StartAgain as error:
         log.warning("worker_restarts", reason=str(error))
         pipe.exit(DEVICE_LOST)
@@ -108,20 +121,22 @@ def configure_libraries(environment: MutableMapping[str, str]) -> None:
         environment[ALLOCATOR[0]] = "expandable_segments:True"
 
 
-def main(fd: int) -> None:
+def main(fd: int, record: int) -> None:
     die_with_parent()
     configure_libraries(os.environ)
-    pipe = Pipe(socket.socket(fileno=fd))
+    activity = Activity(record)
+    pipe = Pipe(socket.socket(fileno=fd), activity)
     config = EngineConfig(**pipe.receive().header)
     logs.configure(config.log_format)
     pipe.start_reading()
-    engine = load(config, pipe)
+    engine = load(config, pipe, activity)
+    activity.end()
     pipe.send("ready", **asdict(engine.info))
-    step_loop = StepLoop(engine, pipe, pipe.exit)
+    step_loop = StepLoop(engine, pipe, pipe.exit, activity)
     while True:
         receive_messages(pipe, step_loop)
         step_loop.run_once()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

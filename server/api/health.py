@@ -55,4 +55,6 @@ async def ready(state: State) -> JSONResponse:
     }
     if status.state == "ready":
         return JSONResponse(body)
+    if status.state == "suspended":
+        body["reason"] = "the workers have died again and again, so one is tried only now and then"
     return JSONResponse(body, 503, {"retry-after": str(max(1, math.ceil(status.eta)))})

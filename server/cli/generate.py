@@ -23,7 +23,7 @@ from server.cli.terminal import Renderer, choose_renderer
 from server.images.decoding import UnusableImage
 from server.images.source import Sources
 from server.jobs.generation import BLURRED, SHARP
-from server.state import build_engine_config, build_guard, build_prompt_guard, build_signer
+from server.state import build_engine_config, build_guard, build_patience, build_prompt_guard, build_signer
 from server.threads import ThreadPools
 from weights.checkpoints import CHECKPOINTS
 
@@ -59,7 +59,7 @@ async def draw_all(work: list[BatchItem], settings: GenerateSettings) -> int:
     if CHECKPOINTS[engine.model].embedded:
         print(f"srpo generate: {describe_substitute(settings, engine.model)}", file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), step_timeout=settings.step_timeout)
+    pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), patience=build_patience(settings))
     failures = 0
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
         display = Display(progress, render, images=sum(len(item.files) for item in work))

@@ -5,7 +5,7 @@ Jobs are pure: their seeds were chosen when they were accepted, so the same engi
 
 import asyncio
 
-from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull
+from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull, WorkersSuspended
 from server.errors import ServerError
 from server.jobs.generation import Generation
 from server.jobs.runner import ActiveJob, JobRunner
@@ -40,6 +40,6 @@ async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Gener
     while not job.cancelled:
         try:
             return Generation.start(state, spec, request, job.record.owner, resumed=True)
-        except (NotReady, QueueFull):
+        except (NotReady, QueueFull, WorkersSuspended):
             await asyncio.sleep(RETRY)
     return None

@@ -91,6 +91,13 @@ def load(config: EngineConfig, report: Report) -> ScriptedEngine:
     if config.model == "breaking" and not (begun := Path(config.models_dir) / "begun").exists():
         begun.touch()
         raise StartAgain("an optimization broke the device")
+    if config.model == "waiting":  # until somebody lets it
+        folder = Path(config.models_dir)
+        (folder / "begun").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+    if config.model == "dying" and (Path(config.models_dir) / "die").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
     if config.device == "broken":
         raise RuntimeError("no such device")
     report("reading", 0.5)

@@ -1,0 +1,202 @@
+"""Workers that stop without dying, that cannot be started, or that die again and again: real processes and signals."""
+
+import asyncio
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.scripted import ask, picture
+
+from pipelines.engine.base import EngineConfig
+from pipelines.errors import WorkersSuspended
+from pipelines.job import Job
+from pipelines.workers import patience as patience_module
+from pipelines.workers.activity import ActivityReport
+from pipelines.workers.patience import FACTOR, Patience, Restarts
+from pipelines.workers.pool import WorkerPool
+
+LIMIT = 60.0  # seconds for what nobody's verdict depends on
+QUICK = Patience(silence=1.0, floor=LIMIT)
+
+
+@pytest.fixture(autouse=True)
+def _scripted_engine_for_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@asynccontextmanager
+async def pool_of(
+    model: str = "scripted", models_dir: Path = Path("models"), **options: Any
+) -> AsyncIterator[WorkerPool]:
+    pool = WorkerPool(EngineConfig(model, str(models_dir), factory="support.scripted_engine:load"), **options)
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LIMIT):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def ready(pool: WorkerPool) -> int:
+    """Waits; returns the worker's process id."""
+    await until(lambda: pool.status().state == "ready")
+    return pool.status().worker_pids[0]
+
+
+async def result_of(job: Job) -> tuple[bytes, ...]:
+    async with asyncio.timeout(LIMIT):
+        return (await job.result()).pixels
+
+
+async def replaced(pool: WorkerPool, pid: int) -> None:
+    await until(lambda: pool.status().state != "ready")
+    assert await ready(pool) != pid
+    assert pool.status().restarts == 1
+
+
+async def test_an_idle_worker_that_stops_is_replaced_before_anybody_asks() -> None:
+    async with pool_of(patience=QUICK) as pool:
+        pid = await ready(pool)
+        os.kill(pid, signal.SIGSTOP)
+        await replaced(pool, pid)
+        assert await result_of(pool.submit(ask())) == (picture(7),)
+
+
+async def test_a_worker_that_stops_while_loading_is_replaced(tmp_path: Path) -> None:
+    async with pool_of("waiting", tmp_path, patience=QUICK) as pool:
+        await until((tmp_path / "begun").exists)
+        pid = pool.status().worker_pids[0]
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: pool.status().restarts == 1)
+        (tmp_path / "go").touch()
+        assert await ready(pool) != pid
+
+
+async def test_a_worker_that_stops_in_a_step_is_replaced_although_its_clients_leave() -> None:
+    """Each new request used to set the clock back, and each client that left to stop it."""
+    async with pool_of(patience=QUICK) as pool:
+        pid = await ready(pool)
+        job = pool.submit(ask("slow", 10_000))
+        await until(lambda: job.remaining_fraction < 1)
+        os.kill(pid, signal.SIGSTOP)
+        pool.cancel(job)
+        while pool.status().restarts == 0:
+            impatient = pool.submit(ask())
+            await asyncio.sleep(0.05)
+            pool.cancel(impatient)
+        assert await result_of(pool.submit(ask())) == (picture(7),)
+        assert await ready(pool) != pid
+
+
+async def test_a_step_that_hangs_is_noticed_although_its_client_has_left() -> None:
+    async with pool_of(patience=Patience(silence=LIMIT, floor=0.2)) as pool:
+        pid = await ready(pool)
+        await result_of(pool.submit(ask()))  # a pace is measured
+        job = pool.submit(ask("hang"))
+        await until(lambda: (latest := job.channel.latest()) is not None and latest.stage == "text")
+        pool.cancel(job)
+        await replaced(pool, pid)
+
+
+async def test_a_worker_that_goes_on_is_not_replaced() -> None:
+    async with pool_of(patience=QUICK) as pool:
+        pid = await ready(pool)
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(QUICK.silence / 4)
+        os.kill(pid, signal.SIGCONT)
+        assert await result_of(pool.submit(ask())) == (picture(7),)
+        assert (pool.status().restarts, pool.status().worker_pids) == (0, (pid,))
+
+
+def test_slow_steps_are_no_hang_once_they_were_measured() -> None:
+    patience = Patience(floor=120)
+    step = ActivityReport("denoise", 2.0, 0.0, {})
+    assert patience.budget(step, {}) == 120 * FACTOR * 2
+    assert patience.budget(step, {"denoise": 1.0}) == 120
+    assert patience.budget(step, {"denoise": 300.0}) == FACTOR * 600
+
+
+async def test_a_worker_that_cannot_be_spawned_is_tried_again() -> None:
+    """Where no descriptor is free: the failure used to be lost, and nobody served ever after."""
+    async with pool_of(patience=Patience(retry=0.1)) as pool:
+        pid = await ready(pool)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: pool.status().restarts == 1 and "no worker process" in (pool.status().failure or ""))
+            assert pool.status().state == "restarting"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert await result_of(pool.submit(ask())) == (picture(7),)
+
+
+async def test_a_worker_whose_message_cannot_be_handled_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pool_of() as pool:
+        pid = await ready(pool)
+        handle, failures = pool.on_job_message, iter([RuntimeError("a bug")])
+
+        def fail_once(*arguments: Any) -> None:
+            for failure in failures:
+                raise failure
+            handle(*arguments)
+
+        monkeypatch.setattr(pool, "on_job_message", fail_once)
+        with capture_logs() as entries:
+            assert await result_of(pool.submit(ask())) == (picture(7),)
+        assert pool.status().worker_pids != (pid,)
+        assert "worker_message_failed" in [entry["event"] for entry in entries]
+
+
+async def test_kills_from_outside_fail_no_job() -> None:
+    async with pool_of() as pool:
+        await ready(pool)
+        jobs = [pool.submit(ask("slow", steps=8, seed=seed)) for seed in range(1, 9)]
+        for death in range(1, 4):
+            await until(lambda: any(job.remaining_fraction < 1 for job in jobs))
+            os.kill(await ready(pool), signal.SIGKILL)
+            await until(lambda death=death: pool.status().restarts == death)  # type: ignore[misc]
+        assert [await result_of(job) for job in jobs] == [(picture(seed),) for seed in range(1, 9)]
+
+
+async def test_after_many_deaths_new_work_is_refused_until_a_worker_is_ready(tmp_path: Path) -> None:
+    patience = Patience(max_deaths=2, retry=0.1)
+    async with pool_of("dying", tmp_path, patience=patience) as pool:
+        await ready(pool)
+        (tmp_path / "die").touch()
+        job = pool.submit(ask(f"die-once {tmp_path / 'marker'}"))
+        await until(lambda: pool.status().state == "suspended")
+        with pytest.raises(WorkersSuspended) as refused:
+            pool.submit(ask())
+        assert refused.value.retry_after >= 0
+        assert "have died in a row" in (pool.status().failure or "")
+        (tmp_path / "die").unlink()
+        assert await result_of(job) == (picture(7),)
+        assert await result_of(pool.submit(ask())) == (picture(7),)
+        assert pool.status().failure is None
+
+
+def test_the_circuit_counts_recent_deaths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(patience_module.time, "monotonic", lambda: now)
+    restarts = Restarts(Patience(max_deaths=3, window=100, retry=60))
+    assert [restarts.count_death() for _ in range(3)] == [0, 1, 60]
+    assert restarts.open
+    now += 101
+    assert not restarts.open
+    assert restarts.count_death() != 60
+    restarts.count_death(), restarts.count_death()
+    assert restarts.open
+    restarts.forgive()
+    assert not restarts.open
