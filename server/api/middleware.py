@@ -87,6 +87,8 @@ class RequestContext:
             if CLIENT_ID.fullmatch(client_id):
                 reply["x-client-request-id"] = client_id
             reply["x-content-type-options"] = "nosniff"
+            if "transfer-encoding" in self.headers and "content-length" in self.headers:
+                reply["connection"] = "close"  # a proxy may have read another length: RFC 9112, 6.1
             self._origins.cors(self._scope, self.headers, reply)
         await self._send(message)
 
