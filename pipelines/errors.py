@@ -13,6 +13,7 @@
     └── GenerationFailed     the engine could not draw this request
         ├── OutOfMemory      it does not fit the device
         ├── NonFinitePixels  the numbers blew up; never shown as a black picture
+        ├── ConstantImage    an image all of one colour, where the operator wants none
         └── WorkerCrashed    it took its worker down twice
 
 Messages are for the client that sent the request: they hold nothing internal and no prompt.
@@ -96,6 +97,11 @@ class OutOfMemory(GenerationFailed):
 class NonFinitePixels(GenerationFailed):
     def __init__(self) -> None:
         super().__init__("The model produced non-finite numbers for this request. Another seed may work.")
+
+
+class ConstantImage(GenerationFailed):
+    def __init__(self) -> None:
+        super().__init__("The model drew an image all of one colour. Another seed or prompt may work.")
 
 
 class WorkerCrashed(GenerationFailed):

@@ -152,13 +152,6 @@ class StorageBusy(ServerError):
         super().__init__("The job database is locked by another program. Try again in a few seconds.")
 
 
-class StorageDamaged(ServerError):
-    retry_after = 30.0  # seconds
-
-    def __init__(self) -> None:
-        super().__init__("The job database is damaged.")
-
-
 @dataclass(frozen=True, slots=True)
 class WireError:
     """How a class of errors looks on the wire. `repeats`: trying again would fail again."""
@@ -192,6 +185,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     pipeline.GenerationFailed: WireError(500, "generation_failed", "server_error", repeats=True),
     pipeline.OutOfMemory: WireError(500, "out_of_memory", "server_error", repeats=True),
     pipeline.NonFinitePixels: WireError(500, "non_finite_pixels", "server_error", repeats=True),
+    pipeline.ConstantImage: WireError(500, "constant_image", "server_error", repeats=True),
     pipeline.WorkerCrashed: WireError(500, "worker_crashed", "server_error", repeats=True),
     pipeline.NotReady: WireError(503, "not_ready", "server_error"),
     pipeline.WorkersSuspended: WireError(503, "workers_suspended", "server_error"),
@@ -199,7 +193,6 @@ TABLE: Mapping[type[Exception], WireError] = {
     pipeline.SafetyUnavailable: WireError(503, "safety_unavailable", "server_error"),
     StorageFull: WireError(503, "storage_full", "server_error"),
     StorageBusy: WireError(503, "storage_busy", "server_error"),
-    StorageDamaged: WireError(503, "storage_damaged", "server_error"),
     UploadsFull: WireError(503, "uploads_full", "server_error"),
     TooManyConnections: WireError(503, "too_many_connections", "server_error"),
     pipeline.DeadlineExceeded: WireError(504, "deadline_exceeded", "server_error", repeats=True),

@@ -18,6 +18,7 @@ from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from server.aliases import Dialect
 from server.data_folder import FolderClock
+from server.images.constant import ConstantImages
 from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
 from server.images.store import LocalStore
@@ -45,6 +46,7 @@ class AppState:
     keys: KeyRing
     guard: Guard
     prompts: PromptGuard
+    constant: ConstantImages
     signer: FileSigner | None
     origins: OriginPolicy
     sources: Sources
@@ -76,6 +78,7 @@ class AppState:
             pool=pool,
             limits=KeyLimits(settings.key_requests, pool),
             failed_keys=FailedKeys(settings.key_delay),
+            constant=ConstantImages(settings.constant_images == "error"),
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
             clock=clock,

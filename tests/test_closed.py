@@ -1,13 +1,19 @@
 """What the server keeps to itself, and what it does not let others bring in."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
-from support.server import LiveServer, running
+from support.scripted_server import Scripted
+from support.server import START_LIMIT, LiveServer, running
 
 from server.errors import envelope, headers_of
+from server.images.constant import is_constant
 
 
 def test_a_module_in_the_current_folder_is_never_imported(tmp_path: Path) -> None:
@@ -61,3 +67,45 @@ def test_nothing_of_a_foreign_error_reaches_clients() -> None:
     assert (body["error"]["param"], body["error"]["data"]) == (None, [])
     assert "secret" not in str(body)
     assert headers_of(error) == {}
+
+
+def test_a_request_with_two_lengths_is_the_last_of_its_connection(live: LiveServer) -> None:
+    """What follows it may be another request to this server, and part of the body to the proxy before it."""
+    smuggled = b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+    request = (
+        b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", live.port), timeout=START_LIMIT) as sock:
+        sock.sendall(request + smuggled)
+        answered = b""
+        while part := sock.recv(2**16):
+            answered += part
+    assert answered.startswith(b"HTTP/1.1 400 ")
+    assert answered.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answered.lower()
+
+
+@pytest.mark.parametrize("setting", ["note", "error"])
+def test_an_image_of_one_colour_is_counted_and_said_or_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """The scripted engine fills its pictures with one number."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    body = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 1, "num_images": 2}
+    with Scripted(tmp_path, safety_checker="none", constant_images=setting) as server:
+        reply = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=START_LIMIT)
+        counted = httpx.get(f"{server.url}/health").json()["constant_images"]
+    if setting == "error":
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "constant_image")
+    else:
+        assert reply.json()["timings"]["notes"] == [f"image {index} is all of one colour" for index in range(2)]
+    assert counted == 2
+
+
+@given(st.binary(min_size=3, max_size=3), st.integers(1, 400), st.data())
+def test_one_other_byte_makes_an_image_not_constant(pixel: bytes, count: int, data: st.DataObject) -> None:
+    pixels = bytearray(pixel * (count + 1))
+    assert is_constant(bytes(pixels))
+    pixels[data.draw(st.integers(0, len(pixels) - 1))] ^= data.draw(st.integers(1, 255))
+    assert not is_constant(bytes(pixels))

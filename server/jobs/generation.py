@@ -57,7 +57,7 @@ class Generation:
     async def reply(self) -> GenerationReply:
         """The finished images, checked, encoded and delivered. Raises what went wrong. Await it once."""
         try:
-            result = await self.job.result()
+            result = self._state.constant.check(await self.job.result())
             watch = Stopwatch()
             self._publish_stage("safety")
             inspected = await self._inspect(result)
