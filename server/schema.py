@@ -6,7 +6,7 @@ can be strict.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Any, Literal
@@ -73,9 +73,12 @@ def body_of(served: str, sourced: bool) -> type[Body]:
     return create_model(kind.__name__, __base__=body, __module__=__name__, model=model)
 
 
-def read_body(native: dict[str, Any], served: str) -> Body:
-    """Validate native fields. `served` is the id of the loaded model. Raises `InvalidRequest`."""
-    issues = list(model_issues(native, served))
+def read_body(native: dict[str, Any], served: str, aliases: Iterable[str] = ()) -> Body:
+    """Validate native fields. `served` is the id of the loaded model; `aliases` are its other names, for the error.
+
+    Raises `InvalidRequest`.
+    """
+    issues = list(model_issues(native, served, aliases))
     sourced = params_of(native.get("model")) is ImageToImageParams
     fields = native | {"model": HOSTED_MODEL} if issues else native
     try:
@@ -93,10 +96,10 @@ def model_ids(served: str) -> list[str]:
     return [name + kind for name in names for kind in ("", IMAGE_TO_IMAGE)]
 
 
-def model_issues(native: dict[str, Any], served: str) -> Sequence[dict[str, Any]]:
+def model_issues(native: dict[str, Any], served: str, aliases: Iterable[str]) -> Sequence[dict[str, Any]]:
     """What is wrong with `model`: missing, not a name, or not the one that is served."""
     known = model_ids(served)
-    expected = f"one of {', '.join(known)}"
+    expected = f"one of {', '.join([*known, *aliases])}"
     if "model" not in native:
         return [issue_of("required", ("model",), Issue((), expected, None), missing=True)]
     model = native["model"]

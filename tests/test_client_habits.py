@@ -126,6 +126,9 @@ def test_aliases_are_listed_and_an_unknown_name_is_named_as_it_was_sent(servers:
         error = reply.json()["error"]
         assert (reply.status_code, error["code"]) == (400, "model_not_found")
         assert "received 'gpt-image-1'" in error["message"]
+    for reply in (generate(servers["url"], model="gpt-4o"), edit(servers["url"], model="gpt-4o")):
+        assert "flux/srpo, flux/srpo/image-to-image" in reply.json()["message"]
+        assert "dall-e-3, gpt-image-1, painter, received 'gpt-4o'" in reply.json()["message"]
 
 
 @pytest.mark.parametrize("alias", ["dall-e-3", "=flux/srpo", "dall-e-3=", "flux/srpo=flux/srpo", "dall-e-3=dall-e-2"])
@@ -204,6 +207,11 @@ def test_several_pictures_are_refused_by_setting(servers: dict[str, Scripted]) -
 
 def test_an_edit_without_a_model_is_the_loaded_ones(servers: dict[str, Scripted]) -> None:
     assert keys_of(edit(servers["url"])) == {"url"}
+    document = httpx.get(f"{servers['url'].url}/openapi.json").json()
+    content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
+    schema = content["multipart/form-data"]["schema"]
+    assert set(schema["required"]) == {"prompt", "image"}
+    assert schema["properties"]["model"]["default"] in schema["properties"]["model"]["enum"]
     assert generate(servers["url"], model=None).status_code == 400  # the contract asks for it there
 
 

@@ -98,7 +98,7 @@ async def answer(
 ) -> Response:
     """Carry a request out and reply in the way it asks for. `fields` are the request as it came."""
     request, state = call.request, call.state
-    body = read_body(translated.native, state.served)
+    body = read_body(translated.native, state.served, state.dialect.model_aliases)
     if state.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     identity = await identify_try(call, fields, translated)

@@ -4,6 +4,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from server.aliases import IMAGE_TO_IMAGE
 from server.schema import (
     EXAMPLE,
     SOURCED_EXAMPLE,
@@ -86,12 +87,13 @@ def bodies(served: str) -> dict[str, Any]:
 
 
 def form(served: str) -> dict[str, Any]:
-    """The same for a form with the picture in it."""
+    """The same for a form with the picture in it, which may leave the model out: it means the loaded one."""
     schema = body_of(served, sourced=True).model_json_schema()
     schema["properties"] = {"image": FILE} | {
         name: part for name, part in schema["properties"].items() if name != "image_url"
     }
-    schema["required"] = ["model", "prompt", "image"]
+    schema["required"] = ["prompt", "image"]
+    schema["properties"]["model"] |= {"default": HOSTED_MODEL + IMAGE_TO_IMAGE}
     del schema["examples"]
     return schema
 
