@@ -18,11 +18,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,16 +28,24 @@ from typing import Any
 import httpx
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parent
-ROOT = FOLDER.parent.parent
-sys.path[:0] = [str(ROOT), str(FOLDER.parent)]
-from support.server import LiveServer, free_port, running  # noqa: E402
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from environments import (  # noqa: E402
+    ENVIRONMENTS,
+    FOLDER,
+    ROOT,
+    SHOWN,
+    Client,
+    NotRun,
+    carry_out,
+    install,
+    read_clients,
+    reason_of,
+)
+from support.server import LiveServer, ServerNotReady, free_port, running, wait_ready  # noqa: E402
 
-ENVIRONMENTS = ROOT / ".clients"
 MATRIX = ROOT / "docs" / "clients.json"
 ADDRESS, OTHER_PORT = "http://127.0.0.1:8000", "4000"  # in the programs: the server, and a port they may listen on
-INSTALL_LIMIT, RUN_LIMIT = 1800, 900  # seconds
-SHOWN = 200  # characters of a reason
+START_LIMIT, RUN_LIMIT = 900, 900  # seconds
 QUIET = {  # a client under test reports to nobody
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "HAYSTACK_TELEMETRY_ENABLED": "False",
@@ -53,99 +59,27 @@ QUIET = {  # a client under test reports to nobody
 }
 
 
-class NotRun(Exception):
-    """The client could not be installed here."""
-
-
-@dataclass(frozen=True)
-class Client:
-    """A row of `clients.toml`."""
-
-    name: str
-    install: tuple[tuple[str, ...], ...]
-    program: str
-    pictures: int
-    setting: str = ""
-    light: bool = False
-
-    @property
-    def uses_npm(self) -> bool:
-        return self.program.endswith(".mjs") or any("@" in part[1:] for line in self.install for part in line)
-
-    @property
-    def environment(self) -> Path:
-        """Clients that install the same share it."""
-        text = "+".join(part for line in self.install for part in line) or "none"
-        return ENVIRONMENTS / re.sub(r"[^\w.+=-]+", "-", text).strip("-")
-
-    @property
-    def version(self) -> str:
-        if not self.install:
-            return subprocess.run([self.name, "--version"], capture_output=True, text=True).stdout.split()[1]
-        first = next(part for part in self.install[0] if not part.startswith("-"))
-        return re.split(r"==|(?<=.)@", first)[-1]
-
-
-def read_clients() -> list[Client]:
-    rows = tomllib.loads((FOLDER / "clients.toml").read_text())["client"]
-    return [Client(**row | {"install": tuple(tuple(line) for line in row["install"])}) for row in rows]
-
-
-# ---- Installing
-
-
-def install(client: Client) -> None:
-    """Make the client's environment, once. Raises `NotRun`."""
-    folder = client.environment
-    mark = folder / ".installed"
-    if mark.exists():
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        (install_with_npm if client.uses_npm else install_with_pip)(client, folder)
-    except (subprocess.SubprocessError, OSError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise NotRun(said[-1]) from error
-    mark.touch()
-
-
-def install_with_npm(client: Client, folder: Path) -> None:
-    (folder / "package.json").write_text('{"private": true, "type": "module"}\n')
-    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--prefer-offline", "--save-exact"]
-    for line in client.install:
-        carry_out(["npm", "install", "--prefix", str(folder), *options, *line], folder)
-
-
-def install_with_pip(client: Client, folder: Path) -> None:
-    carry_out([sys.executable, "-m", "venv", "--without-pip", str(folder)], folder)
-    site = next(folder.glob("lib/python*/site-packages"))
-    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
-    for line in client.install:
-        carry_out([*pip, "install", "--quiet", *line], site)
-
-
-def carry_out(command: list[str], folder: Path) -> None:
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_LIMIT)
-
-
-# ---- Running
+# ---- A row
 
 
 def run(client: Client, server: LiveServer) -> dict[str, Any]:
-    """Carry the client's program out. Returns its row of the matrix, without the date."""
-    row = {"name": client.name, "version": client.version, "program": client.program, "setting": client.setting}
+    """Carry the client's program out. Returns its row of the matrix, without the date. Raises `NotRun`."""
+    if server.process.poll() is not None:
+        raise NotRun("the server: it has ended")
     before = len(server.settled_log())
+    sizes = []
     try:
-        printed = run_program(client, server)
-        calls = calls_in(server.settled_log()[before:])
-        sizes = [picture.size for picture in pictures_in(printed)]
+        sizes = [picture.size for picture in pictures_in(run_program(client, server))]
         result = "works" if len(sizes) == client.pictures else f"fails: {len(sizes)} of {client.pictures} pictures"
-    except subprocess.SubprocessError as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()
-        calls, sizes = calls_in(server.settled_log()[before:]), []
-        result = f"fails: {next((line.strip() for line in reversed(said) if 'rror' in line), said[-1])[:SHOWN]}"
-    return row | {"calls": calls, "sizes": [f"{width}x{height}" for width, height in sizes], "result": result}
+    except (subprocess.SubprocessError, httpx.HTTPError, OSError) as error:  # what is no picture is an OSError
+        result = f"fails: {reason_of(getattr(error, 'stderr', None) or str(error))}"
+    calls = calls_in(server.settled_log()[before:]) if server.process.poll() is None else []
+    return row_of(client, result) | {"calls": calls, "sizes": [f"{width}x{height}" for width, height in sizes]}
+
+
+def row_of(client: Client, result: str) -> dict[str, Any]:
+    names = {"name": client.name, "version": client.version, "program": client.program, "setting": client.setting}
+    return names | {"calls": [], "sizes": [], "result": result}
 
 
 def run_program(client: Client, server: LiveServer) -> str:
@@ -161,10 +95,7 @@ def run_program(client: Client, server: LiveServer) -> str:
         env = {name: value for name, value in os.environ.items() if not foreign.match(name)} | QUIET
         env |= {"PATH": os.pathsep.join(map(str, folders)), "HOME": str(folder)}
         command = {".py": "python", ".mjs": "node", ".sh": "sh"}[program.suffix]
-        ended = subprocess.run(
-            [command, program.name], cwd=folder, env=env, check=True, capture_output=True, text=True, timeout=RUN_LIMIT
-        )
-        return ended.stdout
+        return carry_out([command, program.name], folder, RUN_LIMIT, env)
     finally:
         shutil.rmtree(folder)
 
@@ -200,41 +131,48 @@ def calls_in(log: str) -> list[str]:
 
 @contextmanager
 def serving(setting: str) -> Iterator[LiveServer]:
-    """A server with one setting, in the form `SRPO_NAME=value`."""
+    """A server with one setting, in the form `SRPO_NAME=value`. Raises `NotRun`."""
     name, _, value = setting.removeprefix("SRPO_").partition("=")
     env = {name.lower(): value} if name else {}
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder), log_format="json", **env) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(Path(folder), wait=False, log_format="json", **env) as server,
+    ):
+        try:
+            wait_ready(server.url, server.process, server.log, START_LIMIT)
+        except ServerNotReady as error:
+            raise NotRun(f"the server: {reason_of(str(error))}") from error
         yield server
 
 
 def run_all(clients: Iterable[Client]) -> Iterator[dict[str, Any]]:
     """Every client's row, as soon as it is known."""
     wanted = sorted(clients, key=lambda client: client.setting)
-    failures: dict[Path, str] = {}
-
-    def prepare(environment: Path, client: Client) -> None:
-        try:
-            install(client)
-        except NotRun as error:
-            failures[environment] = str(error)
-
     with ThreadPoolExecutor(2) as threads:
         tasks = {client.environment: client for client in wanted}
-        pending = {path: threads.submit(prepare, path, client) for path, client in tasks.items()}
+        pending = {path: threads.submit(install, client) for path, client in tasks.items()}
         for setting, group in groupby(wanted, key=lambda client: client.setting):
-            with serving(setting) as server:
-                for client in group:
+            installed = []
+            for client in group:
+                try:
                     pending[client.environment].result()
-                    if client.environment in failures:
-                        result = f"not run: {failures[client.environment][:SHOWN]}"
-                        yield {"name": client.name, "version": client.version, "program": client.program} | {
-                            "setting": setting,
-                            "calls": [],
-                            "sizes": [],
-                            "result": result,
-                        }
-                    else:
-                        yield run(client, server)
+                    installed.append(client)
+                except NotRun as error:
+                    yield row_of(client, f"not run: {error}"[:SHOWN])
+            yield from run_group(installed, setting)
+
+
+def run_group(clients: list[Client], setting: str) -> Iterator[dict[str, Any]]:
+    """The rows of clients that share a server. One that cannot be run does not end the others."""
+    left = clients.copy()
+    try:
+        if left:
+            with serving(setting) as server:
+                while left:
+                    yield run(left[0], server)
+                    left.pop(0)
+    except NotRun as error:
+        yield from (row_of(client, f"not run: {error}"[:SHOWN]) for client in left)
 
 
 def keep(rows: list[dict[str, Any]]) -> None:

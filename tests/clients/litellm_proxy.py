@@ -1,3 +1,5 @@
+import os
+import secrets
 import subprocess
 import time
 from pathlib import Path
@@ -12,14 +14,20 @@ model_list:
       api_base: http://127.0.0.1:8000/v1
       api_key: not-needed-on-loopback
 """
+KEY = f"sk-{secrets.token_hex(24)}"  # the proxy's own
 Path("config.yaml").write_text(CONFIG)
 with Path("proxy.log").open("w") as log:
     proxy = subprocess.Popen(
-        ["litellm", "--config", "config.yaml", "--host", "127.0.0.1", "--port", "$FREE_PORT"], stdout=log, stderr=log
+        ["litellm", "--config", "config.yaml", "--host", "127.0.0.1", "--port", "4000"],
+        env=os.environ | {"LITELLM_MASTER_KEY": KEY},
+        stdout=log,
+        stderr=log,
     )
 try:
-    client = OpenAI(base_url="http://127.0.0.1:$FREE_PORT/v1", api_key="none", max_retries=0)
-    for _ in range(300):  # until the proxy answers
+    client = OpenAI(base_url="http://127.0.0.1:4000/v1", api_key=KEY, max_retries=0)
+    while True:  # until the proxy answers
+        if proxy.poll() is not None:
+            raise RuntimeError(f"error: the proxy ended: {Path('proxy.log').read_text()[-1500:]}")
         try:
             client.models.list()
             break

@@ -39,7 +39,7 @@ with Path("server.log").open("w") as log:
     )
 try:
     with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=600) as client:
-        for _ in range(300):  # until it answers
+        while True:  # until it answers
             if server.poll() is not None:
                 raise RuntimeError(f"error: it ended: {Path('server.log').read_text()[-1500:]}")
             try:

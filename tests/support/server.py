@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 
@@ -65,18 +64,23 @@ class LiveServer:
         wait_ready(self.url, self.process, self.log)
 
 
-def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the server at `url` would draw a request now; fail with its log where it ends or takes too long."""
-    deadline = time.monotonic() + START_LIMIT
+class ServerNotReady(AssertionError):
+    """The server ended before it was ready, or took too long. Says so in its log's words."""
+
+
+def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path, limit: float = START_LIMIT) -> None:
+    """Wait until the server at `url` would draw a request now. Raises `ServerNotReady`, after `limit` seconds too."""
+    deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"the server ended:\n{log.read_text()}"
+        if process.poll() is not None:
+            raise ServerNotReady(f"the server ended:\n{log.read_text()}")
         try:
             if httpx.get(f"{url}/ready").status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.05)
-    pytest.fail(f"not ready after {START_LIMIT} s:\n{log.read_text()}")
+    raise ServerNotReady(f"{log.read_text()}\nnot ready after {limit:.0f} s")
 
 
 @contextmanager
