@@ -9,12 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.faults import FAULTS, HEADERS, UNREAD, measure
 from support.server import LiveServer, running
 from support.strangers import SlowSockets
 from support.waiting import LIMIT, within
 
-HEADERS = b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\nx-slow: "
-UNREAD = b"POST /nothing HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 1000000000\r\n\r\n"
 CAP = 40
 
 
@@ -112,3 +111,10 @@ def test_where_all_connections_are_being_answered_one_more_is_refused(narrow: Li
 def refusal(server: LiveServer) -> httpx.Response | None:
     reply = httpx.get(f"{server.url}/health")
     return reply if reply.status_code == 503 else None
+
+
+def test_good_requests_do_not_notice(narrow: LiveServer) -> None:
+    case = "500 sockets say nothing"
+    outcome = measure(case, narrow, FAULTS[case].hold(narrow), requests=2)
+    assert outcome.finished == outcome.accepted == outcome.offered
+    assert (outcome.lost, outcome.duplicated, outcome.wrong) == (0, 0, 0)

@@ -276,8 +276,9 @@ def test_the_pixels_of_a_picture_that_fits_are_those_of_one_step(
     assert (pixels == reference(open_image(data), drawn)).all()
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(("format", "mode"), [("PNG", "RGBA"), ("JPEG", "RGB")])
+@pytest.mark.parametrize(
+    ("format", "mode", "orientation"), [("PNG", "RGBA", 6), *(("JPEG", "RGB", number) for number in range(1, 9))]
+)
 def test_a_larger_picture_is_shrunk_on_the_way_and_looks_the_same(format: str, mode: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
