@@ -17,6 +17,13 @@ def split_list(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def split_keys(value: Any) -> Any:
+    """As `split_list`, but text must hold something: with no key at all the server would be open."""
+    if isinstance(value, str) and value and not split_list(value):
+        raise ValueError("it holds no key: the server would be open")
+    return split_list(value)
+
+
 def parse_bytes(value: Any) -> Any:
     """The bytes that text like 16MiB means; any other value is returned unchanged."""
     if isinstance(value, str) and value[-3:] in UNITS:
@@ -40,6 +47,7 @@ def find_unknown(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, st
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
+Keys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_keys)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 

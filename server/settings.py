@@ -7,7 +7,7 @@ docs/configuration.md are generated from here.
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, field_validator, model_validator
 
@@ -15,7 +15,7 @@ from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import parse_checkers
 from server.limit_settings import LimitSettings
-from server.setting_types import Bytes, EnvironmentSettings, Names, split_list
+from server.setting_types import Bytes, EnvironmentSettings, Keys, Names
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 from weights.lora_file import parse_lora
 
@@ -186,7 +186,7 @@ class Settings(LimitSettings, EngineSettings):
     data_dir: Path = Field(
         Path("data"), description="folder for images and other state; only one server at a time can use it"
     )
-    api_keys: Names = Field(
+    api_keys: Keys = Field(
         (),
         description="keys that clients may use, separated by commas; none: every client on this machine may use the "
         "API",
@@ -273,13 +273,6 @@ class Settings(LimitSettings, EngineSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL that begins with http:// or https://")
         return value.rstrip("/") if value else None
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _check_that_keys_are_meant(cls, value: Any) -> Any:
-        if isinstance(value, str) and value and not split_list(value):
-            raise ValueError("it holds no key: the server would be open")
-        return value
 
     @field_validator("api_keys")
     @classmethod
