@@ -152,6 +152,13 @@ class StorageBusy(ServerError):
         super().__init__("The job database is locked by another program. Try again in a few seconds.")
 
 
+class StorageDamaged(ServerError):
+    retry_after = 30.0  # seconds
+
+    def __init__(self) -> None:
+        super().__init__("The job database is damaged.")
+
+
 @dataclass(frozen=True, slots=True)
 class WireError:
     """How a class of errors looks on the wire. `repeats`: trying again would fail again."""
@@ -193,6 +200,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     pipeline.SafetyUnavailable: WireError(503, "safety_unavailable", "server_error"),
     StorageFull: WireError(503, "storage_full", "server_error"),
     StorageBusy: WireError(503, "storage_busy", "server_error"),
+    StorageDamaged: WireError(503, "storage_damaged", "server_error"),
     UploadsFull: WireError(503, "uploads_full", "server_error"),
     TooManyConnections: WireError(503, "too_many_connections", "server_error"),
     pipeline.DeadlineExceeded: WireError(504, "deadline_exceeded", "server_error", repeats=True),

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from PIL import Image
 from support.jobs import KEYS, PREFER, call, ended, events_of
+from support.ledgers import locked
 from support.scripted_server import Gate, Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer, running
 
@@ -387,14 +388,6 @@ def test_an_expired_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with Scripted(tmp_path) as server:
         assert call(server, "GET", "/v1/jobs/job_old").status_code == 410
         assert call(server, "GET", "/v1/jobs").json()["data"] == []
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Another program that writes to the database and takes its time."""
-    with closing(sqlite3.connect(file, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        yield
 
 
 def test_a_locked_database_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from pipelines.duties import keep_up
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.errors import (
     FAILURES,
@@ -71,7 +72,8 @@ class WorkerPool:
 
     async def start(self) -> None:
         """Spawn the workers. Returns at once; `status()` follows the loading."""
-        self._watching = [asyncio.create_task(self._watch_deadlines()), asyncio.create_task(self._watch_workers())]
+        duties = {"deadlines": self._watch_deadlines, "workers": self._watch_workers}
+        self._watching = [asyncio.create_task(keep_up(name, duty)) for name, duty in duties.items()]
         for supervisor in self._supervisors:
             await supervisor.start()
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from server.api.dependencies import bearer
+from server.api.dependencies import JobsDep, bearer
 from server.state import State
 from weights.checkpoints import CHECKPOINTS
 
@@ -17,7 +17,7 @@ OPEN = ("state", "stage", "progress", "eta", "waiting", "running")  # of the poo
 
 
 @router.api_route("/health", methods=["GET", "HEAD"])
-async def health(request: Request, state: State) -> JSONResponse:
+async def health(request: Request, state: State, jobs: JobsDep) -> JSONResponse:
     """Alive, and what is being served. Always 200 while this process answers.
 
     Where keys are set, who has none hears nothing of processes, devices, hooks and failures.
@@ -30,7 +30,8 @@ async def health(request: Request, state: State) -> JSONResponse:
     if info:
         info["levers"] = info.pop("optimizations")  # the name that monitoring knows
     safety = state.guard.description | {"prompts": state.prompts.description}
-    return JSONResponse(about | {"safety": safety, "constant_images": state.constant.count} | status | info)
+    found = {"safety": safety, "constant_images": state.constant.count, "trouble": jobs.find_trouble()}
+    return JSONResponse(about | found | status | info)
 
 
 async def has_key(request: Request, state: State) -> bool:
@@ -43,18 +44,21 @@ async def has_key(request: Request, state: State) -> bool:
 
 
 @router.api_route("/ready", methods=["GET", "HEAD"])
-async def ready(state: State) -> JSONResponse:
+async def ready(state: State, jobs: JobsDep) -> JSONResponse:
     """200 when a request would be drawn now; else 503 with the stage of loading."""
     status = state.pool.status()
+    trouble = jobs.find_trouble()
     body = {
-        "ready": status.state == "ready",
+        "ready": status.state == "ready" and trouble is None,
         "state": status.state,
         "stage": status.stage,
         "progress": round(status.progress, 3),
         "eta_seconds": round(status.eta, 1),
     }
-    if status.state == "ready":
+    if body["ready"]:
         return JSONResponse(body)
     if status.state == "suspended":
-        body["reason"] = "the workers have died again and again, so one is tried only now and then"
+        trouble = "the workers have died again and again, so one is tried only now and then"
+    if trouble is not None:
+        body["reason"] = trouble
     return JSONResponse(body, 503, {"retry-after": str(max(1, math.ceil(status.eta)))})

@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 
+log = structlog.get_logger("srpo")
 ACCEPTED, SUCCEEDED, FAILED, CANCELLED, EXPIRED = "accepted", "succeeded", "failed", "cancelled", "expired"
 
 
@@ -19,7 +21,11 @@ class JSONText(sa.types.TypeDecorator[Any]):
         return None if value is None else json.dumps(value)
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ARG002
-        return json.loads(value) if value else None
+        try:
+            return json.loads(value) if value else None
+        except ValueError:  # one damaged row must not hide the others
+            log.error("job_row_damaged")
+            return None
 
 
 class Base(MappedAsDataclass, DeclarativeBase, eq=False):

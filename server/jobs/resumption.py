@@ -5,6 +5,8 @@ Jobs are pure: their seeds were chosen when they were accepted, so the same engi
 
 import asyncio
 
+import structlog
+
 from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull, WorkersSuspended
 from server.errors import ServerError
 from server.jobs.generation import Generation
@@ -13,6 +15,7 @@ from server.jobs.spec import JobSpec
 from server.jobs.store import JobStore
 from server.state import AppState
 
+log = structlog.get_logger("srpo")
 RETRY = 0.05  # seconds between two tries to get a job into the pool's line
 
 
@@ -24,6 +27,10 @@ async def resume_jobs(jobs: list[ActiveJob], runner: JobRunner, store: JobStore,
         except Draining:
             return
         except (PipelineError, ServerError) as error:
+            await runner.refuse(job, error)
+            continue
+        except Exception as error:
+            log.error("job_not_resumed", job=job.record.id, exc_info=error)
             await runner.refuse(job, error)
             continue
         if generation is None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import cast
 
 import structlog
@@ -14,6 +17,7 @@ from server.jobs.store import JobStore
 from server.schema import GenerationReply
 from server.state import AppState
 
+FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds between tries to write an outcome down
 log = structlog.get_logger("srpo")
 
 
@@ -47,6 +51,8 @@ class JobRunner:
 
     def __init__(self, state: AppState, store: JobStore) -> None:
         self.active: dict[str, ActiveJob] = {}
+        self.unwritten: dict[str, ServerError] = {}  # jobs that are over, and why that is not written down yet
+        self._stopping = asyncio.Event()
         self._state = state
         self._store = store
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,6 +76,7 @@ class JobRunner:
 
     async def stop(self) -> None:
         """Wait until every job has ended. Call it when the pool has stopped: what is unfinished stays so."""
+        self._stopping.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run(self, job: ActiveJob, generation: Generation) -> None:
@@ -78,8 +85,7 @@ class JobRunner:
             text = await self._state.pools.run("encoding", reply.text)
             headers = reply_headers(reply, generation.translated, self._state)
             status = self._state.settings.success_status
-            await self._state.pools.run("ledger", self._store.end, job.record.id, SUCCEEDED, status, headers, text)
-            await self._close(job)
+            await self._write_down(job, partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text))
         except Draining:
             self._abandon(job)
         except Exception as error:  # the edge of a request that nobody may be waiting for
@@ -94,23 +100,38 @@ class JobRunner:
         row = row_of(error)
         text = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
         free_key = state == CANCELLED or (row.status >= 429 and not row.repeats)
-        try:
-            await self._state.pools.run(
-                "ledger", self._store.end, identity, state, row.status, headers_of(error), text, free_key=free_key
-            )
-            await self._close(job)
-        except ServerError as unwritten:  # the next start tries again
-            log.error("job", job=identity, error=type(unwritten).__name__)
-            self._abandon(job)
+        ending = partial(self._store.end, identity, state, row.status, headers_of(error), text, free_key=free_key)
+        await self._write_down(job, ending)
 
-    async def _close(self, job: ActiveJob) -> None:
-        record = await self._state.pools.run("ledger", self._store.find, job.record.id)
+    async def _write_down(self, job: ActiveJob, ending: Callable[[], bool]) -> None:
+        """Write how a job ended. Where that fails it is kept, and tried again until it is written or the server ends.
+
+        The job stays active meanwhile. If the server ends it is drawn again by the next one.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._state.pools.run("ledger", ending)
+                record = await self._state.pools.run("ledger", self._store.find, job.record.id)
+            except ServerError as error:
+                log.error("outcome_not_written", job=job.record.id, error=type(error).__name__, again_in=pause)
+                self.unwritten[job.record.id] = error
+                if self._stopping.is_set():
+                    self._abandon(job)
+                    return
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), pause)
+                pause = min(MAX_PAUSE, 2 * pause)
+            else:
+                break
         assert record is not None
+        self.unwritten.pop(job.record.id, None)
         job.ended.set_result(record)
         del self.active[job.record.id]
 
     def _abandon(self, job: ActiveJob) -> None:
         """The server goes down with this job unfinished."""
+        self.unwritten.pop(job.record.id, None)
         job.ended.set_exception(Draining())
         job.ended.exception()  # looked at, whether or not anybody waits
         del self.active[job.record.id]

@@ -8,6 +8,7 @@ import secrets
 import time
 from dataclasses import replace
 
+from pipelines.duties import keep_up
 from pipelines.errors import Draining
 from pipelines.request import ImageRequest
 from server.errors import Gone, KeyReused, NotFound
@@ -41,7 +42,8 @@ class JobService:
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
         state = self._state
-        maintaining = maintain(self._runner, self._store, self.pools, state.clock, state.settings.images_expire)
+        expire = state.settings.images_expire
+        maintaining = keep_up("jobs", lambda: maintain(self._runner, self._store, self.pools, state.clock, expire))
         self._background = [asyncio.ensure_future(resuming), asyncio.ensure_future(maintaining)]
 
     async def stop(self) -> None:
@@ -77,6 +79,13 @@ class JobService:
         """At most `limit` jobs of this owner's in these states, newest first, from behind the job `after`."""
         before = (await self.find(after, owner))[0].number if after else None
         return await self.pools.run("ledger", self._store.page, owner, limit, before, states)
+
+    def find_trouble(self) -> str | None:
+        """Why the end of jobs cannot be written down now."""
+        unwritten = self._runner.unwritten
+        if not unwritten:
+            return None
+        return f"the outcomes of {len(unwritten)} requests cannot be written down: {next(iter(unwritten.values()))}"
 
     def active(self, identity: str) -> ActiveJob | None:
         """The job, if it is unfinished and of this process."""

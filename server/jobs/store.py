@@ -16,7 +16,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.orm import Session
 
-from server.errors import StorageBusy, StorageFull
+from server.errors import StorageBusy, StorageDamaged, StorageFull
 from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, JobRecord, SourcePicture
 
 FILE = "jobs.sqlite3"  # in the data folder
@@ -38,7 +38,7 @@ class JobStore:
     """The job database, safe to use from several threads.
 
     Every method raises `StorageFull` where the disk is full or not writable, and `StorageBusy` where another program
-    keeps the database locked for longer than `BUSY_TIMEOUT`.
+    keeps the database locked for longer than `BUSY_TIMEOUT`; `StorageDamaged` where the file is not a sound database.
     """
 
     def __init__(self, file: Path, now: Callable[[], float] = time.time) -> None:
@@ -157,7 +157,11 @@ def translated_errors() -> Iterator[None]:
             raise StorageBusy from error
         if code in NOT_WRITABLE:
             raise StorageFull from error
+        raise StorageDamaged from error
+    except sa.exc.IntegrityError:
         raise
+    except sa.exc.DatabaseError as error:
+        raise StorageDamaged from error
 
 
 def set_pragmas(connection: Any, _: object) -> None:

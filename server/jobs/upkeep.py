@@ -6,7 +6,7 @@ import time
 import structlog
 
 from server.data_folder import FolderClock
-from server.errors import StorageBusy, StorageFull
+from server.errors import StorageBusy, StorageDamaged, StorageFull
 from server.jobs.runner import JobRunner
 from server.jobs.store import JobStore
 from server.threads import ThreadPools
@@ -29,6 +29,6 @@ async def maintain(runner: JobRunner, store: JobStore, pools: ThreadPools, clock
                 await pools.run("ledger", store.sweep, expire)
                 await pools.run("ledger", clock.keep)
                 swept = time.monotonic()
-        except (StorageBusy, StorageFull) as error:
+        except (StorageBusy, StorageDamaged, StorageFull) as error:
             log.error("jobs", error=type(error).__name__)
         await asyncio.sleep(INTERVAL)

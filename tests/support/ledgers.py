@@ -1,0 +1,41 @@
+"""What goes wrong with a job database, by real means: another program's lock, a disk that is full."""
+
+import shlex
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Another program that writes to the database and takes its time."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def small_disk(folder: Path, size: str, *command: str) -> list[str]:
+    """A command that runs `command` with a disk of its own, of `size`, at `folder`."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs {shlex.quote(str(folder))}"
+    return ["unshare", "-rm", "sh", "-c", f"{mount} && exec {shlex.join(command)}"]
+
+
+def disks_permitted(folder: Path) -> bool:
+    try:
+        return subprocess.run(small_disk(folder, "1m", sys.executable, "-c", ""), capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def fill(disk: Path) -> Path:
+    """A file that takes all that is left of the disk."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return filler
