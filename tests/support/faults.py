@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 from PIL import Image
+from support.jobs import KEYS, PREFER
 from support.pictures import file_of
 from support.server import START_LIMIT, LiveServer, running
 from support.strangers import SlowSockets
@@ -24,6 +25,14 @@ PATH = "/v1/images/generations"
 HOST = "host: 127.0.0.1\r\n"
 HEADERS = f"POST {PATH} HTTP/1.1\r\n{HOST}x-slow: ".encode()
 UNREAD = f"POST /nothing HTTP/1.1\r\n{HOST}content-length: 1000000000\r\n\r\n".encode()
+GOOD = {
+    "model": "flux/srpo",
+    "prompt": "x",
+    "image_size": "square",
+    "num_inference_steps": 1,
+    "response_format": "b64_json",
+    "output_format": "png",
+}
 VALUES = b'{"a":[' + b"1," * 7_000_000 + b"1]}"
 
 
@@ -104,6 +113,24 @@ def post_large_picture(server: LiveServer) -> int:
     return httpx.post(f"{server.url}/v1/images/edits", data=form, files=files, timeout=START_LIMIT).status_code
 
 
+def offer_wrong_key(server: LiveServer) -> int:
+    headers = {"authorization": "Bearer wrong-key"}
+    return httpx.get(f"{server.url}/v1/jobs", headers=headers, timeout=START_LIMIT).status_code
+
+
+@contextmanager
+def crowd(server: LiveServer) -> Iterator[None]:
+    """Sixty durable jobs of the second key, each of 200 steps; they are cancelled at the end."""
+    body = {"model": "flux/srpo", "prompt": "x", "image_size": "square_hd", "num_inference_steps": 50, "num_images": 4}
+    headers = {"authorization": f"Bearer {KEYS[1]}", **PREFER}
+    with server.client(headers=headers) as client:
+        jobs = [client.post(PATH, json=body).json()["id"] for _ in range(60)]
+        yield
+        for job in jobs:
+            client.delete(f"/v1/jobs/{job}")
+
+
+TWO_KEYS = {"api_keys": ",".join(KEYS)}
 FAULTS: Mapping[str, Fault] = {
     "300 sockets drip headers": Fault(lambda server: sockets(server, 300, HEADERS), {"header_timeout": "3600"}),
     "500 sockets say nothing": Fault(
@@ -116,6 +143,8 @@ FAULTS: Mapping[str, Fault] = {
     "30 forms of 15 MB stall": Fault(
         lambda server: sockets(server, 30, STALLED_FORM, patient=True), {"uploads": "64MiB", "body_timeout": "3600"}
     ),
+    "wrong keys without end": Fault(lambda server: repeated(lambda: offer_wrong_key(server), 20), TWO_KEYS),
+    "60 large requests of another key": Fault(crowd, TWO_KEYS),
     "millions of JSON values": Fault(lambda server: repeated(lambda: post_values(server))),
     "pictures of 33 megapixels": Fault(lambda server: repeated(lambda: post_large_picture(server), 2)),
 }
@@ -133,7 +162,8 @@ def reset_peak(server: LiveServer) -> None:
 def draw(server: LiveServer, seed: int) -> httpx.Response | None:
     """The reply to a good request, with the picture in it; None where there is no reply at all."""
     try:
-        return server.generate(seed=seed, response_format="b64_json", output_format="png")
+        with server.client(headers={"authorization": f"Bearer {KEYS[0]}"}) as client:
+            return client.post(PATH, json=GOOD | {"seed": seed})
     except httpx.TransportError:
         return None
 
