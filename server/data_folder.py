@@ -9,10 +9,11 @@ from pathlib import Path
 import structlog
 from filelock import FileLock, Timeout
 
+from weights.durable_file import write_durably
+
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CLOCK = "clock.json"
 OURS = ("images", "compiled", "images.key", "engine.json", "server.lock", CLOCK, "jobs.sqlite3*")
-TEMPORARY = ".partial"
 log = structlog.get_logger("srpo")
 
 
@@ -78,10 +79,9 @@ class FolderClock:
 
     def keep(self) -> None:
         """Write down how late it is. A disk that is full does not stop the clock."""
-        temporary = self._file.with_suffix(TEMPORARY)
+        kept = {"boot": self._boot, "offset": self._offset, "latest": self()}
         try:
-            temporary.write_text(json.dumps({"boot": self._boot, "offset": self._offset, "latest": self()}))
-            temporary.rename(self._file)
+            write_durably(self._file, json.dumps(kept).encode())
         except OSError as error:
             log.warning("clock_not_kept", file=str(self._file), reason=error.strerror)
 

@@ -14,13 +14,14 @@ from pydantic import AfterValidator, AliasChoices, Field, field_validator, model
 from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import parse_checkers
+from server.fault_settings import DamageSettings, WorkerSettings
 from server.limit_settings import LimitSettings
-from server.setting_types import Bytes, EnvironmentSettings, Keys, Names
+from server.setting_types import Bytes, Keys, Names
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 from weights.lora_file import parse_lora
 
 
-class EngineSettings(EnvironmentSettings):
+class EngineSettings(WorkerSettings):
     """What is served, and on what: the settings that `srpo serve` and `srpo generate` share."""
 
     models_dir: Path = Field(Path("models"), description="folder with the model files")
@@ -73,12 +74,6 @@ class EngineSettings(EnvironmentSettings):
         description="folder for compiled kernels, so that a restart need not compile again; none: compiled/ in "
         "data_dir",
     )
-    step_timeout: float = Field(
-        120.0,
-        gt=0,
-        description="seconds a step may take, then its worker is restarted; more where steps were slow or none was yet",
-    )
-    worker_timeout: float = Field(30.0, gt=0, description="seconds without any sign of a worker, then it is restarted")
     jpeg_quality: int = Field(95, ge=1, le=100, description="quality of JPEG and WebP files, 1 to 100")
     omit_parameters: bool = Field(
         False,
@@ -173,7 +168,7 @@ class EngineSettings(EnvironmentSettings):
         return value
 
 
-class Settings(LimitSettings, EngineSettings):
+class Settings(LimitSettings, DamageSettings, EngineSettings):
     """The server's settings."""
 
     host: str = Field("127.0.0.1", description="address to listen on")

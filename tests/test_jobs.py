@@ -23,13 +23,13 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from PIL import Image
-from support.jobs import KEYS, PREFER, call, ended, events_of
+from support.jobs import KEYS, PREFER, call, ended, events_of, record
 from support.ledgers import locked
 from support.scripted_server import Gate, Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer, running
 
 from server.errors import StorageFull
-from server.jobs.models import SUCCEEDED, Base, JobRecord
+from server.jobs.models import SUCCEEDED, Base
 from server.jobs.store import JobStore
 from server.schema import JobPage, JobReply
 
@@ -305,10 +305,6 @@ def test_a_job_that_another_engine_finishes_says_so(
 
 
 # --- the database and its command ------------------------------------------------------------------------------------
-
-
-def record(name: str, **fields: Any) -> JobRecord:
-    return JobRecord(name, "", None, "hash", {"spoken": {"native": {"prompt": "secret"}}}, created=1.0, **fields)
 
 
 def test_a_job_ends_once_and_is_forgotten_in_two_steps(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from weights.durable_file import write_durably
+
 NAME = "engine.json"
 FAILED_OPTIMIZATIONS = "levers"  # a section's name in files, which older versions have written, too
 
@@ -56,9 +58,7 @@ class TuningCache:
         return cache
 
     def _write(self, cache: dict[str, Any]) -> None:
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(cache, indent=2, sort_keys=True) + "\n")
-        new.replace(self.path)
+        write_durably(self.path, (json.dumps(cache, indent=2, sort_keys=True) + "\n").encode())
 
     def _lock(self) -> FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)

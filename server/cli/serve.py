@@ -21,11 +21,13 @@ from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.data_folder import lock_data_folder, make_private
 from server.setting_types import find_unknown
 from server.settings import Settings
+from server.start_check import NotNow, check_data_folder
 from server.state import AppState
 
 KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
 UNREAD = 60  # seconds that a client may leave its reply unread before the connection is closed
 OTHER_FILES = 200  # descriptors for all that is no connection: images, the database, workers, hooks
+EXIT_NOT_NOW = 75  # EX_TEMPFAIL of sysexits.h: starting again later may help
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: the weights or the checker cannot be loaded
 log = structlog.get_logger("srpo")
 
@@ -41,11 +43,15 @@ def main(arguments: list[str]) -> int:
         make_private(settings.data_dir)
         app = create_app(settings)
         lock = lock_data_folder(settings.data_dir)
+        check_data_folder(settings.data_dir, settings.damaged_data)
         listener = listen(settings)
     except SafetyUnavailable as error:
         cause = f"the safety checker: {error.cause}. Without one: --safety-checker none"
         console.print(f"srpo serve: {cause}", markup=False, soft_wrap=True)
         return EXIT_CONFIG
+    except NotNow as error:
+        console.print(f"srpo serve: {error}", markup=False, soft_wrap=True)
+        return EXIT_NOT_NOW
     except (OSError, ValueError) as error:
         console.print(f"srpo serve: {format_error(error)}", markup=False, soft_wrap=True)
         return 2

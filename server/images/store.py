@@ -21,6 +21,7 @@ from pathlib import Path
 
 from server.errors import Gone, NotFound, StorageFull
 from server.images.encoding import CONTENT_TYPES, EncodedImage
+from weights.durable_file import write_durably
 
 RANDOM_BYTES, SIGNATURE_BYTES = 16, 8
 NAME = re.compile(r"([A-Za-z0-9_-]{32})\.(jpeg|png|webp)")
@@ -152,10 +153,7 @@ class LocalStore:
 
     def _load_secret(self, path: Path) -> bytes:
         if not path.exists():
-            fresh = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-            fresh.touch(mode=0o600)
-            fresh.write_bytes(secrets.token_bytes(32))
-            fresh.rename(path)
+            write_durably(path, secrets.token_bytes(32))
         return path.read_bytes()
 
 

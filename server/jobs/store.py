@@ -55,6 +55,12 @@ class JobStore:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
+    def check(self) -> None:
+        """Raises `StorageDamaged` if the file is not sound."""
+        with translated_errors(), self._engine.connect() as connection:
+            if connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok":
+                raise StorageDamaged
+
     def close(self) -> None:
         self._engine.dispose()
 

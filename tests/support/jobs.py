@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 from support.server import START_LIMIT
 
+from server.jobs.models import JobRecord
 from server.schema import JobReply
 
 PREFER = {"prefer": "respond-async"}
@@ -33,3 +34,7 @@ def events_of(reply: httpx.Response) -> list[tuple[str, str, Any]]:
     """(id, name, data) of every event."""
     blocks = [dict(line.split(": ", 1) for line in block.split("\n")) for block in reply.text.split("\n\n") if block]
     return [(block.get("id", ""), block["event"], json.loads(block["data"])) for block in blocks]
+
+
+def record(name: str, **fields: Any) -> JobRecord:
+    return JobRecord(name, "", None, "hash", {"spoken": {"native": {"prompt": "secret"}}}, created=1.0, **fields)

@@ -1,0 +1,28 @@
+"""What is done about workers that stop and files that are damaged. Part of the settings."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from server.setting_types import EnvironmentSettings
+
+
+class WorkerSettings(EnvironmentSettings):
+    """How long a worker is waited for."""
+
+    step_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="seconds a step may take, then its worker is restarted; more where steps were slow or none was yet",
+    )
+    worker_timeout: float = Field(30.0, gt=0, description="seconds without any sign of a worker, then it is restarted")
+
+
+class DamageSettings(EnvironmentSettings):
+    """What a start does with a data folder that is not sound."""
+
+    damaged_data: Literal["refuse", "move"] = Field(
+        "refuse",
+        description="what a start does with a job database or engine.json that cannot be read: refuse to start, or "
+        "move the file aside and begin with a new one",
+    )

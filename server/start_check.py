@@ -1,0 +1,74 @@
+"""Whether the files in a data folder can be used, looked at before anything is loaded.
+
+What cannot be read is named in one line, or moved aside where the operator wants that; it is never deleted.
+"""
+
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import structlog
+from alembic.util import CommandError
+
+from pipelines.optimize import tuning_cache
+from pipelines.optimize.tuning_cache import TuningCache
+from server.errors import StorageBusy, StorageDamaged, StorageFull
+from server.jobs.store import FILE, JobStore
+from weights.durable_file import sync_folder
+
+BESIDE = ("", "-wal", "-shm")  # what belongs to a SQLite file
+log = structlog.get_logger("srpo")
+
+
+class NotNow(Exception):
+    """The data folder cannot be used at this moment; a later start may go well."""
+
+
+def check_data_folder(folder: Path, damaged: Literal["refuse", "move"]) -> None:
+    """Open the job database and the tuning cache once.
+
+    Raises `ValueError` for a file that cannot be read, unless it is to be moved; `NotNow` where the disk is full or the
+    database is locked; `OSError` for the database of a later version, which is sound and not moved.
+    """
+    jobs, tuning = folder / FILE, folder / tuning_cache.NAME
+    for check, file, sidecars in ((check_jobs, jobs, BESIDE), (check_tuning, tuning, ("",))):
+        try:
+            check(file)
+        except ValueError as error:
+            if damaged == "refuse":
+                raise ValueError(f"{error}. To begin with a new one: --damaged-data move") from error
+            moved = move_aside(file, sidecars)
+            log.warning("damaged_file_moved", file=str(file), to=str(moved), reason=str(error))
+            check(file)
+
+
+def check_jobs(file: Path) -> None:
+    store = JobStore(file)
+    try:
+        store.open()
+        store.check()
+        store.unfinished()
+    except StorageDamaged as error:
+        raise ValueError(f"{file} is damaged: {error.__cause__ or error}".partition("\n")[0]) from error
+    except CommandError as error:
+        raise OSError(f"{file} was written by another version of this server: {error}") from error
+    except StorageFull as error:
+        raise NotNow(f"{file} cannot be written: its disk is full or not writable") from error
+    except StorageBusy as error:
+        raise NotNow(f"{file} is locked by another program") from error
+    finally:
+        store.close()
+
+
+def check_tuning(file: Path) -> None:
+    TuningCache(file).section("")
+
+
+def move_aside(file: Path, sidecars: tuple[str, ...]) -> Path:
+    """Rename a file, and what belongs to it, to a name that is free."""
+    target = next(path for number in count(1) if not (path := file.with_name(f"{file.name}.damaged-{number}")).exists())
+    for suffix in sidecars:
+        if (part := file.with_name(file.name + suffix)).exists():
+            part.rename(target.with_name(target.name + suffix))
+    sync_folder(file.parent)
+    return target
