@@ -35,6 +35,9 @@ class EngineSettings(WorkerSettings):
         description="a transformer to use instead of the model's own: a safetensors or GGUF file, or a diffusers "
         "folder (see docs/weights.md)",
     )
+    verify_weights: bool = Field(
+        False, description="read every byte of pulled weights at each start; else their sizes and samples are compared"
+    )
     lora: Names = Field(
         (), description="LoRA files to merge into the transformer: FILE or FILE:SCALE, separated by commas"
     )

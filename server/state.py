@@ -113,6 +113,7 @@ def build_engine_config(settings: EngineSettings, data_dir: Path | None = None) 
         tile_above=settings.tile_above,
         transformer=str(settings.transformer.absolute()) if settings.transformer else None,
         loras=settings.lora,
+        verify_weights=settings.verify_weights,
         placement=settings.placement,
         optimizations=settings.optimizations,
         compile_cache=str(settings.compile_cache.absolute()) if settings.compile_cache else None,

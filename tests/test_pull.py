@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -23,6 +24,8 @@ import weights.hub.pull
 from server.__main__ import main as srpo
 from server.cli.weights import pull as pull_cli
 from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate_files
+from weights.digests import SAMPLE, SAMPLES, hash_sample
+from weights.errors import WrongWeights
 from weights.hub import manifest
 from weights.hub.listing import MANIFEST
 
@@ -407,3 +410,43 @@ def test_the_pulled_folder_serves_where_there_is_no_network(hub: Hub, tmp_path: 
     ended = subprocess.run(inside, cwd=ROOT / "tests", capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) >= 1
+
+
+@pytest.mark.parametrize("fault", ["a byte", "the size", "missing"])
+def test_weights_that_are_not_what_was_pulled_are_not_loaded(pull: Pull, models: Path, fault: str) -> None:
+    """Samples see a byte of a small file, every byte is seen with `whole`; a size at once."""
+    assert pull("flux/srpo", "--accept-license")[0] == 0
+    located = locate_files(CHECKPOINTS["flux/srpo"], models)
+    manifest.check_pulled(located, whole=False)
+    manifest.check_pulled(located, whole=True)
+    file = models / "SRPO" / SRPO_FILE
+    content = bytearray(file.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    if fault == "a byte":
+        file.write_bytes(content)
+    elif fault == "the size":
+        file.write_bytes(content + b"\0")
+    else:
+        file.unlink()
+    for whole in (False, True):
+        with pytest.raises(WrongWeights, match=re.escape(SRPO_FILE)):
+            manifest.check_pulled(located, whole=whole)
+
+
+def test_a_sample_sees_the_ends_and_every_block_of_a_large_file(tmp_path: Path) -> None:
+    file, size = tmp_path / "large", 3 * SAMPLES * SAMPLE + random.randrange(1000)
+    file.write_bytes(random.randbytes(size))
+    before = hash_sample(file)
+    last = size - SAMPLE
+    for number in (0, random.randrange(1, SAMPLES - 1), SAMPLES - 1):
+        place = last * number // (SAMPLES - 1) + random.randrange(SAMPLE)
+        with file.open("r+b") as opened:
+            opened.seek(place)
+            byte = opened.read(1)[0]
+            opened.seek(place)
+            opened.write(bytes([byte ^ 255]))
+            opened.flush()
+            assert hash_sample(file) != before
+            opened.seek(place)
+            opened.write(bytes([byte]))
+    assert hash_sample(file) == before

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 2**22  # bytes
+SAMPLES, SAMPLE = 64, 2**16  # blocks of a file, and bytes of each, that stand for the whole
 SHA256 = "0" * 64  # an example of that kind of digest, for `hash_file`
 
 
@@ -23,4 +24,20 @@ def hash_file(file: Path, like: str = SHA256, advance: Callable[[int], Any] = la
         while block := source.read(BLOCK):
             digest.update(block)
             advance(len(block))
+    return digest.hexdigest()
+
+
+def hash_sample(file: Path) -> str:
+    """sha256, in hexadecimal, of the file's size and of blocks spread evenly over it, its first and last among them.
+
+    Read in an instant from a file of any size. It tells another file from this one, and a damaged disk's zeros; a
+    change between the blocks is not seen.
+    """
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    last = max(0, size - SAMPLE)
+    with file.open("rb") as source:
+        for start in sorted({last * number // (SAMPLES - 1) for number in range(SAMPLES)}):
+            source.seek(start)
+            digest.update(source.read(SAMPLE))
     return digest.hexdigest()

@@ -26,6 +26,7 @@ class EngineConfig:
     `transformer` (a file or folder) takes the place of the model's own; `loras` (`FILE:SCALE`) are merged into it.
     `placement` is `auto` or a row of `placement.PLACEMENTS`.
     `optimizations` are names of `OPTIMIZATIONS`, `default` or `none`; `compile_cache` is a folder for compiled kernels.
+    `verify_weights` reads every byte of pulled weights before they are loaded, not only samples of them.
     `log_format` is the format of the worker's log lines.
     """
 
@@ -41,6 +42,7 @@ class EngineConfig:
     placement: str = "auto"
     optimizations: tuple[str, ...] = ("default",)
     compile_cache: str | None = None
+    verify_weights: bool = False
     log_format: LogFormat = "console"
     factory: str = "pipelines.loading.build:load_engine"
 

@@ -28,6 +28,7 @@ from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import describe_optimizations, select_inexact, select_optimizations
 from pipelines.optimize.tuning_cache import TuningCache
 from weights.checkpoints import CHECKPOINTS, Checkpoint, locate_files
+from weights.hub.manifest import check_pulled
 from weights.load import load_pipeline
 
 
@@ -65,6 +66,7 @@ def build_plain_engine(
     report("reading the weights", 0.05)
     transformer = Path(config.transformer) if config.transformer else None
     located = locate_files(CHECKPOINTS[config.model], Path(config.models_dir), transformer)
+    check_pulled(located, config.verify_weights)
     row = located.checkpoint
     device = choose_device(config.device, row)
     dtype = choose_dtype(config.dtype, device)

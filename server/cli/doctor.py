@@ -3,7 +3,7 @@
 import json
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -156,18 +156,11 @@ def check_weights(settings: DoctorSettings) -> Finding:
             if problems := [problem for folder in folders for problem in manifest.find_problems(folder)]:
                 return Finding("failed", "; ".join(problems))
             return Finding("ok", f"{row.id} is there, every byte as it was published")
-        if problems := [problem for folder in folders for problem in find_wrong_sizes(folder)]:
+        if problems := [problem for folder in folders for problem in manifest.find_changes(folder)]:
             return Finding("failed", "; ".join(problems))
     except WeightsError as error:
         return Finding("failed", str(error))
     return Finding("ok", f"{row.id} is there, verified when it was pulled (--verify reads every byte again)")
-
-
-def find_wrong_sizes(folder: Path) -> Iterator[str]:
-    """A line for each file that is missing or has another size than in the manifest."""
-    for path, entry in manifest.read(folder)["files"].items():
-        if not (folder / path).is_file() or (folder / path).stat().st_size != entry["size"]:
-            yield f"{folder / path}: missing or not of {entry['size']} bytes"
 
 
 def check_safety(settings: DoctorSettings) -> Finding:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from weights.checkpoints import Repository
-from weights.digests import SHA256, hash_file
-from weights.errors import PullError
+from weights.checkpoints import CheckpointFiles, Repository
+from weights.digests import SHA256, hash_file, hash_sample
+from weights.errors import PullError, WrongWeights
 from weights.hub.listing import MANIFEST
 from weights.progress import Advance
 from weights.version import read_version
@@ -52,3 +52,34 @@ def find_problems(folder: Path, advance: Advance = lambda _: None) -> Iterator[s
             continue
         if (digest := hash_file(file, SHA256, advance)) != entry["sha256"]:
             yield f"{file}: expected sha256 {entry['sha256']}, found {digest}"
+
+
+def check_pulled(located: CheckpointFiles, whole: bool) -> None:
+    """Compare the files that will be loaded with what was pulled: sizes and samples, or every byte with `whole`.
+
+    Folders without a manifest were not pulled, and are taken as they are. Raises `WrongWeights`, `PullError`.
+    """
+    if located.checkpoint.embedded:
+        return
+    for folder in {path for path in map(find_folder, (located.folder, located.transformer)) if path}:
+        for problem in find_problems(folder) if whole else find_changes(folder):
+            raise WrongWeights(folder, f"it is not what was pulled: {problem}. Pull it again")
+
+
+def find_folder(path: Path | None) -> Path | None:
+    """The folder with a manifest that a file or folder of weights belongs to."""
+    if path is None:
+        return None
+    return next((folder for folder in (path, path.parent) if (folder / MANIFEST).is_file()), None)
+
+
+def find_changes(folder: Path) -> Iterator[str]:
+    """A sentence for each file of another size or sample than in the manifest; an older one has sizes only."""
+    for path, entry in read(folder)["files"].items():
+        file = folder / path
+        if not file.is_file():
+            yield f"{path} is missing"
+        elif (size := file.stat().st_size) != entry["size"]:
+            yield f"{path} has {size} bytes instead of {entry['size']}"
+        elif "sample" in entry and hash_sample(file) != entry["sample"]:
+            yield f"{path} has changed"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from weights.checkpoints import Repository
-from weights.digests import BLOCK, hash_file
+from weights.digests import BLOCK, hash_file, hash_sample
 from weights.errors import FileMismatch, PullError
 from weights.hub import download, manifest
 from weights.hub.listing import Listing, RemoteFile, cache_folder, list_cache, list_folder, list_hub
@@ -197,13 +197,14 @@ def install_files(repository: Repository, listing: Listing, folder: Path, incomi
         else:
             entry = known.get(file.path, {})
             same = file.digest in (entry.get("sha256"), entry.get("git"))
-            entries[file.path] = entry if same else manifest_entry(target, file)
+            entries[file.path] = entry if same and "sample" in entry else manifest_entry(target, file)
     manifest.write(folder, repository, listing.commit, entries)
     shutil.rmtree(incoming)
 
 
 def manifest_entry(path: Path, file: RemoteFile) -> ManifestEntry:
     """A file's entry in the manifest. The hub publishes only git's id of small files; their sha256 is computed here."""
+    entry: ManifestEntry = {"size": file.size, "sample": hash_sample(path)}
     if len(file.digest) == 64:
-        return {"size": file.size, "sha256": file.digest}
-    return {"size": file.size, "sha256": hash_file(path), "git": file.digest}
+        return entry | {"sha256": file.digest}
+    return entry | {"sha256": hash_file(path), "git": file.digest}
