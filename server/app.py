@@ -3,6 +3,7 @@
 Nothing here is global: two apps in one process share nothing. Importing this module never imports torch.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
 
+from pipelines.duties import keep_up
 from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
 from server.api import files, health, images, jobs, models
@@ -21,6 +23,7 @@ from server.api.openapi import describe_bodies, drop_422
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.jobs.service import JobService
 from server.jobs.store import FILE, JobStore
+from server.loop_watch import LoopWatch
 from server.playground import routes as pages
 from server.schema import issues_of
 from server.settings import Settings
@@ -58,14 +61,19 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     """
     state = AppState.from_settings(settings, pool, guard)
     service = JobService(state, JobStore(settings.data_dir / FILE, state.clock))
+    watch = LoopWatch()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await state.pool.start()
         await service.start()
+        watching = asyncio.create_task(keep_up("loop", watch.run))
+        watch.notify("READY=1")
         yield
+        watch.notify("STOPPING=1")
         await state.pool.stop()
         await service.stop()
+        watching.cancel()
         state.pools.close()
 
     app = ImageServer(
@@ -75,6 +83,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         openapi_url="/openapi.json" if settings.pages else None,
         exception_handlers={HTTPException: raise_framework_error, RequestValidationError: raise_invalid_request},
     )
+    app.state.loop_watch = watch
     for router in ROUTERS:
         app.include_router(router)
     served = {} if state.served == HOSTED_MODEL else {"x-served-model": state.served}

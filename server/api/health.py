@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -24,14 +25,19 @@ async def health(request: Request, state: State, jobs: JobsDep) -> JSONResponse:
     """
     status = asdict(state.pool.status())
     info = status.pop("info") or {}
-    about = {"status": "ok", "served_model": state.served, "embedded": CHECKPOINTS[state.served].embedded}
+    about: dict[str, Any] = {
+        "status": "ok",
+        "served_model": state.served,
+        "embedded": CHECKPOINTS[state.served].embedded,
+    }
     if not await has_key(request, state):
         return JSONResponse(about | {name: status[name] for name in OPEN})
     if info:
         info["levers"] = info.pop("optimizations")  # the name that monitoring knows
-    safety = state.guard.description | {"prompts": state.prompts.description}
-    found = {"safety": safety, "constant_images": state.constant.count, "trouble": jobs.find_trouble()}
-    return JSONResponse(about | found | status | info)
+    about["safety"] = state.guard.description | {"prompts": state.prompts.description}
+    about["trouble"] = jobs.find_trouble()
+    about["loop_lag"] = round(request.app.state.loop_watch.lag, 3)
+    return JSONResponse(about | status | info)
 
 
 async def has_key(request: Request, state: State) -> bool:

@@ -1,0 +1,54 @@
+"""What systemd hears of the server, over a real socket, and how late the event loop was."""
+
+import asyncio
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from support.scripted_server import Scripted
+
+from server.loop_watch import LoopWatch
+
+LIMIT = 60.0  # seconds
+
+
+def systemd(address: str) -> socket.socket:
+    receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    receiver.bind(address)
+    receiver.settimeout(LIMIT)
+    return receiver
+
+
+def test_systemd_hears_that_the_server_answers_lives_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "300000")
+    with systemd(str(tmp_path / "notify")) as receiver:
+        with Scripted(tmp_path / "data") as server:
+            assert [receiver.recv(99) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+            assert httpx.get(f"{server.url}/health").json()["loop_lag"] >= 0
+        while (last := receiver.recv(99)) == b"WATCHDOG=1":
+            pass
+        assert last == b"STOPPING=1"
+
+
+async def test_a_loop_that_is_held_up_shows_and_sends_no_sign_of_life(tmp_path: Path) -> None:
+    address = "@srpo-test-" + tmp_path.name
+    watch = LoopWatch({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "300000"})
+    with systemd("\0" + address[1:]) as receiver:
+        task = asyncio.create_task(watch.run())
+        await asyncio.to_thread(receiver.recv, 99)  # it runs
+        receiver.setblocking(False)
+        with suppress(BlockingIOError):
+            while receiver.recv(99):
+                pass
+        time.sleep(1.0)  # noqa: ASYNC251 - it holds the loop up
+        with pytest.raises(BlockingIOError):
+            receiver.recv(99)
+        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        assert watch.lag > 0.5
+        task.cancel()
