@@ -51,8 +51,6 @@ class LoopWatch:
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-            ) as sender:
                 sender.sendto(text.encode(), address)
         except OSError as error:
             log.warning("systemd_not_told", text=text, reason=error.strerror)
