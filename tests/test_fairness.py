@@ -94,7 +94,7 @@ async def test_what_is_cancelled_while_it_waits_costs_its_tenant_no_turn() -> No
 async def test_a_job_whose_worker_died_goes_before_all_and_lets_none_pass() -> None:
     line = WaitingLine(lambda job: job.request.cost)
     line.append(other := waiting("B"))
-    line.put_first(again := waiting("A", 50))
+    line.put_again(again := waiting("A", 50))
     assert line.heads() == [again]
     assert drain(line) == [again, other]
 
