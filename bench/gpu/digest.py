@@ -12,7 +12,6 @@ from unittest.mock import patch
 from bench.gpu.setup import Setup
 from bench.support.comparison import make_request
 from pipelines.engine.base import EngineConfig
-from pipelines.loading.build import fix_convolutions
 from pipelines.loading.golden import GOLDEN, digest_pixels
 from pipelines.optimize import compile as compiling
 
@@ -24,7 +23,6 @@ def load(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(config: dict[str, Any]) -> dict[str, Any]:
-    fix_convolutions()
     setup = Setup(Path(config["folder"]), config["rehearse"])
     with patch.object(compiling, "COUNTS", ()):  # one image at a time, so that the process is through in time
         engine = setup.compare().engine

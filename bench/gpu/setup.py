@@ -10,6 +10,7 @@ import torch
 
 from bench.support.comparison import Comparison
 from bench.support.geometry import MODELS
+from pipelines.loading.build import fix_convolutions
 from pipelines.optimize.compile import set_cache_folder
 from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import select_optimizations
@@ -51,6 +52,7 @@ class Setup:
     def compare(self, names: Sequence[str] | None = None, context: OptimizationContext | None = None) -> Comparison:
         """The stock pipeline, and our engine with the optimizations `names` (None: the default ones)."""
         set_cache_folder(self.folder / "compiled")
+        fix_convolutions()  # as a worker does
         if names is None:
             names = REHEARSED if self.rehearse else select_optimizations(("default",), "cuda")
         # A CPU decodes in bfloat16 a hundred times as slowly.
