@@ -23,6 +23,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from PIL import Image
+from sqlalchemy.orm.exc import DetachedInstanceError
 from support.jobs import KEYS, PREFER, call, ended, events_of, record
 from support.ledgers import locked
 from support.scripted_server import Gate, Scripted
@@ -323,6 +324,28 @@ def test_a_job_ends_once_and_is_forgotten_in_two_steps(tmp_path: Path) -> None:
     assert (found.state, found.request, found.outcome) == ("expired", None, None)
     store.close()
     assert b"secret" not in (tmp_path / "jobs.sqlite3").read_bytes()
+
+
+def test_a_page_of_jobs_reads_no_outcomes_and_expired_ones_leave_the_disk(tmp_path: Path) -> None:
+    """An outcome may hold pictures: a page of 100 read 100 MB of them, and the file never shrank."""
+    file = tmp_path / "jobs.sqlite3"
+    store = JobStore(file)
+    store.open()
+    for number in range(24):
+        store.add(record(f"job_{number}"))
+        store.end(f"job_{number}", SUCCEEDED, 201, {}, "x" * 2**20)
+    (newest, *_) = store.page(None, 9, None, (SUCCEEDED,))
+    with pytest.raises(DetachedInstanceError):
+        _ = newest.outcome
+    store.shrink()
+    assert file.stat().st_size > 20 * 2**20
+    store.sweep(expire=-1)
+    store.shrink()
+    assert file.stat().st_size < 2**20
+    found = store.find("job_3")
+    assert found is not None
+    assert found.state == "expired"
+    store.close()
 
 
 def test_the_migrations_make_the_tables_that_the_models_describe(tmp_path: Path) -> None:

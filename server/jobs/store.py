@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from server.errors import StorageBusy, StorageDamaged, StorageFull
 from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, JobRecord, SourcePicture
@@ -31,6 +31,7 @@ NOT_WRITABLE = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PERM,
 }
+MIN_FREE = 4096  # pages, 16 MiB: less is soon used again
 TOMBSTONE = 30 * 86400.0  # seconds for which an expired job is still known to have been
 
 
@@ -116,8 +117,9 @@ class JobStore:
             return set(session.scalars(query))
 
     def page(self, owner: str | None, limit: int, before: int | None, states: tuple[str, ...]) -> list[JobRecord]:
-        """Newest first. `owner` None: everybody's. `before`: only those with a lower `number`."""
+        """Newest first, without outcomes. `owner` None: everybody's. `before`: only those with a lower `number`."""
         query = sa.select(JobRecord).where(JobRecord.state.in_(states)).order_by(JobRecord.number.desc()).limit(limit)
+        query = query.options(defer(JobRecord.outcome))  # an outcome may hold pictures
         if owner is not None:
             query = query.where(JobRecord.owner == owner)
         if before is not None:
@@ -140,6 +142,17 @@ class JobStore:
             session.execute(sa.update(JobRecord).where(*old).values(cleared))
         with self._transaction() as session:
             session.execute(sa.delete(JobRecord).where(JobRecord.finished < now - expire - TOMBSTONE))
+
+    def shrink(self) -> None:
+        """Give the disk back what is free in the file, where that is more than half of it and more than a little."""
+        with translated_errors(), self._engine.connect() as plain:
+            connection = plain.execution_options(isolation_level="AUTOCOMMIT")
+            free, pages = (
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("freelist_count", "page_count")
+            )
+            if free > max(MIN_FREE, pages / 2):
+                connection.exec_driver_sql("VACUUM")
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _read(self, query: sa.Select[Any]) -> list[JobRecord]:
         with self._transaction() as session:

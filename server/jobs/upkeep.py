@@ -27,6 +27,7 @@ async def maintain(runner: JobRunner, store: JobStore, pools: ThreadPools, clock
                     runner.active[identity].cancel()
             if time.monotonic() > swept + SWEEP_INTERVAL:
                 await pools.run("ledger", store.sweep, expire)
+                await pools.run("ledger", store.shrink)
                 await pools.run("ledger", clock.keep)
                 swept = time.monotonic()
         except (StorageBusy, StorageDamaged, StorageFull) as error:
