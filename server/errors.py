@@ -16,7 +16,9 @@ from starlette.requests import ClientDisconnect
 
 from pipelines import errors as pipeline
 
-MIN_RETRY, MAX_RETRY = 1.0, 120.0  # seconds
+# Seconds. Longer advice is not obeyed: OpenAI's SDK for JavaScript and older ones for Python, and the AI SDK, then
+# come back within a second or two, until they give up.
+MIN_RETRY, MAX_RETRY = 1.0, 60.0
 
 
 class ServerError(Exception):

@@ -101,6 +101,9 @@ def load(config: EngineConfig, report: Report) -> ScriptedEngine:
     if config.device == "broken":
         raise RuntimeError("no such device")
     report("reading", 0.5)
+    if config.model == "gated":
+        while not Path(config.models_dir, "loaded").exists():
+            time.sleep(0.005)
     engine = ScriptedEngine(device=config.device)
     if config.model == "placed":  # `auto` means what the file says; the name of the card is in the other one
         device = config.device if config.device != "auto" else Path(config.models_dir, "auto").read_text()

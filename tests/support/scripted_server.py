@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from starlette.types import Message, Receive, Scope, Send
 from support.server import START_LIMIT, free_port
 
 from pipelines.engine.base import EngineConfig
@@ -16,19 +17,37 @@ from server.settings import Settings
 
 
 class Scripted:
-    """A server in a thread whose engine does what the prompt says."""
+    """A server in a thread whose engine does what the prompt says. `loading`: until the folder has a file `loaded`.
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    `statuses` are those of its replies to requests for images, as they began.
+    """
+
+    def __init__(self, folder: Path, queue_size: int = 200, loading: bool = False, **options: Any) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.pool = WorkerPool(EngineConfig(factory="support.scripted_engine:load"), queue_size=200, max_running=1)
-        app = create_app(Settings(data_dir=folder, model="tiny", port=self.port, **options), self.pool)
-        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_config=None, ws="none"))
+        self.loading = loading
+        self.statuses: list[int] = []
+        config = EngineConfig(
+            factory="support.scripted_engine:load", model="gated" if loading else "tiny", models_dir=str(folder)
+        )
+        self.pool = WorkerPool(config, queue_size=queue_size, max_running=1)
+        self.app = create_app(Settings(data_dir=folder, model="tiny", port=self.port, **options), self.pool)
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.recorded, interface="asgi3", port=self.port, log_config=None, ws="none")
+        )
         self.thread = threading.Thread(target=self.server.run)
+
+    async def recorded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def record(message: Message) -> None:
+            if message["type"] == "http.response.start" and scope["path"].startswith("/v1/images/"):
+                self.statuses.append(message["status"])
+            await send(message)
+
+        await self.app(scope, receive, record)
 
     def __enter__(self) -> "Scripted":
         self.thread.start()
-        self.until(lambda: self.server.started and self.pool.status().state == "ready")
+        self.until(lambda: self.server.started and (self.loading or self.pool.status().state == "ready"))
         return self
 
     def __exit__(self, *_: object) -> None:
