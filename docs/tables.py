@@ -129,7 +129,7 @@ def clients() -> str:
                 row["version"],
                 cell(row, "calls"),
                 cell(row, "setting") or "none",
-                f"[{row['program']}](../tests/clients/{row['program']})",
+                f"[{row['program']}](../tests/clients/{row['program']})" if row["program"] else "none",
                 row["result"],
                 row["date"],
             )

@@ -39,6 +39,8 @@ def test_a_server_that_starts_slowly_ends_no_other_row(matrix: dict[str, Any], m
 def test_a_client_that_cannot_be_installed_is_not_run(matrix: dict[str, Any]) -> None:
     reason = "it is in no package"
     assert results(matrix, row(matrix, missing=reason)) == {"": f"not run: {reason}"}
+    others = [matrix["Client"](name, (), "", 1, missing=f"no {name}") for name in ("one", "two")]
+    assert [found["result"] for found in matrix["run_all"](others)] == ["not run: no one", "not run: no two"]
     unknown = matrix["Client"]("none", (("--no-index", "no-such-client==1"),), "openai_sdk.py", 1)
     (found,) = matrix["run_all"]([unknown])
     assert found["result"].startswith("not run: ERROR: No matching distribution found")

@@ -18,6 +18,7 @@ ROOT = FOLDER.parent.parent
 ENVIRONMENTS = ROOT / ".clients"
 INSTALL_LIMIT = 1800  # seconds
 SHOWN = 200  # characters of a reason
+NOISE = re.compile(r"complete log of this run|notsup (Actual|Not comp)")  # npm's last lines
 
 
 class NotRun(Exception):
@@ -35,7 +36,6 @@ class Client:
     setting: str = ""
     light: bool = False
     missing: str = ""  # why it cannot be installed anywhere
-    unpack: tuple[str, ...] = ()  # npm's packages of which only the files are wanted, not what they depend on
 
     @property
     def uses_npm(self) -> bool:
@@ -44,15 +44,13 @@ class Client:
     @property
     def environment(self) -> Path:
         """Clients that install the same share it."""
-        text = "+".join([*self.unpack, *(part for line in self.install for part in line)]) or "none"
+        text = "+".join(part for line in self.install for part in line) or (self.name if self.missing else "none")
         return ENVIRONMENTS / re.sub(r"[^\w.+=-]+", "-", text).strip("-")
 
     @property
     def version(self) -> str:
         if self.missing:
             return "none"
-        if self.unpack:
-            return self.unpack[0].rpartition("@")[2]
         if not self.install:
             return subprocess.run([self.name, "--version"], capture_output=True, text=True).stdout.split()[1]
         first = next(part for part in self.install[0] if not part.startswith("-"))
@@ -61,10 +59,7 @@ class Client:
 
 def read_clients() -> list[Client]:
     rows = tomllib.loads((FOLDER / "clients.toml").read_text())["client"]
-    return [
-        Client(**row | {"install": tuple(map(tuple, row["install"])), "unpack": tuple(row.get("unpack", ()))})
-        for row in rows
-    ]
+    return [Client(**row | {"install": tuple(map(tuple, row["install"]))}) for row in rows]
 
 
 # ---- Installing
@@ -92,12 +87,6 @@ def install_with_npm(client: Client, folder: Path) -> None:
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--prefer-offline", "--save-exact"]
     for line in client.install:
         carry_out(["npm", "install", "--prefix", str(folder), *options, *line], folder, INSTALL_LIMIT)
-    for package in client.unpack:
-        file = carry_out(["npm", "pack", "--silent", "--prefer-offline", package], folder, INSTALL_LIMIT).strip()
-        place = folder / package.rpartition("@")[0]
-        place.mkdir(parents=True)
-        carry_out(["tar", "-xzf", file, "--strip-components=1", "-C", str(place)], folder, INSTALL_LIMIT)
-        (folder / file).unlink()
 
 
 def install_with_pip(client: Client, folder: Path) -> None:
@@ -132,5 +121,5 @@ def carry_out(command: list[str], folder: Path, limit: float, env: Mapping[str, 
 
 def reason_of(said: str) -> str:
     """The line that says what went wrong: the last one with "error" in it, or the last."""
-    lines = said.strip().splitlines() or ["it said nothing"]
+    lines = [line for line in said.strip().splitlines() if not NOISE.search(line)] or ["it said nothing"]
     return next((line.strip() for line in reversed(lines) if "rror" in line), lines[-1])[:SHOWN]
