@@ -187,6 +187,21 @@ def test_cfg_is_the_guidance() -> None:
     assert translate({"cfg": "much"}).ignored == ["cfg"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "dall-e-3", "quality": "hd", "style": "vivid", "n": 1, "size": "1024x1024", "response_format": "url"},
+        {"model": "gpt-image-1", "quality": "auto", "size": "auto", "background": "transparent", "moderation": "low"},
+        {"model": "gpt-image-1", "output_format": "webp", "output_compression": 50, "user": "u", "partial_images": 0},
+        {"quality": "standard", "stream": False, "user": "", "style": None, "background": None, "n": None},
+    ],
+)
+def test_what_openais_models_are_asked_is_never_refused(servers: dict[str, Scripted], fields: dict[str, Any]) -> None:
+    assert keys_of(generate(servers["url"], **{"output_format": None, "image_size": None} | fields))
+    form = {name: str(value).lower() for name, value in fields.items() if value is not None}
+    assert keys_of(edit(servers["url"], **form | {"input_fidelity": "high"}))
+
+
 # --- edits ----------------------------------------------------------------------------------------------------------
 
 
