@@ -4,8 +4,9 @@
 
 A folder with FLUX.1 [dev]'s own widths and the given number of blocks is written as sparse files (zeros that take no
 space on the disk). A separate process loads it as a worker does, without the self-check. The seconds therefore do not
-include reading from a disk. The peak includes pages of mapped files; the memory that stays is given separately.
-`--device meta` receives every tensor and stores none, which shows the host's own share while a card is filled.
+include reading from a disk: the transformer's bytes a second are those of the page cache. The peak includes pages of
+mapped files; the memory that stays is given separately. `--device meta` receives every tensor and stores none, which
+shows the host's own share while a card is filled.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from weights import tiny
 from weights.checkpoints import CHECKPOINTS, locate_files
 from weights.load import load_pipeline
 
+GB = 10**9
 META = torch.device("meta")
 WEIGHTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}  # the others: model
 
@@ -123,9 +125,11 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(load(EngineConfig(**json.loads(options.load)))))
         return 0
     with tempfile.TemporaryDirectory(dir=options.folder) as models:
-        size = write_model(Path(models) / "FLUX.1-dev", tuple(options.layers), options.t5_layers)
+        folder = Path(models) / "FLUX.1-dev"
+        size = write_model(folder, tuple(options.layers), options.t5_layers)
+        transformer = sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
         config = EngineConfig("flux/dev", models, options.device, options.dtype, placement=options.placement)
-        figures = {"files": size, **load_elsewhere(config)}
+        figures = {"files": size, "transformer": transformer, **load_elsewhere(config)}
     show(figures)
     write_json(figures, options.json)
     return 0
@@ -137,6 +141,8 @@ def show(figures: Mapping[str, Any]) -> None:
         ("loaded in", f"{figures['seconds']:.1f} s, {figures['cpu_seconds']:.1f} s of a core's time"),
     ]
     rows += [(f"  {stage.partition(' (')[0]}", f"{seconds:.1f} s") for stage, seconds in figures["stages"].items()]
+    if took := figures["stages"].get("loading the transformer"):
+        rows.append(("  the transformer's bytes a second", f"{figures['transformer'] / took / GB:.2f} GB/s"))
     over = (figures["peak"] - figures["before"]) / figures["files"]
     rows += [
         ("host's memory, peak", f"{figures['peak'] / MIB:,.0f} MiB ({over:.2f} of the files, beyond imports)"),

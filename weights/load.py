@@ -4,7 +4,8 @@ Every file is checked before it is read, and no file is ever in memory as a whol
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,15 @@ def load_pipeline(
     if file is not None:
         match = match_tensors(read_header(file), transformer_config)
         require_match(file, match)
-        with TensorReader(match) as reader:
-            parts["transformer"] = build_transformer(config, reader.read, adapters, dtype, device, home, report, fp8)
+        pinned = device.type == "cuda"
+        with (
+            TensorReader(match) as reader,
+            closing(reader.read_all(tensor_shapes(transformer_config), pinned=pinned)) as tensors,
+        ):
+            parts["transformer"] = build_transformer(config, tensors, adapters, dtype, device, home, report, fp8)
     elif adapters or fp8:
         state = pipeline.transformer.state_dict()
-        parts["transformer"] = build_transformer(config, state.__getitem__, adapters, dtype, device, home, report, fp8)
+        parts["transformer"] = build_transformer(config, state.items(), adapters, dtype, device, home, report, fp8)
     if located.folder is None:
         pipeline.register_modules(**parts)
     else:
@@ -90,7 +95,7 @@ def load_folder(folder: Path, dtype: torch.dtype, parts: Mapping[str, Any]) -> F
 
 def build_transformer(
     config: Mapping[str, Any],
-    read: Callable[[str], torch.Tensor],
+    stored: Iterable[tuple[str, torch.Tensor]],
     loras: Sequence[lora.Lora],
     dtype: torch.dtype,
     device: torch.device,
@@ -98,8 +103,9 @@ def build_transformer(
     report: Report,
     fp8: bool,
 ) -> FluxTransformer2DModel:
-    """A transformer whose tensors are read one by one, converted on `device` and stored on `home`.
+    """A transformer of `stored` names and tensors, taken one by one, converted on `device` and stored on `home`.
 
+    It shares no memory with them: each is only valid until the next one is taken.
     LoRAs are added in float32, before the weights are rounded to `dtype`, or to float8 with `fp8`.
     """
     with torch.device("meta"):
@@ -107,15 +113,21 @@ def build_transformer(
         if fp8:
             use_float8_linears(model)
     tensors: dict[str, torch.Tensor] = {}
-    shapes = tensor_shapes(TransformerConfig.from_config(config))
-    for done, name in enumerate(shapes):
-        values = read(name).to(device)
+    total = len(tensor_shapes(TransformerConfig.from_config(config)))
+    for done, (name, read) in enumerate(stored):
+        values = read.to(device)
         for adapter in loras:
             if (delta := adapter.transformer.get(name.removesuffix(".weight"))) and name.endswith(".weight"):
                 values = delta.add_to(values)
         state = float8_state(name, values, dtype) if fp8 else {name: values.to(dtype)}
-        tensors |= {key: value.to(home) for key, value in state.items()}
+        tensors |= {key: store(value, home, read) for key, value in state.items()}
         if done % 32 == 0:
-            report("loading the transformer", 0.8 * done / len(shapes))
+            report("loading the transformer", 0.8 * done / total)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def store(value: torch.Tensor, home: torch.device, read: torch.Tensor) -> torch.Tensor:
+    """The value on `home`, in memory of its own and not in that of `read`."""
+    stored = value.to(home)
+    return stored.clone() if stored.untyped_storage().data_ptr() == read.untyped_storage().data_ptr() else stored
