@@ -5,6 +5,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from support.nvml import FakeNvml
 
 from pipelines.engine.base import EngineConfig
@@ -59,6 +60,22 @@ def test_loading_pins_the_algorithms_of_cudnn(monkeypatch: pytest.MonkeyPatch) -
     load_engine(EngineConfig("tiny", device="cpu"), lambda *_: None)
     assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.benchmark
+
+
+def test_an_amd_card_is_used_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "AMD Instinct MI300X")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: pytest.fail("it has none"))
+    with pytest.raises(DeviceRefused, match=r"^flux/srpo needs a GPU, and AMD cards are untried: --devices cuda"):
+        choose_device("auto", SRPO)
+    assert choose_device("auto", TINY).type == "cpu"
+    with capture_logs() as logs:
+        assert choose_device("cuda", SRPO).type == "cuda"
+    assert [(line["event"], line["card"]) for line in logs] == [("device_untried", "AMD Instinct MI300X")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceRefused, match=r"^cuda cannot be used: this torch is built for AMD cards \(ROCm 6\.4\)"):
+        choose_device("cuda", TINY)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])

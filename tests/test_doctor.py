@@ -100,7 +100,7 @@ def test_a_card_that_is_too_small_or_a_torch_without_cuda_fails(
 ) -> None:
     driver("Small", 4096, 4000)
     tiny.build().save_pretrained(tmp_path / "models" / "FLUX.1-dev")
-    monkeypatch.setattr(doctor, "read_torch_cuda", lambda: None)
+    monkeypatch.setattr(doctor, "read_torch_build", lambda: {"cuda": None})
     code, found = examine("--model", "flux/dev")
     assert code == 1
     assert "Small has 4." in found["placement"]["text"]
@@ -120,7 +120,7 @@ def test_a_driver_that_is_too_old_for_torch_fails(
     examine: Any, driver: Any, monkeypatch: pytest.MonkeyPatch, built: str, problem: str | None
 ) -> None:
     driver("NVIDIA H200", 143771, 143000)
-    monkeypatch.setattr(doctor, "read_torch_cuda", lambda: built)
+    monkeypatch.setattr(doctor, "read_torch_build", lambda: {"cuda": built})
     found = examine()[1]["gpu"]
     assert found["state"] == ("failed" if problem else "ok")
     if problem:
@@ -128,16 +128,24 @@ def test_a_driver_that_is_too_old_for_torch_fails(
         assert found["text"].endswith(problem)
 
 
+def test_a_torch_for_amd_cards_is_said_to_be_untried(examine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "read_torch_build", lambda: {"cuda": None, "hip": "6.4"})
+    found = examine()[1]["gpu"]
+    assert found["state"] == "warning"
+    assert "for AMD cards (ROCm 6.4), which are untried: --devices cuda uses one" in found["text"]
+
+
 def test_a_card_of_an_older_generation_fails(examine: Any, driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver("Tesla T4", 16384, 16000).capability = [7, 5]
-    monkeypatch.setattr(doctor, "read_torch_cuda", lambda: "12.8")
+    monkeypatch.setattr(doctor, "read_torch_build", lambda: {"cuda": "12.8"})
     found = examine()[1]["gpu"]
     expected = "Tesla T4 has compute capability 7.5, and 8.0 or newer is needed: use another card, or --devices cpu"
     assert found == {"state": "failed", "text": expected}
 
 
 def test_the_doctor_reads_for_which_cuda_torch_is_built() -> None:
-    assert doctor.read_torch_cuda() == torch.version.cuda
+    build = doctor.read_torch_build()
+    assert (build["cuda"], build.get("hip")) == (torch.version.cuda, torch.version.hip)
 
 
 def test_a_smaller_card_gets_a_smaller_placement_which_can_be_overruled(

@@ -18,13 +18,18 @@ def choose_device(name: str, row: Checkpoint | None = None) -> torch.device:
     """The device that `name` means. `auto` is CUDA, or for small models the CPU where CUDA does not work.
 
     Raises `DeviceRefused`: a card needs compute capability 8.0, and a full-size model is drawn on a CPU only where that
-    is asked for by name. Without a `row` any model may.
+    is asked for by name. Without a `row` any model may. So is an AMD card (torch for ROCm calls it `cuda`, too), since
+    nothing of this has been tried on one.
     """
     if name.startswith("cpu"):
         return torch.device(name)
-    if torch.cuda.is_available():
+    untried = torch.version.hip is not None and name == "auto"
+    if torch.cuda.is_available() and not untried:
         device = torch.device("cuda" if name == "auto" else name)
         card = torch.cuda.get_device_name(device)
+        if torch.version.hip is not None:  # it has no compute capability
+            log.warning("device_untried", card=card, rocm=torch.version.hip)
+            return device
         if too_old := explain_too_old(card, torch.cuda.get_device_capability(device)):
             raise DeviceRefused(too_old)
         return device
@@ -42,7 +47,11 @@ def choose_device(name: str, row: Checkpoint | None = None) -> torch.device:
 
 
 def explain_missing_cuda() -> str:
-    """Why torch finds no CUDA device."""
+    """Why torch finds no CUDA device, or one that has to be asked for by name."""
+    if torch.version.hip is not None:
+        if not torch.cuda.is_available():
+            return f"this torch is built for AMD cards (ROCm {torch.version.hip}) and finds none"
+        return "AMD cards are untried: --devices cuda uses one all the same"
     try:
         cards = list_cards()
     except DriverUnavailable as error:

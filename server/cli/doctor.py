@@ -75,6 +75,10 @@ def check_software(_: DoctorSettings) -> Finding:
 
 
 def check_gpu(settings: DoctorSettings) -> Finding:
+    if rocm := read_torch_build().get("hip"):
+        named = any(device.startswith("cuda") for device in settings.devices)
+        advice = "" if named else ": --devices cuda uses one all the same"
+        return Finding("warning", f"torch {version('torch')} is for AMD cards (ROCm {rocm}), which are untried{advice}")
     try:
         found = list_cards()
         problem = "" if found else "the NVIDIA driver knows no card"
@@ -87,16 +91,16 @@ def check_gpu(settings: DoctorSettings) -> Finding:
     for card in found:
         if too_old := explain_too_old(card.name, card.capability):
             return Finding("failed", too_old)
-    if unusable := explain_unusable(found[0], read_torch_cuda(), version("torch")):
+    if unusable := explain_unusable(found[0], read_torch_build().get("cuda"), version("torch")):
         return Finding("failed", f"{'; '.join(listed)}: but {unusable}")
     return Finding("ok", f"{'; '.join(listed)}; driver {found[0].driver}")
 
 
-def read_torch_cuda() -> str | None:
-    """The version of CUDA that the installed torch is built for, None for CPUs: `torch.version.cuda` without torch."""
+def read_torch_build() -> dict[str, str | None]:
+    """`torch.version` without torch: `cuda` and `hip` are the versions it is built for, or None."""
     found = find_spec("torch")
     folders = found.submodule_search_locations if found else None
-    return run_path(str(Path(folders[0]) / "version.py")).get("cuda") if folders else None
+    return run_path(str(Path(folders[0]) / "version.py")) if folders else {}
 
 
 def list_cards_or_none() -> list[Card]:
