@@ -64,6 +64,13 @@ class ForeignOrigin(ServerError):
         )
 
 
+class LinkRefused(ServerError):
+    def __init__(self) -> None:
+        super().__init__(
+            "This image address is not valid, or no longer. A reply that is asked for again has a new one."
+        )
+
+
 class MalformedRequest(ServerError):
     def __init__(self) -> None:
         super().__init__("This is not a valid HTTP request.")
@@ -178,6 +185,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     pipeline.PromptRefused: WireError(400, "prompt_refused", "invalid_request_error"),
     UnknownHost: WireError(400, "unknown_host", "invalid_request_error"),
     Unauthorized: WireError(401, "invalid_api_key", "authentication_error"),
+    LinkRefused: WireError(403, "link_refused", "permission_error"),
     ForeignOrigin: WireError(403, "foreign_origin", "permission_error"),
     NotFound: WireError(404, "not_found", "invalid_request_error"),
     MethodNotAllowed: WireError(405, "method_not_allowed", "invalid_request_error"),

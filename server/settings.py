@@ -210,6 +210,17 @@ class Settings(LimitSettings, DamageSettings, EngineSettings):
         "request fails)",
     )
     images_expire: float = Field(86400.0, gt=0, description="seconds after which a stored image is deleted")
+    link_lifetime: float | None = Field(
+        None,
+        gt=0,
+        description="seconds for which an image's URL is valid: it is signed, and each reply has a new one; none: as "
+        "long as the image is there",
+    )
+    link_secrets: Names = Field(
+        (),
+        description="secrets that sign image URLs, separated by commas: the first signs, all are accepted; none: one "
+        "that is kept in data_dir",
+    )
     images_cap: Bytes = Field(
         10 * 2**30, gt=0, description="disk space for images (10GiB); above it the oldest images are deleted"
     )

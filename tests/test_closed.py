@@ -12,8 +12,9 @@ from sqlalchemy.exc import OperationalError
 from support.scripted_server import Scripted
 from support.server import START_LIMIT, LiveServer, running
 
-from server.errors import envelope, headers_of
+from server.errors import LinkRefused, envelope, headers_of
 from server.images.constant import is_constant
+from server.images.links import ImageLinks
 
 
 def test_a_module_in_the_current_folder_is_never_imported(tmp_path: Path) -> None:
@@ -109,3 +110,44 @@ def test_one_other_byte_makes_an_image_not_constant(pixel: bytes, count: int, da
     assert is_constant(bytes(pixels))
     pixels[data.draw(st.integers(0, len(pixels) - 1))] ^= data.draw(st.integers(1, 255))
     assert not is_constant(bytes(pixels))
+
+
+def test_image_addresses_can_be_signed_and_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    body = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 1}
+    key = {"idempotency-key": "one"}
+    generations = "/v1/images/generations"
+    with httpx.Client(timeout=START_LIMIT) as client:
+        with Scripted(tmp_path, safety_checker="none", link_lifetime=1000.0, link_secrets=("new", "old")) as server:
+            reply = client.post(server.url + generations, json=body, headers=key)
+            url = reply.json()["data"][0]["url"]
+            assert client.get(url).status_code == 200
+            plain, _, query = url.partition("?")
+            changed = url[:-2] + ("A" if url[-2] != "A" else "B") + url[-1]
+            wrong = [plain, changed, url.replace("expires=", "expires=1"), f"{plain}?{query[:20]}"]
+            for address in wrong:
+                refused = client.get(address)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (403, "link_refused")
+        with Scripted(tmp_path, safety_checker="none", link_lifetime=2000.0, link_secrets=("newest", "new")) as server:
+            address = server.url + url.partition(f":{httpx.URL(url).port}")[2]
+            assert client.get(address).status_code == 200  # the old first secret is still accepted
+            again = client.post(server.url + generations, json=body, headers=key)
+            assert again.headers["idempotent-replayed"] == "true"
+            renewed = again.json()["data"][0]["url"]
+            assert renewed != url
+            assert again.json()["images"][0]["url"] == renewed
+        with Scripted(tmp_path, safety_checker="none", link_lifetime=1000.0, link_secrets=("another",)) as server:
+            address = server.url + url.partition(f":{httpx.URL(url).port}")[2]
+            assert client.get(address).status_code == 403
+
+
+def test_a_signed_address_is_over_when_its_time_is() -> None:
+    now = 1000.0
+    links = ImageLinks(60, [b"secret"], lambda: now)
+    query = dict(httpx.URL(links.make("http://server", "name.png")).params)
+    links.check("name.png", query)
+    with pytest.raises(LinkRefused):
+        links.check("other.png", query)
+    now += 61
+    with pytest.raises(LinkRefused):
+        links.check("name.png", query)

@@ -188,5 +188,5 @@ def add_bytes(item: dict[str, Any], store: LocalStore) -> dict[str, Any]:
     if url.startswith("data:"):
         rest = {name: value for name, value in item.items() if name != "url"}
         return {"b64_json": url.partition(",")[2], **rest}
-    image = store.read(url.rpartition("/")[2])
+    image = store.read(url.partition("?")[0].rpartition("/")[2])
     return {"b64_json": base64.b64encode(image.data).decode("ascii"), **item}

@@ -16,7 +16,8 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 @router.api_route("/files/{name}", methods=["GET", "HEAD"])
 async def get_file(request: Request, state: State, name: str) -> Response:
-    """A stored image. No key: the name is the secret."""
+    """A stored image. No key: the name is the secret, and where links expire also their signature."""
+    state.store.links.check(name, request.query_params)
     return await state.pools.run("files", file_response, state.store, name, request)
 
 

@@ -14,13 +14,14 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import Gone, NotFound, StorageFull
 from server.images.encoding import CONTENT_TYPES, EncodedImage
+from server.images.links import ImageLinks
 from weights.durable_file import write_durably
 
 RANDOM_BYTES, SIGNATURE_BYTES = 16, 8
@@ -48,15 +49,28 @@ class FoundImage:
 
 
 class LocalStore:
-    """Images under `root/images`. Safe to use from several threads. `now`: the clock by which they age, in seconds."""
+    """Images under `root/images`. Safe to use from several threads.
 
-    def __init__(self, root: Path, expire: float, cap: int, now: Callable[[], float] = time.time) -> None:
+    `now` is the clock by which they age, in seconds; `link_lifetime` and `link_secrets` are those of `links`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        expire: float,
+        cap: int,
+        now: Callable[[], float] = time.time,
+        link_lifetime: float | None = None,
+        link_secrets: Sequence[str] = (),
+    ) -> None:
         self._root = root / "images"
         self._root.mkdir(parents=True, exist_ok=True)
         self._expire = expire
         self._cap = cap
         self._now = now
         self._secret = self._load_secret(root / "images.key")
+        own = hmac.digest(self._secret, b"links", hashlib.sha256)
+        self.links = ImageLinks(link_lifetime, [secret.encode() for secret in link_secrets] or [own], now)
         self.sweep(leftovers=True)
 
     def put(self, image: EncodedImage, base_url: str) -> StoredImage:
@@ -79,7 +93,7 @@ class LocalStore:
         self._size += len(image.data)
         if self._size > self._cap or time.monotonic() > self._next_sweep:
             self.sweep()
-        return StoredImage(name, f"{base_url}/files/{name}")
+        return StoredImage(name, self.links.make(base_url, name))
 
     def read(self, name: str) -> FoundImage:
         """An image by its name. Raises `NotFound` or `Gone`."""

@@ -4,6 +4,7 @@ The store knows what was accepted and how it ended; the runner carries it out.
 """
 
 import asyncio
+import json
 import secrets
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pipelines.request import ImageRequest
 from server.errors import Gone, KeyReused, NotFound
 from server.jobs.generation import Generation
 from server.jobs.joining import Joins
-from server.jobs.models import ACCEPTED, EXPIRED, JobRecord
+from server.jobs.models import ACCEPTED, EXPIRED, SUCCEEDED, JobRecord
 from server.jobs.resumption import resume_jobs
 from server.jobs.runner import ActiveJob, JobRunner
 from server.jobs.spec import JobSpec
@@ -68,7 +69,7 @@ class JobService:
     async def find(self, identity: str, owner: str) -> tuple[JobRecord, ActiveJob | None]:
         """A job of this owner's. Raises `NotFound` or `Gone`."""
         job = self.active(identity)
-        record = job.record if job else await self.pools.run("ledger", self._store.find, identity)
+        record = job.record if job else await self.pools.run("ledger", self._read, identity)
         if record is None or record.owner != owner:
             raise NotFound("There is no such job.")
         if record.state == EXPIRED:
@@ -95,10 +96,17 @@ class JobService:
         """The job when it is over. Raises `Draining` if the server goes down before."""
         if job := self.active(record.id):
             return await asyncio.shield(job.ended)
-        found = await self.pools.run("ledger", self._store.find, record.id)
+        found = await self.pools.run("ledger", self._read, record.id)
         if found is None or found.state == ACCEPTED:
             raise Draining
         return found
+
+    def _read(self, identity: str) -> JobRecord | None:
+        """A job as it is written down, with addresses of its images that are valid now."""
+        record, links = self._store.find(identity), self._state.store.links
+        if record is not None and record.state == SUCCEEDED and record.outcome and links.expire:
+            record.outcome = json.dumps(links.renew(json.loads(record.outcome)))
+        return record
 
     async def cancel(self, identity: str, owner: str) -> JobRecord:
         """Cancel a job; one that has ended stays as it is."""
