@@ -13,8 +13,8 @@ from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.aliases import param_type
 from server.errors import TABLE
-from server.setting_types import UNITS
-from server.settings import Settings
+from server.settings.server import Settings
+from server.settings.types import UNITS
 
 FOLDER = Path(__file__).parent
 PARAMETERS = ("field", "expects", "default", "meaning")

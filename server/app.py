@@ -26,7 +26,7 @@ from server.jobs.store import FILE, JobStore
 from server.loop_watch import LoopWatch
 from server.playground import routes as pages
 from server.schema import issues_of
-from server.settings import Settings
+from server.settings.server import Settings
 from server.state import AppState
 from weights.checkpoints import HOSTED_MODEL
 

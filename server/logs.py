@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipelines import logs
 from pipelines.logs import LogFormat
-from server.settings import Settings
+from server.settings.server import Settings
 
 LOG_WIDTH = 200  # characters a line of a table may have in the log
 log = structlog.get_logger("srpo")

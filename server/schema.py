@@ -18,7 +18,7 @@ from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams
 from pipelines.safety.guard import InspectedResult
 from server.aliases import IMAGE_TO_IMAGE, param_type, params_of
 from server.errors import InvalidRequest
-from server.settings import Settings
+from server.settings.server import Settings
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 MAX_RECEIVED = 80

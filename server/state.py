@@ -26,7 +26,8 @@ from server.logs import log_format_of
 from server.security.keys import KeyRing
 from server.security.limits import FailedKeys, KeyLimits, UploadBudget
 from server.security.origins import OriginPolicy
-from server.settings import EngineSettings, Settings
+from server.settings.engine import EngineSettings
+from server.settings.server import Settings
 from server.threads import ThreadPools
 from weights.checkpoints import HOSTED_MODEL, choose_checkpoint
 

@@ -34,7 +34,7 @@ from pipelines.safety.checkers import CHECKERS, CheckerType
 from pipelines.safety.classifiers import Classifier, CompVis
 from pipelines.safety.guard import make_guard
 from pipelines.safety.open_nsfw import canaries
-from server.settings import Settings
+from server.settings.server import Settings
 
 SIDE = 32
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

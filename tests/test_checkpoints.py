@@ -17,7 +17,7 @@ from server.aliases import Dialect, translate
 from server.app import create_app
 from server.errors import InvalidRequest
 from server.schema import read_body
-from server.settings import Settings
+from server.settings.server import Settings
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, Checkpoint, choose_checkpoint, list_downloads, locate_files
 from weights.errors import MissingFiles

@@ -20,7 +20,7 @@ from pipelines.workers.cost_model import CostModel
 from pipelines.workers.refusals import Refusals
 from server.aliases import translate
 from server.app import create_app
-from server.settings import Settings
+from server.settings.server import Settings
 
 ALIASES = "dall-e-3=flux/srpo,gpt-image-1=flux/srpo,painter=flux/srpo"
 OTHER = file_of(Image.new("RGB", (512, 512), "navy"))

@@ -19,7 +19,7 @@ from pipelines.loading.context_parallel import JoinGroup, NotTogether, follow, l
 from pipelines.loading.placement import get_placement
 from pipelines.request import ImageRequest
 from pipelines.workers.pool import WorkerPool
-from server.settings import EngineSettings
+from server.settings.engine import EngineSettings
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS
 

@@ -31,7 +31,7 @@ from pipelines.job import Job
 from pipelines.request import ImageRequest
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
-from server.settings import Settings
+from server.settings.server import Settings
 from server.state import build_engine_config
 
 PATH = "/v1/images/generations"
@@ -645,7 +645,7 @@ def test_when_to_come_back_is_bounded(tmp_path: Path, wait: float, seconds: int,
 CRASH = """
 import os, structlog
 from server import logs
-from server.settings import Settings
+from server.settings.server import Settings
 logs.configure(Settings())
 def draw(prompt):
     raise RuntimeError("a bug")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from server.settings import Settings
+from server.settings.server import Settings
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

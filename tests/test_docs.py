@@ -25,7 +25,7 @@ from support.server import LiveServer
 
 from server.__main__ import COMMANDS, WEIGHTS
 from server.cli.bench import BENCHES
-from server.settings import Settings
+from server.settings.server import Settings
 from weights.checkpoints import SAFETY
 
 EXAMPLES = sorted(path for path in (ROOT / "docs" / "examples").iterdir() if path.suffix != ".md")

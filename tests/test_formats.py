@@ -13,7 +13,7 @@ from support.engines import ask, draw, engine_with, weights_of
 from support.written_formats import TINY, WRITTEN, Tensors, original
 
 from pipelines.engine.flux import FluxEngine
-from server.settings import EngineSettings
+from server.settings.engine import EngineSettings
 from server.state import build_engine_config
 from weights import tiny
 from weights.errors import WrongWeights

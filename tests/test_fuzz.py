@@ -36,7 +36,7 @@ from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.errors import TABLE
 from server.schema import ErrorReply
-from server.settings import Settings
+from server.settings.server import Settings
 from server.state import build_engine_config
 
 PATH = "/v1/images/generations"

@@ -28,7 +28,7 @@ import pytest
 from support.server import free_port
 
 from server.__main__ import COMMANDS
-from server.settings import Settings
+from server.settings.server import Settings
 
 pytestmark = pytest.mark.image
 

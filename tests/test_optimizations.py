@@ -35,7 +35,7 @@ from pipelines.optimize.optimizations import (
 from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.parsing import parse
 from server.cli.selfcheck import forget_results
-from server.settings import Settings
+from server.settings.server import Settings
 from server.state import build_engine_config
 
 EXACT = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "exact"]

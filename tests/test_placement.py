@@ -38,7 +38,8 @@ from pipelines.loading.placement import (
     measure_host_memory,
 )
 from server.cli.weights.convert import main as convert
-from server.settings import EngineSettings, Settings
+from server.settings.engine import EngineSettings
+from server.settings.server import Settings
 from server.state import build_engine_config
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, ParameterCounts

@@ -12,7 +12,7 @@ from server.aliases import translate
 from server.api.openapi import EXAMPLES, REPLY
 from server.app import create_app
 from server.schema import GenerationReply, read_body
-from server.settings import Settings
+from server.settings.server import Settings
 
 FOLDER = Path(server.__file__).parent / "playground" / "static"
 

@@ -24,7 +24,7 @@ from pipelines.safety.guard import Guard, InspectedResult, make_guard
 from pipelines.safety.open_nsfw import OpenNsfw, Weights, canaries, canary, load_open_nsfw
 from server.app import create_app
 from server.cli.banner import show_start
-from server.settings import Settings
+from server.settings.server import Settings
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from server.errors import Unauthorized
 from server.security.keys import KeyRing, new_key
-from server.settings import Settings
+from server.settings.server import Settings
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from server.images import fetch
 from server.images import source as inputs
 from server.images.decoding import UnusableImage, decode, has_several_scans
 from server.images.fetch import Unfetchable
-from server.limit_settings import SOURCE_MEMORY
+from server.settings.limits import SOURCE_MEMORY
 from server.threads import ThreadPools
 
 
@@ -186,7 +186,7 @@ from pathlib import Path
 from PIL import Image
 from server import memory
 from server.images.decoding import UnusableImage, decode, has_several_scans
-from server.limit_settings import SOURCE_MEMORY
+from server.settings.limits import SOURCE_MEMORY
 
 def measured(name):
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) * 1024

@@ -14,7 +14,7 @@ from pipelines.acceleration import PRESETS
 from pipelines.optimize.optimizations import select_optimizations
 from pipelines.request import ImageRequest
 from server.images.encoding import encode
-from server.settings import Settings
+from server.settings.server import Settings
 
 REPEATS = 5
 QUALITY = Settings.model_fields["jpeg_quality"].default

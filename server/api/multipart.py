@@ -20,7 +20,7 @@ from server.errors import BodyTooLarge, InvalidRequest, StorageFull, invalid_req
 from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issue_of
 from server.security.limits import Upload
-from server.settings import Settings
+from server.settings.server import Settings
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`
 NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII)

@@ -7,7 +7,8 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from server.settings import EngineSettings, Settings
+from server.settings.engine import EngineSettings
+from server.settings.server import Settings
 from server.state import AppState
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 

@@ -22,7 +22,7 @@ from server.images.signing import FileSigner
 from server.images.source import Sources
 from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issues_of
-from server.settings import EngineSettings
+from server.settings.engine import EngineSettings
 from weights.checkpoints import choose_checkpoint
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}

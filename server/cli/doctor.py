@@ -22,7 +22,7 @@ from pipelines.loading.placement import DoesNotFit, choose_placement, get_placem
 from server.cli.parsing import parse
 from server.cli.serve import listen
 from server.security.keys import KeyRing
-from server.settings import Settings
+from server.settings.server import Settings
 from server.state import build_guard, build_prompt_guard, build_signer
 from weights.checkpoints import HOSTED_MODEL, choose_checkpoint, locate_files
 from weights.errors import WeightsError

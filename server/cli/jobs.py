@@ -16,7 +16,7 @@ from server.cli.parsing import parse
 from server.errors import StorageBusy, StorageFull, envelope, row_of
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import FILE, JobStore
-from server.setting_types import EnvironmentSettings
+from server.settings.types import EnvironmentSettings
 
 HEADINGS = ["job", "state", "accepted", "seconds", "size", "steps", "images"]
 STATES = {"unfinished": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}

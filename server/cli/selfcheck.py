@@ -13,7 +13,7 @@ from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, NAME, TuningCache
 from pipelines.workers.pool import WorkerPool
 from server.cli.parsing import parse
-from server.settings import EngineSettings
+from server.settings.engine import EngineSettings
 from server.state import build_engine_config
 
 

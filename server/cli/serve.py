@@ -19,8 +19,8 @@ from server.cli import banner
 from server.cli.parsing import format_error, parse
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.data_folder import lock_data_folder, make_private
-from server.setting_types import find_unknown
-from server.settings import Settings
+from server.settings.server import Settings
+from server.settings.types import find_unknown
 from server.start_check import NotNow, check_data_folder
 from server.state import AppState
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pipelines.safety.guard import InspectedResult
 from server.images.metadata import WITHHELD, format_parameters, make_save_options
 from server.images.signing import FileSigner
-from server.settings import EngineSettings
+from server.settings.engine import EngineSettings
 
 CONTENT_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 

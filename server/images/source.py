@@ -9,7 +9,7 @@ from typing import BinaryIO
 from pipelines.fields import Size
 from server.images.decoding import UnusableImage, decode
 from server.images.fetch import Unfetchable, fetch
-from server.limit_settings import SOURCE_MEMORY
+from server.settings.limits import SOURCE_MEMORY
 from server.threads import ThreadPools
 
 MAX_DATA_URI = 10 * 2**20  # characters

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Scope
 
 from server.errors import ForeignOrigin, UnknownHost
-from server.settings import Settings
+from server.settings.server import Settings
 
 METHODS = "GET, POST, DELETE, HEAD, OPTIONS"
 EXPOSED = (

@@ -24,7 +24,7 @@ from pipelines.workers.pool import WorkerPool
 from pipelines.workers.status import PoolStatus
 from server.app import create_app
 from server.images.encoding import encode
-from server.settings import Settings
+from server.settings.server import Settings
 
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
 BASE64 = re.compile(rb"[A-Za-z0-9+/]{64,}={0,2}")

@@ -24,7 +24,7 @@ from pipelines.job import Job
 from pipelines.request import ImageRequest
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
-from server.settings import Settings
+from server.settings.server import Settings
 from server.state import build_engine_config
 
 KEY = "secret-key-1"

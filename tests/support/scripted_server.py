@@ -13,7 +13,7 @@ from support.server import START_LIMIT, free_port
 from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
-from server.settings import Settings
+from server.settings.server import Settings
 
 
 class Scripted:

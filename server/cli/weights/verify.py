@@ -8,7 +8,7 @@ from pydantic_settings import CliPositionalArg
 
 from server.cli.parsing import parse
 from server.cli.weights.progress import ProgressBars, make_progress
-from server.setting_types import EnvironmentSettings
+from server.settings.types import EnvironmentSettings
 from weights.checkpoints import list_downloads
 from weights.errors import WeightsError
 from weights.hub import manifest

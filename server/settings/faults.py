@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.setting_types import EnvironmentSettings
+from server.settings.types import EnvironmentSettings
 
 
 class WorkerSettings(EnvironmentSettings):

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from server.setting_types import Bytes, EnvironmentSettings
+from server.settings.types import Bytes, EnvironmentSettings
 
 SOURCE_MEMORY = 2**26  # bytes
 
