@@ -19,8 +19,9 @@ test: $(VENV)/.test  ## set up, then run the suite (style and types are tests to
 cuda-dry: $(VENV)/.test  ## the engine on a CUDA card that is not there, in FLUX.1's shapes (a part of make test)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cuda_dry.py $(ARGS)
 
-faults: $(VENV)/.test  ## accept 50 jobs, kill the server ten times, see that each finishes once
+faults: $(VENV)/.test  ## kill the server ten times among 50 jobs; then a table of what good clients notice of faults
 	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed -rP
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fault_table.py
 
 # What tests install with npm goes into npm's cache before, and is taken from there without asking.
 test-offline: $(VENV)/.test  ## the whole suite where there is no network (Linux, where user namespaces are permitted)

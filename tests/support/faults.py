@@ -4,10 +4,13 @@ A fault is a context manager that returns when it holds. `measure` sends good re
 bytes with those of a quiet server.
 """
 
+import os
+import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +133,22 @@ def crowd(server: LiveServer) -> Iterator[None]:
             client.delete(f"/v1/jobs/{job}")
 
 
+@contextmanager
+def signalled(server: LiveServer, number: int) -> Iterator[None]:
+    """The worker gets a signal, and the server has to find out by itself."""
+    [worker] = httpx.get(f"{server.url}/health").json()["worker_pids"]
+    os.kill(worker, number)
+    yield
+
+
+@contextmanager
+def locked_ledger(server: LiveServer) -> Iterator[None]:
+    """Another program writes into the job database and does not come to an end."""
+    with closing(sqlite3.connect(server.data_dir / "jobs.sqlite3", isolation_level=None)) as ledger:
+        ledger.execute("BEGIN EXCLUSIVE")
+        yield
+
+
 TWO_KEYS = {"api_keys": ",".join(KEYS)}
 FAULTS: Mapping[str, Fault] = {
     "300 sockets drip headers": Fault(lambda server: sockets(server, 300, HEADERS), {"header_timeout": "3600"}),
@@ -146,6 +165,9 @@ FAULTS: Mapping[str, Fault] = {
     "wrong keys without end": Fault(lambda server: repeated(lambda: offer_wrong_key(server), 20), TWO_KEYS),
     "60 large requests of another key": Fault(crowd, TWO_KEYS),
     "millions of JSON values": Fault(lambda server: repeated(lambda: post_values(server))),
+    "the worker is killed": Fault(lambda server: signalled(server, signal.SIGKILL)),
+    "the worker stops": Fault(lambda server: signalled(server, signal.SIGSTOP), {"worker_timeout": "2"}),
+    "the job database is locked": Fault(locked_ledger),
     "pictures of 33 megapixels": Fault(lambda server: repeated(lambda: post_large_picture(server), 2)),
 }
 
