@@ -633,9 +633,7 @@ def test_a_crash_tells_the_client_nothing_and_the_log_everything(tmp_path: Path)
     assert str(entry["exc_info"]) == "secret /path"
 
 
-@pytest.mark.parametrize(
-    ("wait", "seconds", "milliseconds"), [(0.01, 1, 1000), (7.25, 8, 7250), (9999.0, 120, 120_000)]
-)
+@pytest.mark.parametrize(("wait", "seconds", "milliseconds"), [(0.01, 1, 1000), (7.25, 8, 7250), (9999.0, 60, 60_000)])
 def test_when_to_come_back_is_bounded(tmp_path: Path, wait: float, seconds: int, milliseconds: int) -> None:
     reply = post_to_broken(tmp_path, QueueFull(3, 1, wait))
     refused(reply, 429, "queue_full")
