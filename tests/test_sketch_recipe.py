@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 pytest.importorskip("resvg_py", reason="the recipe draws its icons with resvg-py (extra `recipe`)")
 
-from bench.sketch.recipe import codec, data, encoder, export, flow, reader, vae
+from bench.sketch.recipe import codec, data, encoder, export, flow, reader, training, vae
 from bench.sketch.recipe.atlas import Atlas, fetch
 from bench.sketch.recipe.concepts import BACKGROUNDS, CONCEPTS
 
@@ -24,6 +24,16 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
     if shutil.which("npm") is None:
         pytest.skip("the icons come from an npm package, and npm is not installed")
     return Atlas(fetch(tmp_path_factory.mktemp("icons")))
+
+
+@pytest.fixture(autouse=True)
+def _single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many CPUs have no instructions for bfloat16, and take minutes for what is seconds in float32.
+
+    torch's Muon has its precision built in, so AdamW takes its place.
+    """
+    monkeypatch.setattr(training, "PRECISION", torch.float32)
+    monkeypatch.setattr(flow, "make_optimizers", lambda model, lr: [torch.optim.AdamW(model.parameters(), lr=lr)])
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from bench.sketch.recipe.atlas import Atlas
 from bench.sketch.recipe.codec import CHANNELS, Codec, Stamps
 from bench.sketch.recipe.data import TOKEN, make_scene
 from bench.sketch.recipe.text import TOKENS, WIDTH, make_encoders, make_tokenizers, vocabulary
-from bench.sketch.recipe.training import SeededGenerator, Stage, load_averaged_weights
+from bench.sketch.recipe.training import SeededGenerator, Stage, load_averaged_weights, mixed_precision
 from bench.sketch.recipe.training import train as run
 
 SHIFT = 1.6  # of the timesteps: small latents need more time at high noise than uniform gives them
@@ -148,7 +148,7 @@ def train(
         captions = ["" if rng.random() < DROP else caption for caption in captions]
         mixed, noise, t = add_noise(latents)
         ids = painter.tokenize(captions)
-        with torch.autocast(device, torch.bfloat16):
+        with mixed_precision(device):
             velocity = painter(*(x.to(device) for x in (mixed, t, torch.ones_like(t), *ids)), image_ids)
         return torch.nn.functional.mse_loss(velocity.float(), (noise - latents).to(device))
 
@@ -186,7 +186,7 @@ def distil(
         scale = torch.exp(torch.rand(len(t)) * math.log(GUIDANCE[1] / GUIDANCE[0])) * GUIDANCE[0]
         inputs = [x.to(device) for x in (mixed, t, torch.ones_like(t), *teacher.tokenize(captions))]
         nothing = [x.to(device) for x in teacher.tokenize([""] * len(captions))]
-        with torch.autocast(device, torch.bfloat16):
+        with mixed_precision(device):
             free = teacher(*inputs[:3], *nothing, image_ids).float()
             bound = teacher(*inputs, image_ids).float()
             velocity = student(*inputs[:2], scale.to(device), *inputs[3:], image_ids)

@@ -11,6 +11,7 @@ import torch
 
 COOLDOWN = 0.3  # of the time, in which the learning rate falls in a line; a longer run may so resume an ended one's
 SAVED_EVERY = 120.0  # seconds
+PRECISION = torch.bfloat16  # of products; many times slower than float32 on CPUs without instructions for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +51,20 @@ class ConvMuon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest semi-orthogonal matrix, roughly: five Newton-Schulz steps in bfloat16."""
+    """The nearest semi-orthogonal matrix, roughly: five Newton-Schulz steps in `PRECISION`."""
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
+    x = (matrix / (matrix.norm() + 1e-7)).to(PRECISION)
     x = x.T if tall else x
     for _ in range(5):
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     result: torch.Tensor = (x.T if tall else x).float()
     return result
+
+
+def mixed_precision(device: str) -> torch.autocast:
+    """Products in `PRECISION` inside."""
+    return torch.autocast(device, PRECISION, enabled=PRECISION is not torch.float32)
 
 
 def train(stage: Stage, loss_at: Callable[[float, int], torch.Tensor], show: Callable[[float], str]) -> list[float]:

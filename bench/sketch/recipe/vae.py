@@ -15,7 +15,7 @@ from bench.sketch.recipe.atlas import Atlas
 from bench.sketch.recipe.codec import CHANNELS, PATCH, Codec
 from bench.sketch.recipe.concepts import BACKGROUNDS
 from bench.sketch.recipe.data import TOKEN, make_scene, pick, render
-from bench.sketch.recipe.training import ConvMuon, SeededGenerator, Stage, train
+from bench.sketch.recipe.training import ConvMuon, SeededGenerator, Stage, mixed_precision, train
 
 WIDTHS = (8, 16, 32, 64, 128, 128)
 GROUPS = 1  # with a channel a group, a plain colour would be normalised away
@@ -98,7 +98,7 @@ def train_decoder(
     def loss_at(progress: float, step: int) -> torch.Tensor:
         latents, images = sample(generator.at(step), atlas, codec, late=progress > 0.6)
         latents = latents + torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1) * NOISE
-        with torch.autocast(device, torch.bfloat16):
+        with mixed_precision(device):
             made = decoder(latents.to(device, memory_format=torch.channels_last))
         loss: torch.Tensor = (made.float() - images.to(device)).pow(2).mean()
         return loss
