@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from server.api.dependencies import JobsDep, bearer
+from server.api.dependencies import JobsDep, authenticate, bearer
+from server.errors import Unauthorized
 from server.state import State
 from weights.checkpoints import CHECKPOINTS
 
@@ -43,11 +44,11 @@ async def health(request: Request, state: State, jobs: JobsDep) -> JSONResponse:
 
 async def has_key(request: Request, state: State) -> bool:
     """Whether all may be told. A wrong key is none here, since a probe must not fail by it; but it is held back."""
-    credentials = await bearer(request)
-    known = state.keys.knows(credentials.credentials if credentials else None)
-    if credentials is not None and not known and request.client is not None:
-        await state.failed_keys.hold_back(request.client.host)
-    return known
+    try:
+        await authenticate(request, state, await bearer(request))
+    except Unauthorized:
+        return False
+    return True
 
 
 @router.api_route("/ready", methods=["GET", "HEAD"])
