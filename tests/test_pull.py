@@ -412,25 +412,31 @@ def test_the_pulled_folder_serves_where_there_is_no_network(hub: Hub, tmp_path: 
     assert json.loads(ended.stdout) >= 1
 
 
-@pytest.mark.parametrize("fault", ["a byte", "the size", "missing"])
+@pytest.mark.parametrize("fault", ["a byte", "the size"])
 def test_weights_that_are_not_what_was_pulled_are_not_loaded(pull: Pull, models: Path, fault: str) -> None:
-    """Samples see a byte of a small file, every byte is seen with `whole`; a size at once."""
+    """A sample has every byte of a small file."""
     assert pull("flux/srpo", "--accept-license")[0] == 0
     located = locate_files(CHECKPOINTS["flux/srpo"], models)
-    manifest.check_pulled(located, whole=False)
-    manifest.check_pulled(located, whole=True)
+    for whole in (False, True):
+        manifest.check_pulled(located, whole)
     file = models / "SRPO" / SRPO_FILE
     content = bytearray(file.read_bytes())
     content[random.randrange(len(content))] ^= 1 << random.randrange(8)
-    if fault == "a byte":
-        file.write_bytes(content)
-    elif fault == "the size":
-        file.write_bytes(content + b"\0")
-    else:
-        file.unlink()
+    file.write_bytes(content if fault == "a byte" else content + b"\0")
     for whole in (False, True):
         with pytest.raises(WrongWeights, match=re.escape(SRPO_FILE)):
-            manifest.check_pulled(located, whole=whole)
+            manifest.check_pulled(located, whole)
+
+
+def test_what_was_not_pulled_or_is_not_needed_is_taken_as_it_is(pull: Pull, models: Path) -> None:
+    """Another program's manifest.json beside a transformer, and a pulled file that its user has deleted."""
+    assert pull("flux/srpo", "--accept-license")[0] == 0
+    located = locate_files(CHECKPOINTS["flux/srpo"], models)
+    assert located.folder is not None
+    (located.folder / random.choice([*manifest.read(located.folder)["files"]])).unlink()
+    (models / "mine").mkdir()
+    (models / "mine" / MANIFEST).write_text('{"name": "an app", "version": 3}')
+    manifest.check_pulled(replace(located, transformer=models / "mine" / "mine.safetensors"), whole=True)
 
 
 def test_a_sample_sees_the_ends_and_every_block_of_a_large_file(tmp_path: Path) -> None:

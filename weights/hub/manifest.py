@@ -40,46 +40,55 @@ def write(folder: Path, repository: Repository, commit: str, files: Mapping[str,
     temporary.replace(folder / MANIFEST)
 
 
-def find_problems(folder: Path, advance: Advance = lambda _: None) -> Iterator[str]:
-    """A sentence for each file that differs from the manifest. Reads every byte. Raises `PullError`."""
+def find_problems(folder: Path, advance: Advance = lambda _: None, *, whole: bool = True) -> Iterator[str]:
+    """A sentence for each file that differs from the manifest. Reads every byte if `whole`. Raises `PullError`."""
     for path, entry in read(folder)["files"].items():
-        file = folder / path
-        if not file.is_file():
-            yield f"{file}: missing"
-            continue
-        if (size := file.stat().st_size) != entry["size"]:
-            yield f"{file}: expected {entry['size']} bytes, found {size}"
-            continue
-        if (digest := hash_file(file, SHA256, advance)) != entry["sha256"]:
-            yield f"{file}: expected sha256 {entry['sha256']}, found {digest}"
+        if not (folder / path).is_file():
+            yield f"{folder / path}: missing"
+        elif problem := find_problem(folder / path, entry, whole, advance):
+            yield f"{folder / path}: {problem}"
+
+
+def find_problem(file: Path, entry: Mapping[str, Any], whole: bool, advance: Advance = lambda _: None) -> str | None:
+    """How a file differs from its entry: in size, and in all its bytes or, not `whole`, in a sample of them.
+
+    Entries of an earlier version have no sample.
+    """
+    if (size := file.stat().st_size) != entry["size"]:
+        return f"expected {entry['size']} bytes, found {size}"
+    if whole and (digest := hash_file(file, SHA256, advance)) != entry["sha256"]:
+        return f"expected sha256 {entry['sha256']}, found {digest}"
+    if not whole and "sample" in entry and hash_sample(file) != entry["sample"]:
+        return "it has changed since it was pulled"
+    return None
 
 
 def check_pulled(located: CheckpointFiles, whole: bool) -> None:
-    """Compare the files that will be loaded with what was pulled: sizes and samples, or every byte with `whole`.
+    """Compare the files that are there with what was pulled: sizes and samples, or every byte with `whole`.
 
-    Folders without a manifest were not pulled, and are taken as they are. Raises `WrongWeights`, `PullError`.
+    What was not pulled is taken as it is, and a file that is not needed may be missing. Raises `WrongWeights`,
+    `PullError`.
     """
     if located.checkpoint.embedded:
         return
     for folder in {path for path in map(find_folder, (located.folder, located.transformer)) if path}:
-        for problem in find_problems(folder) if whole else find_changes(folder):
-            raise WrongWeights(folder, f"it is not what was pulled: {problem}. Pull it again")
+        for path, entry in read(folder)["files"].items():
+            if (folder / path).is_file() and (problem := find_problem(folder / path, entry, whole)):
+                raise WrongWeights(folder / path, f"{problem}. Pull it again")
 
 
 def find_folder(path: Path | None) -> Path | None:
-    """The folder with a manifest that a file or folder of weights belongs to."""
+    """The pulled folder that a file or folder of weights belongs to."""
     if path is None:
         return None
-    return next((folder for folder in (path, path.parent) if (folder / MANIFEST).is_file()), None)
+    return next((folder for folder in (path, path.parent) if is_pulled(folder)), None)
 
 
-def find_changes(folder: Path) -> Iterator[str]:
-    """A sentence for each file of another size or sample than in the manifest; an older one has sizes only."""
-    for path, entry in read(folder)["files"].items():
-        file = folder / path
-        if not file.is_file():
-            yield f"{path} is missing"
-        elif (size := file.stat().st_size) != entry["size"]:
-            yield f"{path} has {size} bytes instead of {entry['size']}"
-        elif "sample" in entry and hash_sample(file) != entry["sample"]:
-            yield f"{path} has changed"
+def is_pulled(folder: Path) -> bool:
+    """Whether the folder has a manifest of ours, even a damaged one; other programs write files of this name too."""
+    try:
+        return "repository" in json.loads((folder / MANIFEST).read_text())
+    except OSError:
+        return False
+    except (ValueError, TypeError):
+        return True
