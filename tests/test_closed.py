@@ -121,7 +121,9 @@ def test_image_addresses_can_be_signed_and_expire(tmp_path: Path, monkeypatch: p
         with Scripted(tmp_path, safety_checker="none", link_lifetime=1000.0, link_secrets=("new", "old")) as server:
             reply = client.post(server.url + generations, json=body, headers=key)
             url = reply.json()["data"][0]["url"]
-            assert client.get(url).status_code == 200
+            shown = client.get(url)
+            assert shown.status_code == 200
+            assert int(shown.headers["cache-control"].split("max-age=")[1].split(",")[0]) <= 1001  # for caches between
             plain, _, query = url.partition("?")
             changed = url[:-2] + ("A" if url[-2] != "A" else "B") + url[-1]
             wrong = [plain, changed, url.replace("expires=", "expires=1"), f"{plain}?{query[:20]}"]

@@ -17,17 +17,17 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 @router.api_route("/files/{name}", methods=["GET", "HEAD"])
 async def get_file(request: Request, state: State, name: str) -> Response:
     """A stored image. No key: the name is the secret, and where links expire also their signature."""
-    state.store.links.check(name, request.query_params)
-    return await state.pools.run("files", file_response, state.store, name, request)
+    valid = state.store.links.check(name, request.query_params)
+    return await state.pools.run("files", file_response, state.store, name, request, valid)
 
 
-def file_response(store: LocalStore, name: str, request: Request) -> Response:
-    """200, 206 or 304. Raises `NotFound`, `Gone` or `BadRange`."""
+def file_response(store: LocalStore, name: str, request: Request, valid: float) -> Response:
+    """200, 206 or 304, to be kept for at most `valid` seconds. Raises `NotFound`, `Gone` or `BadRange`."""
     spec, image = request.headers, store.read(name)
     etag = f'"{name.partition(".")[0]}"'  # a name never gets other content
     headers = {
         "etag": etag,
-        "cache-control": f"public, max-age={int(image.seconds_left)}, immutable",
+        "cache-control": f"public, max-age={int(min(image.seconds_left, valid))}, immutable",
         "accept-ranges": "bytes",
     }
     if etag in spec.get("if-none-match", "") or spec.get("if-none-match") == "*":

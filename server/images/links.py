@@ -8,7 +8,7 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from server.errors import LinkRefused
@@ -40,14 +40,16 @@ class ImageLinks:
         until = str(ceil(self._now() + self._lifetime))
         return f"{url}?expires={until}&signature={sign(self._secrets[0], name, until)}"
 
-    def check(self, name: str, query: Mapping[str, str]) -> None:
-        """Raises `LinkRefused` where a signature is needed and is missing, wrong or over."""
+    def check(self, name: str, query: Mapping[str, str]) -> float:
+        """The seconds for which the address is still valid. Raises `LinkRefused` if it needs a signature and has none,
+        or one that is wrong or over."""
         if self._lifetime is None:
-            return
+            return inf
         until, offered = query.get("expires", ""), query.get("signature", "").encode("utf-8", "surrogateescape")
         right = [hmac.compare_digest(offered, sign(secret, name, until).encode()) for secret in self._secrets]
-        if not any(right) or not until.isdecimal() or int(until[:20]) < self._now():
+        if not any(right) or not until.isdecimal() or (left := int(until[:20]) - self._now()) < 0:
             raise LinkRefused
+        return left
 
     def renew(self, reply: dict[str, Any]) -> dict[str, Any]:
         """A stored reply, with addresses that are valid from now on."""
