@@ -45,7 +45,7 @@ class RunQueue(Generic[T]):
     def __init__(self) -> None:
         self._entries: dict[str, QueueEntry[T]] = {}
         self._now = 0.0  # seconds of work done since the start
-        self._had: dict[str, float] = {}  # seconds that each tenant has had; who comes anew begins at the least of them
+        self._service: dict[str, float] = {}  # seconds, by tenant; who comes anew begins at the least
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -59,11 +59,13 @@ class RunQueue(Generic[T]):
     def add(self, name: str, job: T, cost: float, tenant: str = "") -> None:
         """Take in a job of `cost` predicted device seconds."""
         present = {entry.tenant for entry in self._entries.values()}
-        least = min((self._had[other] for other in present), default=0.0)
+        least = min((self._service[other] for other in present), default=0.0)
         if tenant not in present:
-            before = self._had.get(tenant, 0.0) if present else 0.0
-            self._had = {other: had for other, had in self._had.items() if other in present or had > least}
-            self._had[tenant] = max(least, before)
+            before = self._service.get(tenant, 0.0) if present else 0.0
+            self._service = {
+                other: seconds for other, seconds in self._service.items() if other in present or seconds > least
+            }
+            self._service[tenant] = max(least, before)
         self._entries[name] = QueueEntry(job, tenant, self._now, cost)
 
     def remove(self, name: str) -> None:
@@ -79,7 +81,7 @@ class RunQueue(Generic[T]):
         entries = sorted(self._entries.values(), key=lambda entry: entry.priority)
         ends: dict[str, float] = {}
         for entry in entries:  # the first of each tenant
-            ends.setdefault(entry.tenant, self._had[entry.tenant] + entry.remaining)
+            ends.setdefault(entry.tenant, self._service[entry.tenant] + entry.remaining)
         return [entry.job for entry in sorted(entries, key=lambda entry: ends[entry.tenant])]
 
     def advance(self, name: str, done: float) -> None:
@@ -87,4 +89,4 @@ class RunQueue(Generic[T]):
         if (entry := self._entries.get(name)) is not None:
             before, entry.done = entry.done, entry.cost * done
             self._now += entry.done - before
-            self._had[entry.tenant] += entry.done - before
+            self._service[entry.tenant] += entry.done - before

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pipelines.job import Job
 
 
-def guilt(job: Job) -> tuple[bool, int]:
+def suspicion(job: Job) -> tuple[bool, int]:
     """How likely it is that a job killed its worker."""
     return job.suspect, job.crashes
 
@@ -61,7 +61,9 @@ class WaitingLine:
 
     def put_again(self, job: Job) -> None:
         """A job whose worker died: after those like it, and suspects after those that cannot have been the cause."""
-        place = next((at for at, other in enumerate(self._again) if guilt(other) > guilt(job)), len(self._again))
+        place = next(
+            (at for at, other in enumerate(self._again) if suspicion(other) > suspicion(job)), len(self._again)
+        )
         self._again.insert(place, job)
 
     def take(self, job: Job) -> None:

@@ -20,7 +20,7 @@ from server.cli.parsing import format_error, parse
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.data_folder import lock_data_folder, make_private
 from server.settings.server import Settings
-from server.settings.types import find_unknown
+from server.settings.types import find_unknown_variables
 from server.start_check import NotNow, check_data_folder
 from server.state import AppState
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     memory.fix_thresholds()
     logs.configure(settings)
     console = logs.make_console(settings)
-    for name, nearest in find_unknown(os.environ, Settings).items():
+    for name, nearest in find_unknown_variables(os.environ, Settings).items():
         log.warning("unknown_setting", name=name, nearest=nearest)
     try:
         make_private(settings.data_dir)

@@ -63,20 +63,20 @@ def read_upright(file: BinaryIO, memory: int) -> tuple[Size, Image.Image]:
     with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        if estimate_shrunk(image, file) > memory + 3 * image.width * image.height:
+        if estimate_shrunk_decode(image, file) > memory + 3 * image.width * image.height:
             pixels = f"{image.width * image.height:,} pixels"
             raise UnusableImage(f"reading its {pixels} as {image.format} takes too much memory: make it smaller")
         turn = image.getexif().get(ORIENTATION)  # of a PNG, this decodes it
         upright = image.size[::-1] if turn in SIDEWAYS else image.size
         size = IMAGE_SIZE.nearest(*upright)  # what is longer than 3:1 is cropped at the ends
-        if estimate_whole(image, size, turned=turn in TURNS) <= memory:
+        if estimate_full_decode(image, size, turned=turn in TURNS) <= memory:
             ImageOps.exif_transpose(image, in_place=True)
             return size, flatten_on_white(image)
         flat = shrink(image, size[::-1] if turn in SIDEWAYS else size)
         return size, flat.transpose(TURNS[turn]) if turn in TURNS else flat
 
 
-def estimate_whole(image: Image.Image, size: Size, *, turned: bool) -> int:
+def estimate_full_decode(image: Image.Image, size: Size, *, turned: bool) -> int:
     """Bytes at the peak where the whole picture is decoded, turned, laid on white and scaled."""
     stored = STORED.get(image.mode, 4)
     transparent = image.has_transparency_data
@@ -88,7 +88,7 @@ def estimate_whole(image: Image.Image, size: Size, *, turned: bool) -> int:
     return image.width * image.height * a_pixel + scaling
 
 
-def estimate_shrunk(image: Image.Image, file: BinaryIO) -> int:
+def estimate_shrunk_decode(image: Image.Image, file: BinaryIO) -> int:
     """Bytes at the peak of decoding alone, at full size; what is made of it then is smaller."""
     pixels = image.width * image.height
     if image.format == "WEBP":

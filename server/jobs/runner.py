@@ -85,7 +85,7 @@ class JobRunner:
             text = await self._state.pools.run("encoding", reply.text)
             headers = reply_headers(reply, generation.translated, self._state)
             status = self._state.settings.success_status
-            await self._write_down(job, partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text))
+            await self._record_outcome(job, partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text))
         except Draining:
             self._abandon(job)
         except Exception as error:  # the edge of a request that nobody may be waiting for
@@ -101,9 +101,9 @@ class JobRunner:
         text = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
         free_key = state == CANCELLED or (row.status >= 429 and not row.repeats)
         ending = partial(self._store.end, identity, state, row.status, headers_of(error), text, free_key=free_key)
-        await self._write_down(job, ending)
+        await self._record_outcome(job, ending)
 
-    async def _write_down(self, job: ActiveJob, ending: Callable[[], bool]) -> None:
+    async def _record_outcome(self, job: ActiveJob, ending: Callable[[], bool]) -> None:
         """Write how a job ended. Where that fails it is kept, and tried again until it is written or the server ends.
 
         The job stays active meanwhile. If the server ends it is drawn again by the next one.

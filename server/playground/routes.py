@@ -54,7 +54,7 @@ def read_page_file(path: str) -> tuple[bytes, str]:
 def serve_page(request: Request, state: State) -> Response:
     """A page, or a file that it loads. Raises `NotFound`."""
     path = request.url.path
-    check_shown(path, state.settings.pages)
+    check_page_enabled(path, state.settings.pages)
     content, etag = read_page_file(path)
     headers = {
         "etag": etag,
@@ -68,7 +68,7 @@ def serve_page(request: Request, state: State) -> Response:
     return Response(content, headers=headers, media_type=CONTENT_TYPES[FILES[path][-1].rpartition(".")[2]])
 
 
-def check_shown(path: str, pages: tuple[str, ...]) -> None:
+def check_page_enabled(path: str, pages: tuple[str, ...]) -> None:
     """Raises `NotFound` where the page at `path` is switched off. What both pages load stays while one is shown."""
     page = "playground" if path == "/" else "docs" if path.startswith("/docs") else None
     if not pages or (page and page not in pages):

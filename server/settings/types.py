@@ -34,7 +34,7 @@ def parse_bytes(value: Any) -> Any:
     return value
 
 
-def find_unknown(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, str | None]:
+def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, str | None]:
     """Those of `names` that begin like a setting's variable and are none of `kind`'s, each with the nearest one."""
     known = set()
     for field, info in kind.model_fields.items():
