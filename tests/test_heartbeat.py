@@ -4,24 +4,23 @@ import asyncio
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from support.pools import pool_of, result_of, until
 from support.scripted import ask, picture
 
-from pipelines.engine.base import EngineConfig
 from pipelines.errors import WorkersSuspended
-from pipelines.job import Job
 from pipelines.workers import patience as patience_module
 from pipelines.workers.activity import ActivityReport
 from pipelines.workers.patience import FACTOR, Patience, Restarts
 from pipelines.workers.pool import WorkerPool
 
 LIMIT = 60.0  # seconds for what nobody's verdict depends on
+starting = partial(pool_of, wait=False)
 QUICK = Patience(silence=1.0, floor=LIMIT)
 
 
@@ -30,33 +29,10 @@ def _scripted_engine_for_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
-@asynccontextmanager
-async def pool_of(
-    model: str = "scripted", models_dir: Path = Path("models"), **options: Any
-) -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(EngineConfig(model, str(models_dir), factory="support.scripted_engine:load"), **options)
-    await pool.start()
-    try:
-        yield pool
-    finally:
-        await pool.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def ready(pool: WorkerPool) -> int:
     """Waits; returns the worker's process id."""
     await until(lambda: pool.status().state == "ready")
     return pool.status().worker_pids[0]
-
-
-async def result_of(job: Job) -> tuple[bytes, ...]:
-    async with asyncio.timeout(LIMIT):
-        return (await job.result()).pixels
 
 
 async def replaced(pool: WorkerPool, pid: int) -> None:
@@ -66,7 +42,7 @@ async def replaced(pool: WorkerPool, pid: int) -> None:
 
 
 async def test_an_idle_worker_that_stops_is_replaced_before_anybody_asks() -> None:
-    async with pool_of(patience=QUICK) as pool:
+    async with starting(patience=QUICK) as pool:
         pid = await ready(pool)
         os.kill(pid, signal.SIGSTOP)
         await replaced(pool, pid)
@@ -74,7 +50,7 @@ async def test_an_idle_worker_that_stops_is_replaced_before_anybody_asks() -> No
 
 
 async def test_a_worker_that_stops_while_loading_is_replaced(tmp_path: Path) -> None:
-    async with pool_of("waiting", tmp_path, patience=QUICK) as pool:
+    async with starting("waiting", tmp_path, patience=QUICK) as pool:
         await until((tmp_path / "begun").exists)
         pid = pool.status().worker_pids[0]
         os.kill(pid, signal.SIGSTOP)
@@ -85,7 +61,7 @@ async def test_a_worker_that_stops_while_loading_is_replaced(tmp_path: Path) -> 
 
 async def test_a_worker_that_stops_in_a_step_is_replaced_although_its_clients_leave() -> None:
     """Each new request used to set the clock back, and each client that left to stop it."""
-    async with pool_of(patience=QUICK) as pool:
+    async with starting(patience=QUICK) as pool:
         pid = await ready(pool)
         job = pool.submit(ask("slow", 10_000))
         await until(lambda: job.remaining_fraction < 1)
@@ -100,7 +76,7 @@ async def test_a_worker_that_stops_in_a_step_is_replaced_although_its_clients_le
 
 
 async def test_a_step_that_hangs_is_noticed_although_its_client_has_left() -> None:
-    async with pool_of(patience=Patience(silence=LIMIT, floor=0.2)) as pool:
+    async with starting(patience=Patience(silence=LIMIT, floor=0.2)) as pool:
         pid = await ready(pool)
         await result_of(pool.submit(ask()))  # a pace is measured
         job = pool.submit(ask("hang"))
@@ -110,7 +86,7 @@ async def test_a_step_that_hangs_is_noticed_although_its_client_has_left() -> No
 
 
 async def test_a_worker_that_goes_on_is_not_replaced() -> None:
-    async with pool_of(patience=QUICK) as pool:
+    async with starting(patience=QUICK) as pool:
         pid = await ready(pool)
         os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(QUICK.silence / 4)
@@ -129,7 +105,7 @@ def test_slow_steps_are_no_hang_once_they_were_measured() -> None:
 
 async def test_a_worker_that_cannot_be_spawned_is_tried_again() -> None:
     """Where no descriptor is free: the failure used to be lost, and nobody served ever after."""
-    async with pool_of(patience=Patience(retry=0.1)) as pool:
+    async with starting(patience=Patience(retry=0.1)) as pool:
         pid = await ready(pool)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -143,7 +119,7 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again() -> None:
 
 
 async def test_a_worker_whose_message_cannot_be_handled_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with pool_of() as pool:
+    async with starting() as pool:
         pid = await ready(pool)
         handle, failures = pool.on_job_message, iter([RuntimeError("a bug")])
 
@@ -160,7 +136,7 @@ async def test_a_worker_whose_message_cannot_be_handled_is_replaced(monkeypatch:
 
 
 async def test_kills_from_outside_fail_no_job() -> None:
-    async with pool_of() as pool:
+    async with starting() as pool:
         await ready(pool)
         jobs = [pool.submit(ask("slow", steps=8, seed=seed)) for seed in range(1, 9)]
         for death in range(1, 4):
@@ -172,7 +148,7 @@ async def test_kills_from_outside_fail_no_job() -> None:
 
 async def test_after_many_deaths_new_work_is_refused_until_a_worker_is_ready(tmp_path: Path) -> None:
     patience = Patience(max_deaths=2, retry=0.1)
-    async with pool_of("dying", tmp_path, patience=patience) as pool:
+    async with starting("dying", tmp_path, patience=patience) as pool:
         await ready(pool)
         (tmp_path / "die").touch()
         job = pool.submit(ask(f"die-once {tmp_path / 'marker'}"))

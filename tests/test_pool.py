@@ -3,14 +3,13 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from support.pools import pool_of, result_of, until
 from support.scripted import ask, picture
 
 from pipelines.engine.base import EngineConfig
@@ -24,7 +23,7 @@ from pipelines.errors import (
     QueueFull,
     WorkerCrashed,
 )
-from pipelines.job import EVENT_CAPACITY, Job, Preview, PreviewPlan, Progress
+from pipelines.job import EVENT_CAPACITY, Preview, PreviewPlan, Progress
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.supervisor import isolate_devices
@@ -37,31 +36,6 @@ SLOW = 10_000  # steps that nobody waits for: 50 ms each
 @pytest.fixture(autouse=True)
 def _scripted_engine_for_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-
-
-@asynccontextmanager
-async def pool_of(
-    wait: bool = True, model: str = "scripted", models_dir: str = "models", **options: Any
-) -> AsyncIterator[WorkerPool]:
-    pool = WorkerPool(EngineConfig(model, models_dir, factory="support.scripted_engine:load"), **options)
-    await pool.start()
-    try:
-        if wait:
-            await until(lambda: not {worker.state for worker in pool.status().workers} & {"loading"})
-        yield pool
-    finally:
-        await pool.stop()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LIMIT):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def result_of(job: Job) -> tuple[bytes, ...]:
-    async with asyncio.timeout(LIMIT):
-        return (await job.result()).pixels
 
 
 async def test_draws_every_image_in_order_and_reports_every_step() -> None:
@@ -157,7 +131,7 @@ def test_memory_segments_can_grow_unless_the_operator_says_otherwise(name: str) 
 async def test_what_auto_meant_at_the_first_start_it_means_at_every_start(tmp_path: Path) -> None:
     (tmp_path / "auto").write_text("cuda")
     (tmp_path / "card").write_text("H200")
-    async with pool_of(model="placed", models_dir=str(tmp_path)) as pool:
+    async with pool_of(model="placed", models_dir=tmp_path) as pool:
         (tmp_path / "auto").write_text("cpu")  # the driver is gone
         os.kill(pool.status().worker_pids[0], signal.SIGKILL)
         await until(lambda: pool.status().restarts == 1 and pool.status().state == "ready")
@@ -169,7 +143,7 @@ async def test_what_auto_meant_at_the_first_start_it_means_at_every_start(tmp_pa
 async def test_a_worker_that_comes_back_on_another_device_is_refused(tmp_path: Path) -> None:
     (tmp_path / "auto").write_text("cuda")
     (tmp_path / "card").write_text("H200")
-    async with pool_of(model="placed", models_dir=str(tmp_path)) as pool:
+    async with pool_of(model="placed", models_dir=tmp_path) as pool:
         (tmp_path / "card").write_text("RTX")
         os.kill(pool.status().worker_pids[0], signal.SIGKILL)
         await until(pool.failed.is_set)
@@ -203,7 +177,7 @@ async def test_a_hanging_step_is_noticed_and_its_worker_replaced() -> None:
 
 
 async def test_a_start_that_breaks_the_device_is_followed_by_another(tmp_path: Path) -> None:
-    async with pool_of(model="breaking", models_dir=str(tmp_path)) as pool:
+    async with pool_of(model="breaking", models_dir=tmp_path) as pool:
         assert pool.status().state == "ready"
         assert pool.status().restarts == 1
 
