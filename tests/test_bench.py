@@ -24,7 +24,7 @@ def test_bench_engine_measures_every_preset_beside_the_stock_pipeline(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     file = tmp_path / "figures.json"
-    small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--sizes", "512x512", "--steps", "12"]
+    small = ["--model", "tiny", "--device", "cpu", "--dtype", "float32", "--sizes", "512x512", "--steps", "12"]
     assert main(["engine", *small, "--repeats", "1", "--requests", "4", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
     rows = {row["name"]: row for row in figures["rows"]}
@@ -56,7 +56,7 @@ def test_bench_optimizations_measures_each_alone_and_goes_on_where_it_was_stoppe
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     file = tmp_path / "optimizations.json"
-    small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--sizes", "512x512", "--steps", "9"]
+    small = ["--model", "tiny", "--device", "cpu", "--dtype", "float32", "--sizes", "512x512", "--steps", "9"]
     command = ["optimizations", *small, "--repeats", "1", "--compiler", "eager", "--json", str(file)]
     monkeypatch.setattr("bench.optimizations.list_contenders", lambda: FEW)
     monkeypatch.setattr("pipelines.optimize.compile.SIZES", (Size(512, 512),))
@@ -185,7 +185,7 @@ def test_an_unknown_bench_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bench_quality_says_how_far_each_preset_drifts(tmp_path: Path) -> None:
     figures, sheet = tmp_path / "drift.json", tmp_path / "sheet.png"
-    small = ["--model", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--size", "512x512", "--steps", "2,12"]
+    small = ["--model", "tiny", "--device", "cpu", "--dtype", "float32", "--size", "512x512", "--steps", "2,12"]
     assert main(["quality", *small, "--images", "2", "--sheet", str(sheet), "--json", str(figures)]) == 0
     few, rows = (json.loads(figures.read_text())[steps] for steps in ("2", "12"))
     assert few["regular"]["psnr_worst"] == few["high"]["psnr_worst"] == float("inf")  # where nothing is skipped

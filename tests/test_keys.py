@@ -84,6 +84,7 @@ def test_a_retry_joins_its_first_try(server: Scripted, tmp_path: Path) -> None:
         first = threads.submit(tried, server, 0, gate.prompt)
         Scripted.until(lambda: gate.begun == 1)
         again = [threads.submit(tried, server, tries, gate.prompt) for tries in (1, 2)]
+        Scripted.until(lambda: server.waiting_clients == 3)
         others = ThreadPoolExecutor(3)
         different = [
             others.submit(tried, server, 0, gate.prompt),

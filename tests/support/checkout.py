@@ -37,7 +37,7 @@ class Checkout:
         (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
         self.folder, self.url = folder, url
         self.servers: list[subprocess.Popen[bytes]] = []
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SRPO_", "HF_"))}
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SRPO_", "HF_", "MAKE"))}
         self.env = clean | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "SRPO_DEVICES": "cpu",  # the pages are for a machine with a GPU, where nobody has to name one

@@ -61,6 +61,11 @@ class Scripted:
         count: int = health["running"] + health["waiting"]
         return count
 
+    @property
+    def waiting_clients(self) -> int:
+        """How many requests wait for a picture that a retry can join."""
+        return sum(shared.waiting for same in self.app.state.jobs.joins._open.values() for shared in same)
+
     @staticmethod
     def until(condition: Any) -> None:
         deadline = time.monotonic() + START_LIMIT
