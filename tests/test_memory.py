@@ -72,7 +72,8 @@ def test_what_only_steps_need_is_freed_before_decoding(engine: FluxEngine, monke
     assert left == [0]
 
 
-def test_tiles_are_for_images_above_the_bound_and_are_said(engine: FluxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_are_for_images_above_the_bound_and_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = tiny_engine(torch.float32)
     whole = {request: draw(engine, request) for request in (SMALL, LARGE)}
     assert finished(engine).notes == ()
     engine = engine.change(tile_above=0.5)
