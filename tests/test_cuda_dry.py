@@ -23,7 +23,6 @@ from pipelines.engine.options import EngineOptions
 from pipelines.engine.sample import Sample
 from pipelines.fields import Size
 from pipelines.optimize import attention
-from pipelines.optimize import compile as compiling
 from pipelines.optimize.apply import apply_optimizations
 from pipelines.optimize.batching import compare_steps
 from pipelines.optimize.compile import COMPILED
@@ -62,7 +61,6 @@ def card() -> Iterator[FakeCard]:
 @pytest.fixture(autouse=True)
 def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(attention, "CANDIDATES", ATTENTION)
-    monkeypatch.setattr(compiling, "COUNTS", ())
     with torch_as_it_was():
         yield
 

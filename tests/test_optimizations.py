@@ -18,7 +18,7 @@ from pipelines.acceleration import PRESETS
 from pipelines.engine.base import EngineConfig, StartAgain
 from pipelines.engine.flux import FluxEngine
 from pipelines.fields import Size
-from pipelines.loading.build import optimize_engine
+from pipelines.loading.build import allow_exact_batches, optimize_engine
 from pipelines.optimize import compile as compiling
 from pipelines.optimize.apply import OptimizationFailed, apply_optimizations, revert_optimization
 from pipelines.optimize.attention import find_fastest
@@ -67,7 +67,6 @@ WARM_UP_SIZES = compiling.SIZES
 def _torch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Warm-ups are short."""
     monkeypatch.setattr(compiling, "SIZES", (Size(512, 512),))
-    monkeypatch.setattr(compiling, "COUNTS", ())
     with torch_as_it_was():
         yield
 
@@ -183,16 +182,20 @@ def test_samples_in_one_pass_get_the_rows_of_their_own_steps(dtype: torch.dtype)
         )
 
 
+def remember_batches(section: str, measure: Callable[[], str]) -> str:
+    """Batches that were found exact at an earlier start."""
+    return "[2, 4]" if section == "eager batches 512x512" else measure()
+
+
 def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two precisions, batches of 1, 2 and 4, forty sizes, every preset: no graph more, and nothing falls back."""
     pytest.importorskip("torchao", reason="the extra fp8 is not installed")
     monkeypatch.setattr(compiling, "SIZES", (Size(512, 512), Size(544, 672)))
-    monkeypatch.setattr(compiling, "COUNTS", (2, 4))
     counting, said = Counting(), list[tuple[str, float]]()
     engine, _ = apply_optimizations(
         tiny_engine(torch.bfloat16),
         list(OPTIMIZATIONS),
-        context=OptimizationContext(counting),
+        context=OptimizationContext(counting, remember_batches, (Size(512, 512),)),
         report=lambda stage, done: said.append((stage, done)),
     )
     warm = len(counting.graphs)
@@ -213,6 +216,38 @@ def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.Monk
                 engine.decode(samples[0])
     assert len(counting.graphs) == warm
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_only_batches_that_are_exact_uncompiled_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it is often none, and each precision would compile a graph for nothing."""
+    size, tried, compiled = Size(512, 512), list[str](), list[int]()
+    cache, config = (
+        TuningCache(tmp_path / "engine.json"),
+        EngineConfig(optimizations=("compile",), batch_sizes=("512x512",)),
+    )
+
+    def find(engine: FluxEngine, _: Size, candidates: Sequence[int] = (2, 4)) -> list[int]:
+        block = engine.pipeline.transformer.transformer_blocks[0]
+        tried.append("eager" if block._compiled_call_impl is None else f"compiled {candidates}")
+        return list(candidates[:1])
+
+    def start() -> FluxEngine:
+        compiled.clear()
+        engine, _ = optimize_engine(tiny_engine(torch.float32), "cpu", config, cache, lambda *_: None, Counting())
+        return allow_exact_batches(engine, config, cache)
+
+    monkeypatch.setattr(compiling, "find_exact_batches", find)
+    monkeypatch.setattr("pipelines.loading.build.find_exact_batches", find)
+    monkeypatch.setattr(compiling, "run_once", lambda _, __, count: compiled.append(count))
+    for _ in ("the first start", "the next"):
+        engine = start()
+        assert engine.options.batches == {size: (2,)}
+        assert set(compiled) == {1, 2}
+        assert tried == ["eager", "compiled (2,)"]
+    assert revert_optimization(engine, "compile").options.batches == {}
+    cache.forget("eager batches 512x512")
+    monkeypatch.setattr(compiling, "find_exact_batches", lambda *_: [4])
+    assert start().options.batches == {size: ()}  # what passed compiled at an earlier start is not compiled now
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own

@@ -1,6 +1,7 @@
 """From a configuration to an engine that is known to work: what a worker does before it is ready."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipelines.loading.golden import check_golden_images
 from pipelines.loading.offload import stream_parts
 from pipelines.loading.placement import Placement, choose_placement, get_placement, measure_host_memory
 from pipelines.optimize.apply import AppliedOptimizations, apply_optimizations
-from pipelines.optimize.batching import find_exact_batches
+from pipelines.optimize.batching import COUNTS, find_exact_batches
 from pipelines.optimize.compile import COMPILED, forbid_compilation, set_cache_folder
 from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import describe_optimizations, select_inexact, select_optimizations
@@ -103,7 +104,7 @@ def optimize_engine(
     base = engine.info.fingerprint
     if config.compile_cache is not None:
         set_cache_folder(Path(config.compile_cache))
-    context = OptimizationContext(compiler or "inductor")
+    context = OptimizationContext(compiler or "inductor", batch_sizes=read_sizes(config))
     if cache is not None:
         context = replace(context, remember=lambda section, measure: str(cache.remember(section, base, measure)))
     wanted = select_optimizations(config.optimizations, kind)
@@ -117,15 +118,24 @@ def optimize_engine(
 
 
 def allow_exact_batches(engine: FluxEngine, config: EngineConfig, cache: TuningCache) -> FluxEngine:
-    """The engine with batches of the configured sizes, as far as they are exact here; measured once."""
+    """The engine with batches of the configured sizes, as far as they are exact here; measured once.
+
+    A compiled engine brings those that were compiled, and no other number of samples is tried.
+    """
     base = engine.info.fingerprint
     batches = {}
-    for name in config.batch_sizes:
-        size = Size(*map(int, name.split("x")))
-        counts = cache.remember("batches", f"{base} {name}", lambda size=size: find_exact_batches(engine, size))  # type: ignore[misc]
-        batches[size] = tuple(counts)
+    for size in read_sizes(config):
+        candidates = engine.options.batches.get(size, COUNTS)
+        find = partial(find_exact_batches, engine, size, candidates)
+        exact = cache.remember("batches", f"{base} {size.width}x{size.height}", find)
+        batches[size] = tuple(count for count in exact if count in candidates)
     choices = {"batches": sorted(batches.items()), "tile_above": config.tile_above}
     return engine.change(info=replace(engine.info, fingerprint=add_choices(base, choices)), batches=batches)
+
+
+def read_sizes(config: EngineConfig) -> tuple[Size, ...]:
+    """The sizes to batch."""
+    return tuple(Size(*map(int, name.split("x"))) for name in config.batch_sizes)
 
 
 def silence_libraries() -> None:

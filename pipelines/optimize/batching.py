@@ -3,8 +3,11 @@
 A matrix product of more rows may be computed in another order and then round differently (measured on CPUs: float32
 does, bfloat16 does not). So nothing is assumed: for each size and number of samples, different samples take the first
 steps of every preset together and one by one, and all their tensors must be equal bit for bit. Only numbers that pass
-are batched. Batching pays for small images only (about 0.5 megapixels), so only a few sizes are tried.
+are batched. Batching pays for small images only (about 0.5 megapixels), so only a few sizes are tried. What is to be
+compiled is tried before, so that nothing is compiled in vain, and once more after it, since compiled code rounds anew.
 """
+
+from collections.abc import Sequence
 
 import torch
 
@@ -20,9 +23,9 @@ STEPS = 28  # enough for the presets to differ
 PROMPTS = ("a red apple", "", "two boats on a lake, seen from above", "7")
 
 
-def find_exact_batches(engine: FluxEngine, size: Size) -> list[int]:
-    """The numbers of samples of a size that may share a forward pass."""
-    return [count for count in COUNTS if is_exact(engine, size, count)]
+def find_exact_batches(engine: FluxEngine, size: Size, candidates: Sequence[int] = COUNTS) -> list[int]:
+    """Those of the numbers of samples that may share a forward pass at a size."""
+    return [count for count in candidates if is_exact(engine, size, count)]
 
 
 @torch.inference_mode()

@@ -5,8 +5,10 @@ Each precision needs a graph of its own, and so does a batch of several rows. No
 for which there is no graph runs eagerly.
 """
 
+import json
 import os
 import warnings
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -17,14 +19,13 @@ from pipelines.engine.failures import is_out_of_memory
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
 from pipelines.fields import Size
-from pipelines.optimize.batching import COUNTS
+from pipelines.optimize.batching import find_exact_batches
 from pipelines.optimize.context import Change, OptimizationContext
 from pipelines.request import ImageRequest
 
 GRAPHS = 64  # that one block class may have; torch gives up after 8, and two precisions with three batches need 12
 # Inductor tunes a graph for the size that it is first compiled at: a large one, which is what most requests ask for.
 SIZES = (Size(1024, 1024), Size(1440, 512), Size(1024, 768), Size(512, 512))
-BATCHED = Size(512, 512)  # batching pays for small images only
 STEPS = 28  # the presets skip some of them
 COMPILED = ("compile", "compile_vae")  # rows of OPTIMIZATIONS
 # Given with each compilation: a flag of the process does not last, because tracing sets it back (torch 2.13).
@@ -53,13 +54,24 @@ def configure_compiler() -> None:
 
 
 def compile_transformers(engine: FluxEngine, context: OptimizationContext) -> Change:
-    """Compile the blocks of every variant, once for each class."""
+    """Compile the blocks of every variant, once for each class.
+
+    Which batches are exact without compilation is found out before: on a GPU it is often none, and each would take a
+    graph of its own.
+    """
+    batches = {size: recall_exact_batches(engine, size, context) for size in context.batch_sizes}
     configure_compiler()
     for variant in engine.distinct_variants():
         variant.transformer.compile_repeated_blocks(
             fullgraph=True, dynamic=True, backend=context.compiler, options=INDUCTOR_OPTIONS
         )
-    return Change(engine.options)
+    return Change(replace(engine.options, batches=batches))
+
+
+def recall_exact_batches(engine: FluxEngine, size: Size, context: OptimizationContext) -> tuple[int, ...]:
+    """The numbers of samples that may share an eager forward pass at a size."""
+    section = f"eager batches {size.width}x{size.height}"
+    return tuple(json.loads(context.remember(section, lambda: json.dumps(find_exact_batches(engine, size)))))
 
 
 def uncompile_transformers(engine: FluxEngine) -> EngineOptions:
@@ -67,7 +79,7 @@ def uncompile_transformers(engine: FluxEngine) -> EngineOptions:
     for variant in engine.distinct_variants():
         for block in (*variant.transformer.transformer_blocks, *variant.transformer.single_transformer_blocks):
             block._compiled_call_impl = None
-    return engine.options
+    return replace(engine.options, batches={})
 
 
 def compile_decoder(engine: FluxEngine, context: OptimizationContext) -> Change:
@@ -91,7 +103,8 @@ def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
     """Compile all that serving will run: every kind of step in every number of rows, or a decoding, at each size."""
     presets = {id(variant): preset for preset, variant in engine.variants.items()}.values()  # one a precision
     if optimization == "compile":
-        kinds = [*product(presets, SIZES, [1]), *product(presets, [BATCHED], COUNTS)]
+        batches = [(size, count) for size, counts in engine.options.batches.items() for count in counts]
+        kinds = [(preset, *one) for preset, one in product(presets, [*product(SIZES, [1]), *batches])]
     else:
         kinds = [("none", size, 0) for size in SIZES]
     for done, (preset, size, count) in enumerate(kinds):

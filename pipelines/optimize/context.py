@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipelines.engine.options import EngineOptions
+from pipelines.fields import Size
 
 
 def measure_anew(_section: str, measure: Callable[[], str]) -> str:
@@ -18,10 +19,12 @@ class OptimizationContext:
 
     `compiler` is a backend of `torch.compile` that takes Inductor's options. `remember(section, measure)` returns what
     was measured on this device before, or else measures now: a choice that moves bits must stay the same.
+    `batch_sizes` are the sizes that the operator wants batched where that is exact.
     """
 
     compiler: Any = "inductor"
     remember: Callable[[str, Callable[[], str]], str] = measure_anew
+    batch_sizes: tuple[Size, ...] = ()
 
 
 class Change(NamedTuple):
