@@ -22,7 +22,7 @@ from server.api.middleware import RequestMiddleware
 from server.api.openapi import describe_bodies, drop_422
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.jobs.service import JobService
-from server.jobs.store import FILE, JobStore
+from server.jobs.store import JobStore
 from server.loop_watch import LoopWatch
 from server.playground import routes as pages
 from server.schema import issues_of
@@ -60,7 +60,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     if the prompt list or the signing certificate cannot be used.
     """
     state = AppState.from_settings(settings, pool, guard)
-    service = JobService(state, JobStore(settings.data_dir / FILE, state.clock))
+    service = JobService(state, JobStore(state.database, state.clock))
     watch = LoopWatch()
 
     @asynccontextmanager

@@ -3,6 +3,7 @@
 What cannot be read is named in one line, or moved aside where the operator wants that; it is never deleted.
 """
 
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -12,8 +13,10 @@ from alembic.util import CommandError
 
 from pipelines.optimize import tuning_cache
 from pipelines.optimize.tuning_cache import TuningCache
+from server.database.database import Database
+from server.database.sqlite import FILE
 from server.errors import StorageBusy, StorageDamaged, StorageFull
-from server.jobs.store import FILE, JobStore
+from server.jobs.store import JobStore
 from weights.durable_file import sync_folder
 
 BESIDE = ("", "-wal", "-shm")  # what belongs to a SQLite file
@@ -24,31 +27,32 @@ class NotNow(Exception):
     """The data folder cannot be used at this moment; a later start may go well."""
 
 
-def check_data_folder(folder: Path, damaged: Literal["refuse", "move"]) -> None:
-    """Open the job database and the tuning cache once.
+def check_data_folder(folder: Path, damaged: Literal["refuse", "move"], database: Database) -> None:
+    """Open the folder's database, which stays open, and read its tuning cache.
 
     Raises `ValueError` for a file that cannot be read, unless it is to be moved; `NotNow` where the disk is full or the
     database is locked; `OSError` for the database of a later version, which is sound and not moved.
     """
     jobs, tuning = folder / FILE, folder / tuning_cache.NAME
-    for check, file, sidecars in ((check_jobs, jobs, BESIDE), (check_tuning, tuning, ("",))):
+    check_jobs = partial(check_database, jobs, database)
+    for check, file, sidecars in ((check_jobs, jobs, BESIDE), (partial(check_tuning, tuning), tuning, ("",))):
         try:
-            check(file)
+            check()
         except ValueError as error:
             if damaged == "refuse":
                 raise ValueError(f"{error}. To begin with a new one: --damaged-data move") from error
             moved = move_aside(file, sidecars)
             log.warning("damaged_file_moved", file=str(file), to=str(moved), reason=str(error))
-            check(file)
+            check()
 
 
-def check_jobs(file: Path) -> None:
-    store = JobStore(file)
+def check_database(file: Path, database: Database) -> None:
     try:
-        store.open()
-        store.check()
-        store.unfinished()
+        database.open()
+        database.check()
+        JobStore(database).unfinished()
     except StorageDamaged as error:
+        database.close()
         raise ValueError(f"{file} is damaged: {error.__cause__ or error}".partition("\n")[0]) from error
     except CommandError as error:
         raise OSError(f"{file} was written by another version of this server: {error}") from error
@@ -56,8 +60,6 @@ def check_jobs(file: Path) -> None:
         raise NotNow(f"{file} cannot be written: its disk is full or not writable") from error
     except StorageBusy as error:
         raise NotNow(f"{file} is locked by another program") from error
-    finally:
-        store.close()
 
 
 def check_tuning(file: Path) -> None:

@@ -18,6 +18,8 @@ from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from server.aliases import Dialect
 from server.data_folder import FolderClock
+from server.database.database import Database
+from server.database.sqlite import sqlite_url
 from server.images.constant import ConstantImages
 from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
@@ -43,6 +45,7 @@ class AppState:
     limits: KeyLimits
     failed_keys: FailedKeys
     clock: FolderClock
+    database: Database
     store: LocalStore
     keys: KeyRing
     guard: Guard
@@ -83,6 +86,7 @@ class AppState:
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
             clock=clock,
+            database=Database(sqlite_url(settings.data_dir)),
             store=LocalStore(
                 settings.data_dir,
                 settings.images_expire,

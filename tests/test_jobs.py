@@ -19,19 +19,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.runtime.migration import MigrationContext
 from PIL import Image
-from sqlalchemy.orm.exc import DetachedInstanceError
 from support.jobs import KEYS, PREFER, call, ended, events_of, record
-from support.ledgers import locked
+from support.ledgers import job_store, locked
 from support.scripted_server import Gate, Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer, running
 
-from server.errors import StorageFull
-from server.jobs.models import SUCCEEDED, Base
-from server.jobs.store import JobStore
+from server.jobs.models import SUCCEEDED
 from server.schema import JobPage, JobReply
 
 PATH = "/v1/images/generations"
@@ -308,102 +302,12 @@ def test_a_job_that_another_engine_finishes_says_so(
 # --- the database and its command ------------------------------------------------------------------------------------
 
 
-def test_a_job_ends_once_and_is_forgotten_in_two_steps(tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.open()
-    store.open()  # up to date: nothing to do
-    store.add(record("a"))
-    assert store.end("a", SUCCEEDED, 201, {}, "first")
-    assert not store.end("a", "cancelled", 499, {}, "second")
-    found = store.find("a")
-    assert found is not None
-    assert (found.state, found.outcome) == (SUCCEEDED, "first")
-    store.sweep(expire=-1)
-    found = store.find("a")
-    assert found is not None
-    assert (found.state, found.request, found.outcome) == ("expired", None, None)
-    store.close()
-    assert b"secret" not in (tmp_path / "jobs.sqlite3").read_bytes()
-
-
-def test_a_page_of_jobs_reads_no_outcomes_and_expired_ones_leave_the_disk(tmp_path: Path) -> None:
-    """An outcome may hold pictures: a page of 100 read 100 MB of them, and the file never shrank."""
-    file = tmp_path / "jobs.sqlite3"
-    store = JobStore(file)
-    store.open()
-    for number in range(24):
-        store.add(record(f"job_{number}"))
-        store.end(f"job_{number}", SUCCEEDED, 201, {}, "x" * 2**20)
-    (newest, *_) = store.page(None, 9, None, (SUCCEEDED,))
-    with pytest.raises(DetachedInstanceError):
-        _ = newest.outcome
-    store.shrink()
-    assert file.stat().st_size > 20 * 2**20
-    store.sweep(expire=-1)
-    store.shrink()
-    assert file.stat().st_size < 2**20
-    found = store.find("job_3")
-    assert found is not None
-    assert found.state == "expired"
-    store.close()
-
-
-def test_the_migrations_make_the_tables_that_the_models_describe(tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.open()
-    with store._engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-    store.close()
-
-
-FIRST_VERSION = """
-CREATE TABLE alembic_version (
-    version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
-);
-INSERT INTO alembic_version VALUES ('0001');
-CREATE TABLE jobs (
-    number INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, id VARCHAR(64) NOT NULL, owner VARCHAR(64) NOT NULL,
-    idempotency_key VARCHAR(255), body_hash VARCHAR(64) NOT NULL, state VARCHAR(16) NOT NULL, created FLOAT NOT NULL,
-    finished FLOAT, request TEXT, status INTEGER, headers TEXT, outcome TEXT,
-    UNIQUE (id), CONSTRAINT one_job_a_key UNIQUE (owner, idempotency_key)
-);
-CREATE INDEX jobs_by_state ON jobs (state, number);
-INSERT INTO jobs VALUES (
-    7, 'job_old', '', NULL, 'hash', 'succeeded', 1.0, 2.0, '{"base_url": "x"}', 201, '{"a": "b"}', '{}'
-);
-"""
-
-
-def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as old:
-        old.executescript(FIRST_VERSION)
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.open()
-    (found,) = store.page(None, 9, None, (SUCCEEDED,))
-    assert (found.number, found.id, found.request, found.headers) == (7, "job_old", {"base_url": "x"}, {"a": "b"})
-    store.add(record("job_new"), b"pixels")
-    assert store.source("job_new") == b"pixels"
-    store.close()
-
-
-def test_a_revision_is_made_as_alembic_makes_it(tmp_path: Path) -> None:
-    """The command in `migrations/env.py`; without `revision`, so that nothing is written into the source."""
-    command = [sys.executable, "-m", "alembic", "-x", f"file={tmp_path / 'jobs.sqlite3'}"]
-    root = Path(__file__).parent.parent
-    for verb in (["upgrade", "head"], ["check"]):
-        done = subprocess.run([*command, *verb], cwd=root, capture_output=True, text=True, timeout=START_LIMIT)
-        assert done.returncode == 0, done.stderr
-    assert "No new upgrade operations detected" in done.stdout
-
-
 def test_an_expired_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.open()
-    store.add(record("job_old"))
-    store.end("job_old", SUCCEEDED, 201, {}, "{}")
-    store.sweep(expire=-1)
-    store.close()
+    with job_store(tmp_path) as store:
+        store.add(record("job_old"))
+        store.end("job_old", SUCCEEDED, 201, {}, "{}")
+        store.sweep(expire=-1)
     with Scripted(tmp_path) as server:
         assert call(server, "GET", "/v1/jobs/job_old").status_code == 410
         assert call(server, "GET", "/v1/jobs").json()["data"] == []
@@ -411,7 +315,7 @@ def test_an_expired_job_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_locked_database_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr("server.jobs.store.BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("server.database.sqlite.BUSY_TIMEOUT", 0.01)
     with Scripted(tmp_path) as server:
         with locked(tmp_path / "jobs.sqlite3"):
             refused = post(server, PREFER)
@@ -420,16 +324,6 @@ def test_a_locked_database_is_told_as_such(tmp_path: Path, monkeypatch: pytest.M
         assert refused.headers["retry-after"] == "5"
         server.until(lambda: server.pool.status().running == 0)  # what was not written down is not drawn
         accept(server)
-
-
-@pytest.mark.parametrize("pragma", ["max_page_count=1", "query_only=ON"])
-def test_a_database_that_cannot_grow_is_told_as_a_full_disk(tmp_path: Path, pragma: str) -> None:
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.open()
-    sa.event.listen(store._engine, "begin", lambda connection: connection.exec_driver_sql(f"PRAGMA {pragma}"))
-    with pytest.raises(StorageFull):
-        store.add(record("a"), bytes(2**20))
-    store.close()
 
 
 def jobs_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -40,7 +40,7 @@ def reason(server: Any) -> str:
 
 def test_an_outcome_is_written_when_the_database_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr("server.jobs.store.BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("server.database.sqlite.BUSY_TIMEOUT", 0.01)
     gate = Gate(tmp_path / "gate")
     with Scripted(tmp_path / "data") as server:
         identity = accept(server, prompt=gate.prompt)
@@ -55,7 +55,7 @@ def test_an_outcome_is_written_when_the_database_is_free_again(tmp_path: Path, m
 
 def test_a_server_that_stops_before_leaves_the_job_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr("server.jobs.store.BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr("server.database.sqlite.BUSY_TIMEOUT", 0.01)
     gate = Gate(tmp_path / "gate")
     with ExitStack() as lock, Scripted(tmp_path / "data") as server:
         identity = accept(server, prompt=gate.prompt)

@@ -4,13 +4,24 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from support.jobs import record
-from support.ledgers import locked
+from support.ledgers import job_store, locked
 
-from server.jobs.store import JobStore
+from server.database.database import Database
+from server.database.sqlite import sqlite_url
 from server.start_check import NotNow, check_data_folder
+
+
+def check(folder: Path, damaged: Literal["refuse", "move"]) -> None:
+    """As a start does it."""
+    database = Database(sqlite_url(folder))
+    try:
+        check_data_folder(folder, damaged, database)
+    finally:
+        database.close()
 
 
 def garbage(folder: Path) -> Path:
@@ -20,11 +31,9 @@ def garbage(folder: Path) -> Path:
 
 
 def truncated(folder: Path) -> Path:
-    store = JobStore(folder / "jobs.sqlite3")
-    store.open()
-    for number in range(50):
-        store.add(record(f"job_{number}"), bytes(10_000))
-    store.close()
+    with job_store(folder) as store:
+        for number in range(50):
+            store.add(record(f"job_{number}"), bytes(10_000))
     file = folder / "jobs.sqlite3"
     file.write_bytes(file.read_bytes()[:20_000])
     return file
@@ -41,24 +50,22 @@ def test_a_damaged_file_is_named_in_one_line_or_moved_aside(tmp_path: Path, dama
     file = damage(tmp_path)
     before = file.read_bytes()
     with pytest.raises(ValueError, match=file.name) as refused:
-        check_data_folder(tmp_path, "refuse")
+        check(tmp_path, "refuse")
     assert "\n" not in str(refused.value)
     assert file.read_bytes() == before
-    check_data_folder(tmp_path, "move")
+    check(tmp_path, "move")
     assert file.with_name(f"{file.name}.damaged-1").read_bytes() == before
-    check_data_folder(tmp_path, "refuse")
+    check(tmp_path, "refuse")
 
 
 def test_one_damaged_row_does_not_hide_the_others(tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "jobs.sqlite3")
-    store.open()
-    store.add(record("job_bad"))
-    store.add(record("job_good"))
-    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as database, database:
-        database.execute("UPDATE jobs SET request = '{\"cut of' WHERE id = 'job_bad'")
-    check_data_folder(tmp_path, "refuse")
-    assert [(job.id, job.request is None) for job in store.unfinished()] == [("job_bad", True), ("job_good", False)]
-    store.close()
+    with job_store(tmp_path) as store:
+        store.add(record("job_bad"))
+        store.add(record("job_good"))
+        with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as database, database:
+            database.execute("UPDATE jobs SET request = '{\"cut of' WHERE id = 'job_bad'")
+        check(tmp_path, "refuse")
+        assert [(job.id, job.request is None) for job in store.unfinished()] == [("job_bad", True), ("job_good", False)]
 
 
 def test_the_database_of_a_later_version_is_never_moved(tmp_path: Path) -> None:
@@ -67,21 +74,21 @@ def test_the_database_of_a_later_version_is_never_moved(tmp_path: Path) -> None:
         database.execute("INSERT INTO alembic_version VALUES ('9999')")
         database.commit()
     with pytest.raises(OSError, match="another version"):
-        check_data_folder(tmp_path, "move")
+        check(tmp_path, "move")
     assert not list(tmp_path.glob("*damaged*"))
 
 
 def test_a_locked_database_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_data_folder(tmp_path, "refuse")
-    monkeypatch.setattr("server.jobs.store.BUSY_TIMEOUT", 0.01)
+    check(tmp_path, "refuse")
+    monkeypatch.setattr("server.database.sqlite.BUSY_TIMEOUT", 0.01)
     with locked(tmp_path / "jobs.sqlite3"):
-        check_data_folder(tmp_path, "move")
+        check(tmp_path, "move")
     assert not list(tmp_path.glob("*damaged*"))
 
 
 def test_a_database_that_cannot_be_opened_is_a_reason_to_try_later(tmp_path: Path) -> None:
-    check_data_folder(tmp_path, "refuse")
+    check(tmp_path, "refuse")
     (tmp_path / "jobs.sqlite3").unlink()
     (tmp_path / "jobs.sqlite3").mkdir()  # SQLite cannot open it, as where nothing can be written
     with pytest.raises(NotNow, match="cannot be written"):
-        check_data_folder(tmp_path, "move")
+        check(tmp_path, "move")

@@ -13,9 +13,11 @@ from pydantic_settings import CliPositionalArg
 
 from pipelines.errors import Cancelled
 from server.cli.parsing import parse
+from server.database.database import Database
+from server.database.sqlite import FILE, sqlite_url
 from server.errors import StorageBusy, StorageFull, envelope, row_of
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
-from server.jobs.store import FILE, JobStore
+from server.jobs.store import JobStore
 from server.settings.types import EnvironmentSettings
 
 HEADINGS = ["job", "state", "accepted", "seconds", "size", "steps", "images"]
@@ -45,15 +47,16 @@ def main(arguments: list[str]) -> int:
     if not file.exists():
         print(f"srpo jobs: there is no {file}: no server has run there (see --data-dir)", file=sys.stderr)
         return 2
-    store = JobStore(file)
+    database = Database(sqlite_url(settings.data_dir))
     try:
-        store.open()
+        database.open()
+        store = JobStore(database)
         return cancel_jobs(store, identities) if identities else list_jobs(store, settings)
     except (StorageBusy, StorageFull) as error:
         print(f"srpo jobs: {error}", file=sys.stderr)
         return 2
     finally:
-        store.close()
+        database.close()
 
 
 def cancel_jobs(store: JobStore, identities: list[str]) -> int:

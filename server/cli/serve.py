@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         make_private(settings.data_dir)
         app = create_app(settings)
         lock = lock_data_folder(settings.data_dir)
-        check_data_folder(settings.data_dir, settings.damaged_data)
+        check_data_folder(settings.data_dir, settings.damaged_data, app.state.app_state.database)
         listener = listen(settings)
     except SafetyUnavailable as error:
         cause = f"the safety checker: {error.cause}. Without one: --safety-checker none"

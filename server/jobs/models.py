@@ -1,35 +1,13 @@
-"""The tables of the job database. A change here needs a revision in `migrations/versions`; a test compares the two."""
+"""The tables of jobs."""
 
-import json
 from typing import Any
 
 import sqlalchemy as sa
-import structlog
-from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-log = structlog.get_logger("srpo")
+from server.database.base import Base, JSONText
+
 ACCEPTED, SUCCEEDED, FAILED, CANCELLED, EXPIRED = "accepted", "succeeded", "failed", "cancelled", "expired"
-
-
-class JSONText(sa.types.TypeDecorator[Any]):
-    """A JSON value in a column of text."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:  # noqa: ARG002 - SQLAlchemy's signature
-        return None if value is None else json.dumps(value)
-
-    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:  # noqa: ARG002
-        try:
-            return json.loads(value) if value else None
-        except ValueError:  # one damaged row must not hide the others
-            log.error("job_row_damaged")
-            return None
-
-
-class Base(MappedAsDataclass, DeclarativeBase, eq=False):
-    """What the tables have in common."""
 
 
 class JobRecord(Base):

@@ -37,14 +37,12 @@ class JobService:
         self._key_lock = asyncio.Lock()  # one keyed request at a time is looked up and accepted
 
     async def start(self) -> None:
-        """Open the store and resume what was left unfinished."""
-        await self.pools.run("ledger", self._store.open)
+        """Open the database and resume what was left unfinished."""
+        await self.pools.run("ledger", self._state.database.open)
         records = await self.pools.run("ledger", self._store.unfinished)
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
-        state = self._state
-        expire = state.settings.images_expire
-        maintaining = keep_up("jobs", lambda: maintain(self._runner, self._store, self.pools, state.clock, expire))
+        maintaining = keep_up("jobs", lambda: maintain(self._runner, self._store, self._state))
         self._background = [asyncio.ensure_future(resuming), asyncio.ensure_future(maintaining)]
 
     async def stop(self) -> None:
@@ -53,7 +51,7 @@ class JobService:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._runner.stop()
-        await self.pools.run("ledger", self._store.close)
+        await self.pools.run("ledger", self._state.database.close)
 
     async def accept(self, spec: JobSpec, owner: str, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
         """Admit a request and write it down, or find the one that has its key. True: it had been accepted before.

@@ -1,4 +1,4 @@
-"""What goes wrong with a job database, by real means: another program's lock, a disk that is full."""
+"""Job databases of one's own, and what goes wrong with one by real means: another program's lock, a full disk."""
 
 import shlex
 import sqlite3
@@ -7,6 +7,28 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+
+from server.database.database import Database
+from server.database.sqlite import sqlite_url
+from server.jobs.store import JobStore
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Database]:
+    """The database in a data folder, brought up to date."""
+    database = Database(sqlite_url(folder))
+    try:
+        database.open()
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def job_store(folder: Path) -> Iterator[JobStore]:
+    """The jobs in a data folder."""
+    with opened(folder) as database:
+        yield JobStore(database)
 
 
 @contextmanager
