@@ -13,6 +13,7 @@ from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.aliases import param_type
 from server.errors import TABLE
+from server.metrics.table import METRICS
 from server.settings.server import Settings
 from server.settings.types import UNITS
 
@@ -138,12 +139,24 @@ def clients() -> str:
     )
 
 
+def metrics() -> str:
+    """Every metric, from the table of metrics."""
+    return table(
+        ("metric", "kind", "labels", "meaning"),
+        (
+            (f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help)
+            for metric in METRICS
+        ),
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "clients": clients,
     "parameters": parameters,
     "image_to_image": image_to_image,
     "settings": settings,
     "errors": errors,
+    "metrics": metrics,
     "acceleration": acceleration,
     "optimizations": optimizations,
 }

@@ -17,7 +17,8 @@ from starlette.routing import Route
 from pipelines.duties import keep_up
 from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
-from server.api import files, health, images, jobs, models
+from server.api import files, health, images, jobs, metrics, models
+from server.api.metrics import MetricsPage, MetricsPort
 from server.api.middleware import RequestMiddleware
 from server.api.openapi import describe_bodies, drop_422
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
@@ -32,7 +33,7 @@ from weights.checkpoints import HOSTED_MODEL
 
 TITLE = "srpo: a self-hosted FLUX image server"
 METHODS = ("GET", "HEAD", "POST", "DELETE")  # in the order in which they are named
-ROUTERS = (images.router, models.router, jobs.router, files.router, health.router, pages.router)
+ROUTERS = (images.router, models.router, jobs.router, files.router, health.router, metrics.router, pages.router)
 
 
 class ImageServer(FastAPI):
@@ -84,10 +85,14 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         exception_handlers={HTTPException: raise_framework_error, RequestValidationError: raise_invalid_request},
     )
     app.state.loop_watch = watch
+    page = MetricsPage(state, service, watch)
+    app.state.metrics_page = page if settings.metrics and settings.metrics_port is None else None
     for router in ROUTERS:
         app.include_router(router)
     served = {} if state.served == HOSTED_MODEL else {"x-served-model": state.served}
-    app.add_middleware(RequestMiddleware, origins=state.origins, headers=served)
+    app.add_middleware(RequestMiddleware, origins=state.origins, headers=served, metrics=state.metrics)
+    if settings.metrics and settings.metrics_port is not None:
+        app.add_middleware(MetricsPort, page=page, host=settings.metrics_host, port=settings.metrics_port)
     return app
 
 

@@ -170,19 +170,23 @@ class StorageDamaged(ServerError):
 
 @dataclass(frozen=True, slots=True)
 class WireError:
-    """How a class of errors looks on the wire. `repeats`: trying again would fail again."""
+    """How a class of errors looks on the wire. `repeats`: trying again would fail again.
+
+    `refuses`: it is raised before any work, because of the server's or the operator's limits.
+    """
 
     status: int
     code: str | None
     type: str
     repeats: bool = False
+    refuses: bool = False
 
 
 TABLE: Mapping[type[Exception], WireError] = {
     InvalidRequest: WireError(400, None, "invalid_request_error"),
     MalformedRequest: WireError(400, "malformed_request", "invalid_request_error"),
     pipeline.ContentWithheld: WireError(400, "content_policy_violation", "invalid_request_error"),
-    pipeline.PromptRefused: WireError(400, "prompt_refused", "invalid_request_error"),
+    pipeline.PromptRefused: WireError(400, "prompt_refused", "invalid_request_error", refuses=True),
     UnknownHost: WireError(400, "unknown_host", "invalid_request_error"),
     Unauthorized: WireError(401, "invalid_api_key", "authentication_error"),
     LinkRefused: WireError(403, "link_refused", "permission_error"),
@@ -195,8 +199,8 @@ TABLE: Mapping[type[Exception], WireError] = {
     Gone: WireError(410, "expired", "invalid_request_error"),
     BodyTooLarge: WireError(413, "body_too_large", "invalid_request_error"),
     BadRange: WireError(416, "range_not_satisfiable", "invalid_request_error"),
-    KeyLimitReached: WireError(429, "rate_limit_exceeded", "rate_limit_error"),
-    pipeline.QueueFull: WireError(429, "queue_full", "rate_limit_error"),
+    KeyLimitReached: WireError(429, "rate_limit_exceeded", "rate_limit_error", refuses=True),
+    pipeline.QueueFull: WireError(429, "queue_full", "rate_limit_error", refuses=True),
     ClientDisconnect: WireError(499, "client_gone", "client_error"),
     pipeline.Cancelled: WireError(499, "cancelled", "client_error"),
     pipeline.GenerationFailed: WireError(500, "generation_failed", "server_error", repeats=True),
@@ -204,15 +208,15 @@ TABLE: Mapping[type[Exception], WireError] = {
     pipeline.NonFinitePixels: WireError(500, "non_finite_pixels", "server_error", repeats=True),
     pipeline.ConstantImage: WireError(500, "constant_image", "server_error", repeats=True),
     pipeline.WorkerCrashed: WireError(500, "worker_crashed", "server_error", repeats=True),
-    pipeline.NotReady: WireError(503, "not_ready", "server_error"),
-    pipeline.WorkersSuspended: WireError(503, "workers_suspended", "server_error"),
-    pipeline.Draining: WireError(503, "draining", "server_error"),
+    pipeline.NotReady: WireError(503, "not_ready", "server_error", refuses=True),
+    pipeline.WorkersSuspended: WireError(503, "workers_suspended", "server_error", refuses=True),
+    pipeline.Draining: WireError(503, "draining", "server_error", refuses=True),
     pipeline.SafetyUnavailable: WireError(503, "safety_unavailable", "server_error"),
     StorageFull: WireError(503, "storage_full", "server_error"),
     StorageBusy: WireError(503, "storage_busy", "server_error"),
     StorageDamaged: WireError(503, "storage_damaged", "server_error"),
-    UploadsFull: WireError(503, "uploads_full", "server_error"),
-    TooManyConnections: WireError(503, "too_many_connections", "server_error"),
+    UploadsFull: WireError(503, "uploads_full", "server_error", refuses=True),
+    TooManyConnections: WireError(503, "too_many_connections", "server_error", refuses=True),
     pipeline.DeadlineExceeded: WireError(504, "deadline_exceeded", "server_error", repeats=True),
 }
 UNEXPECTED = WireError(500, "internal_error", "server_error")

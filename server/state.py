@@ -25,6 +25,7 @@ from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
 from server.images.store import LocalStore
 from server.logs import log_format_of
+from server.metrics.recorder import Metrics
 from server.security.keys import KeyRing
 from server.security.limits import FailedKeys, KeyLimits, UploadBudget
 from server.security.origins import OriginPolicy
@@ -41,6 +42,7 @@ class AppState:
     settings: Settings
     pool: WorkerPool
     pools: ThreadPools
+    metrics: Metrics
     uploads: UploadBudget
     limits: KeyLimits
     failed_keys: FailedKeys
@@ -74,10 +76,12 @@ class AppState:
         engine = build_engine_config(settings, settings.data_dir)
         pools = ThreadPools()
         pool = pool or build_pool(settings, engine)
+        pool.observer = metrics = Metrics()
         clock = FolderClock(settings.data_dir)
         return cls(
             settings=settings,
             pools=pools,
+            metrics=metrics,
             uploads=UploadBudget(settings.uploads),
             pool=pool,
             limits=KeyLimits(settings.key_requests, pool),

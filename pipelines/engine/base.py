@@ -86,6 +86,17 @@ class Thumbnail(NamedTuple):
     data: bytes
 
 
+class EngineStatistics(NamedTuple):
+    """Counted since the engine was built. `caches`: hits and misses by name; `memory`: the device's, in bytes by kind
+    (allocated, reserved, peak), empty where the device is the CPU."""
+
+    caches: dict[str, tuple[int, int]]
+    memory: dict[str, int]
+
+
+NO_STATISTICS = EngineStatistics({}, {})
+
+
 class Engine(Protocol[S]):
     """Draws images one step at a time. `S` is its sample: the state of one image."""
 
@@ -121,6 +132,10 @@ class Engine(Protocol[S]):
 
     def finish(self, sample: S) -> Pixels:
         """Decode. Raises `NonFinitePixels`, never returns a broken picture."""
+        ...
+
+    def statistics(self) -> EngineStatistics:
+        """For monitoring. Does not wait for the device."""
         ...
 
     def failure(self, error: Exception) -> str | None:

@@ -12,6 +12,17 @@ def copy_to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
+def read_memory(device: torch.device) -> dict[str, int]:
+    """Bytes as torch's allocator counts them, without waiting for the device; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "allocated": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "peak": torch.cuda.max_memory_allocated(device),
+    }
+
+
 class Pacer:
     """Lets the host queue one step while the device carries out the one before, and no more.
 

@@ -16,9 +16,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from pipelines.acceleration import PRESETS
-from pipelines.engine.base import Pixels, Thumbnail
+from pipelines.engine.base import EngineStatistics, Pixels, Thumbnail
 from pipelines.engine.canvas import CanvasFit, fit_canvas, fit_inside, pad_to_size
-from pipelines.engine.device_queue import Pacer, copy_to_device
+from pipelines.engine.device_queue import Pacer, copy_to_device, read_memory
 from pipelines.engine.failures import classify_failure, is_out_of_memory
 from pipelines.engine.forward import Residuals, forward
 from pipelines.engine.img2img import prepare_img2img_latents
@@ -248,6 +248,11 @@ class FluxEngine:
             raise NonFinitePixels
         data: bytes = received[:-1].tobytes()
         return data
+
+    def statistics(self) -> EngineStatistics:
+        texts, rotaries = self._texts, self._rotaries
+        caches = {"text": (texts.hits, texts.misses), "rotary": (rotaries.hits, rotaries.misses)}
+        return EngineStatistics(caches, read_memory(self.device))
 
     def failure(self, error: Exception) -> str | None:
         """Out of memory and plain errors end the request; an error of the device makes the process unusable."""

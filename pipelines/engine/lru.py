@@ -13,12 +13,15 @@ class LRUCache(Generic[K, V]):
 
     def __init__(self, limit: int = 0) -> None:
         self.limit = limit
+        self.hits = self.misses = 0
         self._values: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K, make: Callable[[], V]) -> V:
         if key in self._values:
+            self.hits += 1
             self._values.move_to_end(key)
             return self._values[key]
+        self.misses += 1
         value = make()
         if self.limit:
             self._values[key] = value

@@ -57,6 +57,7 @@ class ParallelEngine:
         self.steps_left = engine.steps_left
         self.batch_limit = engine.batch_limit
         self.select_batch = engine.select_batch
+        self.statistics = engine.statistics
         self._engine = engine
         self._followers = followers
         self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # of the samples in use

@@ -8,9 +8,11 @@ death it names the jobs that were in the step that died, however suddenly the pr
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
+
+from pipelines.engine.base import NO_STATISTICS, EngineStatistics
 
 RECORD = 4096  # bytes of the file with the jobs' ids: one page, so that one write replaces it
 
@@ -19,13 +21,20 @@ class ActivityReport(NamedTuple):
     """What a pong says. `kind` is empty when there is nothing to do.
 
     `amount` is how much there is to do, in megapixels for what grows with the image. `pace` is the most seconds that
-    one unit of a kind has taken so far.
+    one unit of a kind has taken so far. `statistics` are the engine's, as they were when the last stage ended.
     """
 
     kind: str
     amount: float
     seconds: float
     pace: dict[str, float]
+    statistics: EngineStatistics = NO_STATISTICS
+
+    @classmethod
+    def parse(cls, header: Mapping[str, Any]) -> Self:
+        """The report that a pong carries."""
+        fields = {name: header[name] for name in cls._fields}
+        return cls(**fields | {"statistics": EngineStatistics(*header["statistics"])})
 
 
 IDLE = ActivityReport("", 0.0, 0.0, {})
@@ -39,6 +48,7 @@ class Activity:
         self._lock = threading.Lock()
         self._current: tuple[str, float, float] | None = None  # kind, amount, beginning
         self._pace: dict[str, float] = {}
+        self.statistics = NO_STATISTICS  # replaced as a whole, so that no lock is needed
 
     def begin(self, kind: str, amount: float = 1.0, jobs: Sequence[str] = ()) -> None:
         """Work of one kind begins; what was going on before is over."""
@@ -71,7 +81,7 @@ class Activity:
         """The fields of `ActivityReport`."""
         with self._lock:
             kind, amount, begun = self._current or ("", 0.0, time.monotonic())
-            return ActivityReport(kind, amount, time.monotonic() - begun, dict(self._pace))._asdict()
+            return ActivityReport(kind, amount, time.monotonic() - begun, dict(self._pace), self.statistics)._asdict()
 
     def _learn(self) -> None:
         if self._current is not None:

@@ -31,6 +31,7 @@ from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.dispatcher import Dispatcher
+from pipelines.workers.observer import PoolObserver
 from pipelines.workers.patience import Patience
 from pipelines.workers.protocol import Message
 from pipelines.workers.refusals import Refusals
@@ -55,6 +56,7 @@ class WorkerPool:
         patience: Patience = Patience(),  # noqa: B008 - frozen
     ) -> None:
         self.cost_model = CostModel()
+        self.observer = PoolObserver()  # may be replaced before the pool starts
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
         self._supervisors = [
             WorkerSupervisor(replace(config, device=device), self, patience) for device in devices or (config.device,)
@@ -152,6 +154,11 @@ class WorkerPool:
         """Predicted seconds of work before a request that arrives now would start."""
         return self._dispatcher.estimate_wait()
 
+    @property
+    def supervisors(self) -> Sequence[WorkerSupervisor]:
+        """One a device, to be looked at."""
+        return self._supervisors
+
     def status(self) -> PoolStatus:
         workers = tuple(supervisor.status() for supervisor in self._supervisors)
         state = self._state()
@@ -226,6 +233,8 @@ class WorkerPool:
             case "step":
                 job.remaining_fraction = header["remaining_fraction"]
                 job.publish(self._progress(supervisor, job, header["stage"], header["image"], header["step"]))
+                if header["stage"] == "denoise":
+                    self.observer.step_taken(job.request, header["step"], header["seconds"], header["batch"])
             case "preview":
                 size = (header["width"], header["height"])
                 job.publish(Preview(header["image"], header["index"], *size, message.payload))

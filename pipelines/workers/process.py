@@ -127,8 +127,7 @@ class WorkerProcess:
                 message = Message.decode(await reader.readexactly(header), await reader.readexactly(payload))
                 self.heartbeat.hear()
                 if message.header["event"] == "pong":
-                    fields = {name: message.header[name] for name in ActivityReport._fields}
-                    self.heartbeat.report = ActivityReport(**fields)
+                    self.heartbeat.report = ActivityReport.parse(message.header)
                 else:
                     self._on_event(self, message)
         except (asyncio.IncompleteReadError, ConnectionError):

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pipelines.engine.base import EngineInfo
 from pipelines.workers.supervisor import WorkerStatus
 
+POOL_STATES = ("loading", "ready", "restarting", "suspended", "failed", "draining")
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """What the pool is doing. `state` is `loading`, `ready` (a worker is), `restarting`, `suspended`, `failed` or
-    `draining`."""
+    """What the pool is doing. `state` is one of `POOL_STATES`; `ready` if a worker is."""
 
     state: str
     stage: str

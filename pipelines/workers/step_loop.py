@@ -130,6 +130,7 @@ class StepLoop:
             self._send_progress(job, "text")
             with job.timed("text"), self._activity.doing("text", 1.0, [job.id]):
                 job.samples = self._engine.prepare(job.request)
+            self._activity.statistics = self._engine.statistics()
 
     def _collect_batch(self, head: WorkerJob) -> list[JobSample]:
         """The lead's first sample, and those that the engine steps with it; jobs that have not begun begin for it."""
@@ -159,11 +160,11 @@ class StepLoop:
                     self._activity.doing("denoise", size_of([item]), [item.job.id]),
                 ):
                     self._engine.step([item.sample])
-        share = (time.monotonic() - start) / len(batch)
-        for item in batch:
+        seconds = time.monotonic() - start
+        for index, item in enumerate(batch):
             if item.job.id in self._queue:
                 with self._isolate_failure(item.job):
-                    self._record_step(item, share)
+                    self._record_step(item, seconds, len(batch), leads=index == 0)
 
     def _try_batch(self, batch: list[JobSample]) -> bool:
         """Step all samples at once; False if that failed (the traceback, which holds tensors, is freed by then)."""
@@ -178,16 +179,20 @@ class StepLoop:
                 self._exit(DEVICE_LOST)
             return False
 
-    def _record_step(self, item: JobSample, seconds: float) -> None:
-        """Account for a step, and send its progress and its preview."""
+    def _record_step(self, item: JobSample, seconds: float, batch: int, leads: bool) -> None:
+        """Account for a step in a pass of `batch` samples, and send its progress and its preview.
+
+        One of them `leads`: what the whole pass took is told with its step.
+        """
         job, sample = item
         assert job.samples is not None
-        job.seconds["denoise"] += seconds
+        job.seconds["denoise"] += seconds / batch
         remaining_fraction = job.remaining_fraction(self._engine)
         self._queue.advance(job.id, 1 - remaining_fraction)
         image = job.images + next(index for index, other in enumerate(job.samples) if other is sample)
         step = job.request.steps - self._engine.steps_left(sample)
-        self._send_progress(job, "denoise", image, step, remaining_fraction)
+        measured = {"seconds": seconds, "batch": batch if leads else 0}
+        self._send_progress(job, "denoise", image, step, remaining_fraction, **measured)
         if step not in job.preview_steps:
             return
         with job.timed("denoise"), self._activity.doing("preview", size_of([item]), [job.id]):  # it waits for the step
@@ -203,6 +208,7 @@ class StepLoop:
         self._send_progress(job, "decode", job.images, job.request.steps, job.remaining_fraction(self._engine))
         with job.timed("decode"), self._activity.doing("decode", megapixels(job.request), [job.id]):
             picture = self._engine.finish(job.samples[0])
+        self._activity.statistics = self._engine.statistics()
         self._events.send("image", picture.data, job=job.id, image=job.images)
         job.notes.update(dict.fromkeys(picture.notes))
         job.images += 1
@@ -213,10 +219,10 @@ class StepLoop:
             self._events.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
 
     def _send_progress(
-        self, job: WorkerJob, stage: str, image: int = 0, step: int = 0, remaining_fraction: float = 1.0
+        self, job: WorkerJob, stage: str, image: int = 0, step: int = 0, remaining_fraction: float = 1.0, **more: Any
     ) -> None:
         self._events.send(
-            "step", job=job.id, stage=stage, image=image, step=step, remaining_fraction=remaining_fraction
+            "step", job=job.id, stage=stage, image=image, step=step, remaining_fraction=remaining_fraction, **more
         )
 
     @contextmanager

@@ -16,7 +16,9 @@ import structlog
 
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job
+from pipelines.workers.activity import IDLE, ActivityReport
 from pipelines.workers.cost_model import CostModel
+from pipelines.workers.observer import PoolObserver
 from pipelines.workers.patience import Patience, Restarts
 from pipelines.workers.process import WorkerProcess
 from pipelines.workers.protocol import Message
@@ -25,9 +27,12 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 log = structlog.get_logger("srpo")
 
 
+WORKER_STATES = ("loading", "ready", "restarting", "suspended", "failed")
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One device's worker. `state` is `loading`, `ready`, `restarting`, `suspended` or `failed`.
+    """One device's worker. `state` is one of `WORKER_STATES`.
 
     A worker is `suspended` while so many have died that it is tried only slowly.
     """
@@ -47,6 +52,7 @@ class SupervisorCallbacks(Protocol):
     """Receives what happens to a supervisor's worker and jobs."""
 
     cost_model: CostModel
+    observer: PoolObserver
 
     def on_ready(self, supervisor: "WorkerSupervisor", info: EngineInfo) -> None: ...
 
@@ -94,6 +100,16 @@ class WorkerSupervisor:
     def suspended(self) -> bool:
         """Whether workers died so often that no work should be taken until one is ready."""
         return not self.ready and not self.failed and self._deaths.open
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the worker was heard of; 0 where there is none."""
+        return self._process.heartbeat.silent if self._process is not None else 0.0
+
+    @property
+    def report(self) -> ActivityReport:
+        """What the worker said last of its work."""
+        return self._process.heartbeat.report if self._process is not None else IDLE
 
     async def start(self) -> None:
         """Spawn a worker. Returns at once; `status()` follows the loading."""
@@ -213,6 +229,7 @@ class WorkerSupervisor:
             case "ready":
                 seconds, again = time.monotonic() - self._started, self._was_ready
                 self._callbacks.cost_model.record_load(seconds)
+                self._callbacks.observer.worker_loaded("restart" if again else "start", seconds)
                 process.stage, process.progress = "ready", 1.0
                 process.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
                 self._was_ready, self.failure = True, None

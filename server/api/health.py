@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from pipelines.workers.status import PoolStatus
 from server.api.dependencies import JobsDep, authenticate, bearer
 from server.errors import Unauthorized
-from server.state import State
+from server.jobs.service import JobService
+from server.state import AppState, State
 from weights.checkpoints import CHECKPOINTS
 
 router = APIRouter(include_in_schema=False)
@@ -51,22 +53,34 @@ async def has_key(request: Request, state: State) -> bool:
     return True
 
 
+class Readiness(NamedTuple):
+    """Whether a request would be drawn now. `reason`: why not, where it is more than that the model loads."""
+
+    ready: bool
+    status: PoolStatus
+    reason: str | None
+
+
+def find_readiness(state: AppState, jobs: JobService) -> Readiness:
+    status, trouble = state.pool.status(), jobs.find_trouble()
+    if status.state == "suspended":
+        trouble = "the workers have died again and again, so one is tried only now and then"
+    return Readiness(status.state == "ready" and trouble is None, status, trouble)
+
+
 @router.api_route("/ready", methods=["GET", "HEAD"])
 async def ready(state: State, jobs: JobsDep) -> JSONResponse:
     """200 when a request would be drawn now; else 503 with the stage of loading."""
-    status = state.pool.status()
-    trouble = jobs.find_trouble()
+    is_ready, status, reason = find_readiness(state, jobs)
     body = {
-        "ready": status.state == "ready" and trouble is None,
+        "ready": is_ready,
         "state": status.state,
         "stage": status.stage,
         "progress": round(status.progress, 3),
         "eta_seconds": round(status.eta, 1),
     }
-    if body["ready"]:
+    if is_ready:
         return JSONResponse(body)
-    if status.state == "suspended":
-        trouble = "the workers have died again and again, so one is tried only now and then"
-    if trouble is not None:
-        body["reason"] = trouble
+    if reason is not None:
+        body["reason"] = reason
     return JSONResponse(body, 503, {"retry-after": str(max(1, math.ceil(status.eta)))})

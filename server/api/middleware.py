@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.errors import Draining
 from server.errors import UNEXPECTED, envelope, headers_of, row_of
+from server.metrics.recorder import Metrics
 from server.security.origins import OriginPolicy
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -33,9 +34,10 @@ def error_response(error: Exception, request_id: str, path: str) -> Response:
 class RequestMiddleware:
     """ASGI middleware. `scope["state"]` gets `request_id` and `inference_id`; `headers` go out with every reply."""
 
-    def __init__(self, app: ASGIApp, origins: OriginPolicy, headers: Mapping[str, str]) -> None:
+    def __init__(self, app: ASGIApp, origins: OriginPolicy, headers: Mapping[str, str], metrics: Metrics) -> None:
         self._app = app
         self._origins = origins
+        self._metrics = metrics
         self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,6 +59,7 @@ class RequestMiddleware:
         except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong, the client gets the envelope
             await context.fail(error, receive)
         finally:
+            self._metrics.count_reply(scope, context.status, context.error)
             context.log()
 
 
@@ -69,8 +72,8 @@ class RequestContext:
         self._origins = origins
         self._extra = extra
         self._start = time.monotonic()
-        self._status: int | None = None
-        self._error: Exception | None = None
+        self.status: int | None = None
+        self.error: Exception | None = None
         self.headers = Headers(scope=scope)
         state: dict[str, Any] = scope.setdefault("state", {})
         self.request_id = state["request_id"] = secrets.token_hex(16)
@@ -78,7 +81,7 @@ class RequestContext:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             reply = MutableHeaders(scope=message)
             reply.update(self._extra)
             reply["x-request-id"] = self.request_id
@@ -94,8 +97,8 @@ class RequestContext:
 
     async def fail(self, error: Exception, receive: Receive) -> None:
         """Answer with the envelope, unless the reply has begun."""
-        self._error = error
-        if self._status is None:
+        self.error = error
+        if self.status is None:
             await error_response(error, self.request_id, self._scope["path"])(self._scope, receive, self.send)
 
     def log(self) -> None:
@@ -103,10 +106,10 @@ class RequestContext:
             "request_id": self.request_id,
             "method": self._scope["method"],
             "path": self._scope["path"],
-            "status": self._status,
+            "status": self.status,
             "ms": round((time.monotonic() - self._start) * 1000, 1),
         }
-        error, self._error = self._error, None  # its traceback holds this object, and the body with it
+        error, self.error = self.error, None  # its traceback holds this object, and the body with it
         if error is None and self._scope["path"] in PROBES:
             log.debug("request", **facts)
         elif error is None:

@@ -10,6 +10,7 @@ trusted.
 import asyncio
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -30,11 +31,13 @@ class ConnectionLimits:
     """What the connections of one server share: how many may be open, and the seconds that a client has.
 
     `headers` are those for a request's line and headers, `unread` those for a body whose request is answered already.
+    `refused` hears of each connection that is refused.
     """
 
     headers: float
     unread: float
     connections: int
+    refused: Callable[[ServerError], None] = lambda _: None
     warned: float = float("-inf")
 
     def warn(self) -> None:
@@ -121,6 +124,7 @@ class EnvelopeProtocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
+        self.limits.refused(error)
         request_id = secrets.token_hex(16)
         reply = error_response(error, request_id, "")
         headers = [*reply.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]

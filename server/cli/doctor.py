@@ -184,7 +184,7 @@ def check_safety(settings: DoctorSettings) -> Finding:
 
 def check_port(settings: DoctorSettings) -> Finding:
     try:
-        with closing(listen(settings)):
+        with closing(listen(settings.host, settings.port, "--port")):
             return Finding("ok", f"{settings.host}:{settings.port} is free")
     except OSError as error:
         return Finding("failed", str(error))

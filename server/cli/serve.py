@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 
+import prometheus_client
 import structlog
 import uvicorn
 
@@ -35,6 +36,7 @@ log = structlog.get_logger("srpo")
 def main(arguments: list[str]) -> int:
     settings = parse(Settings, "serve", arguments)
     memory.fix_thresholds()
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nobody here asks for
     logs.configure(settings)
     console = logs.make_console(settings)
     for name, nearest in find_unknown_variables(os.environ, Settings).items():
@@ -44,7 +46,9 @@ def main(arguments: list[str]) -> int:
         app = create_app(settings)
         lock = lock_data_folder(settings.data_dir)
         check_data_folder(settings.data_dir, settings.damaged_data, app.state.app_state.database)
-        listener = listen(settings)
+        listeners = [listen(settings.host, settings.port, "--port")]
+        if settings.metrics and settings.metrics_port is not None:
+            listeners.append(listen(settings.metrics_host, settings.metrics_port, "--metrics-port"))
     except SafetyUnavailable as error:
         cause = f"the safety checker: {error.cause}. Without one: --safety-checker none"
         console.print(f"srpo serve: {cause}", markup=False, soft_wrap=True)
@@ -58,7 +62,12 @@ def main(arguments: list[str]) -> int:
     config = uvicorn.Config(
         app,
         http=limited_protocol(
-            ConnectionLimits(settings.header_timeout, settings.body_timeout, limit_connections(settings))
+            ConnectionLimits(
+                settings.header_timeout,
+                settings.body_timeout,
+                limit_connections(settings),
+                app.state.app_state.metrics.count_connection,
+            )
         ),
         ws="none",
         lifespan="on",
@@ -74,20 +83,20 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
     with lock:
-        code = asyncio.run(run(server, app.state.app_state, listener))
+        code = asyncio.run(run(server, app.state.app_state, listeners))
         leave_if_threads_hang(app.state.app_state, code)
     return code
 
 
-async def run(server: DrainingServer, parts: AppState, listener: socket.socket) -> int:
+async def run(server: DrainingServer, parts: AppState, listeners: list[socket.socket]) -> int:
     """Serve until a signal to stop. Returns the exit code, `EXIT_CONFIG` if the model cannot be loaded."""
     console = server.console
-    address = banner.format_address(parts.settings, listener.getsockname()[1])
+    address = banner.format_address(parts.settings, listeners[0].getsockname()[1])
     banner.show_start(console, parts, address)
     announcing = asyncio.create_task(banner.follow_loading(console, parts, address))
     failing = asyncio.create_task(stop_if_failed(server, parts.pool))
     try:
-        await server.serve([listener])
+        await server.serve(listeners)
     finally:
         announcing.cancel()
         failing.cancel()
@@ -117,9 +126,9 @@ def limit_connections(settings: Settings) -> int:
     return limit
 
 
-def listen(settings: Settings) -> socket.socket:
-    """A bound socket, opened before the model is loaded. Raises `OSError` if the port is taken."""
-    family, kind, proto, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+def listen(host: str, port: int, flag: str) -> socket.socket:
+    """A bound socket, opened before the model is loaded. Raises `OSError` if the port, which `flag` sets, is taken."""
+    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, proto)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if sys.platform == "linux":  # else a client that stops reading would hold its image in memory for ever
@@ -128,7 +137,5 @@ def listen(settings: Settings) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise OSError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another port with --port"
-        ) from error
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another port with {flag}") from error
     return listener

@@ -66,12 +66,17 @@ class LocalStore:
         self._root = root / "images"
         self._root.mkdir(parents=True, exist_ok=True)
         self._expire = expire
-        self._cap = cap
+        self.cap = cap  # bytes
         self._now = now
         self._secret = self._load_secret(root / "images.key")
         own = hmac.digest(self._secret, b"links", hashlib.sha256)
         self.links = ImageLinks(link_lifetime, [secret.encode() for secret in link_secrets] or [own], now)
         self.sweep(leftovers=True)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all images."""
+        return self._size
 
     def put(self, image: EncodedImage, base_url: str) -> StoredImage:
         """Store an image. Its bytes are on the disk when this returns. Raises `StorageFull`."""
@@ -91,7 +96,7 @@ class LocalStore:
         except OSError as error:
             raise StorageFull from error
         self._size += len(image.data)
-        if self._size > self._cap or time.monotonic() > self._next_sweep:
+        if self._size > self.cap or time.monotonic() > self._next_sweep:
             self.sweep()
         return StoredImage(name, self.links.make(base_url, name))
 
@@ -124,7 +129,7 @@ class LocalStore:
         oldest_allowed = self._now() - self._expire
         for written, size, name in files:
             unfinished = name.endswith(TEMPORARY)
-            if (unfinished and leftovers) or (not unfinished and (written < oldest_allowed or total > self._cap)):
+            if (unfinished and leftovers) or (not unfinished and (written < oldest_allowed or total > self.cap)):
                 with self._folder(name) as folder:
                     remove(folder, name)
                 total -= size

@@ -8,13 +8,14 @@ from typing import Self
 
 import structlog
 
-from pipelines.errors import PromptRefused, SafetyUnavailable
+from pipelines.errors import Cancelled, PromptRefused, SafetyUnavailable
 from pipelines.job import EventChannel, Job, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
 from server.aliases import TranslatedRequest, header_of
 from server.images.encoding import EncodedImage, encode_one
 from server.jobs.spec import JobSpec
+from server.metrics.generations import GenerationMeter
 from server.schema import Body, GenerationReply, ImageItem
 from server.state import AppState
 
@@ -35,6 +36,8 @@ class Generation:
         self.images: list[EncodedImage] = []
         self.pools = state.pools
         self._state = state
+        self._meter = GenerationMeter(state.metrics, request)
+        self._replying = False
 
     @classmethod
     def start(cls, state: AppState, spec: JobSpec, request: ImageRequest, owner: str, *, resumed: bool = False) -> Self:
@@ -53,20 +56,29 @@ class Generation:
     def cancel(self) -> None:
         """Stop the work within a step; nothing to do if it has ended."""
         self._state.pool.cancel(self.job)
+        if not self._replying:
+            self._meter.fail(Cancelled())
 
     async def reply(self) -> GenerationReply:
         """The finished images, checked, encoded and delivered. Raises what went wrong. Await it once."""
+        self._replying = True
         try:
             result = self._state.constant.check(await self.job.result())
             watch = Stopwatch()
             self._publish_stage("safety")
             inspected = await self._inspect(result)
-            watch.lap("safety")
+            self._meter.stage("safety", watch.lap("safety"))
             self._publish_stage("encode")
             self.images = await encode_all(inspected, self.body.output_format, self._state)
+            self._meter.stage("encode", watch.lap("encode"))
             items = await self._deliver()
-            watch.lap("encode")
-            return GenerationReply.from_result(inspected, items, watch.seconds, self._state.settings)
+            self._meter.stage("store", watch.lap("encode"))
+            reply = GenerationReply.from_result(inspected, items, watch.seconds, self._state.settings)
+            self._meter.succeed(inspected)
+            return reply
+        except (Exception, asyncio.CancelledError) as error:
+            self._meter.fail(error)
+            raise
         finally:
             self.channel.close()
 
@@ -149,15 +161,18 @@ def preview_plan(state: AppState, translated: TranslatedRequest, body: Body) -> 
 
 
 class Stopwatch:
-    """Seconds of one stage after another."""
+    """Seconds of one stage after another; a stage that comes twice has the sum."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.monotonic()
 
-    def lap(self, stage: str) -> None:
+    def lap(self, stage: str) -> float:
+        """Returns the seconds since the lap before."""
         now = time.monotonic()
-        self.seconds[stage], self._last = now - self._last, now
+        elapsed, self._last = now - self._last, now
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + elapsed
+        return elapsed
 
 
 async def encode_all(inspected: InspectedResult, format: str, state: AppState) -> list[EncodedImage]:

@@ -79,6 +79,15 @@ class JobService:
         before = (await self.find(after, owner))[0].number if after else None
         return await self.pools.run("ledger", self._store.page, owner, limit, before, states)
 
+    @property
+    def unwritten(self) -> int:
+        """How many jobs are over while that cannot be written down."""
+        return len(self._runner.unwritten)
+
+    def count_by_state(self) -> dict[str, int]:
+        """How many jobs the database has in each state. Call it in a thread. Raises what the store raises."""
+        return self._store.count_by_state()
+
     def find_trouble(self) -> str | None:
         """Why the end of jobs cannot be written down now."""
         unwritten = self._runner.unwritten

@@ -76,6 +76,12 @@ class JobStore:
         with self._database.transaction() as session:
             return set(session.scalars(query))
 
+    def count_by_state(self) -> dict[str, int]:
+        """How many jobs there are in each state that any job is in."""
+        query = sa.select(JobRecord.state, sa.func.count()).group_by(JobRecord.state)
+        with self._database.transaction() as session:
+            return {row[0]: row[1] for row in session.execute(query)}
+
     def page(self, owner: str | None, limit: int, before: int | None, states: tuple[str, ...]) -> list[JobRecord]:
         """Newest first, without outcomes. `owner` None: everybody's. `before`: only those with a lower `number`."""
         query = sa.select(JobRecord).where(JobRecord.state.in_(states)).order_by(JobRecord.number.desc()).limit(limit)

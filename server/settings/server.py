@@ -1,6 +1,5 @@
 """All settings of `srpo serve`."""
 
-import ipaddress
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +8,12 @@ from pydantic import Field, field_validator, model_validator
 from server.settings.engine import EngineSettings
 from server.settings.faults import DamageSettings
 from server.settings.limits import LimitSettings
-from server.settings.types import Bytes, Keys, Names
+from server.settings.metrics import MetricsSettings
+from server.settings.types import Bytes, Keys, Names, is_loopback
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 
-class Settings(LimitSettings, DamageSettings, EngineSettings):
+class Settings(LimitSettings, DamageSettings, MetricsSettings, EngineSettings):
     """The server's settings."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -141,14 +141,15 @@ class Settings(LimitSettings, DamageSettings, EngineSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_ports(self) -> "Settings":
+        if self.metrics_port is not None and self.metrics_port == self.port:
+            raise ValueError("metrics_port must differ from port; leave it out to serve metrics on the server's port")
+        return self
+
     @property
     def is_loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def needs_key(self) -> bool:

@@ -1,5 +1,6 @@
 """What settings are made of: where they are read, and what the text of one may mean."""
 
+import ipaddress
 import math
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -32,6 +33,16 @@ def parse_bytes(value: Any) -> Any:
             raise ValueError(f"{value!r} is not a number of bytes")
         return int(number * UNITS[value[-3:]])
     return value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines.engine.base import EngineConfig, EngineInfo, Pixels, Report, StartAgain, Thumbnail
+from pipelines.engine.base import EngineConfig, EngineInfo, EngineStatistics, Pixels, Report, StartAgain, Thumbnail
 from pipelines.errors import OutOfMemory
 from pipelines.request import ImageRequest
 
@@ -80,6 +80,9 @@ class ScriptedEngine:
         if sample.request.source is not None:
             return Pixels(sample.request.source.pixels)
         return Pixels(bytes([sample.seed % 256]) * (sample.request.width * sample.request.height * 3))
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics({}, {})
 
     def failure(self, error: Exception) -> str:
         return "GenerationFailed"

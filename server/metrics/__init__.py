@@ -1,0 +1,1 @@
+"""What is counted and measured, under which names. A label's values are few, and no prompt, key or address is one."""

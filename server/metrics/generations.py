@@ -1,0 +1,70 @@
+"""What is counted of one admitted request: how it ended, what its stages took, which images it made."""
+
+import asyncio
+import time
+
+from pipelines.errors import Cancelled, ContentWithheld
+from pipelines.request import ImageRequest
+from pipelines.safety.guard import InspectedResult
+from server.errors import row_of
+from server.metrics.recorder import Metrics
+from server.metrics.table import (
+    E2E_LATENCY,
+    IMAGE_PIXELS,
+    IMAGES,
+    IMAGES_CHECKED,
+    QUEUE_WAIT,
+    REQUESTS_ADMITTED,
+    REQUESTS_FINISHED,
+    STAGE_SECONDS,
+    size_class,
+)
+
+FLAGGED = {True: "true", False: "false"}
+
+
+class GenerationMeter:
+    """Begins with the admission. Of several ends only the first counts."""
+
+    def __init__(self, metrics: Metrics, request: ImageRequest) -> None:
+        self._metrics = metrics
+        self._request = request
+        self._admitted = time.monotonic()
+        self._ended = False
+        metrics.count(REQUESTS_ADMITTED)
+
+    def stage(self, name: str, seconds: float) -> None:
+        self._metrics.observe(STAGE_SECONDS, seconds, name)
+
+    def succeed(self, inspected: InspectedResult) -> None:
+        """The reply is complete."""
+        if not self._end("succeeded", ""):
+            return
+        timings, request = inspected.result.timings, self._request
+        self._metrics.observe(QUEUE_WAIT, timings.queue)
+        for name, seconds in (("text", timings.text), ("denoise", timings.denoise), ("decode", timings.decode)):
+            self.stage(name, seconds)
+        labels = size_class(request.pixels), request.acceleration
+        self._metrics.observe(E2E_LATENCY, time.monotonic() - self._admitted, *labels)
+        self._metrics.count(IMAGES, *labels, by=len(request.seeds))
+        self._metrics.count(IMAGE_PIXELS, by=request.pixels * len(request.seeds))
+        if inspected.verdict.checked:
+            self._count_checked(inspected.flagged)
+
+    def fail(self, error: Exception | asyncio.CancelledError) -> None:
+        """There will be no reply; `error` says why."""
+        if isinstance(error, asyncio.CancelledError | Cancelled):
+            self._end("cancelled", row_of(Cancelled()).code or "")
+        elif self._end("failed", row_of(error).code or "") and isinstance(error, ContentWithheld):
+            self._count_checked((True,) * len(self._request.seeds))
+
+    def _count_checked(self, flagged: tuple[bool, ...]) -> None:
+        for flag in flagged:
+            self._metrics.count(IMAGES_CHECKED, FLAGGED[flag])
+
+    def _end(self, outcome: str, code: str) -> bool:
+        """Whether this is the first end."""
+        first, self._ended = not self._ended, True
+        if first:
+            self._metrics.count(REQUESTS_FINISHED, outcome, code)
+        return first

@@ -1,0 +1,83 @@
+"""Counts what happens. One `Metrics` an app, with a registry of its own: two apps in one process share nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from starlette.types import Scope
+
+from pipelines.acceleration import PRESETS
+from pipelines.request import ImageRequest
+from pipelines.workers.observer import PoolObserver
+from server.errors import TABLE, row_of
+from server.metrics.table import (
+    BATCH_SIZE,
+    EVENTS,
+    HTTP_REQUESTS,
+    REQUESTS_FINISHED,
+    REQUESTS_REFUSED,
+    STEP_LATENCY,
+    STEPS,
+    WORKER_LOADS,
+    Metric,
+    size_class,
+)
+
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")  # others would be labels that clients make up
+STEP_KINDS: Mapping[bool, str] = {True: "computed", False: "skipped"}
+
+
+class Metrics(PoolObserver):
+    """The metrics of `EVENTS`, and those of this process that every Prometheus client has (`process_...`).
+
+    May be called from any thread. A label's value must be one of few.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._families = {metric.name: self._register(metric) for metric in EVENTS}
+        ProcessCollector(registry=self.registry)
+        for row in TABLE.values():  # a counter that begins at 1 has no increase that an alert could see
+            if row.refuses:
+                self.count(REQUESTS_REFUSED, row.code or "", by=0)
+            elif row.status >= 500:
+                self.count(REQUESTS_FINISHED, "failed", row.code or "", by=0)
+
+    def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
+        self._child(metric, labels).inc(by)
+
+    def observe(self, metric: Metric, value: float, *labels: str) -> None:
+        self._child(metric, labels).observe(value)
+
+    def count_reply(self, scope: Scope, status: int | None, error: Exception | None) -> None:
+        """An HTTP request is over. Without a `status` nobody was there any more to be answered."""
+        row = row_of(error) if error is not None else None
+        code = (row.code or "invalid_request") if row else ""
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self.count(HTTP_REQUESTS, route, method, str(status or 499), code)
+        if row and row.refuses:
+            self.count(REQUESTS_REFUSED, code)
+
+    def count_connection(self, error: Exception) -> None:
+        """A connection was refused before there was a request."""
+        self.count_reply({"method": ""}, row_of(error).status, error)
+
+    def step_taken(self, request: ImageRequest, step: int, seconds: float, batch: int) -> None:
+        kind = STEP_KINDS[PRESETS[request.acceleration](request.steps)[step - 1]]
+        self.count(STEPS, request.acceleration, kind)
+        if batch:
+            self.observe(STEP_LATENCY, seconds, size_class(request.pixels), request.acceleration, kind)
+            self.observe(BATCH_SIZE, batch)
+
+    def worker_loaded(self, cause: str, seconds: float) -> None:
+        self.observe(WORKER_LOADS, seconds, cause)
+
+    def _register(self, metric: Metric) -> Counter | Histogram:
+        if metric.kind == "histogram":
+            return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self.registry)
+        return Counter(metric.name, metric.help, metric.labels, registry=self.registry)
+
+    def _child(self, metric: Metric, labels: tuple[str, ...]) -> Any:
+        family = self._families[metric.name]
+        return family.labels(*labels) if labels else family

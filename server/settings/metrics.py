@@ -1,0 +1,17 @@
+"""Where Prometheus finds the metrics. Part of the settings."""
+
+from pydantic import Field
+
+from server.settings.types import EnvironmentSettings
+
+
+class MetricsSettings(EnvironmentSettings):
+    """Who may read the metrics."""
+
+    metrics: bool = Field(
+        True, description="serve metrics for Prometheus at /metrics; where keys are set, that needs one of them"
+    )
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="a port of their own for the metrics, without a key; none: the server's port"
+    )
+    metrics_host: str = Field("127.0.0.1", description="address to listen on for metrics_port")
