@@ -30,12 +30,13 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/srpo
 
-# Dependencies, and torchao (the extra `fp8`), from their list alone: nothing below reruns or reships them when only code
-# changes.
+# Dependencies, and those of the extras `fp8`, `postgres` and `s3`, from their list alone: nothing below reruns or
+# reships them when only code changes.
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        print(*project['dependencies'], *project['optional-dependencies']['fp8'], sep='\n')" > requirements.txt \
+        extras = project['optional-dependencies']; \
+        print(*project['dependencies'], *extras['fp8'], *extras['postgres'], *extras['s3'], sep='\n')" > requirements.txt \
     && pip --python /opt/srpo/bin/python install ${INSTALL_OPTIONS} -c constraints.txt -r requirements.txt
 
 # The project's wheel, installed beside the environment instead of into it, so that it can be a layer of its own.

@@ -61,7 +61,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     if the prompt list or the signing certificate cannot be used.
     """
     state = AppState.from_settings(settings, pool, guard)
-    service = JobService(state, JobStore(state.database, state.clock))
+    service = JobService(state, JobStore(state.database))
     watch = LoopWatch()
 
     @asynccontextmanager

@@ -147,25 +147,36 @@ class BadRange(ServerError):
         self.headers = {"content-range": f"bytes */{size}"}
 
 
-class StorageFull(ServerError):
+class StorageFailure(ServerError):
+    """What is kept cannot be read or written now. Later it may go well."""
+
+
+class StorageFull(StorageFailure):
     retry_after = 30.0  # seconds
 
     def __init__(self) -> None:
         super().__init__("The image could not be stored: the server's disk is full or not writable.")
 
 
-class StorageBusy(ServerError):
+class StorageBusy(StorageFailure):
     retry_after = 5.0  # seconds
 
     def __init__(self) -> None:
         super().__init__("The job database is locked by another program. Try again in a few seconds.")
 
 
-class StorageDamaged(ServerError):
+class StorageDamaged(StorageFailure):
     retry_after = 30.0  # seconds
 
     def __init__(self) -> None:
         super().__init__("The job database is damaged.")
+
+
+class DatabaseUnavailable(StorageFailure):
+    retry_after = 5.0  # seconds
+
+    def __init__(self) -> None:
+        super().__init__("The database cannot be reached now. Try again in a few seconds.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +226,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     StorageFull: WireError(503, "storage_full", "server_error"),
     StorageBusy: WireError(503, "storage_busy", "server_error"),
     StorageDamaged: WireError(503, "storage_damaged", "server_error"),
+    DatabaseUnavailable: WireError(503, "database_unavailable", "server_error"),
     UploadsFull: WireError(503, "uploads_full", "server_error", refuses=True),
     TooManyConnections: WireError(503, "too_many_connections", "server_error", refuses=True),
     pipeline.DeadlineExceeded: WireError(504, "deadline_exceeded", "server_error", repeats=True),

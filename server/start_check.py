@@ -15,7 +15,7 @@ from pipelines.optimize import tuning_cache
 from pipelines.optimize.tuning_cache import TuningCache
 from server.database.database import Database
 from server.database.sqlite import FILE
-from server.errors import StorageBusy, StorageDamaged, StorageFull
+from server.errors import DatabaseUnavailable, StorageBusy, StorageDamaged, StorageFull
 from server.jobs.store import JobStore
 from weights.durable_file import sync_folder
 
@@ -34,32 +34,37 @@ def check_data_folder(folder: Path, damaged: Literal["refuse", "move"], database
     database is locked; `OSError` for the database of a later version, which is sound and not moved.
     """
     jobs, tuning = folder / FILE, folder / tuning_cache.NAME
-    check_jobs = partial(check_database, jobs, database)
+    check_jobs = partial(check_database, database)
     for check, file, sidecars in ((check_jobs, jobs, BESIDE), (partial(check_tuning, tuning), tuning, ("",))):
         try:
             check()
         except ValueError as error:
-            if damaged == "refuse":
+            if damaged == "refuse" or not file.exists():
                 raise ValueError(f"{error}. To begin with a new one: --damaged-data move") from error
             moved = move_aside(file, sidecars)
             log.warning("damaged_file_moved", file=str(file), to=str(moved), reason=str(error))
             check()
 
 
-def check_database(file: Path, database: Database) -> None:
+def check_database(database: Database) -> None:
+    place = database.place
     try:
         database.open()
         database.check()
         JobStore(database).unfinished()
     except StorageDamaged as error:
         database.close()
-        raise ValueError(f"{file} is damaged: {error.__cause__ or error}".partition("\n")[0]) from error
+        raise ValueError(f"{place} is damaged: {error.__cause__ or error}".partition("\n")[0]) from error
     except CommandError as error:
-        raise OSError(f"{file} was written by another version of this server: {error}") from error
+        raise OSError(f"{place} was written by another version of this server: {error}") from error
     except StorageFull as error:
-        raise NotNow(f"{file} cannot be written: its disk is full or not writable") from error
+        raise NotNow(f"{place} cannot be written: its disk is full or not writable") from error
     except StorageBusy as error:
-        raise NotNow(f"{file} is locked by another program") from error
+        raise NotNow(f"{place} is locked by another program") from error
+    except DatabaseUnavailable as error:
+        raise NotNow(
+            f"the database {place} cannot be reached: {error.__cause__ or error}".partition("\n")[0]
+        ) from error
 
 
 def check_tuning(file: Path) -> None:

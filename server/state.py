@@ -18,8 +18,7 @@ from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from server.aliases import Dialect
 from server.data_folder import FolderClock
-from server.database.database import Database
-from server.database.sqlite import sqlite_url
+from server.database.database import Database, resolve_url
 from server.images.constant import ConstantImages
 from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
@@ -90,7 +89,7 @@ class AppState:
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
             clock=clock,
-            database=Database(sqlite_url(settings.data_dir)),
+            database=Database(resolve_url(settings.database_url, settings.data_dir), clock),
             store=LocalStore(
                 settings.data_dir,
                 settings.images_expire,

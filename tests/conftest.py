@@ -10,6 +10,7 @@ import pytest
 from support.clients import failing, failing_server
 from support.node import clients, node
 from support.pictures import canary, public
+from support.postgres import Postgres, running_postgres
 from support.server import LiveServer, running
 
 # The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
@@ -22,6 +23,13 @@ __all__ = ["canary", "clients", "failing", "failing_server", "node", "public"]  
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """One server with default settings, shared by all tests that do not change it."""
     with running(tmp_path_factory.mktemp("live")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A Postgres for all tests; each takes a database of its own, and starts it again if it has killed it."""
+    with running_postgres() as server:
         yield server
 
 

@@ -111,7 +111,11 @@ async def format_running(event: Event, generation: Generation, *, named: bool, i
     """One event of a running generation. Progress is a comment where it is not wanted as an event (`named`)."""
     if isinstance(event, Preview):
         return format_event(await describe_preview(event, generation), identity)
-    data = describe_progress(event, generation.spec)
+    return format_progress(event, generation.spec, named=named, identity=identity)
+
+
+def format_progress(progress: Progress, spec: JobSpec, *, named: bool, identity: str | None = None) -> bytes:
+    data = describe_progress(progress, spec)
     return format_event(data, identity) if named else f": progress {json.dumps(data)}\n\n".encode()
 
 
@@ -164,6 +168,10 @@ async def stream_job(
             async for number, event in generation.channel.read(after.number):
                 identity = EventPosition(0, number).format_id(jobs.epoch)
                 yield await format_running(event, generation, named=named, identity=identity)
+        elif record.request and jobs.is_elsewhere(record):
+            spec = JobSpec.from_json(record.request, served)
+            async for progress in jobs.follow_elsewhere(record):
+                yield format_progress(progress, spec, named=named)
         ended = await jobs.wait_ended(record)
         outcome = json.loads(ended.outcome or "{}")
         if ended.state != SUCCEEDED:

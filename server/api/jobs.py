@@ -12,7 +12,9 @@ from server.api.openapi import JOB, JOB_EVENTS, JOB_PAGE
 from server.api.query import QueryChoice, QueryInteger
 from server.api.sse import EventStream, accepts_events
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
+from server.jobs.remote import progress_of
 from server.jobs.runner import ActiveJob
+from server.jobs.spec import JobSpec
 from server.state import AppState, State
 
 MAX_PAGE = 100  # jobs
@@ -92,11 +94,12 @@ def describe_job(
         job["finished_at"] = int(record.finished)
     if record.state == ACCEPTED:
         generation = active.admitted if active else None
-        now = generation.channel.latest() if generation else None
+        now = generation.channel.latest() if generation else progress_of(record)
         job["queue_position"] = now.position if now else 0
         job["eta_seconds"] = round(now.eta if now else state.pool.estimate_wait(), 1)
-        if generation and now:
-            job["progress"] = describe_progress(now, generation.spec)
+        if now and record.request:
+            spec = generation.spec if generation else JobSpec.from_json(record.request, state.served)
+            job["progress"] = describe_progress(now, spec)
     elif whole and record.outcome:
         job["reply" if record.state == SUCCEEDED else "error"] = json.loads(record.outcome)
     return job
@@ -106,5 +109,7 @@ def job_status(record: JobRecord, active: ActiveJob | None) -> str:
     """The state on the wire, where an unfinished job is either queued or running."""
     if record.state != ACCEPTED:
         return record.state
-    generation = active.admitted if active else None
-    return "running" if generation and generation.job.dispatched else "queued"
+    if active is None:
+        now = progress_of(record)
+        return "running" if now and now.stage != "queued" else "queued"
+    return "running" if active.admitted and active.admitted.job.dispatched else "queued"

@@ -11,20 +11,19 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from pipelines.errors import Cancelled
 from server.cli.parsing import parse
-from server.database.database import Database
-from server.database.sqlite import FILE, sqlite_url
-from server.errors import StorageBusy, StorageFull, envelope, row_of
+from server.database.database import Database, resolve_url
+from server.database.sqlite import FILE
+from server.errors import StorageFailure
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore
-from server.settings.types import EnvironmentSettings
+from server.settings.storage import DatabaseSettings
 
 HEADINGS = ["job", "state", "accepted", "seconds", "size", "steps", "images"]
 STATES = {"unfinished": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 
 
-class JobsSettings(EnvironmentSettings):
+class JobsSettings(DatabaseSettings):
     """List jobs, newest first; or cancel some. Prompts are not shown."""
 
     cancel: CliPositionalArg[list[str]] = Field([], description="`cancel ID...` cancels; nothing lists")
@@ -44,15 +43,15 @@ def main(arguments: list[str]) -> int:
     if settings.state is not None and settings.state not in STATES:
         print(f"srpo jobs: --state: expected one of {', '.join(STATES)}", file=sys.stderr)
         return 2
-    if not file.exists():
+    if settings.database_url is None and not file.exists():
         print(f"srpo jobs: there is no {file}: no server has run there (see --data-dir)", file=sys.stderr)
         return 2
-    database = Database(sqlite_url(settings.data_dir))
+    database = Database(resolve_url(settings.database_url, settings.data_dir))
     try:
         database.open()
         store = JobStore(database)
         return cancel_jobs(store, identities) if identities else list_jobs(store, settings)
-    except (StorageBusy, StorageFull) as error:
+    except StorageFailure as error:
         print(f"srpo jobs: {error}", file=sys.stderr)
         return 2
     finally:
@@ -60,11 +59,9 @@ def main(arguments: list[str]) -> int:
 
 
 def cancel_jobs(store: JobStore, identities: list[str]) -> int:
-    error = Cancelled()
     code = 0
     for identity in identities:
-        outcome = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
-        if store.end(identity, CANCELLED, row_of(error).status, {}, outcome, free_key=True):
+        if store.cancel(identity):
             print(f"{identity} cancelled")
         elif record := store.find(identity):
             print(f"{identity} had {record.state} before")

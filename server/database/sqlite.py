@@ -1,20 +1,20 @@
-"""What is SQLite's own: how a file is opened, what its errors mean, and how its room is given back.
+"""SQLite: a file in the data folder, which one server uses at a time.
 
-WAL with `synchronous=FULL`: a commit survives the loss of power. Of the primary result codes
-(https://www.sqlite.org/rescode.html) the first byte is compared: the rest says more of the same error.
+WAL with `synchronous=FULL`: a commit survives the loss of power.
 """
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from server.errors import ServerError, StorageBusy, StorageDamaged, StorageFull
+from server.errors import StorageBusy, StorageDamaged, StorageFailure, StorageFull
 
 FILE = "jobs.sqlite3"  # in the data folder
 BUSY_TIMEOUT = 10.0  # seconds to wait for another program's lock
-PRIMARY_CODE = 0xFF
+PRIMARY_CODE = 0xFF  # of a result code (https://www.sqlite.org/rescode.html): the rest says more of the same error
 LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 NOT_WRITABLE = {
     sqlite3.SQLITE_FULL,
@@ -31,34 +31,46 @@ def sqlite_url(folder: Path) -> sa.URL:
     return sa.URL.create("sqlite", database=str(folder / FILE))
 
 
+class SQLite:
+    """A `Backend`."""
+
+    shared = False
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, engine: sa.Engine) -> None:
+        sa.event.listen(engine, "connect", set_pragmas)
+
+    def translate(self, error: sa.exc.DBAPIError) -> StorageFailure | None:
+        code = getattr(error.orig, "sqlite_errorcode", 0) & PRIMARY_CODE
+        if isinstance(error, sa.exc.OperationalError) and code in LOCKED:
+            return StorageBusy()
+        if isinstance(error, sa.exc.OperationalError) and code in NOT_WRITABLE:
+            return StorageFull()
+        return StorageDamaged()
+
+    def lock(self, connection: sa.Connection) -> None:
+        """The first statement that writes does it."""
+
+    def check(self, connection: sa.Connection) -> None:
+        if connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok":
+            raise StorageDamaged
+
+    def shrink(self, connection: sa.Connection) -> None:
+        """Where more than half of the file is free, and more than a little."""
+        free, pages = (
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("freelist_count", "page_count")
+        )
+        if free > max(MIN_FREE, pages / 2):
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def now(self, clock: Callable[[], float]) -> sa.ColumnElement[float]:
+        return sa.literal(clock(), sa.Float)
+
+
 def set_pragmas(connection: Any, _: object) -> None:
     busy = f"busy_timeout={int(BUSY_TIMEOUT * 1000)}"
     for pragma in (busy, "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
-
-
-def error_of(error: sa.exc.OperationalError) -> ServerError:
-    """Ours, by SQLite's result code."""
-    code = getattr(error.orig, "sqlite_errorcode", 0) & PRIMARY_CODE
-    if code in LOCKED:
-        return StorageBusy()
-    return StorageFull() if code in NOT_WRITABLE else StorageDamaged()
-
-
-def check(connection: sa.Connection) -> None:
-    """Raises `StorageDamaged` if the file is not sound."""
-    if connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok":
-        raise StorageDamaged
-
-
-def shrink(connection: sa.Connection) -> None:
-    """Give the disk back what is free in the file, where that is more than half of it and more than a little.
-
-    `connection` has no transaction open.
-    """
-    free, pages = (
-        connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("freelist_count", "page_count")
-    )
-    if free > max(MIN_FREE, pages / 2):
-        connection.exec_driver_sql("VACUUM")
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -15,7 +15,10 @@ class JobRecord(Base):
 
     `request` is what is needed to carry it out again: the translated fields with the seed, and how to deliver.
     `outcome` is the reply's body, or the error's envelope, as JSON text, so that a replay has the same bytes.
-    `created` and `finished` are Unix seconds.
+    `created`, `finished` and `lease_until` are Unix seconds.
+
+    While it is unfinished, `replica` is the server that carries it out, until `lease_until` unless that renews it;
+    `attempt` counts how often another one took it over, and `progress` is the newest that servers tell each other.
     """
 
     __tablename__ = "jobs"
@@ -36,6 +39,10 @@ class JobRecord(Base):
     status: Mapped[int | None] = mapped_column(default=None)
     headers: Mapped[dict[str, str] | None] = mapped_column(JSONText, default=None)
     outcome: Mapped[str | None] = mapped_column(sa.Text, default=None)
+    replica: Mapped[str | None] = mapped_column(sa.String(64), default=None)
+    lease_until: Mapped[float | None] = mapped_column(sa.Float, default=None)
+    attempt: Mapped[int] = mapped_column(default=0, server_default="0")
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONText, default=None)
     number: Mapped[int] = mapped_column(primary_key=True, init=False)  # in the order of acceptance
 
 

@@ -1,4 +1,4 @@
-"""What an earlier process left unfinished is carried out again, in the order in which it was accepted.
+"""What a server that is gone left unfinished is carried out again, in the order in which it was accepted.
 
 Jobs are pure: their seeds were chosen when they were accepted, so the same engine draws the same bytes.
 """
@@ -8,7 +8,7 @@ import asyncio
 import structlog
 
 from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull, WorkersSuspended
-from server.errors import ServerError
+from server.errors import ServerError, StorageFailure
 from server.jobs.generation import Generation
 from server.jobs.runner import ActiveJob, JobRunner
 from server.jobs.spec import JobSpec
@@ -17,6 +17,7 @@ from server.state import AppState
 
 log = structlog.get_logger("srpo")
 RETRY = 0.05  # seconds between two tries to get a job into the pool's line
+REREAD = 1.0  # seconds between two tries to read its source picture
 
 
 async def resume_jobs(jobs: list[ActiveJob], runner: JobRunner, store: JobStore, state: AppState) -> None:
@@ -43,10 +44,20 @@ async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Gener
     """The job's generation when the pool admits it; None if the job is cancelled before."""
     assert job.record.request is not None
     spec = JobSpec.from_json(job.record.request, state.served)
-    request = spec.rebuild_request(state.served, await state.pools.run("ledger", store.source, job.record.id))
+    request = spec.rebuild_request(state.served, await read_source(job, store, state))
     while not job.cancelled:
         try:
             return Generation.start(state, spec, request, job.record.owner, resumed=True)
         except (NotReady, QueueFull, WorkersSuspended):
             await asyncio.sleep(RETRY)
     return None
+
+
+async def read_source(job: ActiveJob, store: JobStore, state: AppState) -> bytes:
+    """The source's pixels, as soon as the database gives them: its failure is not the job's."""
+    while True:
+        try:
+            return await state.pools.run("ledger", store.source, job.record.id)
+        except StorageFailure as error:
+            log.error("source_not_read", job=job.record.id, error=type(error).__name__, again_in=REREAD)
+            await asyncio.sleep(REREAD)

@@ -12,7 +12,7 @@ import structlog
 from pipelines.errors import Cancelled, Draining
 from server.errors import ServerError, envelope, headers_of, row_of
 from server.jobs.generation import Generation, reply_headers
-from server.jobs.models import CANCELLED, FAILED, SUCCEEDED, JobRecord
+from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore
 from server.schema import GenerationReply
 from server.state import AppState
@@ -21,11 +21,16 @@ FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds between tries to write an outcome 
 log = structlog.get_logger("srpo")
 
 
+class TakenOver(Exception):
+    """Another server carries the job out by now."""
+
+
 class ActiveJob:
     """An unfinished job of this process.
 
     `generation` resolves when the pool has admitted the job, to None if it never does. `ended` resolves to the record
-    as it is when the job is over, or fails with `Draining` if the server goes down before.
+    as it is when the job is over, or fails: with `Draining` if the server goes down before, with `TakenOver` if another
+    one has taken the job over.
     """
 
     def __init__(self, record: JobRecord) -> None:
@@ -86,8 +91,8 @@ class JobRunner:
             headers = reply_headers(reply, generation.translated, self._state)
             status = self._state.settings.success_status
             await self._record_outcome(job, partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text))
-        except Draining:
-            self._abandon(job)
+        except Draining as error:
+            self._abandon(job, error)
         except Exception as error:  # the edge of a request that nobody may be waiting for
             if row_of(error).status == 500:
                 log.error("job", job=job.record.id, error=type(error).__name__, exc_info=error)
@@ -103,7 +108,7 @@ class JobRunner:
         ending = partial(self._store.end, identity, state, row.status, headers_of(error), text, free_key=free_key)
         await self._record_outcome(job, ending)
 
-    async def _record_outcome(self, job: ActiveJob, ending: Callable[[], bool]) -> None:
+    async def _record_outcome(self, job: ActiveJob, ending: Callable[..., bool]) -> None:
         """Write how a job ended. Where that fails it is kept, and tried again until it is written or the server ends.
 
         The job stays active meanwhile. If the server ends it is drawn again by the next one.
@@ -111,13 +116,13 @@ class JobRunner:
         pause = FIRST_PAUSE
         while True:
             try:
-                await self._state.pools.run("ledger", ending)
+                await self._state.pools.run("ledger", ending, attempt=job.record.attempt)
                 record = await self._state.pools.run("ledger", self._store.find, job.record.id)
             except ServerError as error:
                 log.error("outcome_not_written", job=job.record.id, error=type(error).__name__, again_in=pause)
                 self.unwritten[job.record.id] = error
                 if self._stopping.is_set():
-                    self._abandon(job)
+                    self._abandon(job, Draining())
                     return
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause)
@@ -125,14 +130,18 @@ class JobRunner:
             else:
                 break
         assert record is not None
+        if record.state == ACCEPTED:
+            log.warning("job_taken_over", job=job.record.id, by=record.replica)
+            self._abandon(job, TakenOver())
+            return
         self.unwritten.pop(job.record.id, None)
         job.ended.set_result(record)
         del self.active[job.record.id]
 
-    def _abandon(self, job: ActiveJob) -> None:
-        """The server goes down with this job unfinished."""
+    def _abandon(self, job: ActiveJob, reason: Draining | TakenOver) -> None:
+        """The job stays unfinished, and is not this server's any more."""
         self.unwritten.pop(job.record.id, None)
-        job.ended.set_exception(Draining())
+        job.ended.set_exception(reason)
         job.ended.exception()  # looked at, whether or not anybody waits
         del self.active[job.record.id]
 

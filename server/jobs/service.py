@@ -7,20 +7,25 @@ import asyncio
 import json
 import secrets
 import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 
 from pipelines.duties import keep_up
 from pipelines.errors import Draining
+from pipelines.job import Progress
 from pipelines.request import ImageRequest
-from server.errors import Gone, KeyReused, NotFound
+from server.errors import Gone, KeyReused, NotFound, StorageFailure
 from server.jobs.generation import Generation
 from server.jobs.joining import Joins
+from server.jobs.leases import JobLeases
 from server.jobs.models import ACCEPTED, EXPIRED, SUCCEEDED, JobRecord
+from server.jobs.remote import RemoteJobs
 from server.jobs.resumption import resume_jobs
-from server.jobs.runner import ActiveJob, JobRunner
+from server.jobs.runner import ActiveJob, JobRunner, TakenOver
 from server.jobs.spec import JobSpec
-from server.jobs.store import JobStore
-from server.jobs.upkeep import maintain
+from server.jobs.store import JobStore, KeyTaken
+from server.jobs.upkeep import Upkeep
 from server.state import AppState
 
 
@@ -33,24 +38,31 @@ class JobService:
         self.pools = state.pools
         self._state = state
         self._store = store
+        self._leases = JobLeases(state.database, state.settings.lease)
         self._runner = JobRunner(state, store)
+        self._remote = RemoteJobs(store, state)
+        self._upkeep = Upkeep(self._runner, store, self._leases, state)
         self._key_lock = asyncio.Lock()  # one keyed request at a time is looked up and accepted
 
     async def start(self) -> None:
-        """Open the database and resume what was left unfinished."""
-        await self.pools.run("ledger", self._state.database.open)
-        records = await self.pools.run("ledger", self._store.unfinished)
+        """Open the database and resume what was left unfinished; where others share it, `Upkeep` does it by and by."""
+        database = self._state.database
+        await self.pools.run("ledger", database.open)
+        records = [] if database.shared else await self.pools.run("ledger", self._leases.take_over, None)
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
-        maintaining = keep_up("jobs", lambda: maintain(self._runner, self._store, self._state))
+        maintaining = keep_up("jobs", self._upkeep.run)
         self._background = [asyncio.ensure_future(resuming), asyncio.ensure_future(maintaining)]
 
     async def stop(self) -> None:
         """Call it when the pool has stopped. What is unfinished stays in the store."""
         for task in self._background:
             task.cancel()
+        self._upkeep.stop()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._runner.stop()
+        with suppress(StorageFailure):  # then they are taken over when their leases end
+            await self.pools.run("ledger", self._leases.release)
         await self.pools.run("ledger", self._state.database.close)
 
     async def accept(self, spec: JobSpec, owner: str, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
@@ -89,10 +101,10 @@ class JobService:
         return self._store.count_by_state()
 
     def find_trouble(self) -> str | None:
-        """Why the end of jobs cannot be written down now."""
+        """Why jobs cannot be accepted, or their end not be written down now."""
         unwritten = self._runner.unwritten
         if not unwritten:
-            return None
+            return str(self._upkeep.failure) if self._upkeep.failure else None
         return f"the outcomes of {len(unwritten)} requests cannot be written down: {next(iter(unwritten.values()))}"
 
     def active(self, identity: str) -> ActiveJob | None:
@@ -102,11 +114,23 @@ class JobService:
     async def wait_ended(self, record: JobRecord) -> JobRecord:
         """The job when it is over. Raises `Draining` if the server goes down before."""
         if job := self.active(record.id):
-            return await asyncio.shield(job.ended)
+            with suppress(TakenOver):
+                return await asyncio.shield(job.ended)
         found = await self.pools.run("ledger", self._read, record.id)
+        if found is not None and self.is_elsewhere(found):
+            await self._remote.wait_ended(record.id)
+            found = await self.pools.run("ledger", self._read, record.id)
         if found is None or found.state == ACCEPTED:
             raise Draining
         return found
+
+    def is_elsewhere(self, record: JobRecord) -> bool:
+        """Whether another server carries the job out."""
+        return record.state == ACCEPTED and self._state.database.shared and self.active(record.id) is None
+
+    def follow_elsewhere(self, record: JobRecord) -> AsyncIterator[Progress]:
+        """The progress of a job that another server carries out, until it has ended. Raises as `wait_ended` does."""
+        return self._remote.follow(record.id)
 
     def _read(self, identity: str) -> JobRecord | None:
         """A job as it is written down, with addresses of its images that are valid now."""
@@ -118,9 +142,12 @@ class JobService:
     async def cancel(self, identity: str, owner: str) -> JobRecord:
         """Cancel a job; one that has ended stays as it is."""
         record, job = await self.find(identity, owner)
-        if job is None:
+        if job is not None:
+            job.cancel()
+        elif record.state == ACCEPTED:  # another server's, which looks for this
+            await self.pools.run("ledger", self._store.cancel, identity)
+        else:
             return record
-        job.cancel()
         return await self.wait_ended(record)
 
     async def _accept_once(self, spec: JobSpec, owner: str, key: str, body_hash: str) -> tuple[JobRecord, bool]:
@@ -128,10 +155,12 @@ class JobService:
             if known := await self._find_key(owner, key, body_hash):
                 return known, True
         request = await spec.build_request(self._state)
-        async with self._key_lock:
-            if known := await self._find_key(owner, key, body_hash):
-                return known, True
-            return await self._admit(spec, request, owner, key, body_hash), False
+        while True:
+            async with self._key_lock:
+                if known := await self._find_key(owner, key, body_hash):
+                    return known, True
+                with suppress(KeyTaken):  # another server was quicker: its job is the one to find
+                    return await self._admit(spec, request, owner, key, body_hash), False
 
     async def _find_key(self, owner: str, key: str, body_hash: str) -> JobRecord | None:
         record = await self.pools.run("ledger", self._store.find_key, owner, key)
@@ -146,6 +175,7 @@ class JobService:
         generation = Generation.start(self._state, spec, request, owner)
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, owner, key, body_hash, spec.to_json(request), created=time.time())
+        self._leases.grant(record)
         try:
             await self.pools.run("ledger", self._store.add, record, request.source.pixels if request.source else None)
         except Exception:

@@ -4,33 +4,42 @@ A row is durable before its job is acknowledged, and a job ends in one update th
 whatever crashes, it ends once.
 """
 
-import time
-from collections.abc import Callable
+import json
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import defer
 
+from pipelines.errors import Cancelled
 from server.database.database import Database
+from server.errors import envelope, row_of
 from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, JobRecord, SourcePicture
 
 TOMBSTONE = 30 * 86400.0  # seconds for which an expired job is still known to have been
 
 
+class KeyTaken(Exception):
+    """Another job has this idempotency key; which one it is can be looked up."""
+
+
 class JobStore:
     """The jobs in a database, safe to use from several threads. Every method raises what `Database` does."""
 
-    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
-        """`now`: the clock by which jobs age, in seconds since 1970."""
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._now = now
 
     def add(self, record: JobRecord, source: bytes | None = None) -> None:
-        """Durable when this returns, and with it the source's pixels."""
-        with self._database.transaction() as session:
-            session.add(record)
-            if source is not None:
-                session.add(SourcePicture(record.id, source))
+        """Durable when this returns, and with it the source's pixels.
+
+        Raises `KeyTaken` if another job has its owner's idempotency key.
+        """
+        try:
+            with self._database.transaction() as session:
+                session.add(record)
+                if source is not None:
+                    session.add(SourcePicture(record.id, source))
+        except sa.exc.IntegrityError as error:
+            raise KeyTaken from error
 
     def source(self, identity: str) -> bytes:
         """The source's pixels of an unfinished job; empty if it has none."""
@@ -38,23 +47,44 @@ class JobStore:
             return session.scalar(sa.select(SourcePicture.pixels).where(SourcePicture.id == identity)) or b""
 
     def end(
-        self, identity: str, state: str, status: int, headers: dict[str, str], outcome: str, *, free_key: bool = False
+        self,
+        identity: str,
+        state: str,
+        status: int,
+        headers: dict[str, str],
+        outcome: str,
+        *,
+        free_key: bool = False,
+        attempt: int | None = None,
     ) -> bool:
-        """End an unfinished job; False if it had ended before. `free_key`: its idempotency key may be used again."""
+        """End an unfinished job; False if it had ended before, or is not at this `attempt` any more (None: any).
+
+        `free_key`: its idempotency key may be used again.
+        """
         ending: dict[str, Any] = {
             "state": state,
-            "finished": self._now(),
+            "finished": self._database.now(),
             "status": status,
             "headers": headers,
             "outcome": outcome,
+            "progress": None,
         }
         if free_key:
             ending["idempotency_key"] = None
-        unfinished = (JobRecord.id == identity, JobRecord.state == ACCEPTED)
+        unfinished = [JobRecord.id == identity, JobRecord.state == ACCEPTED]
+        if attempt is not None:
+            unfinished.append(JobRecord.attempt == attempt)
         with self._database.transaction() as session:
             changed = session.connection().execute(sa.update(JobRecord).where(*unfinished).values(ending)).rowcount
-            session.execute(sa.delete(SourcePicture).where(SourcePicture.id == identity))
+            if changed:
+                session.execute(sa.delete(SourcePicture).where(SourcePicture.id == identity))
         return changed > 0
+
+    def cancel(self, identity: str) -> bool:
+        """End an unfinished job as cancelled; its server notices within a second. False if it had ended before."""
+        error = Cancelled()
+        outcome = json.dumps(envelope(error, identity, f"/v1/jobs/{identity}"))
+        return self.end(identity, CANCELLED, row_of(error).status, {}, outcome, free_key=True)
 
     def find(self, identity: str) -> JobRecord | None:
         return next(iter(self._read(sa.select(JobRecord).where(JobRecord.id == identity))), None)
@@ -82,6 +112,14 @@ class JobStore:
         with self._database.transaction() as session:
             return {row[0]: row[1] for row in session.execute(query)}
 
+    def unfinished_among(self, identities: list[str]) -> dict[str, dict[str, Any] | None]:
+        """Those that have not ended, each with its progress."""
+        query = sa.select(JobRecord.id, JobRecord.progress).where(
+            JobRecord.state == ACCEPTED, JobRecord.id.in_(identities)
+        )
+        with self._database.transaction() as session:
+            return {row.id: row.progress for row in session.execute(query)}
+
     def page(self, owner: str | None, limit: int, before: int | None, states: tuple[str, ...]) -> list[JobRecord]:
         """Newest first, without outcomes. `owner` None: everybody's. `before`: only those with a lower `number`."""
         query = sa.select(JobRecord).where(JobRecord.state.in_(states)).order_by(JobRecord.number.desc()).limit(limit)
@@ -94,7 +132,7 @@ class JobStore:
 
     def sweep(self, expire: float) -> None:
         """Delete what is known of jobs that finished `expire` seconds ago, except their ids; later those too."""
-        now = self._now()
+        now = self._database.now()
         cleared = {
             "state": EXPIRED,
             "request": None,

@@ -2,34 +2,108 @@
 
 import asyncio
 import time
+from dataclasses import asdict
 
 import structlog
 
-from server.errors import StorageBusy, StorageDamaged, StorageFull
+from pipelines.job import Progress
+from server.errors import StorageFailure
+from server.jobs.leases import JobLeases
+from server.jobs.resumption import resume_jobs
 from server.jobs.runner import JobRunner
 from server.jobs.store import JobStore
 from server.state import AppState
 
-INTERVAL = 1.0  # seconds between looks for cancellations
+INTERVAL = 1.0  # seconds between looks
 SWEEP_INTERVAL = 60.0  # seconds
+RENEWALS = 3  # within the time of a lease: one that fails is no loss
+TAKEN_AT_ONCE = 4  # jobs: the rest is left to other servers, until these have their place in the line
 log = structlog.get_logger("srpo")
 
 
-async def maintain(runner: JobRunner, store: JobStore, state: AppState) -> None:
-    """Cancel what `srpo jobs` has marked as cancelled, and expire jobs as old as their images may be. Never ends."""
-    pools = state.pools
-    swept = float("-inf")
-    while True:
-        try:
-            if runner.active:
-                cancelled = await pools.run("ledger", store.cancelled_among, list(runner.active))
-                for identity in cancelled & set(runner.active):
-                    runner.active[identity].cancel()
-            if time.monotonic() > swept + SWEEP_INTERVAL:
-                await pools.run("ledger", store.sweep, state.settings.images_expire)
-                await pools.run("ledger", state.database.shrink)
-                await pools.run("ledger", state.clock.keep)
-                swept = time.monotonic()
-        except (StorageBusy, StorageDamaged, StorageFull) as error:
-            log.error("jobs", error=type(error).__name__)
-        await asyncio.sleep(INTERVAL)
+class Upkeep:
+    """The duties of one server towards its jobs, its database and those who share it.
+
+    `failure` is why the database could not be used at the last look, where there are others to be told of it.
+    """
+
+    def __init__(self, runner: JobRunner, store: JobStore, leases: JobLeases, state: AppState) -> None:
+        self.failure: StorageFailure | None = None
+        self._runner = runner
+        self._store = store
+        self._leases = leases
+        self._state = state
+        self._told: dict[str, Progress] = {}
+        self._resuming: asyncio.Task[None] | None = None
+        self._swept = self._renewed = float("-inf")  # when, on the monotonic clock
+        self._patient_until = float("-inf")  # before that no job is taken over
+
+    async def run(self) -> None:
+        """Never ends."""
+        while True:
+            try:
+                await self._look()
+                self.failure = None
+            except StorageFailure as error:
+                log.error("jobs", error=type(error).__name__)
+                if self._state.database.shared:
+                    self.failure = error
+                    # Nobody could renew a lease, so those that have run out say nothing of their servers.
+                    self._patient_until = time.monotonic() + self._leases.seconds
+            await asyncio.sleep(INTERVAL)
+
+    def stop(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
+
+    async def _look(self) -> None:
+        if self._runner.active:
+            self._cancel(await self._state.pools.run("ledger", self._store.cancelled_among, list(self._runner.active)))
+        if self._state.database.shared:
+            await self._renew_leases()
+            await self._tell_progress()
+            await self._take_over()
+        if time.monotonic() > self._swept + SWEEP_INTERVAL:
+            await self._state.pools.run("ledger", self._store.sweep, self._state.settings.images_expire)
+            await self._state.pools.run("ledger", self._state.database.shrink)
+            await self._state.pools.run("ledger", self._state.clock.keep)
+            self._swept = time.monotonic()
+
+    def _cancel(self, identities: set[str]) -> None:
+        """Stop the work of jobs that were cancelled elsewhere, or taken over."""
+        for identity in identities & set(self._runner.active):
+            self._runner.active[identity].cancel()
+
+    async def _renew_leases(self) -> None:
+        if self._runner.active and time.monotonic() > self._renewed + self._leases.seconds / RENEWALS:
+            self._cancel(await self._state.pools.run("ledger", self._leases.renew, list(self._runner.active)))
+            self._renewed = time.monotonic()
+
+    async def _tell_progress(self) -> None:
+        """What has changed since it was last told; predicted seconds alone are no news."""
+        latest = {
+            identity: progress
+            for identity, job in self._runner.active.items()
+            if job.admitted and (progress := job.admitted.channel.latest())
+        }
+        news = {name: now for name, now in latest.items() if not is_same(self._told.get(name), now)}
+        self._told = {name: now for name, now in self._told.items() if name in latest}
+        if news:
+            await self._state.pools.run("ledger", self._leases.tell, {name: asdict(now) for name, now in news.items()})
+            self._told |= news
+
+    async def _take_over(self) -> None:
+        """Resume jobs of servers that are gone, a few at a time, so that all who are left share them."""
+        busy = self._resuming is not None and not self._resuming.done()
+        if busy or time.monotonic() < self._patient_until or self._state.pool.status().state != "ready":
+            return
+        records = await self._state.pools.run("ledger", self._leases.take_over, TAKEN_AT_ONCE)
+        if records:
+            log.warning("jobs_taken_over", jobs=[record.id for record in records])
+            jobs = [self._runner.register(record) for record in records]
+            self._resuming = asyncio.ensure_future(resume_jobs(jobs, self._runner, self._store, self._state))
+
+
+def is_same(before: Progress | None, now: Progress) -> bool:
+    fields = ("stage", "image", "step", "steps", "position")
+    return before is not None and all(getattr(before, name) == getattr(now, name) for name in fields)

@@ -69,6 +69,7 @@ class EnvironmentSettings(BaseSettings):
         env_prefix=PREFIX,
         frozen=True,
         extra="ignore",
+        hide_input_in_errors=True,  # it may be a key or a password
         cli_kebab_case=True,
         cli_implicit_flags="toggle",
         cli_hide_none_type=True,

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from server.database.database import Database
 from server.database.sqlite import sqlite_url
 from server.jobs.store import JobStore
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Database]:
-    """The database in a data folder, brought up to date."""
-    database = Database(sqlite_url(folder))
+def opened(where: Path | str) -> Iterator[Database]:
+    """A database, brought up to date: the one in a data folder, or that of a URL."""
+    database = Database(sqlite_url(where) if isinstance(where, Path) else sa.make_url(where))
     try:
         database.open()
         yield database
@@ -25,9 +27,9 @@ def opened(folder: Path) -> Iterator[Database]:
 
 
 @contextmanager
-def job_store(folder: Path) -> Iterator[JobStore]:
-    """The jobs in a data folder."""
-    with opened(folder) as database:
+def job_store(where: Path | str) -> Iterator[JobStore]:
+    """The jobs in a database, as for `opened`."""
+    with opened(where) as database:
         yield JobStore(database)
 
 

@@ -1,0 +1,71 @@
+"""Postgres through psycopg 3, for several servers. Needs the extra `postgres`.
+
+Every wait has an end: for a connection, for a lock, for a statement, and for a host that is gone without a word. So a
+database that is lost is noticed within seconds, and a connection is tried before it is used again.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+from server.errors import DatabaseUnavailable, StorageBusy, StorageDamaged, StorageFailure, StorageFull
+
+DRIVER = "postgresql+psycopg"
+CONNECT_TIMEOUT = 5  # seconds, for each address of the host
+SILENCE = 10  # seconds that a host may leave what was sent to it unconfirmed
+SERVER_LIMITS = {  # milliseconds
+    "statement_timeout": 15_000,
+    "lock_timeout": 10_000,
+    "idle_in_transaction_session_timeout": 30_000,  # of a server that was stopped in the middle of a transaction
+}
+MIGRATION_LOCK = 0x7372706F  # any number, the same in every version
+# Codes of errors: https://www.postgresql.org/docs/current/errcodes-appendix.html
+LOST = {"08", "57P01", "57P02", "57P03", "57P05", "25006", "25P03", "53300"}  # no connection, shut down, a standby
+BUSY = {"40001", "40P01", "55P03", "57014"}
+FULL = {"53100", "53200", "53400"}
+DAMAGED = {"XX001", "XX002"}
+
+
+class Postgres:
+    """A `Backend`."""
+
+    shared = True
+
+    def options(self) -> dict[str, Any]:
+        limits = " ".join(f"-c {name}={value}" for name, value in SERVER_LIMITS.items())
+        arguments = {
+            "application_name": "srpo",
+            "connect_timeout": CONNECT_TIMEOUT,
+            "keepalives_idle": SILENCE // 2,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": SILENCE * 1000,
+            "options": limits,
+        }
+        return {"pool_pre_ping": True, "pool_timeout": SILENCE, "connect_args": arguments}
+
+    def prepare(self, engine: sa.Engine) -> None:
+        """Nothing: the options say all."""
+
+    def translate(self, error: sa.exc.DBAPIError) -> StorageFailure | None:
+        code = getattr(error.orig, "sqlstate", None)
+        if code is None or error.connection_invalidated or code[:2] in LOST or code in LOST:
+            return DatabaseUnavailable()
+        if code in BUSY:
+            return StorageBusy()
+        if code in FULL:
+            return StorageFull()
+        return StorageDamaged() if code in DAMAGED else None
+
+    def lock(self, connection: sa.Connection) -> None:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+
+    def check(self, connection: sa.Connection) -> None:
+        """Postgres looks after its own files."""
+
+    def shrink(self, connection: sa.Connection) -> None:
+        """Postgres does it by itself (autovacuum)."""
+
+    def now(self, clock: Callable[[], float]) -> sa.ColumnElement[float]:  # noqa: ARG002 - clocks of servers differ
+        return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Float)

@@ -1,0 +1,212 @@
+"""Jobs in a real Postgres: leases, migrations, two versions at a time, and what happens when it is lost."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from pydantic import SecretStr
+from support.jobs import record
+from support.ledgers import opened
+from support.postgres import PASSWORD, Postgres
+
+from server.database.base import Base
+from server.database.database import MIGRATIONS, Database, resolve_url
+from server.errors import DatabaseUnavailable, StorageBusy
+from server.jobs.leases import JobLeases
+from server.jobs.models import ACCEPTED, SUCCEEDED, JobRecord
+from server.jobs.store import JobStore, KeyTaken
+from server.settings.server import Settings
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> str:
+    """Of an empty database, as the setting gives it."""
+    setting = Settings(database_url=SecretStr(postgres.create_database())).database_url
+    assert setting is not None
+    return setting.get_secret_value()
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    with opened(url) as database:
+        yield database
+
+
+def keyed(name: str, key: str) -> JobRecord:
+    return JobRecord(name, "owner", key, "hash", {"spoken": {"native": {"prompt": "\0 and \U0001f600"}}}, created=1.0)
+
+
+def leased(name: str, leases: JobLeases) -> JobRecord:
+    job = record(name)
+    leases.grant(job)
+    return job
+
+
+def test_jobs_are_kept_as_in_a_file(database: Database) -> None:
+    store = JobStore(database)
+    database.check()
+    store.add(keyed("a", "key"), b"\0pixels")
+    with pytest.raises(KeyTaken):
+        store.add(keyed("b", "key"))
+    found = store.find_key("owner", "key")
+    assert found is not None
+    assert found.request == {"spoken": {"native": {"prompt": "\0 and \U0001f600"}}}
+    assert store.source("a") == b"\0pixels"
+    assert store.end("a", SUCCEEDED, 201, {"a": "b"}, "first")
+    assert not store.end("a", SUCCEEDED, 201, {}, "second")
+    (found,) = store.page("owner", 9, None, (SUCCEEDED,))
+    assert (found.headers, store.source("a")) == ({"a": "b"}, b"")
+    store.sweep(expire=-1)
+    database.shrink()
+    found = store.find("a")
+    assert found is not None
+    assert (found.state, found.outcome, found.idempotency_key) == ("expired", None, None)
+
+
+def test_the_migrations_make_the_tables_that_the_models_describe(database: Database) -> None:
+    with database.connection() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_many_servers_start_on_an_empty_database_at_once(url: str) -> None:
+
+    def start(_: int) -> bool:
+        with opened(url) as database:
+            return database.shared
+
+    with ThreadPoolExecutor(6) as threads:
+        assert all(threads.map(start, range(6)))
+
+
+def test_each_orphan_is_taken_over_by_one_server_alone(database: Database) -> None:
+    store, dead = JobStore(database), JobLeases(database, 0.0)
+    for number in range(40):
+        store.add(leased(f"job_{number}", dead))
+
+    def take(leases: JobLeases) -> list[str]:
+        taken = []
+        while records := leases.take_over(3):
+            taken += [job.id for job in records]
+        return taken
+
+    with ThreadPoolExecutor(4) as threads:
+        names = [name for names in threads.map(take, [JobLeases(database, 60.0) for _ in range(4)]) for name in names]
+    assert sorted(names) == sorted(f"job_{number}" for number in range(40))
+
+
+def test_who_has_lost_a_lease_can_neither_renew_it_nor_end_the_job(database: Database) -> None:
+    store, slow, quick = JobStore(database), JobLeases(database, 0.0), JobLeases(database, 60.0)
+    store.add(leased("a", slow), b"pixels")
+    (taken,) = quick.take_over(None)
+    assert (taken.attempt, slow.renew(["a"]), quick.renew(["a"])) == (1, {"a"}, set())
+    assert not store.end("a", SUCCEEDED, 201, {}, "slow", attempt=0)
+    assert store.source("a") == b"pixels"  # still needed
+    slow.tell({"a": {"stage": "denoise"}})
+    assert store.unfinished_among(["a"]) == {"a": None}
+    quick.tell({"a": {"stage": "text"}})
+    assert store.unfinished_among(["a", "b"]) == {"a": {"stage": "text"}}
+    assert store.end("a", SUCCEEDED, 201, {}, "quick", attempt=1)
+    found = store.find("a")
+    assert found is not None
+    assert found.outcome == "quick"
+    assert slow.take_over(None) == []
+
+
+def test_a_lease_that_is_renewed_or_released_is_held_or_free(database: Database) -> None:
+    store, holder, other = JobStore(database), JobLeases(database, 60.0), JobLeases(database, 60.0)
+    store.add(leased("a", holder))
+    assert other.take_over(None) == []
+    holder.release()
+    assert [job.id for job in other.take_over(None)] == ["a"]
+
+
+# --- two versions at a time ------------------------------------------------------------------------------------------
+
+
+def migrate(url: str, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", MIGRATIONS)
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()
+
+
+def test_what_the_version_before_writes_stays_valid_while_it_still_runs(url: str) -> None:
+    """An upgrade while servers of the version before are running: their statements, on the tables as they know them."""
+    migrate(url, "0002")
+    engine = sa.create_engine(url)
+    tables = sa.MetaData()
+    tables.reflect(engine)
+    jobs = tables.tables["jobs"]
+    row = {"owner": "", "body_hash": "h", "state": ACCEPTED, "created": 1.0, "request": "{}"}
+    with engine.begin() as old:
+        old.execute(sa.insert(jobs).values(id="before", **row))
+    with opened(url) as database:
+        with engine.begin() as old:
+            old.execute(sa.insert(jobs).values(id="after", **row))
+            old.execute(sa.insert(jobs).values(id="ended", **row))
+        with engine.begin() as old:
+            ending = {"state": SUCCEEDED, "finished": 2.0, "status": 201, "headers": "{}", "outcome": "{}"}
+            old.execute(sa.update(jobs).where(jobs.c.id == "ended").values(ending))
+        store = JobStore(database)
+        assert [job.id for job in store.unfinished()] == ["before", "after"]
+        taken = JobLeases(database, 60.0).take_over(None)
+        assert [(job.id, job.attempt) for job in taken] == [("before", 1), ("after", 1)]
+        with engine.begin() as old:  # the version before reads what the new one has written
+            assert old.execute(sa.select(jobs.c.state).order_by(jobs.c.number)).scalars().all() == [
+                ACCEPTED,
+                ACCEPTED,
+                SUCCEEDED,
+            ]
+    engine.dispose()
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_is_not_given_back_is_told_as_busy(database: Database) -> None:
+    store = JobStore(database)
+    store.add(record("a"))
+
+    def read_soon() -> None:
+        with database.transaction() as session:
+            session.execute(sa.text("SET LOCAL lock_timeout = '50ms'"))
+            session.scalars(sa.select(JobRecord)).all()
+
+    with database.transaction() as other:
+        other.execute(sa.text("LOCK TABLE jobs"))
+        with pytest.raises(StorageBusy):
+            read_soon()
+
+
+def test_a_lost_database_is_told_as_such_and_found_again(postgres: Postgres, database: Database) -> None:
+    store = JobStore(database)
+    store.add(record("a"))
+    postgres.kill()
+    try:
+        for _ in range(2):  # on the connection that was open, and on a new one
+            with pytest.raises(DatabaseUnavailable) as lost:
+                store.find("a")
+            assert PASSWORD not in f"{lost.value} {lost.value.__cause__}"
+    finally:
+        postgres.start()
+    assert store.find("a") is not None
+
+
+def test_nothing_that_names_the_database_shows_its_password(url: str) -> None:
+    settings = Settings(database_url=SecretStr(url))
+    database = Database(resolve_url(settings.database_url, Path()))
+    assert (
+        PASSWORD not in f"{settings} {settings!r} {database.place} {settings.model_dump()} {settings.model_dump_json()}"
+    )
+    with pytest.raises(ValueError) as refused:
+        Settings.model_validate({"database_url": url.replace("postgresql", "mysql")})
+    assert PASSWORD not in str(refused.value)

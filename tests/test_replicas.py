@@ -1,0 +1,154 @@
+"""Servers that share a database: any of them answers for a job, and none is lost with the server or the database.
+
+`make replicas` does it with real processes behind a real nginx, and kills them.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.jobs import KEYS, PREFER, call, ended, events_of, record
+from support.ledgers import job_store
+from support.postgres import PASSWORD, Postgres
+from support.scripted_server import Gate, Scripted
+from support.server import START_LIMIT
+from support.waiting import within
+
+from server.database.database import Database, resolve_url
+from server.jobs.leases import JobLeases
+from server.settings.server import Settings
+
+PATH = "/v1/images/generations"
+BODY: dict[str, Any] = {"model": "flux/srpo", "image_size": "square", "num_inference_steps": 3, "seed": 7}
+Replicas = Callable[..., list[Scripted]]
+
+
+@pytest.fixture
+def url(postgres: Postgres) -> str:
+    return postgres.create_database()
+
+
+@pytest.fixture
+def replicas(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replicas]:
+    """Starts servers over one database."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with ExitStack() as stack:
+
+        def start(count: int, **options: Any) -> list[Scripted]:
+            common = {"api_keys": KEYS, "safety_checker": "none", "database_url": url, "lease": 2.0, **options}
+            return [stack.enter_context(Scripted(tmp_path / f"replica-{number}", **common)) for number in range(count)]
+
+        yield start
+
+
+def post(server: Scripted, headers: dict[str, str], **fields: Any) -> httpx.Response:
+    return call(server, "POST", PATH, headers=headers, json=BODY | fields)
+
+
+def accept(server: Scripted, **fields: Any) -> str:
+    reply = post(server, PREFER, **fields)
+    assert reply.status_code == 202, reply.text
+    identity: str = reply.json()["id"]
+    return identity
+
+
+def test_a_key_is_drawn_once_whichever_servers_it_is_posted_to(replicas: Replicas) -> None:
+    servers = replicas(2)
+    headers = {"idempotency-key": "one"}
+    with ThreadPoolExecutor(8) as threads:
+        replies = list(threads.map(lambda number: post(servers[number % 2], headers, prompt="slow"), range(8)))
+    assert {reply.status_code for reply in replies} == {201}
+    assert len({reply.text for reply in replies}) == 1
+    assert [reply.headers.get("idempotent-replayed") for reply in replies].count(None) == 1
+    assert post(servers[1], headers, prompt="another").status_code == 409
+    assert len(call(servers[0], "GET", "/v1/jobs").json()["data"]) == 1
+
+
+def test_any_server_tells_of_a_job_and_cancels_it(replicas: Replicas) -> None:
+    here, there = replicas(2)
+
+    def status(identity: str) -> str:
+        shown: str = call(there, "GET", f"/v1/jobs/{identity}").json()["status"]
+        return shown
+
+    running, waiting = accept(here, prompt="slow", num_inference_steps=50), accept(here, prompt="quick")
+    assert within(START_LIMIT, lambda: status(running) == "running")
+    assert call(there, "GET", f"/v1/jobs/{running}").json()["progress"]["steps"] == 50
+    assert status(waiting) == "queued"
+    assert call(there, "DELETE", f"/v1/jobs/{running}").json()["status"] == "cancelled"
+    assert ended(here, running)["status"] == "cancelled"
+    assert ended(there, waiting)["status"] == "succeeded"  # what was cancelled holds up nothing
+
+
+def test_events_can_be_read_from_any_server(replicas: Replicas, tmp_path: Path) -> None:
+    here, there = replicas(2)
+    gate = Gate(tmp_path / "gate")
+    gate.allow(2)
+    identity = accept(here, prompt=gate.prompt)
+    path, headers = f"/v1/jobs/{identity}/events", {"authorization": f"Bearer {KEYS[0]}"}
+    with httpx.stream("GET", there.url + path, headers=headers, timeout=START_LIMIT) as reply:
+        lines = (line for line in reply.iter_lines() if line.startswith("event: "))
+        assert next(lines) == "event: image_generation.progress"
+        gate.allow(3)
+        assert list(lines)[-1] == "event: image_generation.completed"
+    images = [events_of(call(server, "GET", path))[-1][2]["url"] for server in (here, there)]
+    assert images[0] == images[1]
+
+
+def test_the_jobs_of_a_server_that_is_gone_are_taken_over(replicas: Replicas, url: str) -> None:
+    """They were accepted, and their server has not renewed its lease."""
+    here, there = replicas(2)
+    settings = Settings.model_validate({"database_url": url})
+    gone = JobLeases(Database(resolve_url(settings.database_url, Path())), 0.0)
+    made = accept(here, prompt="quick")
+    ended(here, made)
+    with job_store(str(settings.database_url and settings.database_url.get_secret_value())) as store:
+        done = store.find(made)
+        assert done is not None
+        for number in range(6):
+            job = record(f"job_{number}")
+            job.owner, job.request = done.owner, done.request
+            gone.grant(job)
+            store.add(job)
+        for number in range(6):
+            assert ended(there, f"job_{number}")["status"] == "succeeded"
+        attempts = [getattr(store.find(f"job_{number}"), "attempt", None) for number in range(6)]
+        assert attempts == [1] * 6
+
+
+def test_a_server_that_stops_hands_its_jobs_over_at_once(replicas: Replicas, tmp_path: Path, url: str) -> None:
+    (stays,) = replicas(1, lease=600.0)
+    gate = Gate(tmp_path / "gate")
+    options: dict[str, Any] = {"api_keys": KEYS, "safety_checker": "none", "database_url": url, "lease": 600.0}
+    with Scripted(tmp_path / "stops", **options) as stops:
+        identity = accept(stops, prompt=gate.prompt)
+    gate.allow(100)
+    assert ended(stays, identity)["status"] == "succeeded"
+
+
+def test_nothing_accepted_is_lost_with_the_database(replicas: Replicas, postgres: Postgres, tmp_path: Path) -> None:
+    (server,) = replicas(1)
+    gate = Gate(tmp_path / "gate")
+    running = accept(server, prompt=gate.prompt)
+    waiting = accept(server, prompt="quick")
+    postgres.kill()
+    try:
+        refused = post(server, PREFER, prompt="quick")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert call(server, "GET", "/v1/jobs/job_0").status_code == 503
+        assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        assert "database cannot be reached" in httpx.get(f"{server.url}/ready").json()["reason"]
+        gate.allow(3)
+        assert post(server, {}, prompt="quick").status_code == 201  # it needs no database
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert PASSWORD not in httpx.get(f"{server.url}/health").text
+    finally:
+        postgres.start()
+    for identity in (running, waiting):
+        assert ended(server, identity)["status"] == "succeeded"
+    assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 200)
