@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic_core import PydanticUndefined
 
 from pipelines.acceleration import PRESETS
@@ -150,7 +151,25 @@ def metrics() -> str:
     )
 
 
+def alerts() -> str:
+    """Every alert, from the rules for Prometheus."""
+    groups = yaml.safe_load((FOLDER.parent / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
+    return table(
+        ("alert", "severity", "what has happened", "what to do"),
+        (
+            (
+                f"`{rule['alert']}`",
+                rule["labels"]["severity"],
+                *(rule["annotations"][key] for key in ("summary", "action")),
+            )
+            for group in groups
+            for rule in group["rules"]
+        ),
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "alerts": alerts,
     "clients": clients,
     "parameters": parameters,
     "image_to_image": image_to_image,

@@ -7,7 +7,7 @@ from pipelines.errors import Cancelled, ContentWithheld
 from pipelines.request import ImageRequest
 from pipelines.safety.guard import InspectedResult
 from server.errors import row_of
-from server.metrics.recorder import Metrics
+from server.metrics.recorder import FLAGGED, Metrics
 from server.metrics.table import (
     E2E_LATENCY,
     IMAGE_PIXELS,
@@ -19,8 +19,6 @@ from server.metrics.table import (
     STAGE_SECONDS,
     size_class,
 )
-
-FLAGGED = {True: "true", False: "false"}
 
 
 class GenerationMeter:

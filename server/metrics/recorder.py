@@ -14,6 +14,7 @@ from server.metrics.table import (
     BATCH_SIZE,
     EVENTS,
     HTTP_REQUESTS,
+    IMAGES_CHECKED,
     REQUESTS_FINISHED,
     REQUESTS_REFUSED,
     STEP_LATENCY,
@@ -24,6 +25,7 @@ from server.metrics.table import (
 )
 
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")  # others would be labels that clients make up
+FLAGGED: Mapping[bool, str] = {True: "true", False: "false"}
 STEP_KINDS: Mapping[bool, str] = {True: "computed", False: "skipped"}
 
 
@@ -37,6 +39,8 @@ class Metrics(PoolObserver):
         self.registry = CollectorRegistry(auto_describe=False)
         self._families = {metric.name: self._register(metric) for metric in EVENTS}
         ProcessCollector(registry=self.registry)
+        for flagged in FLAGGED.values():
+            self.count(IMAGES_CHECKED, flagged, by=0)
         for row in TABLE.values():  # a counter that begins at 1 has no increase that an alert could see
             if row.refuses:
                 self.count(REQUESTS_REFUSED, row.code or "", by=0)

@@ -17,6 +17,7 @@ from support.server import free_port, wait_ready
 ADDRESS = "http://127.0.0.1:8000"  # the server's, on the pages
 SERVES = re.compile(r"^(\w+=\S+ )*(srpo serve|make serve)\b")
 BIN = Path(sys.executable).parent
+METRICS_PORT = "9464"  # on the pages
 MAY_BE_MISSING = ("node", "openssl")
 
 
@@ -35,7 +36,7 @@ class Checkout:
                 (folder / entry.name).symlink_to(entry)
         (folder / ".venv").symlink_to(BIN.parent)
         (folder / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
-        self.folder, self.url = folder, url
+        self.folder, self.url, self.metrics_port = folder, url, str(free_port())
         self.servers: list[subprocess.Popen[bytes]] = []
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SRPO_", "HF_", "MAKE"))}
         self.env = clean | {
@@ -50,6 +51,7 @@ class Checkout:
 
     def run(self, command: str) -> None:
         """Carry out one command, as it stands on the page but for the server's address."""
+        command = command.replace(METRICS_PORT, self.metrics_port)
         tool = shlex.split(command)[0]
         if tool in MAY_BE_MISSING and shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
