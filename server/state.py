@@ -22,7 +22,7 @@ from server.database.database import Database, resolve_url
 from server.images.constant import ConstantImages
 from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
-from server.images.store import LocalStore
+from server.images.stores.local import LocalStore
 from server.logs import log_format_of
 from server.metrics.recorder import Metrics
 from server.security.keys import KeyRing

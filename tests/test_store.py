@@ -13,7 +13,7 @@ import pytest
 from server.data_folder import FolderClock
 from server.errors import Gone, NotFound, StorageFull
 from server.images.encoding import EncodedImage
-from server.images.store import LocalStore
+from server.images.stores.local import LocalStore
 
 BASE = "http://127.0.0.1:8000"
 

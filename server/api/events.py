@@ -15,7 +15,7 @@ from pipelines.job import Event, Preview, Progress
 from server.api.sse import format_event
 from server.errors import ServerError, envelope
 from server.images.encoding import encode
-from server.images.store import LocalStore
+from server.images.stores.local import LocalStore
 from server.jobs.generation import Generation
 from server.jobs.models import SUCCEEDED, JobRecord
 from server.jobs.runner import ActiveJob

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import BadRange
-from server.images.store import LocalStore
+from server.images.stores.local import LocalStore
 from server.state import State
 
 router = APIRouter(include_in_schema=False)

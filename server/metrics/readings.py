@@ -14,7 +14,7 @@ from pipelines.loading.cards import DriverUnavailable, list_cards
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.status import POOL_STATES
 from pipelines.workers.supervisor import WORKER_STATES
-from server.images.store import LocalStore
+from server.images.stores.local import LocalStore
 from server.metrics.table import (
     CACHE_HITS,
     CACHE_MISSES,

@@ -1,0 +1,1 @@
+"""Where finished images are kept until they expire: a class for each scheme of a URL."""
