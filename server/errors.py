@@ -179,6 +179,13 @@ class DatabaseUnavailable(StorageFailure):
         super().__init__("The database cannot be reached now. Try again in a few seconds.")
 
 
+class StoreUnavailable(StorageFailure):
+    retry_after = 5.0  # seconds
+
+    def __init__(self) -> None:
+        super().__init__("The image store cannot be reached now. Try again in a few seconds.")
+
+
 @dataclass(frozen=True, slots=True)
 class WireError:
     """How a class of errors looks on the wire. `repeats`: trying again would fail again.
@@ -227,6 +234,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     StorageBusy: WireError(503, "storage_busy", "server_error"),
     StorageDamaged: WireError(503, "storage_damaged", "server_error"),
     DatabaseUnavailable: WireError(503, "database_unavailable", "server_error"),
+    StoreUnavailable: WireError(503, "store_unavailable", "server_error"),
     UploadsFull: WireError(503, "uploads_full", "server_error", refuses=True),
     TooManyConnections: WireError(503, "too_many_connections", "server_error", refuses=True),
     pipeline.DeadlineExceeded: WireError(504, "deadline_exceeded", "server_error", repeats=True),

@@ -22,7 +22,8 @@ from server.database.database import Database, resolve_url
 from server.images.constant import ConstantImages
 from server.images.signing import FileSigner, load_signer
 from server.images.source import Sources
-from server.images.stores.local import LocalStore
+from server.images.stores.base import Store
+from server.images.stores.table import open_store
 from server.logs import log_format_of
 from server.metrics.recorder import Metrics
 from server.security.keys import KeyRing
@@ -47,7 +48,7 @@ class AppState:
     failed_keys: FailedKeys
     clock: FolderClock
     database: Database
-    store: LocalStore
+    store: Store
     keys: KeyRing
     guard: Guard
     prompts: PromptGuard
@@ -90,14 +91,7 @@ class AppState:
             origins=OriginPolicy(settings),
             clock=clock,
             database=Database(resolve_url(settings.database_url, settings.data_dir), clock),
-            store=LocalStore(
-                settings.data_dir,
-                settings.images_expire,
-                settings.images_cap,
-                clock,
-                settings.link_lifetime,
-                settings.link_secrets,
-            ),
+            store=open_store(settings, clock),
             keys=KeyRing(settings.api_keys, settings.api_keys_file),
             guard=guard or build_guard(settings),
             prompts=build_prompt_guard(settings),

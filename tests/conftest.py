@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from support.buckets import S3Service, running_s3
 from support.clients import failing, failing_server
 from support.node import clients, node
 from support.pictures import canary, public
@@ -31,6 +32,13 @@ def postgres() -> Iterator[Postgres]:
     """A Postgres for all tests; each takes a database of its own, and starts it again if it has killed it."""
     with running_postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Service]:
+    """An S3 service for all tests; each takes a bucket of its own."""
+    with running_s3() as service:
+        yield service
 
 
 @pytest.fixture(scope="session")

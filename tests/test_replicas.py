@@ -3,6 +3,7 @@
 `make replicas` does it with real processes behind a real nginx, and kills them.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
+from support.buckets import S3Service
 from support.jobs import KEYS, PREFER, call, ended, events_of, record
 from support.ledgers import job_store
 from support.postgres import PASSWORD, Postgres
@@ -97,6 +100,25 @@ def test_events_can_be_read_from_any_server(replicas: Replicas, tmp_path: Path) 
         assert list(lines)[-1] == "event: image_generation.completed"
     images = [events_of(call(server, "GET", path))[-1][2]["url"] for server in (here, there)]
     assert images[0] == images[1]
+
+
+@pytest.mark.parametrize("links", ["proxied", "signed"])
+def test_images_in_a_bucket_can_be_read_from_any_server(replicas: Replicas, s3: S3Service, links: str) -> None:
+    store = {"store_url": s3.create_bucket(), "store_endpoint": s3.endpoint, "store_links": links}
+    here, there = replicas(2, **store)
+    (item,) = post(here, {}, prompt="quick").json()["images"]
+    path = httpx.URL(item["url"]).path
+    drawn = [httpx.get(server.url + path, follow_redirects=True) for server in (here, there)]
+    assert drawn[0].content == drawn[1].content
+    assert drawn[1].headers["content-type"] == item["content_type"]
+    with Image.open(io.BytesIO(drawn[1].content)) as image:
+        assert image.size == (item["width"], item["height"])
+    part = httpx.get(there.url + path, headers={"range": "bytes=5-9"}, follow_redirects=True)
+    assert (part.status_code, part.content) == (206, drawn[0].content[5:10])
+    assert httpx.head(there.url + path, follow_redirects=True).status_code == 200
+    assert httpx.get(f"{there.url}/files/{'A' * 32}.png").status_code == 404
+    s3.age(store["store_url"], f"images/{path[7:9]}/{path[7:]}", 90_000)
+    assert [httpx.get(server.url + path).status_code for server in (here, there)] == [410, 410]
 
 
 def test_the_jobs_of_a_server_that_is_gone_are_taken_over(replicas: Replicas, url: str) -> None:

@@ -1,18 +1,18 @@
-"""The image store on a real folder."""
+"""What is a local store's own, on a real folder: leftovers, full disks, links, the clock. The rest: test_stores.py."""
 
 import itertools
 import os
 import shutil
 import string
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from server.data_folder import FolderClock
-from server.errors import Gone, NotFound, StorageFull
+from server.errors import Gone, StorageFull
 from server.images.encoding import EncodedImage
+from server.images.stores.base import Retention
 from server.images.stores.local import LocalStore
 
 BASE = "http://127.0.0.1:8000"
@@ -23,67 +23,11 @@ def image(size: int = 1000, fill: bytes = b"x") -> EncodedImage:
 
 
 def store(tmp_path: Path, expire: float = 100.0, cap: int = 10**6) -> LocalStore:
-    return LocalStore(tmp_path, expire, cap)
+    return LocalStore(tmp_path, Retention(expire, cap))
 
 
 def path_of(tmp_path: Path, name: str) -> Path:
     return tmp_path / "images" / name[:2] / name
-
-
-def test_what_is_put_is_found_under_an_unguessable_name(tmp_path: Path) -> None:
-    images = store(tmp_path)
-    stored = [images.put(image(fill=bytes([65 + i])), BASE) for i in range(20)]
-    assert len({item.name for item in stored}) == 20
-    for number, item in enumerate(stored):
-        found = images.read(item.name)
-        assert found.data == bytes([65 + number]) * 1000
-        assert (found.content_type, item.url) == ("image/png", f"{BASE}/files/{item.name}")
-        assert 0 < found.seconds_left <= 100
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "x",
-        "../images.key",
-        "..%2fimages.key",
-        "A" * 32 + ".png",
-        "A" * 32 + ".exe",
-        "A" * 32 + ".png/..",
-        "\0" * 36,
-    ],
-)
-def test_names_that_never_were_are_unknown(tmp_path: Path, name: str) -> None:
-    with pytest.raises(NotFound):
-        store(tmp_path).read(name)
-
-
-def test_an_expired_image_is_gone_and_stays_gone_after_a_restart(tmp_path: Path) -> None:
-    images = store(tmp_path)
-    name = images.put(image(), BASE).name
-    path = path_of(tmp_path, name)
-    old = time.time() - 101
-    os.utime(path, (old, old))
-    with pytest.raises(Gone):
-        images.read(name)
-    reopened = store(tmp_path)
-    assert not path.exists()
-    with pytest.raises(Gone):
-        reopened.read(name)
-
-
-def test_beyond_the_cap_the_oldest_go_first(tmp_path: Path) -> None:
-    images = store(tmp_path, cap=3500)
-    names = []
-    for number in range(3):
-        names.append(images.put(image(), BASE).name)
-        written = time.time() - 50 + number
-        os.utime(path_of(tmp_path, names[-1]), (written, written))
-    names.append(images.put(image(), BASE).name)
-    with pytest.raises(Gone):
-        images.read(names[0])
-    assert all(images.read(name) for name in names[1:])
 
 
 def test_leftovers_of_a_crash_are_cleared_and_never_served(tmp_path: Path) -> None:
@@ -106,17 +50,6 @@ def test_a_full_disk_is_an_error_of_its_own_and_leaves_nothing(tmp_path: Path, m
     with pytest.raises(StorageFull):
         images.put(image(), BASE)
     assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
-
-
-def test_many_threads_may_put_at_once(tmp_path: Path) -> None:
-    images, names = store(tmp_path, cap=10**9), []
-    threads = [threading.Thread(target=lambda: names.append(images.put(image(), BASE).name)) for _ in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(len(images.read(name).data) == 1000 for name in names)
-    assert len(names) == 32
 
 
 def test_a_link_in_the_store_is_neither_read_nor_written_nor_swept(tmp_path: Path) -> None:
@@ -156,11 +89,11 @@ def test_a_date_that_is_set_anew_expires_nothing_and_keeps_nothing(
     slept = 0.0
     since_boot = time.clock_gettime
     monkeypatch.setattr("server.data_folder.time.clock_gettime", lambda clock: since_boot(clock) + slept)
-    images = LocalStore(tmp_path, 3600, 10**6, FolderClock(tmp_path))
+    images = LocalStore(tmp_path, Retention(3600, 10**6), FolderClock(tmp_path))
     name = images.put(image(), BASE).name
     wall = time.time
     monkeypatch.setattr("time.time", lambda: wall() + slept + jump)
-    reopened = LocalStore(tmp_path, 3600, 10**6, FolderClock(tmp_path))
+    reopened = LocalStore(tmp_path, Retention(3600, 10**6), FolderClock(tmp_path))
     for each in (images, reopened):
         each.sweep()
         assert 3000 < each.read(name).seconds_left <= 3600

@@ -15,7 +15,7 @@ from pipelines.job import Event, Preview, Progress
 from server.api.sse import format_event
 from server.errors import ServerError, envelope
 from server.images.encoding import encode
-from server.images.stores.local import LocalStore
+from server.images.stores.base import Store
 from server.jobs.generation import Generation
 from server.jobs.models import SUCCEEDED, JobRecord
 from server.jobs.runner import ActiveJob
@@ -157,7 +157,7 @@ async def stream_job(
     served: str,
     *,
     named: bool,
-    store: LocalStore | None,
+    store: Store | None,
 ) -> AsyncGenerator[bytes]:
     """A job's events from behind `after`: its generation's while it runs, then its images or its error.
 
@@ -188,7 +188,7 @@ async def stream_job(
         yield format_event(envelope(error, record.id, f"/v1/jobs/{record.id}"), name="error")
 
 
-def add_bytes(item: dict[str, Any], store: LocalStore) -> dict[str, Any]:
+def add_bytes(item: dict[str, Any], store: Store) -> dict[str, Any]:
     """A reply's item with its file in it, from wherever its URL leads. Raises `Gone`."""
     if "b64_json" in item:
         return item

@@ -4,10 +4,10 @@ import re
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from server.errors import BadRange
-from server.images.stores.local import LocalStore
+from server.images.stores.base import Store
 from server.state import State
 
 router = APIRouter(include_in_schema=False)
@@ -18,10 +18,12 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 async def get_file(request: Request, state: State, name: str) -> Response:
     """A stored image. No key: the name is the secret, and where links expire also their signature."""
     valid = state.store.links.check(name, request.query_params)
+    if url := await state.pools.run("files", state.store.sign_url, name, request.method):
+        return RedirectResponse(url, 307, {"cache-control": "no-store"})
     return await state.pools.run("files", file_response, state.store, name, request, valid)
 
 
-def file_response(store: LocalStore, name: str, request: Request, valid: float) -> Response:
+def file_response(store: Store, name: str, request: Request, valid: float) -> Response:
     """200, 206 or 304, to be kept for at most `valid` seconds. Raises `NotFound`, `Gone` or `BadRange`."""
     spec, image = request.headers, store.read(name)
     etag = f'"{name.partition(".")[0]}"'  # a name never gets other content

@@ -29,7 +29,7 @@ def show_start(console: Console, server: AppState, address: str) -> None:
     table.add_row("address", address)
     table.add_row("keys", describe_access(settings))
     table.add_row("safety", ", ".join(f"{name} {value}" for name, value in server.guard.description.items()))
-    table.add_row("images", f"{settings.data_dir.absolute() / 'images'}, kept for {settings.images_expire / 3600:g} h")
+    table.add_row("images", f"{server.store.place}, kept for {settings.images_expire / 3600:g} h")
     console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
     if row.embedded:
         console.print(

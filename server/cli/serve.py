@@ -20,6 +20,7 @@ from server.cli import banner
 from server.cli.parsing import format_error, parse
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.data_folder import lock_data_folder, make_private
+from server.errors import StorageFailure
 from server.settings.server import Settings
 from server.settings.types import find_unknown_variables
 from server.start_check import NotNow, check_data_folder
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
         cause = f"the safety checker: {error.cause}. Without one: --safety-checker none"
         console.print(f"srpo serve: {cause}", markup=False, soft_wrap=True)
         return EXIT_CONFIG
-    except NotNow as error:
+    except (NotNow, StorageFailure) as error:
         console.print(f"srpo serve: {error}", markup=False, soft_wrap=True)
         return EXIT_NOT_NOW
     except (OSError, ValueError) as error:

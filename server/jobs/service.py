@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from pipelines.duties import keep_up
 from pipelines.errors import Draining
@@ -25,7 +26,7 @@ from server.jobs.resumption import resume_jobs
 from server.jobs.runner import ActiveJob, JobRunner, TakenOver
 from server.jobs.spec import JobSpec
 from server.jobs.store import JobStore, KeyTaken
-from server.jobs.upkeep import Upkeep
+from server.jobs.upkeep import Upkeep, keep_images
 from server.state import AppState
 
 
@@ -51,8 +52,8 @@ class JobService:
         records = [] if database.shared else await self.pools.run("ledger", self._leases.take_over, None)
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
-        maintaining = keep_up("jobs", self._upkeep.run)
-        self._background = [asyncio.ensure_future(resuming), asyncio.ensure_future(maintaining)]
+        duties = (keep_up("jobs", self._upkeep.run), keep_up("images", partial(keep_images, self._state)))
+        self._background = [asyncio.ensure_future(work) for work in (resuming, *duties)]
 
     async def stop(self) -> None:
         """Call it when the pool has stopped. What is unfinished stays in the store."""
@@ -104,7 +105,8 @@ class JobService:
         """Why jobs cannot be accepted, or their end not be written down now."""
         unwritten = self._runner.unwritten
         if not unwritten:
-            return str(self._upkeep.failure) if self._upkeep.failure else None
+            failure = self._upkeep.failure or self._state.store.failure
+            return str(failure) if failure else None
         return f"the outcomes of {len(unwritten)} requests cannot be written down: {next(iter(unwritten.values()))}"
 
     def active(self, identity: str) -> ActiveJob | None:

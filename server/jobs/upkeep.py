@@ -16,6 +16,7 @@ from server.state import AppState
 
 INTERVAL = 1.0  # seconds between looks
 SWEEP_INTERVAL = 60.0  # seconds
+KEEP_INTERVAL = 5.0  # seconds
 RENEWALS = 3  # within the time of a lease: one that fails is no loss
 TAKEN_AT_ONCE = 4  # jobs: the rest is left to other servers, until these have their place in the line
 log = structlog.get_logger("srpo")
@@ -102,6 +103,16 @@ class Upkeep:
             log.warning("jobs_taken_over", jobs=[record.id for record in records])
             jobs = [self._runner.register(record) for record in records]
             self._resuming = asyncio.ensure_future(resume_jobs(jobs, self._runner, self._store, self._state))
+
+
+async def keep_images(state: AppState) -> None:
+    """Look after the store of images. Never ends."""
+    while True:
+        try:
+            await state.pools.run("storing", state.store.keep)
+        except StorageFailure as error:
+            log.error("images", error=type(error).__name__)
+        await asyncio.sleep(KEEP_INTERVAL)
 
 
 def is_same(before: Progress | None, now: Progress) -> bool:

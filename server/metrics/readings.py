@@ -14,7 +14,7 @@ from pipelines.loading.cards import DriverUnavailable, list_cards
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.status import POOL_STATES
 from pipelines.workers.supervisor import WORKER_STATES
-from server.images.stores.local import LocalStore
+from server.images.stores.base import Store
 from server.metrics.table import (
     CACHE_HITS,
     CACHE_MISSES,
@@ -104,7 +104,7 @@ def read_resident(pid: int) -> int | None:
         return None
 
 
-def read_store(store: LocalStore) -> Iterator[Reading]:
+def read_store(store: Store) -> Iterator[Reading]:
     yield Reading(STORE_BYTES, store.size)
     yield Reading(STORE_CAP, store.cap)
 

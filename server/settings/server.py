@@ -9,12 +9,12 @@ from server.settings.engine import EngineSettings
 from server.settings.faults import DamageSettings
 from server.settings.limits import LimitSettings
 from server.settings.metrics import MetricsSettings
-from server.settings.storage import ReplicaSettings
+from server.settings.storage import ReplicaSettings, StoreSettings
 from server.settings.types import Bytes, Keys, Names, is_loopback
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 
-class Settings(ReplicaSettings, LimitSettings, DamageSettings, MetricsSettings, EngineSettings):
+class Settings(ReplicaSettings, StoreSettings, LimitSettings, DamageSettings, MetricsSettings, EngineSettings):
     """The server's settings."""
 
     host: str = Field("127.0.0.1", description="address to listen on")

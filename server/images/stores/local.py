@@ -1,87 +1,71 @@
-"""Finished images in a local folder, under names that nobody can guess, until they expire.
-
-A name is 128 random bits and a 64-bit signature of them. So an image that was deleted (410) differs from a name that
-never existed (404), and no list of old names is needed. Files are written to a temporary name, synced, and renamed;
-their time of change is when they were stored. No symbolic link inside the folder is followed.
+"""Images in a local folder. Files are written to a temporary name, synced, and renamed; their time of change is when
+they were stored. No symbolic link inside the folder is followed.
 """
 
-import base64
 import errno
-import hashlib
-import hmac
 import os
-import re
 import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from server.errors import Gone, NotFound, StorageFull
-from server.images.encoding import CONTENT_TYPES, EncodedImage
-from server.images.links import ImageLinks
-from weights.durable_file import write_durably
+from server.errors import Gone, StorageFailure, StorageFull
+from server.images.encoding import EncodedImage
+from server.images.stores.base import (
+    SECRET_BYTES,
+    SECRET_NAME,
+    FoundImage,
+    ImageNames,
+    Retention,
+    StoredImage,
+    make_links,
+)
+from weights.durable_file import create_durably
 
-RANDOM_BYTES, SIGNATURE_BYTES = 16, 8
-NAME = re.compile(r"([A-Za-z0-9_-]{32})\.(jpeg|png|webp)")
 TEMPORARY = ".partial"
 SWEEP_EVERY = 60.0  # seconds
 LINKS = (errno.ELOOP, errno.EMLINK)  # what systems say of a link that must not be followed
 
 
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An image in the store: its file name, and the URL for clients."""
-
-    name: str
-    url: str
-
-
-@dataclass(frozen=True, slots=True)
-class FoundImage:
-    """An image out of the store, and the seconds until it expires."""
-
-    data: bytes
-    content_type: str
-    seconds_left: float
-
-
 class LocalStore:
-    """Images under `root/images`. Safe to use from several threads.
+    """A `Store`: images under `root/images`.
 
     `now` is the clock by which they age, in seconds; `link_lifetime` and `link_secrets` are those of `links`.
     """
 
+    failure: StorageFailure | None = None  # a full disk is told with each request that it hits
+
     def __init__(
         self,
         root: Path,
-        expire: float,
-        cap: int,
+        retention: Retention,
         now: Callable[[], float] = time.time,
         link_lifetime: float | None = None,
         link_secrets: Sequence[str] = (),
     ) -> None:
         self._root = root / "images"
         self._root.mkdir(parents=True, exist_ok=True)
-        self._expire = expire
-        self.cap = cap  # bytes
+        self._expire = retention.expire
+        self.cap = retention.cap
         self._now = now
-        self._secret = self._load_secret(root / "images.key")
-        own = hmac.digest(self._secret, b"links", hashlib.sha256)
-        self.links = ImageLinks(link_lifetime, [secret.encode() for secret in link_secrets] or [own], now)
+        secret = load_secret(root / SECRET_NAME)
+        self._names = ImageNames(secret)
+        self.links = make_links(link_lifetime, link_secrets, secret, now)
         self.sweep(leftovers=True)
 
     @property
     def size(self) -> int:
-        """Bytes of all images."""
         return self._size
+
+    @property
+    def place(self) -> str:
+        return str(self._root.absolute())
 
     def put(self, image: EncodedImage, base_url: str) -> StoredImage:
         """Store an image. Its bytes are on the disk when this returns. Raises `StorageFull`."""
-        token = secrets.token_bytes(RANDOM_BYTES)
-        name = base64.urlsafe_b64encode(token + self._sign(token)).decode() + "." + image.format
+        name = self._names.make(image.format)
         temporary = name + TEMPORARY
         try:
             (self._root / name[:2]).mkdir(exist_ok=True)
@@ -96,16 +80,12 @@ class LocalStore:
         except OSError as error:
             raise StorageFull from error
         self._size += len(image.data)
-        if self._size > self.cap or time.monotonic() > self._next_sweep:
-            self.sweep()
+        self.keep()
         return StoredImage(name, self.links.make(base_url, name))
 
     def read(self, name: str) -> FoundImage:
         """An image by its name. Raises `NotFound` or `Gone`."""
-        match = NAME.fullmatch(name)
-        raw = base64.urlsafe_b64decode(match[1]) if match else b""
-        if not match or not hmac.compare_digest(raw[RANDOM_BYTES:], self._sign(raw[:RANDOM_BYTES])):
-            raise NotFound("There is no such image.")
+        content_type = self._names.check(name)
         try:
             with self._folder(name) as folder:
                 file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
@@ -114,13 +94,20 @@ class LocalStore:
                 left = info.st_mtime + self._expire - self._now()
                 if left <= 0 or not stat.S_ISREG(info.st_mode):
                     raise Gone
-                return FoundImage(opened.read(), CONTENT_TYPES[match[2]], left)
+                return FoundImage(opened.read(), content_type, left)
         except (FileNotFoundError, NotADirectoryError):
             raise Gone from None
         except OSError as error:
             if error.errno in LINKS:
                 raise Gone from None
             raise
+
+    def sign_url(self, name: str, method: str) -> str | None:  # noqa: ARG002 - a `Store`
+        return None
+
+    def keep(self) -> None:
+        if self._size > self.cap or time.monotonic() > self._next_sweep:
+            self.sweep()
 
     def sweep(self, *, leftovers: bool = False) -> None:
         """Delete expired images, then the oldest until the rest fits the cap; `leftovers`: also half-written ones."""
@@ -167,13 +154,11 @@ class LocalStore:
             os.utime(file.fileno(), (now, now))
             os.fsync(file.fileno())
 
-    def _sign(self, token: bytes) -> bytes:
-        return hmac.digest(self._secret, token, hashlib.sha256)[:SIGNATURE_BYTES]
 
-    def _load_secret(self, path: Path) -> bytes:
-        if not path.exists():
-            write_durably(path, secrets.token_bytes(32))
-        return path.read_bytes()
+def load_secret(path: Path) -> bytes:
+    if not path.exists():
+        create_durably(path, secrets.token_bytes(SECRET_BYTES))
+    return path.read_bytes()
 
 
 def remove(folder: int, name: str) -> None:

@@ -1,0 +1,197 @@
+"""Images in an S3 bucket, which several servers share, through obstore. Needs the extra `s3`.
+
+Credentials come from the environment only, by AWS' own names, and nothing else is asked for them. The secret of the
+names is in the bucket too: the first server puts it there, unless one is there already.
+"""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+
+from server.errors import Gone, StorageFailure, StoreUnavailable
+from server.images.encoding import EncodedImage
+from server.images.stores.base import (
+    SECRET_BYTES,
+    SECRET_NAME,
+    FoundImage,
+    ImageNames,
+    Retention,
+    StoredImage,
+    make_links,
+)
+
+INSTALL = "an s3:// store needs its extra: pip install 'srpo-server[s3]'"
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+FOLDER = "images/"  # below the prefix
+CONNECT_TIMEOUT, TIMEOUT = timedelta(seconds=3), timedelta(seconds=10)  # of one try
+PATIENCE = 30.0  # seconds for which a finished image is tried to be put
+PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between tries
+SWEEP_EVERY = 600.0  # seconds; a sweep lists the bucket
+SIGNED_FOR = timedelta(minutes=5)
+log = structlog.get_logger("srpo")
+
+
+class S3Store:
+    """A `Store`: images in `url`, `s3://BUCKET/PREFIX`. Raises `ValueError` where it cannot be used.
+
+    `signed_urls`: clients fetch images from the bucket itself. Ages are by the bucket's clock and this machine's.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        retention: Retention,
+        environment: Mapping[str, str],
+        *,
+        endpoint: str | None = None,
+        signed_urls: bool = False,
+        link_lifetime: float | None = None,
+        link_secrets: Sequence[str] = (),
+    ) -> None:
+        self.place = url
+        self.cap = retention.cap
+        self.failure: StorageFailure | None = None
+        self._expire = retention.expire
+        self._signed_urls = signed_urls
+        self._size = 0
+        self._next_sweep = time.monotonic()
+        self._obstore, self._bucket = open_bucket(url, endpoint, environment)
+        secret = self._load_secret()
+        self._names = ImageNames(secret)
+        self.links = make_links(link_lifetime, link_secrets, secret, time.time)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def put(self, image: EncodedImage, base_url: str) -> StoredImage:
+        """Store an image, with as many tries as `PATIENCE` allows. Raises `StoreUnavailable`."""
+        name, pause, end = self._names.make(image.format), PAUSE, time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._create(key_of(name), image.data, image.content_type)
+                break
+            except StoreUnavailable as error:
+                self.failure = error
+                if time.monotonic() + pause > end:
+                    raise
+            time.sleep(pause)
+            pause = min(MAX_PAUSE, 2 * pause)
+        self.failure = None
+        self._size += len(image.data)
+        return StoredImage(name, self.links.make(base_url, name))
+
+    def read(self, name: str) -> FoundImage:
+        content_type = self._names.check(name)
+        with self._translated_errors():
+            found = self._obstore.get(self._bucket, key_of(name))
+            left = self._seconds_left(found.meta)
+            return FoundImage(bytes(found.bytes()), content_type, left)
+
+    def sign_url(self, name: str, method: str) -> str | None:
+        if not self._signed_urls:
+            return None
+        self._names.check(name)
+        with self._translated_errors():
+            left = self._seconds_left(self._obstore.head(self._bucket, key_of(name)))
+            url: str = self._obstore.sign(self._bucket, method, key_of(name), min(SIGNED_FOR, timedelta(seconds=left)))
+            return url
+
+    def keep(self) -> None:
+        if self.failure is not None:
+            with self._translated_errors():
+                self._obstore.head(self._bucket, SECRET_NAME)
+            self.failure = None
+        if self._size > self.cap or time.monotonic() > self._next_sweep:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Delete expired images, then the oldest until the rest fits the cap. Several servers may do it at a time."""
+        with self._translated_errors():
+            found = [item for batch in self._obstore.list(self._bucket, prefix=FOLDER) for item in batch]
+            total, oldest_allowed = sum(item["size"] for item in found), time.time() - self._expire
+            leaving = []
+            for item in sorted(found, key=lambda item: item["last_modified"]):
+                if item["last_modified"].timestamp() < oldest_allowed or total > self.cap:
+                    leaving.append(item["path"])
+                    total -= item["size"]
+            if leaving:
+                self._obstore.delete(self._bucket, leaving)
+        self._size = total
+        self._next_sweep = time.monotonic() + SWEEP_EVERY
+
+    def _seconds_left(self, meta: Mapping[str, Any]) -> float:
+        left: float = meta["last_modified"].timestamp() + self._expire - time.time()
+        if left <= 0:
+            raise Gone
+        return left
+
+    def _create(self, key: str, data: bytes, content_type: str) -> None:
+        """Put an object where none is. One that is there stays: names are ours alone, so an earlier try put it."""
+        options: dict[str, Any] = {"mode": "create", "use_multipart": False}
+        with self._translated_errors(), suppress(self._obstore.exceptions.AlreadyExistsError):
+            self._obstore.put(self._bucket, key, data, attributes={"Content-Type": content_type}, **options)
+
+    def _load_secret(self) -> bytes:
+        """The secret that all servers of this bucket have, made by the first."""
+        with self._translated_errors():
+            try:
+                return bytes(self._obstore.get(self._bucket, SECRET_NAME).bytes())
+            except FileNotFoundError:
+                pass
+        self._create(SECRET_NAME, secrets.token_bytes(SECRET_BYTES), "application/octet-stream")
+        with self._translated_errors():
+            return bytes(self._obstore.get(self._bucket, SECRET_NAME).bytes())
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        """obstore's errors as ours. What they say holds addresses, so only their class is logged."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise Gone from None
+        except self._obstore.exceptions.BaseError as error:
+            log.error("image_store", error=type(error).__name__)
+            raise StoreUnavailable from error
+
+
+def key_of(name: str) -> str:
+    """The path below the prefix. Two letters of the name keep listings by hand readable."""
+    return f"{FOLDER}{name[:2]}/{name}"
+
+
+def open_bucket(url: str, endpoint: str | None, environment: Mapping[str, str]) -> tuple[Any, Any]:
+    """obstore, and its handle of the bucket. Nothing is connected yet."""
+    try:
+        import obstore
+        from obstore.store import S3Store as Bucket
+    except ModuleNotFoundError:
+        raise ValueError(INSTALL) from None
+    if not any(environment.get(name) for name in CREDENTIALS):  # else obstore would ask the machine's own network
+        raise ValueError(f"SRPO_STORE_URL={url} needs credentials in the environment, such as {CREDENTIALS[0]}")
+    parts = urlsplit(url)
+    options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
+    bucket = Bucket(
+        parts.netloc,
+        prefix=parts.path.strip("/") or None,
+        client_options={"connect_timeout": CONNECT_TIMEOUT, "timeout": TIMEOUT, "allow_http": is_plain(endpoint)},
+        retry_config={"max_retries": 2, "retry_timeout": TIMEOUT},
+        **options,
+    )
+    return obstore, bucket
+
+
+def is_plain(endpoint: str | None) -> bool:
+    """Whether the operator named an address without TLS."""
+    return endpoint is not None and endpoint.startswith("http://")

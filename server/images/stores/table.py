@@ -1,0 +1,47 @@
+"""Which store a URL means, by its scheme."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from server.images.stores.base import Retention, Store
+from server.images.stores.local import LocalStore
+from server.images.stores.s3 import S3Store
+from server.settings.server import Settings
+
+
+def open_local(settings: Settings, clock: Callable[[], float]) -> Store:
+    """The folder of `file:` URLs; without any the data folder, whose clock no change of the date moves."""
+    path = urlsplit(settings.store_url or "").path
+    root, now = (Path(unquote(path)), time.time) if path else (settings.data_dir, clock)
+    return LocalStore(root, retention_of(settings), now, settings.link_lifetime, settings.link_secrets)
+
+
+def open_s3(settings: Settings, clock: Callable[[], float]) -> Store:  # noqa: ARG001 - the bucket has its own
+    assert settings.store_url is not None
+    return S3Store(
+        settings.store_url,
+        retention_of(settings),
+        os.environ,
+        endpoint=settings.store_endpoint,
+        signed_urls=settings.store_links == "signed",
+        link_lifetime=settings.link_lifetime,
+        link_secrets=settings.link_secrets,
+    )
+
+
+STORES: Mapping[str, Callable[[Settings, Callable[[], float]], Store]] = {"file": open_local, "s3": open_s3}
+
+
+def open_store(settings: Settings, clock: Callable[[], float]) -> Store:
+    """The store that the settings name, tried. `clock` is the data folder's.
+
+    Raises `ValueError` or `OSError` where it cannot be used, `StoreUnavailable` where it cannot be reached now.
+    """
+    return STORES[urlsplit(settings.store_url or "file:").scheme](settings, clock)
+
+
+def retention_of(settings: Settings) -> Retention:
+    return Retention(settings.images_expire, settings.images_cap)

@@ -1,0 +1,75 @@
+"""An S3 service on a loopback port (moto's), and buckets in it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import obstore
+from moto.core.utils import utcnow
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
+from obstore.store import S3Store as Bucket
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "s3-Canary-9x2Lm",
+    "AWS_REGION": "us-east-1",
+}
+ACCOUNT = "123456789012"  # moto's
+
+
+class S3Service:
+    """The service, in this process. It checks no signatures."""
+
+    def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        self._server.start()
+        self.port: int = self._server.get_host_and_port()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self._names = count(1)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def create_bucket(self) -> str:
+        """The URL of a new one, with a prefix."""
+        name = f"bucket-{next(self._names)}"
+        s3_backends[ACCOUNT]["aws"].create_bucket(name, "us-east-1")
+        return f"s3://{name}/some/prefix"
+
+    def keys(self, url: str) -> list[str]:
+        """What is in the bucket, below the prefix."""
+        return sorted(item["path"] for batch in obstore.list(self._handle(url)) for item in batch)
+
+    def age(self, url: str, key: str, seconds: float) -> None:
+        """Let an object have been stored that long ago."""
+        name, _, prefix = url.removeprefix("s3://").partition("/")
+        s3_backends[ACCOUNT]["aws"].get_object(name, f"{prefix}/{key}").last_modified = utcnow() - timedelta(
+            seconds=seconds
+        )
+
+    def _handle(self, url: str) -> Bucket:
+        name, _, prefix = url.removeprefix("s3://").partition("/")
+        options: dict[str, Any] = {"client_options": {"allow_http": True}, "region": "us-east-1"}
+        keys = {"access_key_id": "a", "secret_access_key": "b"}
+        return Bucket(name, prefix=prefix, endpoint=self.endpoint, **keys, **options)
+
+
+@contextmanager
+def running_s3() -> Iterator[S3Service]:
+    before = {name: os.environ.get(name) for name in CREDENTIALS}
+    os.environ.update(CREDENTIALS)  # obstore reads them itself
+    service = S3Service()
+    try:
+        yield service
+    finally:
+        service.stop()
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
