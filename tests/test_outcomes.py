@@ -1,18 +1,22 @@
 """How a job ended is written down in the end, whatever the disk and other programs do meanwhile."""
 
+import json
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.jobs import PREFER, call, ended
+from support.buckets import S3Service
+from support.jobs import PREFER, call, ended, events_of
 from support.ledgers import disks_permitted, fill, locked, small_disk
 from support.scripted_server import Gate, Scripted
 from support.server import START_LIMIT, free_port, wait_ready
+from support.tcp_proxy import proxy_to
 from support.waiting import within
 
 PATH = "/v1/images/generations"
@@ -64,6 +68,85 @@ def test_a_server_that_stops_before_leaves_the_job_to_the_next(tmp_path: Path, m
         assert within(START_LIMIT, lambda: bool(reason(server)))
     with Scripted(tmp_path / "data") as server:
         assert ended(server, identity)["status"] == "succeeded"
+
+
+# --- images in replies -----------------------------------------------------------------------------------------------
+
+FORMS: list[dict[str, Any]] = [
+    {"response_format": "b64_json"},
+    {"response_format": "both"},
+    {"sync_mode": True},
+    {"sync_mode": True, "response_format": "both"},
+    {},
+]
+
+
+def stored_files(folder: Path) -> list[Path]:
+    return [path for path in (folder / "images").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_reply_is_replayed_byte_for_byte_and_its_images_are_in_no_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    words = f"quick srpo-file:{'A' * 32}.png \\u0000 \N{SNOWMAN} \U0001f600"
+    asked = BODY | {"prompt": words, "num_images": 3, "output_format": "png"} | form
+    options = {"headers": {"idempotency-key": "key"}, "json": asked}
+    plain = asked | {"prompt": words}
+    texts = []
+    for _ in range(2):
+        with Scripted(tmp_path, safety_checker="none", response_format="url") as server:
+            drawn = call(server, "POST", PATH, json=plain).json()
+            texts += [call(server, "POST", PATH, **options).text for _ in range(2)]
+    assert len(set(texts)) == 1
+    reply = json.loads(texts[0])
+    assert [sorted(item) for item in reply["images"]] == [sorted(item) for item in drawn["images"]]
+    for item, wanted in zip(reply["images"], drawn["images"], strict=True):
+        assert item.get("b64_json") == wanted.get("b64_json")
+        assert item["url"] == wanted["url"] if item.get("url", "").startswith("data:") else True
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as ledger:
+        (outcome,) = ledger.execute("SELECT outcome FROM jobs").fetchone()
+    assert "b64_json" not in outcome
+    assert len(outcome) < 3000
+
+
+def test_a_reply_whose_images_have_expired_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Scripted(tmp_path) as server:
+        asked = BODY | {"prompt": "quick", "response_format": "b64_json"}
+        headers = {"idempotency-key": "key"}
+        identity = call(server, "POST", PATH, headers=headers | PREFER, json=asked).json()["id"]
+        assert ended(server, identity)["reply"]["images"][0]["b64_json"]
+        (file,) = stored_files(tmp_path)
+        file.unlink()
+        gone = call(server, "POST", PATH, headers=headers, json=asked)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (410, "expired")
+        assert call(server, "GET", f"/v1/jobs/{identity}").status_code == 410
+        assert call(server, "GET", "/v1/jobs").json()["data"][0]["status"] == "succeeded"
+        ((_, name, error),) = events_of(call(server, "GET", f"/v1/jobs/{identity}/events"))
+        assert (name, error["error"]["code"]) == ("error", "expired")
+
+
+def test_a_job_waits_for_a_store_that_is_away_and_a_plain_request_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: S3Service
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr("server.images.stores.s3.PATIENCE", 0.0)
+    with proxy_to(s3.port) as network:
+        store = {"store_url": s3.create_bucket(), "store_endpoint": f"http://127.0.0.1:{network.port}"}
+        with Scripted(tmp_path, **store) as server:
+            network.cut()
+            identity = accept(server, prompt="quick")
+            assert within(START_LIMIT, lambda: "image store cannot be reached" in reason(server))
+            refused = call(server, "POST", PATH, json=BODY | {"prompt": "quick"})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+            network.mode = "pass"
+            done = ended(server, identity)
+            assert done["status"] == "succeeded"
+            path = httpx.URL(done["reply"]["images"][0]["url"]).path
+            assert httpx.get(server.url + path).headers["content-type"] == "image/jpeg"
+            assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 200)
 
 
 def test_an_outcome_is_written_when_the_disk_has_room_again(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ async def stream_job(
             async for progress in jobs.follow_elsewhere(record):
                 yield format_progress(progress, spec, named=named)
         ended = await jobs.wait_ended(record)
-        outcome = json.loads(ended.outcome or "{}")
+        outcome = json.loads(await jobs.read_outcome(ended))
         if ended.state != SUCCEEDED:
             yield format_event(outcome, name="error")
             return

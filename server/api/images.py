@@ -15,7 +15,7 @@ from starlette.responses import Response
 from server.aliases import TranslatedRequest, translate
 from server.api.dependencies import JobsDep, Owner
 from server.api.events import EventPosition, stream_generation, stream_job
-from server.api.jobs import describe_job, poll_url
+from server.api.jobs import describe_whole_job, poll_url
 from server.api.json_body import read_object
 from server.api.multipart import read_form, sha256_of, too_many_pictures
 from server.api.openapi import EDITS, GENERATION
@@ -159,16 +159,17 @@ async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> 
     call.upload.close()
     headers = {"idempotent-replayed": "true"} if known else {}
     if prefers_async(call.request):
-        return accepted_reply(call, record, headers)
+        return await accepted_reply(call, record, headers)
     if spec.translated.stream:
         return job_stream(call, spec, record, headers)
     ended = await call.jobs.wait_ended(record)
-    return Response(ended.outcome, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
+    content = await call.jobs.read_outcome(ended)
+    return Response(content, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
 
 
-def accepted_reply(call: Call, record: JobRecord, headers: dict[str, str]) -> Response:
+async def accepted_reply(call: Call, record: JobRecord, headers: dict[str, str]) -> Response:
     """202, and where the job is."""
-    job = describe_job(call.request, call.state, record, call.jobs.active(record.id))
+    job = await describe_whole_job(call.request, call.state, call.jobs, record, call.jobs.active(record.id))
     return JSONResponse(job, 202, {"location": job["poll_url"], "preference-applied": "respond-async"} | headers)
 
 

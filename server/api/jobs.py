@@ -14,6 +14,7 @@ from server.api.sse import EventStream, accepts_events
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.remote import progress_of
 from server.jobs.runner import ActiveJob
+from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
 from server.state import AppState, State
 
@@ -41,7 +42,7 @@ async def list_jobs(
     states = (STATES[status],) if status else tuple(dict.fromkeys(STATES.values()))
     records = await jobs.page(owner, limit + 1, after, states)
     shown = records[:limit]
-    described = [describe_job(request, state, record, jobs.active(record.id), whole=False) for record in shown]
+    described = [describe_job(request, state, record, jobs.active(record.id)) for record in shown]
     data = [job for job in described if status is None or job["status"] == status]
     more = len(records) > len(shown)
     cursor = {"next_cursor": shown[-1].id} if more else {}
@@ -51,13 +52,13 @@ async def list_jobs(
 @router.get("/v1/jobs/{identity}", **JOB)
 async def get_job(request: Request, state: State, jobs: JobsDep, owner: Owner, identity: str) -> Response:
     """One job; with its reply when it has one."""
-    return JSONResponse(describe_job(request, state, *await jobs.find(identity, owner)))
+    return JSONResponse(await describe_whole_job(request, state, jobs, *await jobs.find(identity, owner)))
 
 
 @router.delete("/v1/jobs/{identity}", **JOB)
 async def cancel_job(request: Request, state: State, jobs: JobsDep, owner: Owner, identity: str) -> Response:
     """Cancel a job within a step. Idempotent: one that has ended stays as it is."""
-    return JSONResponse(describe_job(request, state, await jobs.cancel(identity, owner), None))
+    return JSONResponse(await describe_whole_job(request, state, jobs, await jobs.cancel(identity, owner), None))
 
 
 @router.get("/v1/jobs/{identity}/events", **JOB_EVENTS)
@@ -75,10 +76,19 @@ def poll_url(request: Request, state: AppState, record: JobRecord) -> str:
     return f"{state.origins.base_url(request.scope, request.headers)}/v1/jobs/{record.id}"
 
 
-def describe_job(
-    request: Request, state: AppState, record: JobRecord, active: ActiveJob | None, *, whole: bool = True
+async def describe_whole_job(
+    request: Request, state: AppState, jobs: JobService, record: JobRecord, active: ActiveJob | None
 ) -> dict[str, Any]:
-    """A job as clients see it (`JobReply`); `whole` with its reply or error, which are sent as they are stored."""
+    """A job with its reply or its error, when it has ended. Raises `Gone` if they hold images that have expired."""
+    job = describe_job(request, state, record, active)
+    if record.state != ACCEPTED:
+        outcome = await jobs.read_outcome(record)
+        job["reply" if record.state == SUCCEEDED else "error"] = json.loads(outcome)
+    return job
+
+
+def describe_job(request: Request, state: AppState, record: JobRecord, active: ActiveJob | None) -> dict[str, Any]:
+    """A job as clients see it (`JobReply`), without its reply or error."""
     poll = poll_url(request, state, record)
     native = (record.request or {"spoken": {"native": {}}})["spoken"]["native"]
     job: dict[str, Any] = {
@@ -100,8 +110,6 @@ def describe_job(
         if now and record.request:
             spec = generation.spec if generation else JobSpec.from_json(record.request, state.served)
             job["progress"] = describe_progress(now, spec)
-    elif whole and record.outcome:
-        job["reply" if record.state == SUCCEEDED else "error"] = json.loads(record.outcome)
     return job
 
 

@@ -4,29 +4,42 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
-from pipelines.errors import Cancelled, PromptRefused, SafetyUnavailable
+from pipelines.errors import Cancelled, Draining, PromptRefused, SafetyUnavailable
 from pipelines.job import EventChannel, Job, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
 from server.aliases import TranslatedRequest, header_of
+from server.errors import StorageFailure
 from server.images.encoding import EncodedImage, encode_one
+from server.images.stores.base import StoredImage
+from server.jobs.delivery import describe_item, fill_item, inline_fields
 from server.jobs.spec import JobSpec
 from server.metrics.generations import GenerationMeter
 from server.schema import Body, GenerationReply, ImageItem
 from server.state import AppState
 
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
+FIRST_PAUSE, MAX_PAUSE = 0.5, 5.0  # seconds between tries to store a job's image
 log = structlog.get_logger("srpo")
 
 
 class Generation:
     """A request that the pool has admitted."""
 
-    def __init__(self, state: AppState, spec: JobSpec, request: ImageRequest, channel: EventChannel, job: Job) -> None:
+    def __init__(
+        self,
+        state: AppState,
+        spec: JobSpec,
+        request: ImageRequest,
+        channel: EventChannel,
+        job: Job,
+        *,
+        durable: bool = False,
+    ) -> None:
         self.spec = spec
         self.translated = spec.translated
         self.body = spec.body
@@ -34,16 +47,28 @@ class Generation:
         self.channel = channel  # the pool's events, then those of the checks and the encoding
         self.job = job
         self.images: list[EncodedImage] = []
+        self.pictures: list[dict[str, Any]] = []  # of a job: what is left out of its reply
         self.pools = state.pools
         self._state = state
+        self._durable = durable
         self._meter = GenerationMeter(state.metrics, request)
         self._replying = False
 
     @classmethod
-    def start(cls, state: AppState, spec: JobSpec, request: ImageRequest, owner: str, *, resumed: bool = False) -> Self:
+    def start(
+        cls,
+        state: AppState,
+        spec: JobSpec,
+        request: ImageRequest,
+        owner: str,
+        *,
+        resumed: bool = False,
+        durable: bool = False,
+    ) -> Self:
         """Submit the request of `owner`. Raises `NotReady`, `Draining` or `QueueFull` before any work.
 
-        Raises `KeyLimitReached` too, unless the request is `resumed`: it has been accepted before.
+        Raises `KeyLimitReached` too, unless the request is `resumed`: it has been accepted before. `durable`: it is a
+        job's, which is not lost where its images cannot be stored for a time.
         """
         if not resumed:
             state.limits.check(owner)
@@ -51,7 +76,7 @@ class Generation:
             spec.translated.ignored.append("enable_safety_checker")
         channel = EventChannel()
         job = state.pool.submit(request, preview_plan(state, spec.translated, spec.body), channel, owner)
-        return cls(state, spec, request, channel, job)
+        return cls(state, spec, request, channel, job, durable=durable)
 
     def cancel(self) -> None:
         """Stop the work within a step; nothing to do if it has ended."""
@@ -94,19 +119,39 @@ class Generation:
             )
 
     async def _deliver(self) -> list[ImageItem]:
-        """Each image as the client asked for it: bare base64, a data URI, a URL of the stored file, or two of them."""
+        """Each image as the client asked for it: bare base64, a data URI, a URL of the stored file, or two of them.
 
-        def item(image: EncodedImage) -> ImageItem:
-            place = {}
-            if self.translated.response_format in ("b64_json", "both"):
-                place["b64_json"] = image.base64()
-            if self.translated.response_format != "b64_json" and self.body.sync_mode:
-                place["url"] = image.data_uri()
-            elif self.translated.response_format != "b64_json":
-                place["url"] = self._state.store.put(image, self.spec.base_url).url
-            return ImageItem(width=image.width, height=image.height, content_type=image.content_type, **place)
+        Those of a job are all stored, and what the reply would hold of them is left to `pictures`.
+        """
+        fields = inline_fields(self.translated, self.body)
+        has_url = self.translated.response_format != "b64_json" and "url" not in fields
 
-        return list(await asyncio.gather(*(self._state.pools.run("storing", item, image) for image in self.images)))
+        async def deliver(image: EncodedImage) -> tuple[ImageItem, StoredImage | None]:
+            stored = await self._put(image) if self._durable or has_url else None
+            item = describe_item(image, stored.url if stored and has_url else None)
+            if not self._durable:
+                item = await self.pools.run("encoding", fill_item, item, fields, image.data)
+            return item, stored
+
+        delivered = await asyncio.gather(*map(deliver, self.images))
+        if self._durable and fields:
+            self.pictures = [{"name": stored.name, "fields": fields} for _, stored in delivered if stored]
+        return [item for item, _ in delivered]
+
+    async def _put(self, image: EncodedImage) -> StoredImage:
+        """Store an image; that of a job as soon as the store takes it. Raises `Draining` if the server ends before."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await self.pools.run("storing", self._state.store.put, image, self.spec.base_url)
+            except StorageFailure as error:
+                if not self._durable:
+                    raise
+                if self._state.pool.status().state == "draining":
+                    raise Draining from error
+                log.error("image_not_stored", error=type(error).__name__, again_in=pause)
+            await asyncio.sleep(pause)
+            pause = min(MAX_PAUSE, 2 * pause)
 
 
 async def check_prompt(prompt: str, state: AppState) -> None:

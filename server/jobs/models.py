@@ -14,7 +14,8 @@ class JobRecord(Base):
     """One job: what was accepted, and how it ended.
 
     `request` is what is needed to carry it out again: the translated fields with the seed, and how to deliver.
-    `outcome` is the reply's body, or the error's envelope, as JSON text, so that a replay has the same bytes.
+    `outcome` is the reply's body, or the error's envelope, as JSON text, so that a replay has the same bytes; images
+    that the reply holds in base64 are left out of it, and `pictures` says which stored files belong where.
     `created`, `finished` and `lease_until` are Unix seconds.
 
     While it is unfinished, `replica` is the server that carries it out, until `lease_until` unless that renews it;
@@ -39,6 +40,7 @@ class JobRecord(Base):
     status: Mapped[int | None] = mapped_column(default=None)
     headers: Mapped[dict[str, str] | None] = mapped_column(JSONText, default=None)
     outcome: Mapped[str | None] = mapped_column(sa.Text, default=None)
+    pictures: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONText, default=None)
     replica: Mapped[str | None] = mapped_column(sa.String(64), default=None)
     lease_until: Mapped[float | None] = mapped_column(sa.Float, default=None)
     attempt: Mapped[int] = mapped_column(default=0, server_default="0")

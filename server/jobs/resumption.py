@@ -47,7 +47,7 @@ async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Gener
     request = spec.rebuild_request(state.served, await read_source(job, store, state))
     while not job.cancelled:
         try:
-            return Generation.start(state, spec, request, job.record.owner, resumed=True)
+            return Generation.start(state, spec, request, job.record.owner, resumed=True, durable=True)
         except (NotReady, QueueFull, WorkersSuspended):
             await asyncio.sleep(RETRY)
     return None

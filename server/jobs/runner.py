@@ -90,7 +90,8 @@ class JobRunner:
             text = await self._state.pools.run("encoding", reply.text)
             headers = reply_headers(reply, generation.translated, self._state)
             status = self._state.settings.success_status
-            await self._record_outcome(job, partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text))
+            ending = partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text)
+            await self._record_outcome(job, partial(ending, pictures=generation.pictures or None))
         except Draining as error:
             self._abandon(job, error)
         except Exception as error:  # the edge of a request that nobody may be waiting for

@@ -4,7 +4,6 @@ The store knows what was accepted and how it ended; the runner carries it out.
 """
 
 import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ from pipelines.errors import Draining
 from pipelines.job import Progress
 from pipelines.request import ImageRequest
 from server.errors import Gone, KeyReused, NotFound, StorageFailure
+from server.jobs.delivery import restore_reply
 from server.jobs.generation import Generation
 from server.jobs.joining import Joins
 from server.jobs.leases import JobLeases
@@ -80,7 +80,7 @@ class JobService:
     async def find(self, identity: str, owner: str) -> tuple[JobRecord, ActiveJob | None]:
         """A job of this owner's. Raises `NotFound` or `Gone`."""
         job = self.active(identity)
-        record = job.record if job else await self.pools.run("ledger", self._read, identity)
+        record = job.record if job else await self.pools.run("ledger", self._store.find, identity)
         if record is None or record.owner != owner:
             raise NotFound("There is no such job.")
         if record.state == EXPIRED:
@@ -118,10 +118,10 @@ class JobService:
         if job := self.active(record.id):
             with suppress(TakenOver):
                 return await asyncio.shield(job.ended)
-        found = await self.pools.run("ledger", self._read, record.id)
+        found = await self.pools.run("ledger", self._store.find, record.id)
         if found is not None and self.is_elsewhere(found):
             await self._remote.wait_ended(record.id)
-            found = await self.pools.run("ledger", self._read, record.id)
+            found = await self.pools.run("ledger", self._store.find, record.id)
         if found is None or found.state == ACCEPTED:
             raise Draining
         return found
@@ -134,12 +134,15 @@ class JobService:
         """The progress of a job that another server carries out, until it has ended. Raises as `wait_ended` does."""
         return self._remote.follow(record.id)
 
-    def _read(self, identity: str) -> JobRecord | None:
-        """A job as it is written down, with addresses of its images that are valid now."""
-        record, links = self._store.find(identity), self._state.store.links
-        if record is not None and record.state == SUCCEEDED and record.outcome and links.expire:
-            record.outcome = json.dumps(links.renew(json.loads(record.outcome)))
-        return record
+    async def read_outcome(self, record: JobRecord) -> str:
+        """The body that the request of a job that has ended is answered with: its reply, or its error's envelope.
+
+        Raises `Gone` if the reply holds images that have expired, and what the store raises.
+        """
+        outcome = record.outcome or "{}"
+        if record.state != SUCCEEDED:
+            return outcome
+        return await self.pools.run("files", restore_reply, outcome, record.pictures, self._state.store)
 
     async def cancel(self, identity: str, owner: str) -> JobRecord:
         """Cancel a job; one that has ended stays as it is."""
@@ -174,7 +177,7 @@ class JobService:
         self, spec: JobSpec, request: ImageRequest, owner: str, key: str | None, body_hash: str
     ) -> JobRecord:
         spec = replace(spec.drop_source(), fingerprint=self._state.fingerprint)
-        generation = Generation.start(self._state, spec, request, owner)
+        generation = Generation.start(self._state, spec, request, owner, durable=True)
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, owner, key, body_hash, spec.to_json(request), created=time.time())
         self._leases.grant(record)

@@ -54,6 +54,7 @@ class JobStore:
         headers: dict[str, str],
         outcome: str,
         *,
+        pictures: list[dict[str, Any]] | None = None,
         free_key: bool = False,
         attempt: int | None = None,
     ) -> bool:
@@ -67,6 +68,7 @@ class JobStore:
             "status": status,
             "headers": headers,
             "outcome": outcome,
+            "pictures": pictures,
             "progress": None,
         }
         if free_key:
@@ -123,7 +125,7 @@ class JobStore:
     def page(self, owner: str | None, limit: int, before: int | None, states: tuple[str, ...]) -> list[JobRecord]:
         """Newest first, without outcomes. `owner` None: everybody's. `before`: only those with a lower `number`."""
         query = sa.select(JobRecord).where(JobRecord.state.in_(states)).order_by(JobRecord.number.desc()).limit(limit)
-        query = query.options(defer(JobRecord.outcome))  # an outcome may hold pictures
+        query = query.options(defer(JobRecord.outcome))  # those of earlier versions may hold images
         if owner is not None:
             query = query.where(JobRecord.owner == owner)
         if before is not None:
@@ -137,6 +139,7 @@ class JobStore:
             "state": EXPIRED,
             "request": None,
             "outcome": None,
+            "pictures": None,
             "headers": None,
             "idempotency_key": None,
             "body_hash": "",

@@ -22,10 +22,11 @@ from server.images.stores.base import (
     StoredImage,
     make_links,
 )
-from weights.durable_file import create_durably
+from weights.durable_file import create_durably, write_synced
 
 TEMPORARY = ".partial"
 SWEEP_EVERY = 60.0  # seconds
+PROBE = 2**20  # bytes
 LINKS = (errno.ELOOP, errno.EMLINK)  # what systems say of a link that must not be followed
 
 
@@ -34,8 +35,6 @@ class LocalStore:
 
     `now` is the clock by which they age, in seconds; `link_lifetime` and `link_secrets` are those of `links`.
     """
-
-    failure: StorageFailure | None = None  # a full disk is told with each request that it hits
 
     def __init__(
         self,
@@ -50,6 +49,7 @@ class LocalStore:
         self._expire = retention.expire
         self.cap = retention.cap
         self._now = now
+        self.failure: StorageFailure | None = None
         secret = load_secret(root / SECRET_NAME)
         self._names = ImageNames(secret)
         self.links = make_links(link_lifetime, link_secrets, secret, now)
@@ -78,9 +78,11 @@ class LocalStore:
                     remove(folder, temporary)
                     raise
         except OSError as error:
-            raise StorageFull from error
+            self.failure = StorageFull()
+            raise self.failure from error
+        self.failure = None
         self._size += len(image.data)
-        self.keep()
+        self._sweep_if_due()
         return StoredImage(name, self.links.make(base_url, name))
 
     def read(self, name: str) -> FoundImage:
@@ -106,6 +108,22 @@ class LocalStore:
         return None
 
     def keep(self) -> None:
+        self._sweep_if_due()
+        if self.failure is not None:
+            self._try_disk()
+
+    def _try_disk(self) -> None:
+        """Whether something as large as an image can be written again. Raises `StorageFull`."""
+        probe = self._root / f"probe{TEMPORARY}"
+        try:
+            write_synced(probe, bytes(PROBE))
+        except OSError as error:
+            raise StorageFull from error
+        finally:
+            probe.unlink(missing_ok=True)
+        self.failure = None
+
+    def _sweep_if_due(self) -> None:
         if self._size > self.cap or time.monotonic() > self._next_sweep:
             self.sweep()
 
