@@ -20,7 +20,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "doctor": Command("say what works and what is missing, before serving", "server.cli.doctor:main"),
     "weights": Group("bring, check, look into and convert model files", WEIGHTS),
     "jobs": Command("list and cancel jobs", "server.cli.jobs:main"),
-    "keys": Command("make an API key and the hash line for SRPO_API_KEYS_FILE", "server.cli.keys:main"),
+    "keys": Command("make, list, revoke and rotate API keys", "server.cli.keys:main"),
 }
 
 

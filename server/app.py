@@ -17,7 +17,7 @@ from starlette.routing import Route
 from pipelines.duties import keep_up
 from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
-from server.api import files, health, images, jobs, metrics, models
+from server.api import admin, files, health, images, jobs, metrics, models
 from server.api.metrics import MetricsPage, MetricsPort
 from server.api.middleware import RequestMiddleware
 from server.api.openapi import describe_bodies, drop_422
@@ -33,7 +33,7 @@ from weights.checkpoints import HOSTED_MODEL
 
 TITLE = "srpo: a self-hosted FLUX image server"
 METHODS = ("GET", "HEAD", "POST", "DELETE")  # in the order in which they are named
-ROUTERS = (images.router, models.router, jobs.router, files.router, health.router, metrics.router, pages.router)
+ROUTERS = tuple(module.router for module in (images, models, jobs, files, health, metrics, admin, pages))
 
 
 class ImageServer(FastAPI):
@@ -68,13 +68,16 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await state.pool.start()
         await service.start()
-        watching = asyncio.create_task(keep_up("loop", watch.run))
+        await state.key_service.reload()
+        duties = {"loop": watch.run, "keys": state.key_service.run}
+        watching = [asyncio.create_task(keep_up(name, duty)) for name, duty in duties.items()]
         watch.notify("READY=1")
         yield
         watch.notify("STOPPING=1")
         await state.pool.stop()
         await service.stop()
-        watching.cancel()
+        for task in watching:
+            task.cancel()
         state.pools.close()
 
     app = ImageServer(

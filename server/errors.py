@@ -56,6 +56,18 @@ class Unauthorized(ServerError):
         super().__init__("This request requires a valid API key.")
 
 
+class ScopeMissing(ServerError):
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs a key with the scope {scope}.")
+
+
+class QuotaSpent(ServerError):
+    def __init__(self, quota: int, left: int) -> None:
+        super().__init__(
+            f"This key may draw {quota} images a day. {left} of them are left until 00:00 UTC, fewer than asked for."
+        )
+
+
 class ForeignOrigin(ServerError):
     def __init__(self) -> None:
         super().__init__(
@@ -134,6 +146,12 @@ class KeyLimitReached(ServerError):
         super().__init__(f"This key has {requests} unfinished requests, which is all that it may have at a time.")
 
 
+class KeyRateReached(ServerError):
+    def __init__(self, requests: int, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(f"This key may send {requests} requests a minute, and has sent them.")
+
+
 class UploadsFull(ServerError):
     retry_after = 5.0  # seconds
 
@@ -208,6 +226,8 @@ TABLE: Mapping[type[Exception], WireError] = {
     UnknownHost: WireError(400, "unknown_host", "invalid_request_error"),
     Unauthorized: WireError(401, "invalid_api_key", "authentication_error"),
     LinkRefused: WireError(403, "link_refused", "permission_error"),
+    ScopeMissing: WireError(403, "insufficient_scope", "permission_error"),
+    QuotaSpent: WireError(403, "insufficient_quota", "permission_error", refuses=True),
     ForeignOrigin: WireError(403, "foreign_origin", "permission_error"),
     NotFound: WireError(404, "not_found", "invalid_request_error"),
     MethodNotAllowed: WireError(405, "method_not_allowed", "invalid_request_error"),
@@ -218,6 +238,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     BodyTooLarge: WireError(413, "body_too_large", "invalid_request_error"),
     BadRange: WireError(416, "range_not_satisfiable", "invalid_request_error"),
     KeyLimitReached: WireError(429, "rate_limit_exceeded", "rate_limit_error", refuses=True),
+    KeyRateReached: WireError(429, "rate_limit_exceeded", "rate_limit_error", refuses=True),
     pipeline.QueueFull: WireError(429, "queue_full", "rate_limit_error", refuses=True),
     ClientDisconnect: WireError(499, "client_gone", "client_error"),
     pipeline.Cancelled: WireError(499, "cancelled", "client_error"),

@@ -26,9 +26,13 @@ from server.images.stores.base import Store
 from server.images.stores.table import open_store
 from server.logs import log_format_of
 from server.metrics.recorder import Metrics
+from server.security.callers import Quota
 from server.security.keys import KeyRing
 from server.security.limits import FailedKeys, KeyLimits, UploadBudget
 from server.security.origins import OriginPolicy
+from server.security.rates import RequestRates
+from server.security.service import KeyService
+from server.security.store import KeyStore
 from server.settings.engine import EngineSettings
 from server.settings.server import Settings
 from server.threads import ThreadPools
@@ -50,6 +54,7 @@ class AppState:
     database: Database
     store: Store
     keys: KeyRing
+    key_service: KeyService
     guard: Guard
     prompts: PromptGuard
     constant: ConstantImages
@@ -78,21 +83,25 @@ class AppState:
         pool = pool or build_pool(settings, engine)
         pool.observer = metrics = Metrics()
         clock = FolderClock(settings.data_dir)
+        database = Database(resolve_url(settings.database_url, settings.data_dir), clock)
+        keys = KeyRing(settings.api_keys, settings.api_keys_file, required=settings.require_key)
+        quota = Quota(settings.key_images, settings.key_requests, settings.key_rate)
         return cls(
             settings=settings,
             pools=pools,
             metrics=metrics,
             uploads=UploadBudget(settings.uploads),
             pool=pool,
-            limits=KeyLimits(settings.key_requests, pool),
+            limits=KeyLimits(quota, pool, RequestRates(database), pools),
             failed_keys=FailedKeys(settings.key_delay),
             constant=ConstantImages(settings.constant_images == "error"),
             signer=build_signer(settings),
             origins=OriginPolicy(settings),
             clock=clock,
-            database=Database(resolve_url(settings.database_url, settings.data_dir), clock),
+            database=database,
             store=open_store(settings, clock),
-            keys=KeyRing(settings.api_keys, settings.api_keys_file),
+            keys=keys,
+            key_service=KeyService(keys, KeyStore(database), pools),
             guard=guard or build_guard(settings),
             prompts=build_prompt_guard(settings),
             sources=Sources(pools, may_fetch=not settings.no_fetch, memory=settings.source_memory),

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from support.canaries import talking
 from support.jobs import PREFER, ended
-from support.ledgers import locked
+from support.ledgers import locked, opened
 from support.nvml import FakeNvml
 from support.scripted_server import Gate, Scripted
 from support.server import LiveServer, free_port, running
@@ -28,6 +28,7 @@ from server.errors import TABLE
 from server.metrics.readings import CardReader
 from server.metrics.recorder import Metrics
 from server.metrics.table import CARD_FREE, CARD_SIZE, MEGAPIXELS, METRICS, size_class
+from server.security.store import KeyStore
 
 PATH = "/v1/images/generations"
 BODY = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 2}
@@ -219,9 +220,18 @@ def test_the_page_is_sound_in_both_formats(live: LiveServer) -> None:
     assert "/metrics" not in httpx.get(f"{live.url}/openapi.json").json()["paths"]
 
 
+def metrics_key(server: LiveServer) -> dict[str, str]:
+    """The header of a key that may read the metrics of a server with keys."""
+    with opened(server.data_dir) as database:
+        _, key = KeyStore(database).add("prometheus", ("metrics",))
+    headers = {"authorization": f"Bearer {key}"}
+    assert within(LIMIT, lambda: httpx.get(f"{server.url}/metrics", headers=headers).status_code == 200)
+    return headers
+
+
 def test_nobodys_words_are_on_the_page_and_no_label_is_made_up_by_clients(live_with_key: LiveServer) -> None:
-    secrets = ("pomegranate", "secret-key-1", "wrong-key-9", "made-up-path", "quince", "BREW")
-    headers = {"authorization": "Bearer secret-key-1"}
+    secrets = ("sk-", "pomegranate", "secret-key-1", "wrong-key-9", "made-up-path", "quince", "BREW")
+    headers, reader = {"authorization": "Bearer secret-key-1"}, metrics_key(live_with_key)
     with live_with_key.client(headers=headers) as client:
         assert client.post(PATH, json=BODY | {"prompt": "pomegranate"}).status_code == 201
         client.post(PATH, json=BODY | {"acceleration": "quince", "pomegranate": 1})
@@ -230,18 +240,21 @@ def test_nobodys_words_are_on_the_page_and_no_label_is_made_up_by_clients(live_w
         client.get("/v1/models/made-up-path")
         client.request("BREW", "/v1/models")
         httpx.get(f"{live_with_key.url}/v1/jobs", headers={"authorization": "Bearer wrong-key-9"})
-        page = client.get("/metrics").text
+        page = client.get("/metrics", headers=reader).text
         assert not [secret for secret in secrets if secret in page]
         before = page.count("\n")
         for number in range(50):
             client.get(f"/made-up-path/{number}")
             client.request(f"BREW{number}", "/v1/models")
-        assert client.get("/metrics").text.count("\n") - before < 50
+        assert client.get("/metrics", headers=reader).text.count("\n") - before < 50
 
 
 def test_the_page_needs_a_key_where_there_are_keys(live_with_key: LiveServer) -> None:
     assert httpx.get(f"{live_with_key.url}/metrics").status_code == 401
-    assert scrape(live_with_key, headers={"authorization": "Bearer secret-key-1"})
+    assert (
+        httpx.get(f"{live_with_key.url}/metrics", headers={"authorization": "Bearer secret-key-1"}).status_code == 403
+    )
+    assert scrape(live_with_key, headers=metrics_key(live_with_key))
 
 
 def test_a_port_of_its_own_needs_no_key_and_serves_nothing_else(tmp_path: Path) -> None:

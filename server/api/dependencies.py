@@ -1,5 +1,6 @@
 """What routes ask FastAPI for: whose request it is, and the jobs. (`server.state.State` is the third.)"""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -7,6 +8,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from server.errors import Unauthorized
 from server.jobs.service import JobService
+from server.security.callers import Caller, Scope
 from server.state import State
 
 bearer = HTTPBearer(scheme_name="access-token", description="Bearer key", auto_error=False)  # the refusal is ours
@@ -14,8 +16,8 @@ bearer = HTTPBearer(scheme_name="access-token", description="Bearer key", auto_e
 
 async def authenticate(
     request: Request, state: State, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> str:
-    """The owner of what is asked for: the hash of the key; "" on a server without keys. Raises `Unauthorized`.
+) -> Caller:
+    """Whose key came with the request, whatever that may do. Raises `Unauthorized`.
 
     A wrong key hears it late, where many came from its address.
     """
@@ -25,6 +27,19 @@ async def authenticate(
         if credentials is not None and request.client is not None:
             await state.failed_keys.hold_back(request.client.host)
         raise
+
+
+AnyCaller = Annotated[Caller, Depends(authenticate)]
+
+
+def with_scope(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
+    """A dependency that is the caller, who needs the scope. Raises `Unauthorized` or `ScopeMissing`."""
+
+    async def check(caller: AnyCaller) -> Caller:
+        caller.require(scope)
+        return caller
+
+    return check
 
 
 async def check_sent_key(request: Request, state: State) -> None:
@@ -39,5 +54,12 @@ async def get_jobs(request: Request) -> JobService:
     return jobs
 
 
-Owner = Annotated[str, Depends(authenticate)]
+Drawer = Annotated[Caller, Depends(with_scope("generate"))]
+
+
+async def get_owner(caller: Drawer) -> str:
+    return caller.owner
+
+
+Owner = Annotated[str, Depends(get_owner)]
 JobsDep = Annotated[JobService, Depends(get_jobs)]

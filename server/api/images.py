@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from server.aliases import TranslatedRequest, translate
-from server.api.dependencies import JobsDep, Owner
+from server.api.dependencies import Drawer, JobsDep
 from server.api.events import EventPosition, stream_generation, stream_job
 from server.api.jobs import describe_whole_job, poll_url
 from server.api.json_body import read_object
@@ -27,6 +27,7 @@ from server.jobs.models import JobRecord
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
 from server.schema import GenerationReply, read_body
+from server.security.callers import Caller
 from server.security.limits import UNCOUNTED, Upload
 from server.state import AppState, State
 
@@ -42,7 +43,7 @@ class Call:
     request: Request
     state: AppState
     jobs: JobService
-    owner: str
+    caller: Caller
     upload: Upload
 
 
@@ -50,11 +51,11 @@ class Call:
 @router.post("/v1/images/generations/", include_in_schema=False)
 @router.post("/images/generations", include_in_schema=False)
 @router.post("/images/generations/", include_in_schema=False)
-async def generate_images(request: Request, state: State, jobs: JobsDep, owner: Owner) -> Response:
+async def generate_images(request: Request, state: State, jobs: JobsDep, caller: Drawer) -> Response:
     """Generate images from a prompt."""
     with state.uploads.open() as upload:
-        call = Call(request, state, jobs, owner, upload)
-        check_room(call)
+        call = Call(request, state, jobs, caller, upload)
+        await check_room(call)
         fields = await read_object(request, state, upload)
         return await answer(call, fields, translate(fields, state.dialect))
 
@@ -63,11 +64,11 @@ async def generate_images(request: Request, state: State, jobs: JobsDep, owner: 
 @router.post("/v1/images/edits/", include_in_schema=False)
 @router.post("/images/edits", include_in_schema=False)
 @router.post("/images/edits/", include_in_schema=False)
-async def edit_image(request: Request, state: State, jobs: JobsDep, owner: Owner) -> Response:
+async def edit_image(request: Request, state: State, jobs: JobsDep, caller: Drawer) -> Response:
     """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
     with state.uploads.open() as upload:
-        call = Call(request, state, jobs, owner, upload)
-        check_room(call)
+        call = Call(request, state, jobs, caller, upload)
+        await check_room(call)
         form = await read_form(request, state.settings, upload)
         fields, picture = form.fields, form.picture
         with closing(picture or io.BytesIO()):
@@ -81,15 +82,17 @@ async def edit_image(request: Request, state: State, jobs: JobsDep, owner: Owner
             return await answer(call, fields, translated, picture)
 
 
-def check_room(call: Call) -> None:
-    """Refuse a large body before it is sent, where there is no room for its request.
+async def check_room(call: Call) -> None:
+    """Count the request, and refuse a large body before it is sent, where there is no room for its request.
 
     A small one is read first: its own faults are reported before the server's. So is one with an idempotency key,
-    whose answer may exist. Raises `NotReady`, `Draining`, `QueueFull` or `KeyLimitReached`.
+    whose answer may exist.
+    Raises `KeyRateReached`, `NotReady`, `Draining`, `QueueFull` or `KeyLimitReached`.
     """
+    await call.state.limits.count_request(call.caller)
     headers = call.request.headers
     if "idempotency-key" not in headers and int(headers.get("content-length", UNCOUNTED + 1)) > UNCOUNTED:
-        call.state.limits.check(call.owner)
+        call.state.limits.check(call.caller)
         call.state.pool.check_capacity()
 
 
@@ -109,7 +112,7 @@ async def answer(
     if prefers_async(request) or "idempotency-key" in request.headers:
         return await answer_with_job(call, spec, fields)
     image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
-    generation = Generation.start(state, spec.drop_source(), image_request, call.owner)
+    generation = Generation.start(state, spec.drop_source(), image_request, call.caller)
     del spec, body
     fields.clear()
     call.upload.close()
@@ -126,7 +129,7 @@ async def identify_try(call: Call, fields: dict[str, Any], translated: Translate
     headers = call.request.headers
     if TRIES not in headers or translated.stream or prefers_async(call.request) or "idempotency-key" in headers:
         return None
-    return RequestIdentity(call.owner, await call.state.pools.run("bodies", hash_fields, fields))
+    return RequestIdentity(call.caller.owner, await call.state.pools.run("bodies", hash_fields, fields))
 
 
 async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str, str]) -> Response:
@@ -151,7 +154,7 @@ def generation_stream(call: Call, generation: Generation) -> EventStream:
 async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> Response:
     """Accept a request as a job, or find the one with its key; reply at once, by events, or when the job is over."""
     key = idempotency_key(call.request)
-    accepting = call.jobs.accept(spec, call.owner, key, await call.state.pools.run("bodies", hash_fields, fields))
+    accepting = call.jobs.accept(spec, call.caller, key, await call.state.pools.run("bodies", hash_fields, fields))
     # A client that leaves and has no key could never ask for the job: it is not accepted.
     record, known = await (accepting if key is not None else cancel_on_disconnect(accepting, call.request.receive))
     spec = spec.drop_source()

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api.dependencies import Owner
+from server.api.dependencies import AnyCaller
 from server.api.health import find_readiness
 from server.errors import NotFound, ServerError
 from server.jobs.service import JobService
@@ -85,11 +85,12 @@ class MetricsPage:
 
 
 @router.api_route(PATH, methods=["GET", "HEAD"])
-async def show_metrics(request: Request, owner: Owner) -> Response:  # noqa: ARG001 - a key is needed where there are any
+async def show_metrics(request: Request, caller: AnyCaller) -> Response:
     """Metrics in Prometheus' format. 404 where they have a port of their own."""
     page: MetricsPage | None = request.app.state.metrics_page
     if page is None:
         raise NotFound
+    caller.require("metrics")
     return await page.render(request.headers.get("accept", ""))
 
 

@@ -6,28 +6,24 @@ It reads and writes the job database itself; a running server notices a cancella
 import json
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from server.cli.database import RecordsSettings, print_table, with_database
 from server.cli.parsing import parse
-from server.database.database import Database, resolve_url
-from server.database.sqlite import FILE
-from server.errors import StorageFailure
+from server.database.database import Database
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore
-from server.settings.storage import DatabaseSettings
 
 HEADINGS = ["job", "state", "accepted", "seconds", "size", "steps", "images"]
 STATES = {"unfinished": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}
 
 
-class JobsSettings(DatabaseSettings):
+class JobsSettings(RecordsSettings):
     """List jobs, newest first; or cancel some. Prompts are not shown."""
 
     cancel: CliPositionalArg[list[str]] = Field([], description="`cancel ID...` cancels; nothing lists")
-    data_dir: Path = Field(Path("data"), description="the server's folder for images and other state")
     state: str | None = Field(None, description=f"only those that are {', '.join(STATES)}")
     limit: int = Field(20, ge=1, description="how many to list")
     json_: bool = Field(False, alias="json", description="one JSON object a line")
@@ -36,26 +32,18 @@ class JobsSettings(DatabaseSettings):
 def main(arguments: list[str]) -> int:
     settings = parse(JobsSettings, "jobs", arguments)
     verb, *identities = settings.cancel or ["list"]
-    file = settings.data_dir / FILE
     if verb not in ("list", "cancel") or (verb == "cancel") != bool(identities):
         print("usage: srpo jobs [--state STATE] [--limit N] [--json] | srpo jobs cancel ID...", file=sys.stderr)
         return 2
     if settings.state is not None and settings.state not in STATES:
         print(f"srpo jobs: --state: expected one of {', '.join(STATES)}", file=sys.stderr)
         return 2
-    if settings.database_url is None and not file.exists():
-        print(f"srpo jobs: there is no {file}: no server has run there (see --data-dir)", file=sys.stderr)
-        return 2
-    database = Database(resolve_url(settings.database_url, settings.data_dir))
-    try:
-        database.open()
+
+    def run(database: Database) -> int:
         store = JobStore(database)
         return cancel_jobs(store, identities) if identities else list_jobs(store, settings)
-    except StorageFailure as error:
-        print(f"srpo jobs: {error}", file=sys.stderr)
-        return 2
-    finally:
-        database.close()
+
+    return with_database("jobs", settings, run)
 
 
 def cancel_jobs(store: JobStore, identities: list[str]) -> int:
@@ -81,10 +69,7 @@ def list_jobs(store: JobStore, settings: JobsSettings) -> int:
     if not records:
         print("no jobs")
         return 0
-    rows = [HEADINGS, *([str(value) for value in summarize(record).values()] for record in records)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:  # never cut short to fit: an id is there to be copied
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table([HEADINGS, *([str(value) for value in summarize(record).values()] for record in records)])
     return 0
 
 

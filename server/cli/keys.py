@@ -1,16 +1,168 @@
-"""`srpo keys`: makes an API key, and the line of the key file that admits it."""
+"""`srpo keys`: the API keys of a server, whether or not it runs; a running one notices within seconds.
 
-from server.cli.parsing import Arguments, parse
+Without a subcommand it makes a key for the key file (`SRPO_API_KEYS_FILE`), which no database knows.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from pydantic import Field, field_validator
+from pydantic_settings import CliPositionalArg
+
+from server.cli.database import RecordsSettings, print_table, with_database
+from server.cli.parsing import Arguments, Command, parse, run
+from server.database.database import Database
+from server.security.callers import SCOPES, Quota, Scope
 from server.security.keys import new_key
+from server.security.models import KeyRecord
+from server.security.store import KeyStore, describe_key
+from server.settings.limits import MAX_RATE
+from server.settings.types import Names, Seconds
+
+COMMANDS: Mapping[str, Command] = {
+    "add": Command("make a key with scopes and quotas, kept in the database", "server.cli.keys:add"),
+    "list": Command("list the database's keys, never their text", "server.cli.keys:list_keys"),
+    "revoke": Command("end a key", "server.cli.keys:revoke"),
+    "rotate": Command("give a key another text", "server.cli.keys:rotate"),
+    "line": Command("make a key and its line for SRPO_API_KEYS_FILE", "server.cli.keys:print_line"),
+}
+HEADINGS = ["id", "name", "key begins", "scopes", "made", "ends", "images/day", "at a time", "a minute"]
+ONCE = "give it to the client: it cannot be shown again"
 
 
-class KeysSettings(Arguments):
+class LineSettings(Arguments):
     """Make an API key. The key is shown once; keep the hash line in the key file."""
 
 
+class AddSettings(RecordsSettings):
+    """Make an API key, kept in the server's database. The key is shown once."""
+
+    name: CliPositionalArg[str] = Field(min_length=1, max_length=64, description="whose it is, for lists")
+    scopes: Names = Field(("generate",), description=f"what it may do, separated by commas: {', '.join(SCOPES)}")
+    expires: Seconds | None = Field(None, gt=0, description="how long it is valid: 12h, 30d; none: until it is revoked")
+    images_per_day: int | None = Field(None, ge=1, description="images in a day of UTC; none: as SRPO_KEY_IMAGES says")
+    concurrent_requests: int | None = Field(
+        None, ge=1, description="unfinished requests at a time; none: as SRPO_KEY_REQUESTS says"
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=MAX_RATE, description="requests for images a minute; none: as SRPO_KEY_RATE says"
+    )
+    json_: bool = Field(False, alias="json", description="one JSON object")
+
+    @field_validator("scopes")
+    @classmethod
+    def _check_scopes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or set(value) - set(SCOPES):
+            raise ValueError(f"expected some of {', '.join(SCOPES)}")
+        return value
+
+
+class ListSettings(RecordsSettings):
+    """List the keys in the server's database."""
+
+    json_: bool = Field(False, alias="json", description="one JSON object a line")
+
+
+class RevokeSettings(RecordsSettings):
+    """End a key: it is refused within seconds. Its jobs and its usage stay."""
+
+    identity: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
+
+
+class RotateSettings(RecordsSettings):
+    """Give a key another text, shown once. Its jobs, usage and quotas stay."""
+
+    identity: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
+    grace: Seconds = Field(0.0, ge=0, description="how long the text before is still valid: 15m, 12h")
+    json_: bool = Field(False, alias="json", description="one JSON object")
+
+
 def main(arguments: list[str]) -> int:
-    parse(KeysSettings, "keys", arguments)
+    return run("srpo keys", COMMANDS, arguments) if arguments else print_line([])
+
+
+def print_line(arguments: list[str]) -> int:
+    parse(LineSettings, "keys line", arguments)
     key, line = new_key()
     print(f"key (give it to the client):           {key}")
     print(f"line (append it to SRPO_API_KEYS_FILE): {line}")
     return 0
+
+
+def add(arguments: list[str]) -> int:
+    settings = parse(AddSettings, "keys add", arguments)
+    quota = Quota(settings.images_per_day, settings.concurrent_requests, settings.requests_per_minute)
+    scopes: tuple[Scope, ...] = tuple(scope for scope in SCOPES if scope in settings.scopes)
+    expires = None if settings.expires is None else time.time() + settings.expires
+
+    def make(database: Database) -> int:
+        return show(*KeyStore(database).add(settings.name, scopes, expires, quota), as_json=settings.json_)
+
+    return with_database("keys add", settings, make, create=True)
+
+
+def rotate(arguments: list[str]) -> int:
+    settings = parse(RotateSettings, "keys rotate", arguments)
+
+    def replace(database: Database) -> int:
+        return show(*KeyStore(database).rotate(settings.identity, settings.grace), as_json=settings.json_)
+
+    return with_database("keys rotate", settings, replace)
+
+
+def revoke(arguments: list[str]) -> int:
+    settings = parse(RevokeSettings, "keys revoke", arguments)
+
+    def end(database: Database) -> int:
+        print(f"{KeyStore(database).revoke(settings.identity).id} revoked")
+        return 0
+
+    return with_database("keys revoke", settings, end)
+
+
+def list_keys(arguments: list[str]) -> int:
+    settings = parse(ListSettings, "keys list", arguments)
+
+    def show_all(database: Database) -> int:
+        records = KeyStore(database).list()
+        if settings.json_:
+            for record in records:
+                print(json.dumps(describe_key(record)))
+        elif records:
+            print_table([HEADINGS, *(summarize(record) for record in records)])
+        else:
+            print("no keys")
+        return 0
+
+    return with_database("keys list", settings, show_all)
+
+
+def show(record: KeyRecord, text: str, *, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(describe_key(record) | {"key": text}))
+    else:
+        print(f"id:  {record.id}\nkey: {text}")
+        print(ONCE, file=sys.stderr)
+    return 0
+
+
+def summarize(record: KeyRecord) -> list[str]:
+    """The key as a row of the list."""
+    quota = (record.images_per_day, record.concurrent_requests, record.requests_per_minute)
+    ends = "revoked" if record.revoked is not None else date_of(record.expires)
+    return [
+        record.id,
+        record.name,
+        ", ".join(secret.prefix for secret in record.secrets) or "-",
+        ",".join(record.scopes or ()),
+        date_of(record.created),
+        ends,
+        *("-" if limit is None else str(limit) for limit in quota),
+    ]
+
+
+def date_of(moment: float | None) -> str:
+    return "-" if moment is None else datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M")

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
 
-TABLES = ("server.jobs.models",)  # the modules that declare tables, by name: this folder knows none of them
+# The modules that declare tables, by name: this folder knows none of them.
+TABLES = ("server.jobs.models", "server.security.models")
 log = structlog.get_logger("srpo")
 
 

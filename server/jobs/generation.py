@@ -20,6 +20,7 @@ from server.jobs.delivery import describe_item, fill_item, inline_fields
 from server.jobs.spec import JobSpec
 from server.metrics.generations import GenerationMeter
 from server.schema import Body, GenerationReply, ImageItem
+from server.security.callers import Caller
 from server.state import AppState
 
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
@@ -60,22 +61,22 @@ class Generation:
         state: AppState,
         spec: JobSpec,
         request: ImageRequest,
-        owner: str,
+        caller: Caller,
         *,
         resumed: bool = False,
         durable: bool = False,
     ) -> Self:
-        """Submit the request of `owner`. Raises `NotReady`, `Draining` or `QueueFull` before any work.
+        """Submit the caller's request. Raises `NotReady`, `Draining` or `QueueFull` before any work.
 
         Raises `KeyLimitReached` too, unless the request is `resumed`: it has been accepted before. `durable`: it is a
         job's, which is not lost where its images cannot be stored for a time.
         """
         if not resumed:
-            state.limits.check(owner)
+            state.limits.check(caller)
         if state.guard.overrules(spec.body.enable_safety_checker):
             spec.translated.ignored.append("enable_safety_checker")
         channel = EventChannel()
-        job = state.pool.submit(request, preview_plan(state, spec.translated, spec.body), channel, owner)
+        job = state.pool.submit(request, preview_plan(state, spec.translated, spec.body), channel, caller.owner)
         return cls(state, spec, request, channel, job, durable=durable)
 
     def cancel(self) -> None:

@@ -13,6 +13,7 @@ from server.jobs.generation import Generation
 from server.jobs.runner import ActiveJob, JobRunner
 from server.jobs.spec import JobSpec
 from server.jobs.store import JobStore
+from server.security.callers import Caller
 from server.state import AppState
 
 log = structlog.get_logger("srpo")
@@ -47,7 +48,7 @@ async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Gener
     request = spec.rebuild_request(state.served, await read_source(job, store, state))
     while not job.cancelled:
         try:
-            return Generation.start(state, spec, request, job.record.owner, resumed=True, durable=True)
+            return Generation.start(state, spec, request, Caller(job.record.owner), resumed=True, durable=True)
         except (NotReady, QueueFull, WorkersSuspended):
             await asyncio.sleep(RETRY)
     return None

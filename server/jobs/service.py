@@ -27,6 +27,7 @@ from server.jobs.runner import ActiveJob, JobRunner, TakenOver
 from server.jobs.spec import JobSpec
 from server.jobs.store import JobStore, KeyTaken
 from server.jobs.upkeep import Upkeep, keep_images
+from server.security.callers import Caller
 from server.state import AppState
 
 
@@ -66,16 +67,16 @@ class JobService:
             await self.pools.run("ledger", self._leases.release)
         await self.pools.run("ledger", self._state.database.close)
 
-    async def accept(self, spec: JobSpec, owner: str, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
+    async def accept(self, spec: JobSpec, caller: Caller, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
         """Admit a request and write it down, or find the one that has its key. True: it had been accepted before.
 
         Raises `KeyReused`, `StorageFull`, `StorageBusy`, and what `Generation.start` raises before any work.
         """
         if key is None:
             request = await spec.build_request(self._state)
-            admission = asyncio.ensure_future(self._admit(spec, request, owner, None, body_hash))
+            admission = asyncio.ensure_future(self._admit(spec, request, caller, None, body_hash))
             return await asyncio.shield(admission), False  # a row without its generation would wait for a restart
-        return await asyncio.shield(asyncio.ensure_future(self._accept_once(spec, owner, key, body_hash)))
+        return await asyncio.shield(asyncio.ensure_future(self._accept_once(spec, caller, key, body_hash)))
 
     async def find(self, identity: str, owner: str) -> tuple[JobRecord, ActiveJob | None]:
         """A job of this owner's. Raises `NotFound` or `Gone`."""
@@ -155,17 +156,17 @@ class JobService:
             return record
         return await self.wait_ended(record)
 
-    async def _accept_once(self, spec: JobSpec, owner: str, key: str, body_hash: str) -> tuple[JobRecord, bool]:
+    async def _accept_once(self, spec: JobSpec, caller: Caller, key: str, body_hash: str) -> tuple[JobRecord, bool]:
         async with self._key_lock:  # a source picture is not fetched for a second answer
-            if known := await self._find_key(owner, key, body_hash):
+            if known := await self._find_key(caller.owner, key, body_hash):
                 return known, True
         request = await spec.build_request(self._state)
         while True:
             async with self._key_lock:
-                if known := await self._find_key(owner, key, body_hash):
+                if known := await self._find_key(caller.owner, key, body_hash):
                     return known, True
                 with suppress(KeyTaken):  # another server was quicker: its job is the one to find
-                    return await self._admit(spec, request, owner, key, body_hash), False
+                    return await self._admit(spec, request, caller, key, body_hash), False
 
     async def _find_key(self, owner: str, key: str, body_hash: str) -> JobRecord | None:
         record = await self.pools.run("ledger", self._store.find_key, owner, key)
@@ -174,12 +175,12 @@ class JobService:
         return record
 
     async def _admit(
-        self, spec: JobSpec, request: ImageRequest, owner: str, key: str | None, body_hash: str
+        self, spec: JobSpec, request: ImageRequest, caller: Caller, key: str | None, body_hash: str
     ) -> JobRecord:
         spec = replace(spec.drop_source(), fingerprint=self._state.fingerprint)
-        generation = Generation.start(self._state, spec, request, owner, durable=True)
+        generation = Generation.start(self._state, spec, request, caller, durable=True)
         identity = f"job_{secrets.token_hex(16)}"
-        record = JobRecord(identity, owner, key, body_hash, spec.to_json(request), created=time.time())
+        record = JobRecord(identity, caller.owner, key, body_hash, spec.to_json(request), created=time.time())
         self._leases.grant(record)
         try:
             await self.pools.run("ledger", self._store.add, record, request.source.pixels if request.source else None)

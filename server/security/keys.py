@@ -1,22 +1,22 @@
-"""API keys: which exist, and whether a request has one. Only hashes are stored, and compared in constant time.
+"""Which API keys exist, and whether a request has one. Only hashes are kept, and compared in constant time.
 
-Keys have at least 128 random bits when `srpo keys` makes them, so a plain SHA-256 needs no salt and no slow hash.
+Keys come from the settings (`SRPO_API_KEYS`, a file of hashes), which may draw and nothing else, and from the database,
+each with scopes and quotas of its own. Those of the database are found by their public prefix.
 """
 
-import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from server.errors import Unauthorized
+from server.security.callers import Caller
+from server.security.store import StoredKeys, hash_key, is_over, prefix_of
 
 LINE = re.compile(r"(?:(?P<name>\S+)\s+)?sha256:(?P<hash>[0-9a-f]{64})")
-
-
-def hash_key(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+NOBODY = Caller("", frozenset({"generate", "metrics"}))  # who asks a server without keys: everybody on the machine
 
 
 def new_key() -> tuple[str, str]:
@@ -26,20 +26,45 @@ def new_key() -> tuple[str, str]:
 
 
 class KeyRing:
-    """The keys that clients may use. Without any key, every request is accepted."""
+    """The keys that clients may use. Without any key, and unless one is `required`, every request is accepted.
 
-    def __init__(self, keys: Iterable[str] = (), file: Path | None = None) -> None:
-        self._hashes = [hash_key(key) for key in keys] + (read_hashes(file) if file else [])
+    A database that has ever had a key has keys: revoking the last one opens nothing.
+    """
 
-    def authenticate(self, key: str | None) -> str:
-        """Returns the key's hash, "" if no keys are needed. Raises `Unauthorized` if it is missing or unknown."""
-        if not self._hashes:
-            return ""
+    def __init__(
+        self,
+        keys: Iterable[str] = (),
+        file: Path | None = None,
+        *,
+        required: bool = False,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._fixed = [hash_key(key) for key in keys] + (read_hashes(file) if file else [])
+        self._required = required or bool(self._fixed)
+        self._stored = StoredKeys({}, any=False)
+        self._now = now
+
+    @property
+    def needed(self) -> bool:
+        """Whether a request needs a key."""
+        return self._required or self._stored.any
+
+    def replace(self, stored: StoredKeys) -> None:
+        """From now on the database's keys are these."""
+        self._stored = stored
+
+    def authenticate(self, key: str | None) -> Caller:
+        """Whose request it is. Raises `Unauthorized` if the key is missing, unknown or over."""
+        if not self.needed:
+            return NOBODY
         offered = hash_key(key or "")
-        known = [hmac.compare_digest(offered, held) for held in self._hashes]  # all of them: no early exit
+        stored = self._stored.secrets.get(prefix_of(key or ""))
+        if stored and hmac.compare_digest(offered, stored.hash) and not is_over(stored.expires, self._now()):
+            return stored.caller
+        known = [hmac.compare_digest(offered, held) for held in self._fixed]  # all of them: no early exit
         if key is None or not any(known):
             raise Unauthorized
-        return offered
+        return Caller(offered, frozenset({"generate"}))
 
 
 def read_hashes(file: Path) -> list[str]:

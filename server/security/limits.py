@@ -1,6 +1,6 @@
-"""What one client may take, so that others get theirs: unfinished requests, bytes of uploads.
+"""What one client may take, so that others get theirs: unfinished requests, requests a minute, bytes of uploads.
 
-Quotas and rates belong here too.
+Images a day are counted where usage is, in the database (`server.usage`).
 """
 
 import asyncio
@@ -11,7 +11,10 @@ from types import TracebackType
 from typing import Self
 
 from pipelines.workers.pool import WorkerPool
-from server.errors import KeyLimitReached, UploadsFull
+from server.errors import KeyLimitReached, KeyRateReached, UploadsFull
+from server.security.callers import Caller, Quota
+from server.security.rates import RequestRates
+from server.threads import ThreadPools
 
 RESERVED = 4  # one place of so many is kept for other keys, where no limit is set
 FREE, RECOVERY = 20.0, 3.0  # failures, and seconds
@@ -21,16 +24,35 @@ UNCOUNTED = 2**16  # bytes of a body; with connections limited, those of all tha
 
 
 class KeyLimits:
-    """How many unfinished requests a key may have. A server without keys has one client, which has no limit."""
+    """What a key may ask for at a time and in a minute. A server without keys has one client, which has no limit.
 
-    def __init__(self, requests: int | None, pool: WorkerPool) -> None:
-        self._requests = requests or pool.capacity - pool.capacity // RESERVED
+    `defaults` are for keys that have no limit of their own.
+    """
+
+    def __init__(self, defaults: Quota, pool: WorkerPool, rates: RequestRates, pools: ThreadPools) -> None:
+        self._requests = defaults.concurrent_requests or pool.capacity - pool.capacity // RESERVED
+        self._rate = defaults.requests_per_minute
         self._pool = pool
+        self._rates = rates
+        self._pools = pools
 
-    def check(self, owner: str) -> None:
+    def check(self, caller: Caller) -> None:
         """Raises `KeyLimitReached`, which says when one of the key's requests is predicted to end."""
-        if owner and len(jobs := self._pool.unfinished_of(owner)) >= self._requests:
+        limit = caller.quota.concurrent_requests or self._requests
+        if caller.owner and len(jobs := self._pool.unfinished_of(caller.owner)) >= limit:
             raise KeyLimitReached(len(jobs), self._pool.estimate_end(jobs))
+
+    async def count_request(self, caller: Caller) -> None:
+        """One more request of the key's. Raises `KeyRateReached`, which says when the next may come."""
+        per_minute = caller.quota.requests_per_minute or self._rate
+        if not caller.owner or per_minute is None:
+            return
+        if self._rates.shared:
+            wait = await self._pools.run("ledger", self._rates.take, caller.owner, per_minute)
+        else:
+            wait = self._rates.take(caller.owner, per_minute)
+        if wait is not None:
+            raise KeyRateReached(per_minute, wait)
 
 
 class FailedKeys:

@@ -5,6 +5,7 @@ from pydantic import Field
 from server.settings.types import Bytes, EnvironmentSettings
 
 SOURCE_MEMORY = 2**26  # bytes
+MAX_RATE = 10_000  # requests a minute: each is remembered for so long
 
 
 class LimitSettings(EnvironmentSettings):
@@ -17,6 +18,19 @@ class LimitSettings(EnvironmentSettings):
         ge=1,
         description="requests of one key that may be unfinished at a time; one more is answered with 429; none: three "
         "quarters of the requests that may wait or run",
+    )
+    key_images: int | None = Field(
+        None,
+        ge=1,
+        description="images a key may have in a day of UTC, where the key itself has no quota; beyond them 403; none: "
+        "any number",
+    )
+    key_rate: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_RATE,
+        description="requests for images a key may send within a minute, where the key itself has no rate; beyond them "
+        "429; none: any number",
     )
     key_delay: float = Field(
         5.0,

@@ -9,7 +9,7 @@ class MetricsSettings(EnvironmentSettings):
     """Who may read the metrics."""
 
     metrics: bool = Field(
-        True, description="serve metrics for Prometheus at /metrics; where keys are set, that needs one of them"
+        True, description="serve metrics for Prometheus at /metrics; where keys are needed, one with the scope metrics"
     )
     metrics_port: int | None = Field(
         None, ge=1, le=65535, description="a port of their own for the metrics, without a key; none: the server's port"

@@ -32,7 +32,13 @@ class Settings(ReplicaSettings, StoreSettings, LimitSettings, DamageSettings, Me
         description="keys that clients may use, separated by commas; none: every client on this machine may use the "
         "API",
     )
-    api_keys_file: Path | None = Field(None, description="file with key hashes, one a line, as `srpo keys` prints them")
+    api_keys_file: Path | None = Field(
+        None, description="file with key hashes, one a line, as `srpo keys line` prints them"
+    )
+    require_key: bool = Field(
+        False,
+        description="refuse every request without a key, also while there is none: for keys that `srpo keys add` makes",
+    )
     allow_no_keys: bool = Field(False, description="let other machines use the API without a key")
     pages: Names = Field(
         ("playground", "docs"),
@@ -138,7 +144,8 @@ class Settings(ReplicaSettings, StoreSettings, LimitSettings, DamageSettings, Me
         if not self.is_loopback and not self.needs_key and not self.allow_no_keys:
             raise ValueError(
                 f"{self.host} is reachable from other machines and no API keys are set. Set SRPO_API_KEYS (or "
-                "SRPO_API_KEYS_FILE; `srpo keys` makes one), listen on 127.0.0.1, or say --allow-no-keys"
+                "SRPO_API_KEYS_FILE; `srpo keys` makes one), say --require-key and make one with `srpo keys add`, "
+                "listen on 127.0.0.1, or say --allow-no-keys"
             )
         return self
 
@@ -154,4 +161,4 @@ class Settings(ReplicaSettings, StoreSettings, LimitSettings, DamageSettings, Me
 
     @property
     def needs_key(self) -> bool:
-        return bool(self.api_keys) or self.api_keys_file is not None
+        return self.require_key or bool(self.api_keys) or self.api_keys_file is not None

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SRPO_"  # of every variable
+DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # in seconds
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -45,6 +46,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def parse_seconds(value: Any) -> Any:
+    """The seconds that text like 90s, 15m, 12h or 30d means; any other value is returned unchanged."""
+    if isinstance(value, str) and value[-1:] in DURATIONS:
+        try:
+            return float(value[:-1]) * DURATIONS[value[-1]]
+        except ValueError:
+            raise ValueError(f"{value!r}: expected seconds, or a time such as 15m, 12h or 30d") from None
+    return value
+
+
 def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, str | None]:
     """Those of `names` that begin like a setting's variable and are none of `kind`'s, each with the nearest one."""
     known = set()
@@ -59,6 +70,7 @@ def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> di
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 Keys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_keys)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 

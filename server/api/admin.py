@@ -1,0 +1,121 @@
+"""What an operator does over HTTP: keys made, listed, revoked and rotated. Needs a key with the scope `admin`.
+
+A server without keys has no such key, so nobody who happens to reach it can shut out the others: the first one is made
+by `srpo keys add --scopes admin`.
+"""
+
+import time
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+
+from pipelines.fields import Choice, Integer, Number, ParamType, Text
+from server.api.dependencies import with_scope
+from server.api.json_body import read_object
+from server.errors import InvalidRequest, invalid_request
+from server.schema import issues_of
+from server.security.callers import SCOPES, Quota, Scope
+from server.security.store import describe_key
+from server.settings.limits import MAX_RATE
+from server.state import AppState, State
+
+MOST = 2**31 - 1  # of what is counted in a column
+LONGEST = 10 * 365 * 86400  # seconds
+PRIVATE = {"cache-control": "no-store"}
+M = TypeVar("M", bound=BaseModel)
+router = APIRouter(prefix="/v1/admin", include_in_schema=False, dependencies=[Depends(with_scope("admin"))])
+
+
+class Scopes(ParamType):
+    """A list of scopes."""
+
+    code = "invalid_scopes"
+
+    @property
+    def expected(self) -> str:
+        return f"a list of some of {', '.join(SCOPES)}"
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "array", "items": Choice(SCOPES).schema(), "minItems": 1}
+
+    def parse(self, value: Any) -> tuple[Scope, ...]:
+        if not isinstance(value, list) or not value or not all(scope in SCOPES for scope in value):
+            raise self.refuse(value)
+        return tuple(scope for scope in SCOPES if scope in value)
+
+
+class NewKey(BaseModel):
+    """A key to be made. `expires_in` is in seconds; what is left out has no bound of its own."""
+
+    name: Annotated[str, Text(1, 64)] = "unnamed"
+    scopes: Annotated[tuple[Scope, ...], Scopes()] = ("generate",)
+    expires_in: Annotated[float | None, Number(1, LONGEST)] = None
+    images_per_day: Annotated[int | None, Integer(1, MOST)] = None
+    concurrent_requests: Annotated[int | None, Integer(1, MOST)] = None
+    requests_per_minute: Annotated[int | None, Integer(1, MAX_RATE)] = None
+
+
+class Rotation(BaseModel):
+    """How long, in seconds, a key's text before is still valid."""
+
+    grace: Annotated[float, Number(0, LONGEST)] = 0.0
+
+
+@router.get("/keys")
+async def list_keys(state: State) -> JSONResponse:
+    """All keys, revoked ones too; never their text."""
+    records = await state.key_service.list()
+    return JSONResponse({"object": "list", "data": [describe_key(record) for record in records]}, headers=PRIVATE)
+
+
+@router.post("/keys")
+async def add_key(request: Request, state: State) -> JSONResponse:
+    """Make a key. The reply is the only place that ever has its text."""
+    body = await read_model(NewKey, request, state)
+    expires = None if body.expires_in is None else time.time() + body.expires_in
+    quota = Quota(body.images_per_day, body.concurrent_requests, body.requests_per_minute)
+    record, text = await state.key_service.change(lambda store: store.add(body.name, body.scopes, expires, quota))
+    return JSONResponse(describe_key(record) | {"key": text}, 201, headers=PRIVATE)
+
+
+@router.delete("/keys/{identity}")
+async def revoke_key(state: State, identity: str) -> JSONResponse:
+    """End a key, for this server at once. Again: nothing to do."""
+    return JSONResponse(describe_key(await state.key_service.change(lambda store: store.revoke(identity))))
+
+
+@router.post("/keys/{identity}/rotate")
+async def rotate_key(request: Request, state: State, identity: str) -> JSONResponse:
+    """Another text for the same key."""
+    grace = (await read_model(Rotation, request, state)).grace
+    record, text = await state.key_service.change(lambda store: store.rotate(identity, grace))
+    return JSONResponse(describe_key(record) | {"key": text}, headers=PRIVATE)
+
+
+async def read_model(kind: type[M], request: Request, state: AppState) -> M:
+    """The body, where no body is one without fields. A field that does not exist is an error: it may be a limit.
+
+    Raises `InvalidRequest`.
+    """
+    fields: dict[str, Any] = {}
+    if int(request.headers.get("content-length", 1)):
+        with state.uploads.open() as upload:
+            fields = await read_object(request, state, upload)
+    for name in fields:
+        if name not in kind.model_fields:
+            expected = f"one of {', '.join(kind.model_fields)}"
+            raise invalid_request(
+                f"there is no such field: expected {expected}",
+                path=(name[:64],),
+                code="unknown_field",
+                expected=expected,
+                received=ascii(name)[:80],
+            )
+    try:
+        return kind.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        raise InvalidRequest(
+            [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
+        ) from error
