@@ -6,7 +6,7 @@ ARGS   ?=
 # A file of tests is one process's, a core each, up to four: more would only wait for memory.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help faults operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu image-test clean
+.PHONY: help faults replicas operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -22,6 +22,9 @@ cuda-dry: $(VENV)/.test  ## the engine on a CUDA card that is not there, in FLUX
 faults: $(VENV)/.test  ## kill the server ten times among 50 jobs; then a table of what good clients notice of faults
 	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed -rP
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fault_table.py
+
+replicas: $(VENV)/.test  ## three servers behind nginx, over one Postgres and one bucket; then a table of what faults cost
+	OMP_NUM_THREADS=1 $(BIN)/python tests/replica_table.py
 
 operate: $(VENV)/.test  ## try the server under a real Prometheus (Debian: sudo apt-get install prometheus)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m operate -rs $(ARGS)

@@ -2,9 +2,12 @@
 
 import configparser
 import re
+import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
+from support.nginx import find_nginx, write_configuration
 
 from server.settings.server import Settings
 
@@ -47,3 +50,13 @@ def test_the_unit_agrees_with_the_server() -> None:
     text = (ROOT / "deploy/srpo.service").read_text()
     assigned = [word for line in text.splitlines() if line.startswith("Environment=") for word in line[12:].split()]
     assert set(settings_of(dict(word.split("=", 1) for word in assigned))) == {"models_dir", "data_dir"}
+
+
+def test_nginx_takes_the_example(tmp_path: Path) -> None:
+    """`make replicas` runs it."""
+    if find_nginx() is None:
+        pytest.skip("nginx is not installed (Debian: apt-get install nginx)")
+    command = write_configuration(tmp_path, 8080, [8000, 8001])
+    assert (tmp_path / "srpo.conf").read_text().count("server 127.0.0.1:") == 2
+    tried = subprocess.run([*command, "-t"], capture_output=True, text=True)
+    assert tried.returncode == 0, tried.stderr

@@ -40,6 +40,7 @@ async def health(request: Request, state: State, jobs: JobsDep) -> JSONResponse:
     about["safety"] = state.guard.description | {"prompts": state.prompts.description}
     about["constant_images"] = state.constant.count
     about["trouble"] = jobs.find_trouble()
+    about["replica"] = jobs.replica
     about["loop_lag"] = round(request.app.state.loop_watch.lag, 3)
     return JSONResponse(about | status | info)
 

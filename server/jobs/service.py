@@ -94,6 +94,11 @@ class JobService:
         return await self.pools.run("ledger", self._store.page, owner, limit, before, states)
 
     @property
+    def replica(self) -> str:
+        """The name of this server process among those that share its database."""
+        return self._leases.replica
+
+    @property
     def unwritten(self) -> int:
         """How many jobs are over while that cannot be written down."""
         return len(self._runner.unwritten)

@@ -45,6 +45,7 @@ EXCEPTIONS: Mapping[str, str] = {
     "make lint": "tests/test_house.py runs the same commands",
     "make browser": "needs Chromium; CI runs it",
     "make faults": "takes minutes; CI runs it",
+    "make replicas": "takes minutes; CI runs it",
     "make bench": "takes minutes on an idle machine; tests/test_bench.py measures a little",
     "srpo bench engine": "takes minutes; tests/test_bench.py measures a little",
     "srpo bench quality --model flux/srpo": "needs the gated weights and a GPU",

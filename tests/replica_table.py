@@ -1,0 +1,150 @@
+"""`make replicas`: what clients notice when a server, the database or the bucket fails, as a table.
+
+Three server processes over one Postgres and one bucket, behind nginx. Fails where anything was lost, done twice without
+need, or drawn wrongly.
+"""
+
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from support.nginx import find_nginx
+from support.postgres import find_binaries
+from support.replicas import LEASE, Load, Site, running_site
+from support.waiting import within
+
+REPLICAS, REQUESTS = 3, 48
+OUTAGE = 20.0  # seconds without a bucket
+COLUMNS = (
+    "case",
+    "offered",
+    "accepted",
+    "finished",
+    "lost",
+    "duplicated",
+    "drawn again",
+    "retries",
+    "wrong",
+    "recovery",
+)
+
+
+def nothing(site: Site) -> None:
+    """The row to compare with."""
+
+
+def kill_server(site: Site) -> None:
+    site.busiest().stop(signal.SIGKILL)
+
+
+def freeze_server(site: Site) -> None:
+    """For longer than its lease; then it wakes and believes that nothing has happened."""
+    server = site.busiest()
+    server.send(signal.SIGSTOP)
+    time.sleep(2 * LEASE)
+    server.send(signal.SIGCONT)
+
+
+def restart_all(site: Site) -> None:
+    """One after the other, as an upgrade does."""
+    for replica in site.replicas:
+        replica.stop()
+        replica.start()
+        replica.wait_ready()
+
+
+def kill_database(site: Site) -> None:
+    site.postgres.kill()
+    time.sleep(5)
+    site.postgres.start()
+
+
+def refuse_bucket(site: Site) -> None:
+    site.network.cut()
+    time.sleep(OUTAGE)
+    site.network.mode = "pass"
+
+
+def lose_confirmations(site: Site) -> None:
+    site.network.mode = "lose-answers"
+    time.sleep(3)
+    site.network.mode = "pass"
+
+
+FAULTS: Mapping[str, Callable[[Site], None]] = {
+    "nothing": nothing,
+    "a server is killed": kill_server,
+    "a server freezes and wakes": freeze_server,
+    "every server is restarted": restart_all,
+    "Postgres is killed, back after 5 s": kill_database,
+    "the bucket refuses for 20 s": refuse_bucket,
+    "the bucket's answers are lost for 3 s": lose_confirmations,
+}
+
+
+def run_case(case: str, site: Site, expected: dict[int, set[str]]) -> tuple[dict[str, object], list[str]]:
+    """A row, and what is wrong with it. `expected`: the digests of each seed's file, filled by the first row."""
+    jobs, objects, retries = count(site)
+    load = Load(case, site.url, REQUESTS)
+    loading = threading.Thread(target=load.run)
+    loading.start()
+    assert within(60, lambda: len(load.ended) >= REQUESTS // 8)
+    FAULTS[case](site)
+    over = time.monotonic()
+    loading.join()
+    waiting = [load.ended[seed] - over for seed, begun in load.begun.items() if begun < over and seed in load.ended]
+    for replica in site.replicas:  # whoever is dead is started again
+        if replica.process is not None and replica.process.poll() is not None:
+            replica.start()
+        replica.wait_ready()
+    jobs, objects, retries = (now - before for now, before in zip(count(site), (jobs, objects, retries), strict=True))
+    if not expected:
+        expected |= load.digests
+    row = {
+        "case": case,
+        "offered": REQUESTS,
+        "accepted": jobs,
+        "finished": len(load.digests),
+        "lost": REQUESTS - len(load.digests),
+        "duplicated": jobs - REQUESTS,
+        "drawn again": objects - REQUESTS,
+        "retries": retries,
+        "wrong": sum(
+            digests != expected.get(seed, digests) or len(digests) > 1 for seed, digests in load.digests.items()
+        ),
+        "recovery": f"{max([0.0, *waiting]):.1f} s",
+    }
+    bad = [f"{name} {row[name]}" for name in ("lost", "duplicated", "wrong") if row[name]]
+    if objects - REQUESTS > retries:
+        bad.append(f"{objects - REQUESTS} drawn again, {retries} retries")
+    return row, bad + load.failures
+
+
+def count(site: Site) -> tuple[int, int, int]:
+    """Jobs, stored images, and how often a job was taken over."""
+    jobs, retries = site.query("SELECT count(*) FROM jobs"), site.query("SELECT coalesce(sum(attempt), 0) FROM jobs")
+    return int(jobs), sum(key.startswith("images/") for key in site.s3.keys(site.bucket)), int(retries)
+
+
+def main() -> int:
+    for name, found in {"postgresql": find_binaries(), "nginx": find_nginx()}.items():
+        if not found:
+            print(f"{name} is not installed, so this is not tried (Debian: apt-get install {name})")
+            return 0
+    print("| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS), sep="\n", flush=True)
+    troubles, expected = [], dict[int, set[str]]()
+    with tempfile.TemporaryDirectory() as folder, running_site(Path(folder), REPLICAS) as site:
+        for case in FAULTS:
+            row, bad = run_case(case, site, expected)
+            print("| " + " | ".join(str(row[name]) for name in COLUMNS) + " |", flush=True)
+            troubles += [f"{case}: {trouble}" for trouble in bad]
+    print(*troubles, sep="\n")
+    return bool(troubles)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Several server processes over one Postgres and one bucket, behind nginx; and clients that do not give up."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from support.buckets import S3Service, running_s3
+from support.jobs import KEYS, PREFER
+from support.nginx import running_nginx
+from support.postgres import Postgres, running_postgres
+from support.server import START_LIMIT, free_port
+from support.tcp_proxy import TcpProxy, proxy_to
+from support.waiting import within
+
+PATH = "/v1/images/generations"
+BODY: dict[str, Any] = {"model": "flux/srpo", "prompt": "slow", "image_size": "square", "num_inference_steps": 12}
+INLINE = {"response_format": "b64_json", "output_format": "png"}
+LEASE = 3.0  # seconds
+PATIENCE = 8.0  # seconds for which a client waits for a reply
+GIVES_UP = 90.0  # seconds after which a request counts as lost
+PASSING = (429, 502, 503, 504)
+TESTS = Path(__file__).parent.parent
+
+
+class Replica:
+    """One server process. It can be killed, stopped, and started again."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.port = free_port()
+        self.folder = folder
+        self._env = env
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / "log").open("ab") as log:
+            command = [sys.executable, "-m", "support.replica", str(self.port), str(self.folder)]
+            self.process = subprocess.Popen(command, env=self._env, stdout=log, stderr=log)
+
+    def wait_ready(self) -> None:
+        assert within(START_LIMIT, self._is_ready), (self.folder / "log").read_text()
+
+    def send(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.send(number)
+            self.process.wait()
+
+    def name(self) -> str:
+        """Its own, in the database."""
+        headers = {"authorization": f"Bearer {KEYS[0]}"}
+        name: str = httpx.get(f"http://127.0.0.1:{self.port}/health", headers=headers).json()["replica"]
+        return name
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@dataclass
+class Site:
+    """All the parts, and the address that clients know."""
+
+    url: str
+    replicas: list[Replica]
+    postgres: Postgres
+    database_url: str
+    s3: S3Service
+    bucket: str
+    network: TcpProxy  # to the bucket
+
+    def busiest(self) -> Replica:
+        """The server that carries most jobs out, as soon as one has several."""
+        names = {replica.name(): replica for replica in self.replicas}
+        held = "SELECT count(*) FROM jobs WHERE state = 'accepted' AND replica = '{}'"
+        while True:
+            name = max(names, key=lambda name: self.query(held.format(name)))
+            if self.query(held.format(name)) >= 2:
+                return names[name]
+
+    def query(self, statement: str) -> Any:
+        with psycopg.connect(self.database_url) as connection:
+            row = connection.execute(statement).fetchone()
+        return row and row[0]
+
+
+@contextmanager
+def running_site(folder: Path, count: int) -> Iterator[Site]:
+    with ExitStack() as stack:
+        postgres, s3 = stack.enter_context(running_postgres()), stack.enter_context(running_s3())
+        network = stack.enter_context(proxy_to(s3.port))
+        database_url, bucket = postgres.create_database(), s3.create_bucket()
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SRPO_")}
+        env = clean | {
+            "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+            "SRPO_API_KEYS": ",".join(KEYS),
+            "SRPO_DATABASE_URL": database_url,
+            "SRPO_STORE_URL": bucket,
+            "SRPO_STORE_ENDPOINT": f"http://127.0.0.1:{network.port}",
+            "SRPO_LEASE": str(LEASE),
+            "SRPO_FORWARDED_ALLOW_IPS": "127.0.0.1",
+        }
+        replicas = [Replica(folder / f"replica-{number}", env) for number in range(count)]
+        url = stack.enter_context(running_nginx([replica.port for replica in replicas]))
+        for replica in replicas:
+            replica._env["SRPO_PUBLIC_URL"] = url
+            replica.start()
+            stack.callback(replica.stop)
+        for replica in replicas:
+            replica.wait_ready()
+        yield Site(url, replicas, postgres, database_url, s3, bucket, network)
+
+
+class Client:
+    """Sends a request until it is answered, with the same idempotency key, as a good client does."""
+
+    def __init__(self, url: str, gives_up: float = GIVES_UP) -> None:
+        self._http = httpx.Client(
+            base_url=url, headers={"authorization": f"Bearer {KEYS[0]}"}, timeout=PATIENCE, follow_redirects=True
+        )
+        self._gives_up = gives_up
+        self.job: str | None = None  # where one was acknowledged
+
+    def draw(self, case: str, seed: int) -> bytes:
+        """The image's file. Every second seed asks for a job, every fourth for the bytes in the reply."""
+        headers = {"idempotency-key": f"{case} {seed}"}
+        body = (
+            BODY | {"seed": seed} | ({"response_format": "b64_json", "output_format": "png"} if seed % 4 == 0 else {})
+        )
+        if seed % 2:
+            reply = self._insist("POST", PATH, json=body, headers=headers | PREFER)
+            assert reply.status_code == 202, reply.text
+            identity = self.job = reply.json()["id"]
+            reply = self._insist("GET", f"/v1/jobs/{identity}", until=lambda job: job.json()["status"] in ENDED)
+            assert reply.json()["status"] == "succeeded", reply.text
+            done = reply.json()["reply"]
+        else:
+            reply = self._insist("POST", PATH, json=body, headers=headers)
+            assert reply.status_code == 201, reply.text
+            done = reply.json()
+        (item,) = done["images"]
+        if "b64_json" in item:
+            return str(item["b64_json"]).encode()
+        return self._insist("GET", item["url"]).raise_for_status().content
+
+    def _insist(
+        self, method: str, path: str, until: Callable[[httpx.Response], bool] = lambda _: True, **options: Any
+    ) -> httpx.Response:
+        deadline = time.monotonic() + self._gives_up
+        while True:
+            reply = None
+            try:
+                reply = self._http.request(method, path, **options)
+                if reply.status_code not in PASSING and (not reply.is_success or until(reply)):
+                    return reply
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < deadline, f"{method} {path}: {reply.text if reply else 'no reply'}"
+            time.sleep(0.1)
+
+
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+@dataclass
+class Load:
+    """Requests of seeds 1 to `count`, from several clients at a time, each posted by two of them."""
+
+    case: str
+    url: str
+    count: int
+    digests: dict[int, set[str]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    acknowledged: set[str] = field(default_factory=set)
+    ended: dict[int, float] = field(default_factory=dict)  # when, on the monotonic clock
+    begun: dict[int, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> None:
+        seeds = [seed for seed in range(1, self.count + 1) for _ in range(2)]
+        with ThreadPoolExecutor(24) as threads:
+            list(threads.map(self._draw, seeds))
+
+    def _draw(self, seed: int) -> None:
+        client = Client(self.url)
+        self.begun.setdefault(seed, time.monotonic())
+        try:
+            digest = hashlib.sha256(client.draw(self.case, seed)).hexdigest()
+        except (AssertionError, httpx.HTTPError) as error:
+            self.failures.append(f"{seed}: {error}")
+        else:
+            with self._lock:
+                self.digests.setdefault(seed, set()).add(digest)
+                self.ended[seed] = time.monotonic()
+        if client.job:
+            self.acknowledged.add(client.job)
