@@ -22,7 +22,6 @@ def measure(setup: Setup) -> Results:
     with ExitStack() as stack:
         if setup.rehearse:  # on one size, by a compiler that compiles nothing
             stack.enter_context(patch.object(compiling, "SIZES", (Size(512, 512),)))
-            stack.enter_context(patch.object(compiling, "COUNTS", ()))
             comparison = setup.compare([*REHEARSED, "compile"], OptimizationContext("eager"))
         else:
             comparison = setup.compare()

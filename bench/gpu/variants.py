@@ -28,7 +28,6 @@ def measure(setup: Setup) -> Results:
     with ExitStack() as stack:
         sizes = (Size(*setup.sizes[0]), Size(512, 512))
         stack.enter_context(patch.object(compiling, "SIZES", sizes))
-        stack.enter_context(patch.object(compiling, "COUNTS", ()))
         yield "defaults, ms", measure_variant(setup, defaults)
         with patch.dict(INDUCTOR_OPTIONS, {"coordinate_descent_tuning": True}):
             yield "coordinate descent, ms", setup.on_cuda(lambda: measure_variant(setup, defaults))
