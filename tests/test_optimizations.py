@@ -32,11 +32,13 @@ from pipelines.optimize.optimizations import (
     select_optimizations,
     validate_names,
 )
+from pipelines.optimize.projections import join_layers, split_layer
 from pipelines.optimize.tuning_cache import TuningCache
 from server.cli.parsing import parse
 from server.cli.selfcheck import forget_results
 from server.settings.server import Settings
 from server.state import build_engine_config
+from weights.formats.fp8_linear import Float8Linear
 
 EXACT = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "exact"]
 ROUNDED = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "rounding"]
@@ -144,6 +146,32 @@ def test_float8_draws_regular_and_high_alone_and_within_its_bound() -> None:
         "norm" in name or "embed" in name or name.startswith("proj_out") or name.endswith("bias") for name in shared
     )
     assert {"x_embedder.weight", "transformer_blocks.0.norm1.linear.weight", "proj_out.weight"} <= shared
+
+
+def test_joined_projections_take_no_memory_and_are_quantized_as_one() -> None:
+    pytest.importorskip("torchao", reason="the extra fp8 is not installed")
+    slow, fast = tiny_engine(torch.bfloat16), fast_engine(torch.bfloat16, "qkv", "fp8")
+    count = lambda transformer: sum(tensor.numel() for tensor in transformer.parameters())  # noqa: E731
+    for preset in ("none", "high"):
+        transformer = fast.variants[preset].transformer
+        assert count(transformer) == count(slow.variants[preset].transformer)
+        assert type(transformer.transformer_blocks[0].attn.to_qkv.weight).__name__ == {
+            "none": "Parameter", "high": "Float8Tensor"
+        }[preset]  # fmt: skip
+        error = (velocity(fast, preset) - velocity(slow, preset)).abs().max()
+        assert error <= FLOAT8 * velocity(slow, preset).abs().max()
+
+
+def test_projections_stored_in_float8_are_joined_with_their_scales() -> None:
+    layers = [Float8Linear(32, 16, bias=True) for _ in range(3)]
+    for layer in layers:
+        values = {"weight_scale": torch.rand(16, 1), "bias": torch.randn(16)}
+        layer.load_state_dict(values | {"weight": torch.randn(16, 32).to(layer.weight.dtype)})
+    inputs = torch.randn(5, 32)
+    joined = join_layers(layers)
+    torch.testing.assert_close(joined(inputs), torch.cat([layer(inputs) for layer in layers], dim=-1))
+    for layer, part in zip(layers, split_layer(joined, 3), strict=True):
+        assert torch.equal(part(inputs), layer(inputs))
 
 
 def test_torchao_can_be_compiled_while_warnings_are_errors() -> None:

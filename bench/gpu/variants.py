@@ -1,7 +1,7 @@
 """A computed step with one choice changed at a time, beside the defaults. What is faster becomes a default."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -12,7 +12,6 @@ from bench.gpu.setup import REHEARSED, Results, Setup
 from bench.support.comparison import REPEATS, Comparison, make_request
 from pipelines.fields import Size
 from pipelines.optimize import compile as compiling
-from pipelines.optimize.apply import apply_optimizations
 from pipelines.optimize.attention import CANDIDATES, measure_seconds
 from pipelines.optimize.compile import INDUCTOR_OPTIONS
 from pipelines.optimize.optimizations import OPTIMIZATIONS, select_optimizations
@@ -31,7 +30,8 @@ def measure(setup: Setup) -> Results:
         yield "defaults, ms", measure_variant(setup, defaults)
         with patch.dict(INDUCTOR_OPTIONS, {"coordinate_descent_tuning": True}):
             yield "coordinate descent, ms", setup.on_cuda(lambda: measure_variant(setup, defaults))
-        yield "QKV fused, ms", measure_fused(setup, defaults)
+        fused = [name for name in OPTIMIZATIONS if name in (*defaults, "qkv")]
+        yield "QKV fused, ms", measure_variant(setup, fused)
         with patch.object(compiling, "SIZES", sizes[::-1]):
             yield "512x512 compiled first, ms", setup.on_cuda(lambda: measure_variant(setup, defaults))
         for name in defaults:
@@ -52,27 +52,13 @@ def measure_attention(setup: Setup, name: str) -> float | str:
         return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def measure_variant(
-    setup: Setup, names: Sequence[str], change: Callable[[Comparison], None] = lambda _: None
-) -> float | str:
+def measure_variant(setup: Setup, names: Sequence[str]) -> float | str:
     """Milliseconds of a computed step at the first size; or why a variant does not work."""
     torch.compiler.reset()
     comparison = setup.compare(names)
-    change(comparison)
     if comparison.failed:
         return "; ".join(f"{name} fails: {reason}" for name, reason in comparison.failed.items())
     return 1e3 * measure_step(comparison, *setup.sizes[0])
-
-
-def measure_fused(setup: Setup, names: Sequence[str]) -> float | str:
-    """The same with diffusers' own fused products of query, key and value, which have to be there before compiling."""
-
-    def fuse(comparison: Comparison) -> None:
-        comparison.engine.pipeline.transformer.fuse_qkv_projections()
-        late = [name for name in names if name == "compile"]
-        comparison.engine, _ = apply_optimizations(comparison.engine, late)
-
-    return measure_variant(setup, [name for name in names if name != "compile"], fuse)
 
 
 def measure_step(comparison: Comparison, width: int, height: int) -> float:

@@ -42,6 +42,13 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
     "rotary": Optimization(
         "position tables are kept for each size", "exact", ("cpu", "cuda"), f"{HERE}.precompute:cache_rotaries"
     ),
+    "qkv": Optimization(
+        "query, key and value of each attention are one product",
+        "rounding",
+        (),
+        f"{HERE}.projections:fuse_projections",
+        f"{HERE}.projections:separate_projections",
+    ),
     "fp8": Optimization(
         "regular and high multiply in float8, scaled by row, in the blocks' linear layers (needs the extra `fp8`)",
         "float8",
