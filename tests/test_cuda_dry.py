@@ -22,8 +22,10 @@ from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
 from pipelines.engine.sample import Sample
 from pipelines.fields import Size
+from pipelines.loading.build import choose_convolutions
 from pipelines.optimize import attention
-from pipelines.optimize.apply import apply_optimizations
+from pipelines.optimize import compile as compiling
+from pipelines.optimize.apply import AppliedOptimizations, apply_optimizations
 from pipelines.optimize.batching import compare_steps
 from pipelines.optimize.compile import COMPILED
 from pipelines.optimize.context import OptimizationContext
@@ -143,6 +145,23 @@ def test_images_of_several_seeds_share_steps(card: FakeCard) -> None:
             engine.step(samples)
     assert not waits
     assert compare_steps(engine, Size(512, 512), 2, "none")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_convolutions_are_chosen_while_memory_is_free(
+    card: FakeCard, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """Whether the decoder is compiled, where the warm-up has decoded, or not."""
+    decoded = list[Size]()
+
+    def decode(_: FluxEngine, sample: Sample) -> bytes:
+        decoded.append(sample.size)
+        return bytes(3 * sample.size.width * sample.size.height)
+
+    engine = make_engine()
+    monkeypatch.setattr(FluxEngine, "decode", decode)
+    choose_convolutions(engine, AppliedOptimizations({"compile_vae": ""} if compiled else {}), lambda *_: None)
+    assert decoded == ([] if compiled else list(compiling.SIZES))
 
 
 def test_what_is_compiled_is_compiled_in_the_warm_up_and_never_after(card: FakeCard) -> None:

@@ -24,7 +24,7 @@ from pipelines.loading.offload import stream_parts
 from pipelines.loading.placement import Placement, choose_placement, get_placement, measure_host_memory
 from pipelines.optimize.apply import AppliedOptimizations, apply_optimizations
 from pipelines.optimize.batching import COUNTS, find_exact_batches
-from pipelines.optimize.compile import COMPILED, forbid_compilation, set_cache_folder
+from pipelines.optimize.compile import COMPILED, forbid_compilation, set_cache_folder, warm_up
 from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import describe_optimizations, select_inexact, select_optimizations
 from pipelines.optimize.tuning_cache import TuningCache
@@ -49,6 +49,7 @@ def load_one(config: EngineConfig, report: Report, join_group: JoinGroup | None 
     restricted = "transformer" in placement.spec.streamed or group_size() > 1
     kind = "cpu" if restricted else engine.device.type
     engine, applied = optimize_engine(engine, kind, config, cache, report)
+    choose_convolutions(engine, applied, report)
     if cache is not None:
         report("trying which sizes can be batched", 0.96)
         engine = allow_exact_batches(engine, config, cache)
@@ -131,6 +132,15 @@ def allow_exact_batches(engine: FluxEngine, config: EngineConfig, cache: TuningC
         batches[size] = tuple(count for count in exact if count in candidates)
     choices = {"batches": sorted(batches.items()), "tile_above": config.tile_above}
     return engine.change(info=replace(engine.info, fingerprint=add_choices(base, choices)), batches=batches)
+
+
+def choose_convolutions(engine: FluxEngine, applied: AppliedOptimizations, report: Report) -> None:
+    """Let cuDNN choose an algorithm for the decoder at each usual size while memory is free.
+
+    It keeps the first that could run in the process; where memory is short that is another one, which rounds otherwise.
+    """
+    if engine.device.type == "cuda" and "compile_vae" not in applied.choices:  # whose warm-up has done it
+        warm_up(engine, "decoding", report)
 
 
 def read_sizes(config: EngineConfig) -> tuple[Size, ...]:

@@ -100,7 +100,7 @@ def uncompile_decoder(engine: FluxEngine) -> EngineOptions:
 
 
 def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
-    """Compile all that serving will run: every kind of step in every number of rows, or a decoding, at each size."""
+    """Run what serving will run: for `compile` every kind of step in every number of rows, else a decoding a size."""
     presets = {id(variant): preset for preset, variant in engine.variants.items()}.values()  # one a precision
     if optimization == "compile":
         batches = [(size, count) for size, counts in engine.options.batches.items() for count in counts]
