@@ -10,6 +10,7 @@ import ctypes
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,6 +28,7 @@ CARD = torch.device("cuda:0")
 PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor)
 SELECTIONS = (aten.nonzero.default, aten.masked_select.default)  # the host must learn how many there are
 TRANSFERS = (aten._to_copy.default, aten.copy_.default, aten.index.Tensor, aten.index_put_.default)
+WHOLE = (aten.scaled_dot_product_attention.default,)  # a card has a kernel for all of it, and no matrix of all pairs
 GUARD = """
 #include <c10/core/impl/FakeGuardImpl.h>
 static c10::impl::DeviceGuardImplRegistrar cuda(
@@ -84,12 +86,34 @@ def fake_card(capability: tuple[int, int] = (9, 0)) -> Iterator["FakeCard"]:
         yield card
 
 
+class CardMemory:
+    """Bytes of all tensors on the card: `held` now, and the `peak`. What an operator itself takes is not known."""
+
+    def __init__(self) -> None:
+        self.held = self.peak = 0
+        self._known = set[int]()
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self.held += storage.nbytes()
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._remove, storage._cdata, storage.nbytes())
+
+    def _remove(self, identity: int, size: int) -> None:
+        self._known.discard(identity)
+        self.held -= size
+
+
 class FakeCard(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs the card's operators on fake tensors and the host's on real ones. `waits` are those of the host so far."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.mode = FakeTensorMode()
+        self.memory = CardMemory()
         self.waits: list[str] = []
 
     @contextmanager
@@ -120,7 +144,8 @@ class FakeCard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if function.namespace == "prim":  # asks for a shape or a device
             return function(*args, **kwargs)
-        if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"):
+        composite = torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
+        if composite and function not in WHOLE:
             with self:  # by the operators that it consists of
                 if (result := function.decompose(*args, **kwargs)) is not NotImplemented:
                     return result
@@ -138,6 +163,9 @@ class FakeCard(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note_transfers(function, args, kwargs, tensors)
         args, kwargs = tree_map(self._to_fake, (args, kwargs))
         result = function(*args, **kwargs)
+        for made in tree_leaves(result):
+            if isinstance(made, FakeTensor):
+                self.memory.add(made)
         # Nothing may refer to a parameter weakly: `Module.to` would refuse to replace it.
         self.mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
         return result
