@@ -1,6 +1,7 @@
 """The errors between a validated request and its pixels.
 
     PipelineError
+    ├── ImageTooLarge        this device has no memory for images of that size; refused before any work
     ├── QueueFull            refused before any work; says when to come back
     ├── NotReady             the model is loading, restarting or has failed to load; says how far it is
     ├── WorkersSuspended     workers have died again and again; one is tried only now and then
@@ -19,11 +20,20 @@
 Messages are for the client that sent the request: they hold nothing internal and no prompt.
 """
 
-from math import ceil
+from math import ceil, isqrt
 
 
 class PipelineError(Exception):
     """Base of all errors of this package."""
+
+
+class ImageTooLarge(PipelineError):
+    def __init__(self, width: int, height: int, max_pixels: int) -> None:
+        side = isqrt(max_pixels) // 32 * 32
+        super().__init__(
+            f"{width}x{height} does not fit this server's device: it has memory for images of up to {max_pixels} "
+            f"pixels, such as {side}x{side}. Ask for a smaller size."
+        )
 
 
 class QueueFull(PipelineError):

@@ -222,6 +222,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     InvalidRequest: WireError(400, None, "invalid_request_error"),
     MalformedRequest: WireError(400, "malformed_request", "invalid_request_error"),
     pipeline.ContentWithheld: WireError(400, "content_policy_violation", "invalid_request_error"),
+    pipeline.ImageTooLarge: WireError(400, "image_too_large", "invalid_request_error"),
     pipeline.PromptRefused: WireError(400, "prompt_refused", "invalid_request_error", refuses=True),
     UnknownHost: WireError(400, "unknown_host", "invalid_request_error"),
     Unauthorized: WireError(401, "invalid_api_key", "authentication_error"),

@@ -15,6 +15,7 @@ import torch
 from support.compilers import Counting, torch_as_it_was
 from support.engines import ask
 
+from bench.memory import measure_stages
 from bench.support.fake_card import CARD, FakeCard, fake_card
 from bench.support.geometry import Layers, flux
 from pipelines.engine.base import EngineInfo
@@ -23,6 +24,7 @@ from pipelines.engine.options import EngineOptions
 from pipelines.engine.sample import Sample
 from pipelines.fields import Size
 from pipelines.loading.build import choose_convolutions
+from pipelines.loading.placement import OVERHEAD, working_bytes
 from pipelines.optimize import attention
 from pipelines.optimize import compile as compiling
 from pipelines.optimize.apply import AppliedOptimizations, apply_optimizations
@@ -145,6 +147,14 @@ def test_images_of_several_seeds_share_steps(card: FakeCard) -> None:
             engine.step(samples)
     assert not waits
     assert compare_steps(engine, Size(512, 512), 2, "none")
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (1536, 1536)])
+def test_no_stage_takes_more_memory_than_the_placement_counts(card: FakeCard, width: int, height: int) -> None:
+    """And the greediest one not much less: a card is not refused for nothing."""
+    peaks = measure_stages(make_engine(), card, width, height)
+    counted = working_bytes(width * height, "bfloat16") - OVERHEAD
+    assert 0.97 * counted < max(peaks.values()) <= counted
 
 
 @pytest.mark.parametrize("compiled", [False, True])

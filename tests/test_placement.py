@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support.engines import ask, draw, weights_of
+from support.scripted_server import Scripted
 from support.server import LiveServer
 from support.waiting import LIMIT, within
 
@@ -29,9 +30,9 @@ from pipelines.loading.cards import Card, Holder
 from pipelines.loading.placement import (
     BYTES,
     GIB,
+    LARGEST,
     PLACEMENTS,
     STREAMED,
-    WORKING,
     DoesNotFit,
     Placement,
     choose_placement,
@@ -120,14 +121,47 @@ def test_a_wish_is_obeyed_or_refused_with_what_would_fit() -> None:
     assert choose_placement(SRPO, "bfloat16", card(11.6), wanted="offload").precision == "bfloat16"
     with pytest.raises(DoesNotFit, match=r"a card has 24\. --placement float8, float8-offload, offload would fit"):
         choose_placement(SRPO, "bfloat16", card(23.5), wanted="resident")
-    with pytest.raises(DoesNotFit, match=r"a card has 4\. Use a larger card, or --devices cpu$"):
-        choose_placement(SRPO, "bfloat16", card(4))
+    with pytest.raises(DoesNotFit, match=r"a card has 3\. Use a larger card, or --devices cpu$"):
+        choose_placement(SRPO, "bfloat16", card(3))
+    with pytest.raises(DoesNotFit, match=r"about 17 GiB .* has 16\. --placement float8-offload, offload would fit"):
+        choose_placement(SRPO, "bfloat16", card(15.7), wanted="float8")
+
+
+@pytest.mark.parametrize(("total", "wanted", "name"), [(19.6, "float8", "float8"), (5.8, "auto", "float8-offload")])
+def test_where_the_largest_images_have_no_room_smaller_ones_are_drawn(total: float, wanted: str, name: str) -> None:
+    chosen = choose_placement(SRPO, "bfloat16", card(total), wanted=wanted)
+    assert chosen.name == name
+    assert chosen.max_pixels is not None
+    assert 2**20 < chosen.max_pixels < LARGEST
+    assert chosen.needed < total * GIB
+    assert re.search(r"; images of up to 1\.\d\d? megapixels \((\d+)x\1\)$", str(chosen))
+    assert choose_placement(SRPO, "bfloat16", card(24), wanted="float8").max_pixels is None
+
+
+def test_an_image_that_has_no_room_is_refused_before_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the sizes in the message; one of as many pixels as have room is drawn."""
+    monkeypatch.setenv("SCRIPTED_MAX_PIXELS", str(1440 * 512))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Scripted(tmp_path) as server:
+        drawn, refused = (
+            httpx.post(
+                f"{server.url}/v1/images/generations",
+                json={"model": "flux/srpo", "prompt": "a cat", "image_size": {"width": 1440, "height": height}},
+            )
+            for height in (512, 544)
+        )
+        assert httpx.get(f"{server.url}/health").json()["max_pixels"] == 1440 * 512
+    assert (drawn.status_code, refused.status_code) == (201, 400)
+    error = refused.json()["error"]
+    assert error["code"] == "image_too_large"
+    assert "1440x544 does not fit" in error["message"]
+    assert "737280 pixels, such as 832x832" in error["message"]
 
 
 @pytest.mark.parametrize(
     "ask_too_much",
     [
-        lambda: choose_placement(SRPO, "bfloat16", card(4)),
+        lambda: choose_placement(SRPO, "bfloat16", card(3)),
         lambda: choose_placement(SRPO, "bfloat16", card(23.5), wanted="resident"),
         lambda: choose_placement(SRPO, "bfloat16", card(23.5, 9)),
         lambda: choose_placement(SRPO, "bfloat16", card(11.6), host=GIB),
@@ -316,4 +350,6 @@ def test_what_an_engine_needs_is_said_while_it_loads() -> None:
 
 
 def test_the_working_memory_is_part_of_what_is_needed() -> None:
-    assert choose_placement(SRPO, "bfloat16", card(80)).needed == 2 * sum(SRPO.sizes) + WORKING
+    needed = choose_placement(SRPO, "bfloat16", card(80)).needed
+    assert needed == 2 * sum(SRPO.sizes) + placement.working_bytes(LARGEST, "bfloat16")
+    assert 5.9 * GIB < placement.working_bytes(LARGEST, "bfloat16") < 6.1 * GIB

@@ -56,7 +56,10 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What is loaded and where, for people and for the header `x-engine-fingerprint`."""
+    """What is loaded and where, for people and for the header `x-engine-fingerprint`.
+
+    `max_pixels` are those of the largest image that the device has memory for; None: all sizes fit.
+    """
 
     model: str
     device: str
@@ -65,6 +68,7 @@ class EngineInfo:
     placement: str = ""
     optimizations: str = "none"  # in words; `levers` in /health
     device_type: str = ""  # torch's: `cuda` or `cpu`; what `auto` meant
+    max_pixels: int | None = None
 
 
 class StartAgain(Exception):

@@ -80,7 +80,7 @@ def build_plain_engine(
         join_group(pipeline.transformer, row.text_tokens, placement)
     report("reading all weights for the fingerprint", 0.955)
     info = describe_engine(row.id, pipeline, device, dtype)
-    info = replace(info, dtype=placement.weights, placement=str(placement))
+    info = replace(info, dtype=placement.weights, placement=str(placement), max_pixels=placement.max_pixels)
     stream_parts(pipeline, streamed, device)
     options = EngineOptions(
         info=info,

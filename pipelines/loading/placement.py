@@ -1,9 +1,12 @@
 """Where the parts of a model are stored: a table, and which row is used on a card.
 
 Only the card's total memory decides, so that the same card always draws the same pictures. Too little free memory is an
-error that names the processes that hold it; another row could draw other pictures. No torch.
+error that names the processes that hold it; another row could draw other pictures. A row fits if the largest image
+does; where none does, or the operator names a row, the largest image may be smaller, and larger ones are refused. No
+torch.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +16,11 @@ from typing import NamedTuple
 from pipelines.loading.cards import Card, Holder
 from weights.checkpoints import Checkpoint, ParameterCounts
 
-WORKING = 6 * 2**30  # bytes beside the weights: activations at 1536x1536, decoding, CUDA itself; an estimate
+# Bytes beside weights and activations: CUDA itself, cuDNN's workspaces, what interleaved jobs keep. An estimate.
+OVERHEAD = 7 * 2**28
+CONTEXT = 2**29  # bytes of it that this process has taken before it asks how much is free; an estimate
+ACTIVATIONS = 970  # bytes a pixel and byte of precision, of decoding, the greediest stage (`python -m bench.memory`)
+LARGEST, SMALLEST = 1536 * 1536, 512 * 512  # pixels: what a card must draw to fit, and what is worth a start
 STREAMED = 2**29  # bytes that streaming takes on the card: the layer at work and the next; T5's embedding has 0.24 GiB
 BYTES = {"bfloat16": 2, "float32": 4}
 GIB = 2**30
@@ -74,13 +81,15 @@ PLACEMENTS: Mapping[str, PlacementSpec] = {
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A row for a model in a precision. `needed` are bytes on the card, `host` those of streamed parts in the host's
-    memory. `room`: the card also holds the second copy of the blocks that the optimization `fp8` makes."""
+    memory. `room`: the card also holds the second copy of the blocks that the optimization `fp8` makes. `max_pixels`:
+    those of the largest image that has room; None: all have."""
 
     name: str
     precision: str
     needed: int = 0
     host: int = 0
     room: bool = False
+    max_pixels: int | None = None
 
     @property
     def spec(self) -> PlacementSpec:
@@ -102,7 +111,8 @@ class Placement:
         slower = f"; {self.spec.slowdown}" if self.spec.slowdown else ""
         other = "; other pictures than bfloat16's" if self.spec.float8 else ""
         room = "; room for a second copy of the blocks in float8 (SRPO_OPTIMIZATIONS=default,fp8)" if self.room else ""
-        return f"{self.name}: {self.spec.description}, in {self.precision}; {sizes}{held}{slower}{other}{room}"
+        limit = f"; images of up to {describe_pixels(self.max_pixels)}" if self.max_pixels else ""
+        return f"{self.name}: {self.spec.description}, in {self.precision}; {sizes}{held}{slower}{other}{room}{limit}"
 
 
 def choose_placement(
@@ -115,21 +125,11 @@ def choose_placement(
 ) -> Placement:
     """The wanted row, or for `auto` the first that fits the card's total memory; never `offload`.
 
-    Raises `DoesNotFit` where no row or the wanted one does not fit, where too little of the card is free, and where the
-    host's memory (`host` bytes) is too small for the streamed parts.
+    One that fits with small images only is taken where it is wanted or no other fits. Raises `DoesNotFit` where no row
+    or the wanted one does not fit, where too little of the card is free, and where the host's memory (`host` bytes) is
+    too small for the streamed parts.
     """
-    candidates = {name: get_placement(row, precision, name) for name in PLACEMENTS}
-    fitting = [name for name, placement in candidates.items() if placement.needed <= card.total]
-    eligible = [name for name in fitting if wanted in (name, "auto") and (PLACEMENTS[name].automatic or wanted == name)]
-    if not eligible:
-        smallest = min(candidates.values(), key=lambda placement: placement.needed)
-        refused = smallest if wanted == "auto" else candidates[wanted]
-        other = f"--placement {', '.join(fitting)} would fit" if fitting else "Use a larger card, or --devices cpu"
-        raise DoesNotFit(
-            f"{row.id} needs about {refused.needed / GIB:.0f} GiB with --placement {refused.name} in {precision}; "
-            f"{card.name} has {card.total / GIB:.0f}. {other}"
-        )
-    placement = candidates[eligible[0]]
+    placement = find_fitting(row, precision, card, wanted)
     if placement.needed > card.free:
         named = ", ".join(f"{holder.name} (pid {holder.pid}) {holder.held / GIB:.1f} GiB" for holder in holders)
         raise DoesNotFit(
@@ -146,13 +146,50 @@ def choose_placement(
     return replace(placement, room=room and placement.needed + row.sizes.blocks <= card.total)
 
 
-def get_placement(row: Checkpoint, precision: str, name: str) -> Placement:
-    """A row of the table for a model, whether it fits or not; `auto` is the first row, which a CPU uses."""
+def find_fitting(row: Checkpoint, precision: str, card: Card, wanted: str) -> Placement:
+    """The wanted row, or the first, that fits the card's total memory. Raises `DoesNotFit`."""
+    candidates = {name: get_placement(row, precision, name) for name in PLACEMENTS}
+    fitting = [name for name, placement in candidates.items() if placement.needed <= card.total]
+    names = [name for name in PLACEMENTS if wanted == name or (wanted == "auto" and PLACEMENTS[name].automatic)]
+    for name in names:
+        if name in fitting:
+            return candidates[name]
+    for name in names:
+        room = card.total - CONTEXT - OVERHEAD - (candidates[name].needed - working_bytes(LARGEST, precision))
+        pixels = room // (ACTIVATIONS * BYTES[precision])
+        if pixels >= SMALLEST:
+            return replace(get_placement(row, precision, name, pixels), max_pixels=pixels)
+    smallest = min(candidates.values(), key=lambda placement: placement.needed)
+    refused = get_placement(row, precision, smallest.name if wanted == "auto" else wanted, SMALLEST)
+    other = f"--placement {', '.join(fitting)} would fit" if fitting else "Use a larger card, or --devices cpu"
+    raise DoesNotFit(
+        f"{row.id} needs about {refused.needed / GIB:.0f} GiB with --placement {refused.name} in {precision}; "
+        f"{card.name} has {card.total / GIB:.0f}. {other}"
+    )
+
+
+def working_bytes(pixels: int, precision: str) -> int:
+    """Bytes beside the weights to draw images of up to so many pixels."""
+    return OVERHEAD + ACTIVATIONS * BYTES[precision] * pixels
+
+
+def describe_pixels(pixels: int) -> str:
+    """For people: `1.60 megapixels (1280x1280)`."""
+    side = math.isqrt(pixels) // 32 * 32
+    return f"{pixels // (2**20 // 100) / 100} megapixels ({side}x{side})"
+
+
+def get_placement(row: Checkpoint, precision: str, name: str, pixels: int = LARGEST) -> Placement:
+    """A row of the table for a model, whether it fits or not; `auto` is the first row, which a CPU uses.
+
+    `pixels` are those of the largest image.
+    """
     name = "resident" if name == "auto" else name
     if not any(row.sizes):
         return Placement(name, precision)
     spec, sizes = PLACEMENTS[name], row.sizes
-    needed, host = spec.card_bytes(sizes, precision) + WORKING, spec.host_bytes(row.pinned, precision)
+    needed = spec.card_bytes(sizes, precision) + working_bytes(pixels, precision)
+    host = spec.host_bytes(row.pinned, precision)
     return Placement(name, precision, needed, host)
 
 

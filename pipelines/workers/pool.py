@@ -22,6 +22,7 @@ from pipelines.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
+    ImageTooLarge,
     NotReady,
     PipelineError,
     WorkerCrashed,
@@ -113,11 +114,12 @@ class WorkerPool:
         channel: EventChannel | None = None,
         tenant: str = "",
     ) -> Job:
-        """Add a request of `tenant`'s to the queue. Raises as `check_capacity` does, before any work.
+        """Add a request of `tenant`'s to the queue. Raises `ImageTooLarge` or as `check_capacity` does, before work.
 
         The job's events go to `channel`, which the caller closes; without one, to a channel of the job's own.
         """
         self.check_capacity()
+        self._check_size(request)
         job = Job(
             secrets.token_hex(16),
             request,
@@ -130,6 +132,11 @@ class WorkerPool:
         self._queue.append(job)
         self._dispatcher.dispatch()
         return job
+
+    def _check_size(self, request: ImageRequest) -> None:
+        limit = self._info.max_pixels if self._info else None
+        if limit is not None and request.pixels > limit:
+            raise ImageTooLarge(request.width, request.height, limit)
 
     def cancel(self, job: Job, reason: PipelineError | None = None) -> None:
         """End a job; its work stops within one step. Finished jobs stay as they are."""

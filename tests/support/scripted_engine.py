@@ -27,7 +27,8 @@ class Sample:
 class ScriptedEngine:
     def __init__(self, limit: int = 1, device: str = "none") -> None:
         fingerprint = os.environ.get("SCRIPTED_FINGERPRINT", device[0] * 32)
-        self.info = EngineInfo("scripted", device, "uint8", fingerprint)
+        limited = os.environ.get("SCRIPTED_MAX_PIXELS")
+        self.info = EngineInfo("scripted", device, "uint8", fingerprint, max_pixels=int(limited) if limited else None)
         self.limit = limit
         self.passes: list[list[int]] = []  # the seeds of each step that was taken
 
