@@ -216,6 +216,11 @@ class Timings:
     denoise: float = 0.0
     decode: float = 0.0
 
+    @property
+    def device(self) -> float:
+        """The device's own work for this request; its share, where it had its steps together with others."""
+        return self.text + self.denoise + self.decode
+
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:

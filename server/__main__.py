@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "doctor": Command("say what works and what is missing, before serving", "server.cli.doctor:main"),
     "weights": Group("bring, check, look into and convert model files", WEIGHTS),
     "jobs": Command("list and cancel jobs", "server.cli.jobs:main"),
+    "usage": Command("show what each key has used, a day", "server.cli.usage:main"),
     "keys": Command("make, list, revoke and rotate API keys", "server.cli.keys:main"),
 }
 

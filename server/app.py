@@ -61,7 +61,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     if the prompt list or the signing certificate cannot be used.
     """
     state = AppState.from_settings(settings, pool, guard)
-    service = JobService(state, JobStore(state.database))
+    service = JobService(state, JobStore(state.database, state.usage.ledger))
     watch = LoopWatch()
 
     @asynccontextmanager
@@ -69,12 +69,13 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         await state.pool.start()
         await service.start()
         await state.key_service.reload()
-        duties = {"loop": watch.run, "keys": state.key_service.run}
+        duties = {"loop": watch.run, "keys": state.key_service.run, "usage": state.usage.run}
         watching = [asyncio.create_task(keep_up(name, duty)) for name, duty in duties.items()]
         watch.notify("READY=1")
         yield
         watch.notify("STOPPING=1")
         await state.pool.stop()
+        await state.usage.stop()
         await service.stop()
         for task in watching:
             task.cancel()

@@ -36,6 +36,8 @@ from server.security.store import KeyStore
 from server.settings.engine import EngineSettings
 from server.settings.server import Settings
 from server.threads import ThreadPools
+from server.usage.ledger import UsageLedger
+from server.usage.writer import UsageWriter
 from weights.checkpoints import HOSTED_MODEL, choose_checkpoint
 
 
@@ -55,6 +57,7 @@ class AppState:
     store: Store
     keys: KeyRing
     key_service: KeyService
+    usage: UsageWriter
     guard: Guard
     prompts: PromptGuard
     constant: ConstantImages
@@ -102,6 +105,7 @@ class AppState:
             store=open_store(settings, clock),
             keys=keys,
             key_service=KeyService(keys, KeyStore(database), pools),
+            usage=UsageWriter(UsageLedger(database), pools),
             guard=guard or build_guard(settings),
             prompts=build_prompt_guard(settings),
             sources=Sources(pools, may_fetch=not settings.no_fetch, memory=settings.source_memory),

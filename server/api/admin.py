@@ -1,27 +1,31 @@
-"""What an operator does over HTTP: keys made, listed, revoked and rotated. Needs a key with the scope `admin`.
+"""What an operator does over HTTP: keys made, listed, revoked and rotated, and their usage.
 
-A server without keys has no such key, so nobody who happens to reach it can shut out the others: the first one is made
-by `srpo keys add --scopes admin`.
+It needs a key with the scope `admin`. A server without keys has no such key, so nobody who happens to reach it can shut
+out the others: the first one is made by `srpo keys add --scopes admin`.
 """
 
 import time
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 
 from pipelines.fields import Choice, Integer, Number, ParamType, Text
 from server.api.dependencies import with_scope
 from server.api.json_body import read_object
+from server.api.query import QueryChoice
 from server.errors import InvalidRequest, invalid_request
 from server.schema import issues_of
 from server.security.callers import SCOPES, Quota, Scope
 from server.security.store import describe_key
 from server.settings.limits import MAX_RATE
 from server.state import AppState, State
+from server.usage.ledger import day_of
+from server.usage.report import describe_usage, format_csv, parse_day
 
 MOST = 2**31 - 1  # of what is counted in a column
+SHOWN = 30 * 86400.0  # seconds
 LONGEST = 10 * 365 * 86400  # seconds
 PRIVATE = {"cache-control": "no-store"}
 M = TypeVar("M", bound=BaseModel)
@@ -46,6 +50,30 @@ class Scopes(ParamType):
         return tuple(scope for scope in SCOPES if scope in value)
 
 
+class QueryDay(ParamType):
+    """A day in a query."""
+
+    code = "invalid_query"
+
+    @property
+    def expected(self) -> str:
+        return "a day such as 2026-11-26"
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "format": "date"}
+
+    def parse(self, value: Any) -> str:
+        try:
+            return parse_day(value)
+        except ValueError:
+            raise self.refuse(value) from None
+
+
+Day = Annotated[str | None, QueryDay(), Query()]
+Key = Annotated[str | None, Query(description="Only this key's.")]
+Form = Annotated[str, QueryChoice(("json", "csv")), Query(alias="format")]
+
+
 class NewKey(BaseModel):
     """A key to be made. `expires_in` is in seconds; what is left out has no bound of its own."""
 
@@ -61,6 +89,20 @@ class Rotation(BaseModel):
     """How long, in seconds, a key's text before is still valid."""
 
     grace: Annotated[float, Number(0, LONGEST)] = 0.0
+
+
+@router.get("/usage")
+async def show_usage(
+    state: State, since: Day = None, until: Day = None, key: Key = None, form: Form = "json"
+) -> Response:
+    """What each key has used, a row a day of UTC: the last 30 days, if nothing else is asked for."""
+    first, last = since or day_of(time.time() - SHOWN), until or day_of(time.time())
+    names = {record.id: record.name for record in await state.key_service.list()}
+    records = await state.pools.run("ledger", state.usage.ledger.report, first, last, key)
+    rows = [describe_usage(record, names) for record in records]
+    if form == "csv":
+        return Response(format_csv(rows), headers=PRIVATE, media_type="text/csv")
+    return JSONResponse({"object": "list", "since": first, "until": last, "data": rows}, headers=PRIVATE)
 
 
 @router.get("/keys")

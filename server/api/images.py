@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from pipelines.request import ImageRequest
 from server.aliases import TranslatedRequest, translate
 from server.api.dependencies import Drawer, JobsDep
 from server.api.events import EventPosition, stream_generation, stream_job
@@ -31,6 +32,7 @@ from server.security.callers import Caller
 from server.security.limits import UNCOUNTED, Upload
 from server.state import AppState, State
 
+LATE = 60.0  # seconds: what comes after the work on the device
 MAX_KEY = 255  # characters of an Idempotency-Key
 log = structlog.get_logger("srpo")
 router = APIRouter()
@@ -112,13 +114,32 @@ async def answer(
     if prefers_async(request) or "idempotency-key" in request.headers:
         return await answer_with_job(call, spec, fields)
     image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
-    generation = Generation.start(state, spec.drop_source(), image_request, call.caller)
+    generation = await start_generation(call, spec.drop_source(), image_request)
     del spec, body
     fields.clear()
     call.upload.close()
     if generation.translated.stream:
         return generation_stream(call, generation)
     return await finished_reply(call, call.jobs.joins.open(identity, generation), {})
+
+
+async def start_generation(call: Call, spec: JobSpec, request: ImageRequest) -> Generation:
+    """Submit a request whose reply is waited for, within its key's quota.
+
+    Raises what `Generation.start` does, and `QuotaSpent`.
+    """
+    state, quota = call.state, call.state.limits.images_per_day(call.caller)
+    if quota is None:
+        return Generation.start(state, spec, request, call.caller)
+    state.limits.check(call.caller)  # before anything is written down
+    state.pool.check_capacity()
+    longest = state.settings.request_timeout + LATE
+    reservation = await state.usage.reserve(call.caller.owner, len(request.seeds), quota, longest)
+    try:
+        return Generation.start(state, spec, request, call.caller, reservation=reservation)
+    except BaseException:
+        state.usage.release(reservation)
+        raise
 
 
 async def identify_try(call: Call, fields: dict[str, Any], translated: TranslatedRequest) -> RequestIdentity | None:

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy.orm import DeclarativeBase, MappedAsDataclass
 
 # The modules that declare tables, by name: this folder knows none of them.
-TABLES = ("server.jobs.models", "server.security.models")
+TABLES = ("server.jobs.models", "server.security.models", "server.usage.models")
 log = structlog.get_logger("srpo")
 
 

@@ -22,6 +22,7 @@ from server.metrics.generations import GenerationMeter
 from server.schema import Body, GenerationReply, ImageItem
 from server.security.callers import Caller
 from server.state import AppState
+from server.usage.ledger import UsageEntry
 
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
 FIRST_PAUSE, MAX_PAUSE = 0.5, 5.0  # seconds between tries to store a job's image
@@ -38,8 +39,10 @@ class Generation:
         request: ImageRequest,
         channel: EventChannel,
         job: Job,
+        owner: str,
         *,
         durable: bool = False,
+        reservation: str | None = None,
     ) -> None:
         self.spec = spec
         self.translated = spec.translated
@@ -49,7 +52,10 @@ class Generation:
         self.job = job
         self.images: list[EncodedImage] = []
         self.pictures: list[dict[str, Any]] = []  # of a job: what is left out of its reply
+        self.usage: UsageEntry | None = None  # when it has images
         self.pools = state.pools
+        self._owner = owner
+        self._reservation = reservation
         self._state = state
         self._durable = durable
         self._meter = GenerationMeter(state.metrics, request)
@@ -65,11 +71,13 @@ class Generation:
         *,
         resumed: bool = False,
         durable: bool = False,
+        reservation: str | None = None,
     ) -> Self:
         """Submit the caller's request. Raises `NotReady`, `Draining` or `QueueFull` before any work.
 
         Raises `KeyLimitReached` too, unless the request is `resumed`: it has been accepted before. `durable`: it is a
-        job's, which is not lost where its images cannot be stored for a time.
+        job's, which is not lost where its images cannot be stored for a time, and whose usage is written with its end.
+        Another's usage is written before its reply, and takes the place of its `reservation`.
         """
         if not resumed:
             state.limits.check(caller)
@@ -77,13 +85,14 @@ class Generation:
             spec.translated.ignored.append("enable_safety_checker")
         channel = EventChannel()
         job = state.pool.submit(request, preview_plan(state, spec.translated, spec.body), channel, caller.owner)
-        return cls(state, spec, request, channel, job, durable=durable)
+        return cls(state, spec, request, channel, job, caller.owner, durable=durable, reservation=reservation)
 
     def cancel(self) -> None:
         """Stop the work within a step; nothing to do if it has ended."""
         self._state.pool.cancel(self.job)
         if not self._replying:
             self._meter.fail(Cancelled())
+            self._state.usage.release(self._reservation)
 
     async def reply(self) -> GenerationReply:
         """The finished images, checked, encoded and delivered. Raises what went wrong. Await it once."""
@@ -100,10 +109,16 @@ class Generation:
             items = await self._deliver()
             self._meter.stage("store", watch.lap("encode"))
             reply = GenerationReply.from_result(inspected, items, watch.seconds, self._state.settings)
-            self._meter.succeed(inspected)
+            pixels, price = self.request.pixels * len(items), reply.meta.usage.credits_used
+            self.usage = usage = UsageEntry(self._owner, len(items), pixels, result.timings.device, price)
+            self._meter.succeed(inspected, usage)
+            if not self._durable:
+                await self._state.usage.record(usage, self._reservation)
             return reply
         except (Exception, asyncio.CancelledError) as error:
             self._meter.fail(error)
+            if self.usage is None:
+                self._state.usage.release(self._reservation)
             raise
         finally:
             self.channel.close()

@@ -91,7 +91,8 @@ class JobRunner:
             headers = reply_headers(reply, generation.translated, self._state)
             status = self._state.settings.success_status
             ending = partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text)
-            await self._record_outcome(job, partial(ending, pictures=generation.pictures or None))
+            ending = partial(ending, pictures=generation.pictures or None, usage=generation.usage)
+            await self._record_outcome(job, ending)
         except Draining as error:
             self._abandon(job, error)
         except Exception as error:  # the edge of a request that nobody may be waiting for

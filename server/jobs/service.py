@@ -188,7 +188,9 @@ class JobService:
         record = JobRecord(identity, caller.owner, key, body_hash, spec.to_json(request), created=time.time())
         self._leases.grant(record)
         try:
-            await self.pools.run("ledger", self._store.add, record, request.source.pixels if request.source else None)
+            source = request.source.pixels if request.source else None
+            quota = self._state.limits.images_per_day(caller)
+            await self.pools.run("ledger", self._store.add, record, source, quota, len(request.seeds))
         except Exception:
             generation.cancel()
             raise

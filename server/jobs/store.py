@@ -14,6 +14,7 @@ from pipelines.errors import Cancelled
 from server.database.database import Database
 from server.errors import envelope, row_of
 from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, JobRecord, SourcePicture
+from server.usage.ledger import Reservation, UsageEntry, UsageLedger
 
 TOMBSTONE = 30 * 86400.0  # seconds for which an expired job is still known to have been
 
@@ -25,16 +26,20 @@ class KeyTaken(Exception):
 class JobStore:
     """The jobs in a database, safe to use from several threads. Every method raises what `Database` does."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, usage: UsageLedger | None = None) -> None:
         self._database = database
+        self._usage = usage or UsageLedger(database)
 
-    def add(self, record: JobRecord, source: bytes | None = None) -> None:
+    def add(self, record: JobRecord, source: bytes | None = None, quota: int | None = None, images: int = 0) -> None:
         """Durable when this returns, and with it the source's pixels.
 
-        Raises `KeyTaken` if another job has its owner's idempotency key.
+        `quota`: its owner's images a day, of which it takes `images` until it ends. Raises `QuotaSpent`, and `KeyTaken`
+        if another job has its owner's idempotency key.
         """
         try:
             with self._database.transaction() as session:
+                if quota is not None:
+                    self._usage.reserve(session, Reservation(record.id, record.owner, images, quota))
                 session.add(record)
                 if source is not None:
                     session.add(SourcePicture(record.id, source))
@@ -55,12 +60,13 @@ class JobStore:
         outcome: str,
         *,
         pictures: list[dict[str, Any]] | None = None,
+        usage: UsageEntry | None = None,
         free_key: bool = False,
         attempt: int | None = None,
     ) -> bool:
         """End an unfinished job; False if it had ended before, or is not at this `attempt` any more (None: any).
 
-        `free_key`: its idempotency key may be used again.
+        `usage`: what it has used, written in the same transaction. `free_key`: its idempotency key may be used again.
         """
         ending: dict[str, Any] = {
             "state": state,
@@ -80,6 +86,8 @@ class JobStore:
             changed = session.connection().execute(sa.update(JobRecord).where(*unfinished).values(ending)).rowcount
             if changed:
                 session.execute(sa.delete(SourcePicture).where(SourcePicture.id == identity))
+                self._usage.release(session, [identity])
+                self._usage.charge(session, [usage] if usage else [])
         return changed > 0
 
     def cancel(self, identity: str) -> bool:

@@ -13,12 +13,25 @@ from server.metrics.table import (
     IMAGE_PIXELS,
     IMAGES,
     IMAGES_CHECKED,
+    KEY_CREDITS,
+    KEY_DEVICE_SECONDS,
+    KEY_IMAGES,
+    KEY_PIXELS,
+    KEY_REQUESTS,
     QUEUE_WAIT,
     REQUESTS_ADMITTED,
     REQUESTS_FINISHED,
     STAGE_SECONDS,
     size_class,
 )
+from server.usage.ledger import UsageEntry
+
+KEY = "key_"  # what the ids of the database's keys begin with
+
+
+def label_of(owner: str) -> str:
+    """A key's id. Keys of the settings have one label together: a hash says something of a key that is short."""
+    return owner if owner.startswith(KEY) else "settings" if owner else "none"
 
 
 class GenerationMeter:
@@ -34,7 +47,7 @@ class GenerationMeter:
     def stage(self, name: str, seconds: float) -> None:
         self._metrics.observe(STAGE_SECONDS, seconds, name)
 
-    def succeed(self, inspected: InspectedResult) -> None:
+    def succeed(self, inspected: InspectedResult, usage: UsageEntry) -> None:
         """The reply is complete."""
         if not self._end("succeeded", ""):
             return
@@ -46,6 +59,7 @@ class GenerationMeter:
         self._metrics.observe(E2E_LATENCY, time.monotonic() - self._admitted, *labels)
         self._metrics.count(IMAGES, *labels, by=len(request.seeds))
         self._metrics.count(IMAGE_PIXELS, by=request.pixels * len(request.seeds))
+        self._count_usage(usage)
         if inspected.verdict.checked:
             self._count_checked(inspected.flagged)
 
@@ -55,6 +69,14 @@ class GenerationMeter:
             self._end("cancelled", row_of(Cancelled()).code or "")
         elif self._end("failed", row_of(error).code or "") and isinstance(error, ContentWithheld):
             self._count_checked((True,) * len(self._request.seeds))
+
+    def _count_usage(self, usage: UsageEntry) -> None:
+        key = label_of(usage.owner)
+        self._metrics.count(KEY_REQUESTS, key)
+        self._metrics.count(KEY_IMAGES, key, by=usage.images)
+        self._metrics.count(KEY_PIXELS, key, by=usage.pixels)
+        self._metrics.count(KEY_DEVICE_SECONDS, key, by=usage.device_seconds)
+        self._metrics.count(KEY_CREDITS, key, by=usage.credits)
 
     def _count_checked(self, flagged: tuple[bool, ...]) -> None:
         for flag in flagged:

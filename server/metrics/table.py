@@ -120,6 +120,22 @@ EVENTS: tuple[Metric, ...] = (  # counted where they happen
     ),
     (IMAGE_PIXELS := Metric("srpo_image_pixels_total", "counter", "Pixels of the images delivered.")),
     (
+        KEY_REQUESTS := Metric(
+            "srpo_key_requests_total",
+            "counter",
+            "Requests of a key that ended with images; `key` is its id, settings for those of the settings, or none.",
+            ("key",),
+        )
+    ),
+    (KEY_IMAGES := Metric("srpo_key_images_total", "counter", "Images of a key.", ("key",))),
+    (KEY_PIXELS := Metric("srpo_key_image_pixels_total", "counter", "Pixels of a key's images.", ("key",))),
+    (
+        KEY_DEVICE_SECONDS := Metric(
+            "srpo_key_device_seconds_total", "counter", "Seconds that devices worked for a key.", ("key",)
+        )
+    ),
+    (KEY_CREDITS := Metric("srpo_key_credits_total", "counter", "Credits of a key, as replies tell them.", ("key",))),
+    (
         IMAGES_CHECKED := Metric(
             "srpo_images_checked_total",
             "counter",

@@ -33,10 +33,3 @@ class Caller:
         """Raises `ScopeMissing`."""
         if scope not in self.scopes:
             raise ScopeMissing(scope)
-
-
-def display_owner(owner: str) -> str:
-    """How an owner is named to operators: by its key's id, or by the beginning of a hash."""
-    if not owner:
-        return "none"
-    return owner if owner.startswith("key_") else f"sha256:{owner[:12]}"

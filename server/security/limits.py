@@ -32,6 +32,7 @@ class KeyLimits:
     def __init__(self, defaults: Quota, pool: WorkerPool, rates: RequestRates, pools: ThreadPools) -> None:
         self._requests = defaults.concurrent_requests or pool.capacity - pool.capacity // RESERVED
         self._rate = defaults.requests_per_minute
+        self._images = defaults.images_per_day
         self._pool = pool
         self._rates = rates
         self._pools = pools
@@ -41,6 +42,10 @@ class KeyLimits:
         limit = caller.quota.concurrent_requests or self._requests
         if caller.owner and len(jobs := self._pool.unfinished_of(caller.owner)) >= limit:
             raise KeyLimitReached(len(jobs), self._pool.estimate_end(jobs))
+
+    def images_per_day(self, caller: Caller) -> int | None:
+        """How many images the caller may have in a day of UTC; None: any number."""
+        return (caller.quota.images_per_day or self._images) if caller.owner else None
 
     async def count_request(self, caller: Caller) -> None:
         """One more request of the key's. Raises `KeyRateReached`, which says when the next may come."""

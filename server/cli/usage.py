@@ -1,0 +1,56 @@
+"""`srpo usage`: what each key has used, a day, read from the database, whether or not the server runs."""
+
+import json
+import sys
+import time
+
+from pydantic import Field, field_validator
+
+from server.cli.database import RecordsSettings, print_table, with_database
+from server.cli.parsing import parse
+from server.database.database import Database
+from server.security.store import KeyStore
+from server.usage.ledger import UsageLedger, day_of
+from server.usage.report import COLUMNS, describe_usage, format_csv, parse_day
+
+SHOWN = 30 * 86400.0  # seconds
+
+
+class UsageSettings(RecordsSettings):
+    """Show what each key has used, a row a day: of requests that ended with images. Days are UTC's."""
+
+    since: str | None = Field(None, description="the first day, as 2026-11-01; none: 30 days ago")
+    until: str | None = Field(None, description="the last day, as 2026-11-30; none: today")
+    key: str | None = Field(None, description="only this key, by its id")
+    csv: bool = Field(False, description="comma-separated values, with a head line")
+    json_: bool = Field(False, alias="json", description="one JSON object a line")
+
+    @field_validator("since", "until")
+    @classmethod
+    def _check_day(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else parse_day(value)
+        except ValueError:
+            raise ValueError("expected a day such as 2026-11-26") from None
+
+
+def main(arguments: list[str]) -> int:
+    settings = parse(UsageSettings, "usage", arguments)
+    since, until = settings.since or day_of(time.time() - SHOWN), settings.until or day_of(time.time())
+
+    def show(database: Database) -> int:
+        names = {record.id: record.name for record in KeyStore(database).list()}
+        records = UsageLedger(database).report(since, until, settings.key)
+        rows = [describe_usage(record, names) for record in records]
+        if settings.csv:
+            sys.stdout.write(format_csv(rows))
+        elif settings.json_:
+            for row in rows:
+                print(json.dumps(row))
+        elif rows:
+            print_table([list(COLUMNS), *([str(value) for value in row.values()] for row in rows)])
+        else:
+            print(f"no usage from {since} to {until}")
+        return 0
+
+    return with_database("usage", settings, show)
