@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from support.jobs import record
 from support.ledgers import opened
 from support.postgres import PASSWORD, Postgres
+from support.tcp_proxy import proxy_to
 
 from server.database.base import Base
 from server.database.database import MIGRATIONS, Database, resolve_url
@@ -199,6 +200,23 @@ def test_a_lost_database_is_told_as_such_and_found_again(postgres: Postgres, dat
     finally:
         postgres.start()
     assert store.find("a") is not None
+
+
+def test_a_database_that_does_not_answer_is_told_as_such_and_found_again(
+    postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network takes what is sent and forgets it: on the open connection, and on a new one."""
+    monkeypatch.setattr("server.database.postgres.ANSWER_TIMEOUT", 0.3)
+    monkeypatch.setattr("server.database.postgres.CONNECT_TIMEOUT", 2)  # libpq knows nothing shorter
+    with proxy_to(postgres.port) as network, opened(url.replace(str(postgres.port), str(network.port))) as database:
+        store = JobStore(database)
+        store.add(record("a"))
+        network.mode = "hold"
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailable):
+                store.find("a")
+        network.mode = "pass"
+        assert store.find("a") is not None
 
 
 def test_nothing_that_names_the_database_shows_its_password(url: str) -> None:

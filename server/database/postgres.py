@@ -1,6 +1,6 @@
 """Postgres through psycopg 3, for several servers. Needs the extra `postgres`.
 
-Every wait has an end: for a connection, for a lock, for a statement, and for a host that is gone without a word. So a
+Every wait has an end: for a connection, a lock, a statement, an answer, and a host that is gone without a word. So a
 database that is lost is noticed within seconds, and a connection is tried before it is used again.
 """
 
@@ -14,6 +14,8 @@ from server.errors import DatabaseUnavailable, StorageBusy, StorageDamaged, Stor
 DRIVER = "postgresql+psycopg"
 CONNECT_TIMEOUT = 5  # seconds, for each address of the host
 SILENCE = 10  # seconds that a host may leave what was sent to it unconfirmed
+INTERVAL = 0.1  # seconds between looks for a signal, as psycopg has it
+ANSWER_TIMEOUT = 20.0  # seconds for an answer: more than any statement may take there
 SERVER_LIMITS = {  # milliseconds
     "statement_timeout": 15_000,
     "lock_timeout": 10_000,
@@ -46,7 +48,11 @@ class Postgres:
         return {"pool_pre_ping": True, "pool_timeout": SILENCE, "connect_args": arguments}
 
     def prepare(self, engine: sa.Engine) -> None:
-        """Nothing: the options say all."""
+        bounded = make_bounded_connection()
+
+        @sa.event.listens_for(engine, "do_connect")
+        def connect(_: sa.Dialect, __: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            return bounded.connect(*arguments, **options)
 
     def translate(self, error: sa.exc.DBAPIError) -> StorageFailure | None:
         code = getattr(error.orig, "sqlstate", None)
@@ -69,3 +75,23 @@ class Postgres:
 
     def now(self, clock: Callable[[], float]) -> sa.ColumnElement[float]:  # noqa: ARG002 - clocks of servers differ
         return sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()), sa.Float)
+
+
+def make_bounded_connection() -> Any:
+    """The class of connections on which no answer is waited for without end.
+
+    A host that is frozen still confirms what it gets, and a proxy may have forgotten whom it is for: libpq would wait
+    for ever, and with it the thread.
+    """
+    import psycopg
+
+    class BoundedConnection(psycopg.Connection[Any]):
+        def wait(self, gen: Any, interval: float = INTERVAL, timeout: float | None = None) -> Any:
+            try:
+                return super().wait(gen, interval, ANSWER_TIMEOUT if timeout is None else timeout)
+            except psycopg.OperationalError:
+                if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:  # the answer may still come
+                    self.close()
+                raise
+
+    return BoundedConnection
