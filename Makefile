@@ -24,6 +24,7 @@ faults: $(VENV)/.test  ## kill the server ten times among 50 jobs; then a table 
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fault_table.py
 
 replicas: $(VENV)/.test  ## three servers behind nginx, over one Postgres and one bucket; then a table of what faults cost
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_contract.py --replicas -rs
 	OMP_NUM_THREADS=1 $(BIN)/python tests/replica_table.py
 
 operate: $(VENV)/.test  ## try the server under a real Prometheus (Debian: sudo apt-get install prometheus)

@@ -12,6 +12,7 @@ from support.clients import failing, failing_server
 from support.node import clients, node
 from support.pictures import canary, public
 from support.postgres import Postgres, running_postgres
+from support.replicas import running_pair
 from support.server import LiveServer, running
 
 # The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
@@ -20,10 +21,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 __all__ = ["canary", "clients", "failing", "failing_server", "node", "public"]  # fixtures
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--replicas", action="store_true", help="the shared server is two behind nginx (make replicas)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Before two servers behind nginx come only the tests of the shared server, without those of one server itself."""
+    if config.getoption("replicas"):
+        shared = [item for item in items if "live" in getattr(item, "fixturenames", ())]
+        items[:] = [item for item in shared if item.get_closest_marker("direct") is None]
+
+
 @pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def live(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     """One server with default settings, shared by all tests that do not change it."""
-    with running(tmp_path_factory.mktemp("live")) as server:
+    start = running_pair if request.config.getoption("replicas") else running
+    with start(tmp_path_factory.mktemp("live")) as server:
         yield server
 
 

@@ -5,9 +5,11 @@ import re
 import subprocess
 from pathlib import Path
 
+import openai
 import pytest
 import yaml
-from support.nginx import find_nginx, write_configuration
+from support.nginx import find_nginx, running_nginx, write_configuration
+from support.server import free_port
 
 from server.settings.server import Settings
 
@@ -52,11 +54,26 @@ def test_the_unit_agrees_with_the_server() -> None:
     assert set(settings_of(dict(word.split("=", 1) for word in assigned))) == {"models_dir", "data_dir"}
 
 
+needs_nginx = pytest.mark.skipif(find_nginx() is None, reason="nginx is not installed (Debian: apt-get install nginx)")
+
+
+@needs_nginx
 def test_nginx_takes_the_example(tmp_path: Path) -> None:
     """`make replicas` runs it."""
-    if find_nginx() is None:
-        pytest.skip("nginx is not installed (Debian: apt-get install nginx)")
     command = write_configuration(tmp_path, 8080, [8000, 8001])
     assert (tmp_path / "srpo.conf").read_text().count("server 127.0.0.1:") == 2
     tried = subprocess.run([*command, "-t"], capture_output=True, text=True)
     assert tried.returncode == 0, tried.stderr
+
+
+@needs_nginx
+def test_where_no_server_can_be_reached_nginx_says_so_as_they_would() -> None:
+    with (
+        running_nginx([free_port()]) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client,
+        pytest.raises(openai.InternalServerError) as refused,
+    ):
+        client.images.generate(prompt="x")
+    assert refused.value.code == "unavailable"
+    assert "No server can be reached" in refused.value.message
+    assert refused.value.response.headers["retry-after"] == "5"

@@ -25,7 +25,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     + [f"pipelines.workers.{name}" for name in ("worker", "pool")],
 )
 def test_importing_the_http_room_or_the_worker_never_imports_torch(module: str) -> None:
-    heavy = "{'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
+    heavy = "{'torch', 'diffusers', 'transformers', 'numpy', 'psycopg', 'obstore'} & set(sys.modules)"
     ended = run("-c", f"import sys, {module}; print(sorted({heavy}))")
     assert ended.stdout.strip() == "[]", ended.stderr
 

@@ -20,7 +20,7 @@ from support.buckets import S3Service, running_s3
 from support.jobs import KEYS, PREFER
 from support.nginx import running_nginx
 from support.postgres import Postgres, running_postgres
-from support.server import START_LIMIT, free_port
+from support.server import START_LIMIT, LiveServer, free_port, running
 from support.tcp_proxy import TcpProxy, proxy_to
 from support.waiting import within
 
@@ -126,6 +126,20 @@ def running_site(folder: Path, count: int) -> Iterator[Site]:
         for replica in replicas:
             replica.wait_ready()
         yield Site(url, replicas, postgres, database_url, s3, bucket, network)
+
+
+@contextmanager
+def running_pair(folder: Path) -> Iterator[LiveServer]:
+    """Two servers as `srpo serve` starts them, as one for tests. Its log and data folder are the first one's."""
+    with running_postgres() as postgres, running_s3() as s3:
+        shared = {"database_url": postgres.create_database(), "store_url": s3.create_bucket()}
+        options = shared | {"store_endpoint": s3.endpoint}
+        with (
+            running(folder / "first", **options) as first,
+            running(folder / "second", **options) as second,
+            running_nginx([first.port, second.port]) as url,
+        ):
+            yield LiveServer(url, httpx.URL(url).port or 80, first.process, first.log, first.data_dir)
 
 
 class Client:
