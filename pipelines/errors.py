@@ -5,6 +5,7 @@
     ├── QueueFull            refused before any work; says when to come back
     ├── NotReady             the model is loading, restarting or has failed to load; says how far it is
     ├── WorkersSuspended     workers have died again and again; one is tried only now and then
+    ├── WorkersBusy          workers cannot sleep while there are jobs
     ├── Draining             the server is going down and takes no new work
     ├── DeadlineExceeded     the request's time is over
     ├── Cancelled            the caller went away or asked to stop
@@ -58,6 +59,11 @@ class WorkersSuspended(PipelineError):
     def __init__(self, eta: float) -> None:
         super().__init__(f"The model's workers have failed again and again. The next try is in {eta:.0f} s.")
         self.retry_after = eta
+
+
+class WorkersBusy(PipelineError):
+    def __init__(self) -> None:
+        super().__init__("There are unfinished requests. Try again when they have ended.")
 
 
 class Draining(PipelineError):

@@ -17,8 +17,8 @@ EVENT_CAPACITY = 128  # for a reader that is slow or comes late; the oldest go f
 class Progress:
     """How far a job is. `step` of `steps` are done in image `image`; `eta` is in seconds, to the job's end.
 
-    `stage` is `queued`, `text`, `denoise` or `decode`, and after the pool `safety` or `encode`. `position` counts the
-    jobs ahead in the queue.
+    `stage` is `queued`, `waking` (queued for a worker that has slept), `text`, `denoise` or `decode`, and after the
+    pool `safety` or `encode`. `position` counts the jobs ahead in the queue.
     """
 
     stage: str

@@ -21,6 +21,8 @@ COMMANDS: Mapping[str, Command | Group] = {
     "weights": Group("bring, check, look into and convert model files", WEIGHTS),
     "jobs": Command("list and cancel jobs", "server.cli.jobs:main"),
     "usage": Command("show what each key has used, a day", "server.cli.usage:main"),
+    "sleep": Command("free the devices' memory until the next request", "server.cli.sleep:sleep"),
+    "wake": Command("load again what sleeps", "server.cli.sleep:wake"),
     "keys": Command("make, list, revoke and rotate API keys", "server.cli.keys:main"),
 }
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from pipelines.duties import keep_up
 from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
-from server.api import admin, files, health, images, jobs, metrics, models
+from server.api import admin, files, health, images, jobs, metrics, models, workers
 from server.api.metrics import MetricsPage, MetricsPort
 from server.api.middleware import RequestMiddleware
 from server.api.openapi import describe_bodies, drop_422
@@ -33,7 +33,7 @@ from weights.checkpoints import HOSTED_MODEL
 
 TITLE = "srpo: a self-hosted FLUX image server"
 METHODS = ("GET", "HEAD", "POST", "DELETE")  # in the order in which they are named
-ROUTERS = tuple(module.router for module in (images, models, jobs, files, health, metrics, admin, pages))
+ROUTERS = tuple(module.router for module in (images, models, jobs, files, health, metrics, admin, workers, pages))
 
 
 class ImageServer(FastAPI):

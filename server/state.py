@@ -165,6 +165,7 @@ def build_pool(settings: Settings, engine: EngineConfig) -> WorkerPool:
         max_running=settings.max_running,
         request_timeout=settings.request_timeout,
         patience=build_patience(settings),
+        idle_release=settings.idle_release,
     )
 
 

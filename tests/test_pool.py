@@ -26,7 +26,7 @@ from pipelines.errors import (
 from pipelines.job import EVENT_CAPACITY, Preview, PreviewPlan, Progress
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
-from pipelines.workers.supervisor import isolate_devices
+from pipelines.workers.visible_devices import isolate_devices
 from pipelines.workers.worker import configure_libraries
 
 LIMIT = 30.0  # seconds; nothing here takes one on an idle machine

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from pipelines.job import Job, Progress
 from pipelines.workers.cost_model import CostModel
+from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.supervisor import WorkerSupervisor
 from pipelines.workers.waiting_line import WaitingLine
 
@@ -17,9 +18,12 @@ RESERVED = 4  # one place of so many is kept for other tenants: they must not wa
 class Dispatcher:
     """The jobs that wait, and the workers of `supervisors`, each of which takes up to `max_running` jobs."""
 
-    def __init__(self, supervisors: Sequence[WorkerSupervisor], cost_model: CostModel, max_running: int) -> None:
+    def __init__(
+        self, supervisors: Sequence[WorkerSupervisor], cost_model: CostModel, max_running: int, idleness: IdleRelease
+    ) -> None:
         self._supervisors = supervisors
         self._cost_model = cost_model
+        self._idleness = idleness
         self._max_running = max_running
         self._places = max_running - max_running // RESERVED  # that one tenant may take
         self.waiting = WaitingLine(lambda job: cost_model.estimate_seconds(job.request))
@@ -48,7 +52,13 @@ class Dispatcher:
 
     def estimate_wait(self) -> float:
         """Predicted seconds of work before a request that arrives now would start."""
-        return self.estimate_seconds([*self.unfinished()]) / self._count_ready()
+        return self._idleness.seconds_to_ready + self.estimate_seconds([*self.unfinished()]) / self._count_ready()
+
+    def estimate_left(self, supervisor: WorkerSupervisor, job: Job) -> float:
+        """Predicted seconds until a running job ends. Its worker runs the shortest first: all that are not longer."""
+        remaining = [self.estimate_seconds([other]) for other in supervisor.running.values()]
+        own = self.estimate_seconds([job])
+        return sum(other for other in remaining if other <= own)
 
     def estimate_seconds(self, jobs: Sequence[Job]) -> float:
         """Predicted device seconds for what is left of `jobs`."""
@@ -77,11 +87,18 @@ class Dispatcher:
         ]
         return min(free, key=lambda supervisor: self.estimate_seconds([*supervisor.running.values()]), default=None)
 
+    def publish_waking(self) -> None:
+        """Tell those who wait for a worker that wakes how long that will still take. Call it at intervals."""
+        if self._idleness.waking:
+            self._publish_positions()
+
     def _publish_positions(self) -> None:
-        """Publish the position of every waiting job whose position has changed."""
+        """Publish the position of every waiting job whose position has changed, of all while a worker wakes."""
+        waking = self._idleness.seconds_to_ready
+        stage = "waking" if waking else "queued"
         ahead = self.estimate_seconds(self.running())
         for position, job in enumerate(self.waiting):
             ahead += self._cost_model.estimate_seconds(job.request)
             latest = job.channel.latest()
-            if latest is None or latest.stage != "queued" or latest.position != position:
-                job.publish(Progress("queued", position=position, eta=ahead / self._count_ready()))
+            if waking or latest is None or latest.stage != stage or latest.position != position:
+                job.publish(Progress(stage, position=position, eta=waking + ahead / self._count_ready()))

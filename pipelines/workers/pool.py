@@ -32,11 +32,12 @@ from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.dispatcher import Dispatcher
+from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.observer import PoolObserver
 from pipelines.workers.patience import Patience
 from pipelines.workers.protocol import Message
 from pipelines.workers.refusals import Refusals
-from pipelines.workers.status import PoolStatus, format_failure
+from pipelines.workers.status import PoolStatus, join_failures
 from pipelines.workers.supervisor import WorkerSupervisor
 
 MAX_CRASHES = 2
@@ -55,7 +56,9 @@ class WorkerPool:
         max_running: int = 16,
         request_timeout: float = 600.0,
         patience: Patience = Patience(),  # noqa: B008 - frozen
+        idle_release: float | None = None,
     ) -> None:
+        """`idle_release`: seconds without a request, after which the workers sleep until the next one."""
         self.cost_model = CostModel()
         self.observer = PoolObserver()  # may be replaced before the pool starts
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
@@ -65,7 +68,8 @@ class WorkerPool:
         self.capacity = queue_size + max_running * len(self._supervisors)
         self._request_timeout = request_timeout
         self._patience = patience
-        self._dispatcher = Dispatcher(self._supervisors, self.cost_model, max_running)
+        self.idleness = IdleRelease(self._supervisors, idle_release, lambda: any(self._dispatcher.unfinished()))
+        self._dispatcher = Dispatcher(self._supervisors, self.cost_model, max_running, self.idleness)
         self._queue = self._dispatcher.waiting
         self._draining = False
         self._refusals = Refusals()
@@ -130,6 +134,7 @@ class WorkerPool:
             owns_channel=channel is None,
         )
         self._queue.append(job)
+        self.idleness.wake()
         self._dispatcher.dispatch()
         return job
 
@@ -170,7 +175,6 @@ class WorkerPool:
         workers = tuple(supervisor.status() for supervisor in self._supervisors)
         state = self._state()
         best = max(workers, key=lambda worker: (worker.state == "ready", worker.state != "failed", worker.progress))
-        failures = [worker for worker in workers if worker.failure]
         return PoolStatus(
             state=state,
             stage=best.stage,
@@ -181,7 +185,7 @@ class WorkerPool:
             restarts=sum(worker.restarts for worker in workers),
             worker_pids=tuple(worker.pid for worker in workers if worker.pid is not None),
             info=self._info,
-            failure="\n".join(format_failure(worker, alone=len(workers) == 1) for worker in failures) or None,
+            failure=join_failures(workers),
             workers=workers,
         )
 
@@ -192,6 +196,10 @@ class WorkerPool:
             return "failed"
         if any(supervisor.ready for supervisor in self._supervisors):
             return "ready"
+        if self.idleness.waking:
+            return "waking"
+        if self.idleness.asleep:
+            return "asleep"
         if any(supervisor.suspended for supervisor in self._supervisors):
             return "suspended"
         return "loading" if self._info is None else "restarting"
@@ -208,6 +216,7 @@ class WorkerPool:
             )
             return
         self._info = info
+        self.idleness.begin()
         self._dispatcher.dispatch()
 
     def on_failed(self, supervisor: WorkerSupervisor) -> None:
@@ -239,7 +248,8 @@ class WorkerPool:
         match event:
             case "step":
                 job.remaining_fraction = header["remaining_fraction"]
-                job.publish(self._progress(supervisor, job, header["stage"], header["image"], header["step"]))
+                eta = self._dispatcher.estimate_left(supervisor, job)
+                job.publish(Progress(header["stage"], header["image"], header["step"], job.request.steps, eta=eta))
                 if header["stage"] == "denoise":
                     self.observer.step_taken(job.request, header["step"], header["seconds"], header["batch"])
             case "preview":
@@ -266,12 +276,8 @@ class WorkerPool:
             await asyncio.sleep(self._patience.interval)
             for supervisor in self._supervisors:
                 supervisor.watch()
-
-    def _progress(self, supervisor: WorkerSupervisor, job: Job, stage: str, image: int, step: int) -> Progress:
-        """A worker runs its shortest job first, so a job waits for all that are not longer than itself."""
-        remaining = [self._dispatcher.estimate_seconds([other]) for other in supervisor.running.values()]
-        own, steps = self._dispatcher.estimate_seconds([job]), job.request.steps
-        return Progress(stage, image, step, steps, eta=sum(other for other in remaining if other <= own))
+            self.idleness.look()
+            self._dispatcher.publish_waking()
 
     def _build_result(self, job: Job, timings: dict[str, float], notes: list[str]) -> ImageResult:
         queued = (job.dispatched or job.admitted) - job.admitted

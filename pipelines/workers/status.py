@@ -1,11 +1,36 @@
 """What the pool says of itself: to `/health`, to `/ready` and to whoever it refuses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipelines.engine.base import EngineInfo
-from pipelines.workers.supervisor import WorkerStatus
 
-POOL_STATES = ("loading", "ready", "restarting", "suspended", "failed", "draining")
+Rest = Literal["none", "asleep", "waking"]
+WORKER_STATES = ("loading", "ready", "restarting", "suspended", "failed", "asleep", "waking")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One device's worker. `state` is one of `WORKER_STATES`.
+
+    A worker is `suspended` while so many have died that it is tried only slowly. It is `asleep` when it was ended
+    because nobody needs it, and `waking` when it is started again after that.
+    """
+
+    device: str
+    state: str
+    stage: str
+    progress: float
+    eta: float
+    pid: int | None
+    running: int
+    restarts: int
+    failure: str | None
+
+
+POOL_STATES = ("loading", "ready", "restarting", "suspended", "failed", "draining", "asleep", "waking")
+SERVING = ("ready", "asleep", "waking")  # a request is accepted, and drawn without anybody's help
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +50,12 @@ class PoolStatus:
     workers: tuple[WorkerStatus, ...] = ()
 
 
-def format_failure(worker: WorkerStatus, alone: bool) -> str:
-    """Why a worker does not serve; with its device, where there are several workers."""
-    return worker.failure or "" if alone else f"{worker.device}: {worker.failure}"
+def join_failures(workers: Sequence[WorkerStatus]) -> str | None:
+    """Why workers do not serve, a line each, with their devices where there are several."""
+    alone = len(workers) == 1
+    return (
+        "\n".join(
+            worker.failure if alone else f"{worker.device}: {worker.failure}" for worker in workers if worker.failure
+        )
+        or None
+    )

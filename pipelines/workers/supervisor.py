@@ -8,8 +8,7 @@ dead. One that cannot load its engine the first time is not restarted: the cause
 import asyncio
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Protocol
 
 import structlog
@@ -22,30 +21,10 @@ from pipelines.workers.observer import PoolObserver
 from pipelines.workers.patience import Patience, Restarts
 from pipelines.workers.process import WorkerProcess
 from pipelines.workers.protocol import Message
+from pipelines.workers.status import Rest, WorkerStatus
+from pipelines.workers.visible_devices import isolate_devices
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 log = structlog.get_logger("srpo")
-
-
-WORKER_STATES = ("loading", "ready", "restarting", "suspended", "failed")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """One device's worker. `state` is one of `WORKER_STATES`.
-
-    A worker is `suspended` while so many have died that it is tried only slowly.
-    """
-
-    device: str
-    state: str
-    stage: str
-    progress: float
-    eta: float
-    pid: int | None
-    running: int
-    restarts: int
-    failure: str | None
 
 
 class SupervisorCallbacks(Protocol):
@@ -83,6 +62,7 @@ class WorkerSupervisor:
         self._process: WorkerProcess | None = None
         self._started = time.monotonic()
         self._was_ready = False
+        self._rest: Rest = "none"
         self._device_name: str | None = None  # of the first worker that was ready
         self._stopping = False
         self._restarts = 0
@@ -99,7 +79,32 @@ class WorkerSupervisor:
     @property
     def suspended(self) -> bool:
         """Whether workers died so often that no work should be taken until one is ready."""
-        return not self.ready and not self.failed and self._deaths.open
+        return not self.ready and not self.failed and self._rest != "asleep" and self._deaths.open
+
+    @property
+    def state(self) -> str:
+        """One of `WORKER_STATES`."""
+        if self.failed:
+            return "failed"
+        if self.ready:
+            return "ready"
+        if self._rest != "none":
+            return self._rest
+        if self.suspended:
+            return "suspended"
+        return "restarting" if self._was_ready else "loading"
+
+    @property
+    def seconds_to_ready(self) -> float:
+        """Predicted, from now on, or from being woken on."""
+        process, cost_model = self._process, self._callbacks.cost_model
+        if self.ready:
+            return 0.0
+        if process is not None and process.info is None:
+            return cost_model.estimate_load_seconds(time.monotonic() - self._started, process.progress)
+        if self._rest != "none":
+            return cost_model.estimate_load_seconds(0.0, 0.0)
+        return self._deaths.seconds_left if process is None else 0.0
 
     @property
     def silence(self) -> float:
@@ -131,6 +136,19 @@ class WorkerSupervisor:
             await asyncio.wait([self._restarting])
         if self._process is not None:
             await self._process.stop()
+
+    def sleep(self) -> None:
+        """End the worker, which has no jobs, until `wake`. Its device's memory is free when it is reaped."""
+        assert self._process is not None
+        assert not self.running
+        self._rest = "asleep"
+        self._process.kill()
+
+    def wake(self) -> None:
+        """Start a worker in the place of the one that was ended. Returns at once."""
+        self._rest = "waking"
+        if self._process is None:  # else it is about to be reaped, and is followed then
+            self._restarting = asyncio.create_task(self._restart(0.0))
 
     def fail(self, reason: str) -> None:
         """Stop the worker and start no other one."""
@@ -186,15 +204,13 @@ class WorkerSupervisor:
     def status(self) -> WorkerStatus:
         process = self._process
         loading = process is not None and process.info is None
-        eta = self._deaths.seconds_left if process is None else 0.0
+        state = self.state
         return WorkerStatus(
             device=self.device,
-            state=self._state(),
-            stage=process.stage if process is not None else "starting",
+            state=state,
+            stage=process.stage if process is not None else "asleep" if state == "asleep" else "starting",
             progress=process.progress if loading and process else 1.0,
-            eta=self._callbacks.cost_model.estimate_load_seconds(time.monotonic() - self._started, process.progress)
-            if loading and process
-            else eta,
+            eta=self.seconds_to_ready,
             pid=process.pid if process is not None else None,
             running=len(self.running),
             restarts=self._restarts,
@@ -208,15 +224,6 @@ class WorkerSupervisor:
         cause = f" The last cause known: {self.failure}" if self.failure else ""
         return f"{self._patience.max_deaths} workers have died in a row; one is tried now and then.{cause}"
 
-    def _state(self) -> str:
-        if self.failed:
-            return "failed"
-        if self.ready:
-            return "ready"
-        if self.suspended:
-            return "suspended"
-        return "restarting" if self._was_ready else "loading"
-
     def _on_event(self, process: WorkerProcess, message: Message) -> None:
         header = message.header
         match header["event"]:
@@ -227,12 +234,12 @@ class WorkerSupervisor:
                 if not self._was_ready:  # a worker that was ready before is restarted
                     self.fail(header["message"])
             case "ready":
-                seconds, again = time.monotonic() - self._started, self._was_ready
+                seconds, again, woken = time.monotonic() - self._started, self._was_ready, self._rest == "waking"
                 self._callbacks.cost_model.record_load(seconds)
-                self._callbacks.observer.worker_loaded("restart" if again else "start", seconds)
+                self._callbacks.observer.worker_loaded("wake" if woken else "restart" if again else "start", seconds)
                 process.stage, process.progress = "ready", 1.0
                 process.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
-                self._was_ready, self.failure = True, None
+                self._was_ready, self.failure, self._rest = True, None, "none"
                 if self._keep_device(process.info):
                     self._callbacks.on_ready(self, process.info)
                 if again and self.ready:
@@ -255,13 +262,18 @@ class WorkerSupervisor:
         jobs = list(self.running.values())
         self.running.clear()
         self._process = None
-        if not (self._stopping or self.failed):
+        put_to_sleep = process.info is not None and self._rest != "none"
+        if put_to_sleep and not self._stopping:
+            if self._rest == "waking":
+                self._restarting = asyncio.create_task(self._restart(0.0))
+        elif not (self._stopping or self.failed):
             self._restarts += 1
             log.warning("worker_died", device=self.device, pid=process.pid)
             self._restart_later()
         self._callbacks.requeue(jobs, process.suspects)
 
     def _restart_later(self) -> None:
+        self._rest = "none"
         delay = self._deaths.count_death()
         if self._deaths.open:
             log.error("worker_suspended", device=self.device, seconds=delay, deaths=self._patience.max_deaths)
@@ -271,20 +283,3 @@ class WorkerSupervisor:
     async def _restart(self, delay: float) -> None:
         await asyncio.sleep(delay)
         await self.start()
-
-
-def isolate_devices(config: EngineConfig, environment: Mapping[str, str]) -> tuple[EngineConfig, dict[str, str]]:
-    """The worker's configuration and environment, with which it sees only its own numbered CUDA devices.
-
-    A fault of another device, or a library that takes the first device it finds, then cannot affect the worker. A
-    device that `CUDA_VISIBLE_DEVICES` hides stays hidden; the variable set to an empty value hides all.
-    """
-    indices = [device.removeprefix("cuda:") for device in config.device.split("+")]
-    if not all(index.isdecimal() for index in indices):
-        return config, dict(environment)
-    names = indices
-    if (visible := environment.get(VISIBLE)) is not None:
-        listed = [name for name in visible.split(",") if name]
-        names = [listed[int(index)] if int(index) < len(listed) else "none" for index in indices]
-    device = "+".join(f"cuda:{index}" for index in range(len(names))) if len(names) > 1 else "cuda"
-    return replace(config, device=device), {**environment, VISIBLE: ",".join(names)}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from pipelines.workers.status import PoolStatus
+from pipelines.workers.status import SERVING, PoolStatus
 from server.api.dependencies import JobsDep, authenticate, bearer
 from server.errors import Unauthorized
 from server.jobs.service import JobService
@@ -66,12 +66,12 @@ def find_readiness(state: AppState, jobs: JobService) -> Readiness:
     status, trouble = state.pool.status(), jobs.find_trouble()
     if status.state == "suspended":
         trouble = "the workers have died again and again, so one is tried only now and then"
-    return Readiness(status.state == "ready" and trouble is None, status, trouble)
+    return Readiness(status.state in SERVING and trouble is None, status, trouble)
 
 
 @router.api_route("/ready", methods=["GET", "HEAD"])
 async def ready(state: State, jobs: JobsDep) -> JSONResponse:
-    """200 when a request would be drawn now; else 503 with the stage of loading."""
+    """200 when a request would be drawn, at once or after workers that sleep are awake; else 503 with the stage."""
     is_ready, status, reason = find_readiness(state, jobs)
     body = {
         "ready": is_ready,

@@ -12,8 +12,7 @@ from prometheus_client.registry import Collector
 
 from pipelines.loading.cards import DriverUnavailable, list_cards
 from pipelines.workers.pool import WorkerPool
-from pipelines.workers.status import POOL_STATES
-from pipelines.workers.supervisor import WORKER_STATES
+from pipelines.workers.status import POOL_STATES, WORKER_STATES
 from server.images.stores.base import Store
 from server.metrics.table import (
     CACHE_HITS,

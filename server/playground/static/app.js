@@ -10,7 +10,7 @@ import { ServerState } from './state.js';
 const IDEAS = ['A red apple on a wooden table, morning light', 'A lighthouse in a storm, oil on canvas',
   'A fox asleep in autumn leaves, 35 mm photograph', 'An isometric paper model of a small harbour town'];
 const PROPOSED = 6; // of the things that a stand-in knows
-const STAGES = { queued: 'Waiting', text: 'Reading the prompt', denoise: 'Drawing', decode: 'Developing the pixels',
+const STAGES = { queued: 'Waiting', waking: 'Waking the model', text: 'Reading the prompt', denoise: 'Drawing', decode: 'Developing the pixels',
   safety: 'Checking the image', encode: 'Writing the file' };
 const KEY = 'srpo-key';
 const THEME = 'srpo-theme';
@@ -111,7 +111,7 @@ function progress(now) {
   const line = now.queue_position ? `${now.queue_position} ahead in the line` : STAGES[now.stage] ?? now.stage;
   const step = now.stage === 'denoise' ? `: step ${now.step} of ${now.steps}` : '';
   at('step').textContent = `${several}${line}${step}${left}`;
-  if (now.stage === 'queued') at('bar').removeAttribute('value');
+  if (['queued', 'waking'].includes(now.stage)) at('bar').removeAttribute('value');
   else at('bar').value = Math.min(0.97, (now.image_index + (now.stage === 'text' ? 0 : now.step / Math.max(1, now.steps))) / now.num_images);
   if (progress.stage !== `${now.stage} ${now.image_index}`) say(`${several}${line}`); // once a stage: not every step aloud
   progress.stage = `${now.stage} ${now.image_index}`;

@@ -48,6 +48,7 @@ function served({ served_model: model, device }) {
 }
 
 function loading(health) {
+  if (health.state === 'asleep') return 'Asleep: the next picture wakes the model';
   if (health.state !== 'loading' && health.state !== 'starting') return `The server is ${health.state}`;
   return `Loading ${health.served_model}: ${health.stage} ${Math.round(100 * (health.progress ?? 0))} %`;
 }

@@ -1,0 +1,74 @@
+"""`srpo sleep` and `srpo wake`: ask a running server to free its devices, or to load them again."""
+
+import json
+import sys
+import time
+
+import httpx2
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from server.cli.parsing import format_error, parse
+from server.settings.types import EnvironmentSettings
+
+POLL = 0.2  # seconds
+TIMEOUT = 30.0  # seconds for one answer
+
+
+class ServerSettings(EnvironmentSettings):
+    """Where the server is, and a key of it."""
+
+    model_config = SettingsConfigDict(populate_by_name=True)
+
+    url: str | None = Field(None, description="the server's address; none: this machine, on the port of SRPO_PORT")
+    port: int = Field(8000, description="the server's port on this machine")
+    key: str | None = Field(None, description="a key with the scope admin, where the server has keys")
+
+
+class SleepSettings(ServerSettings):
+    """Free the devices' memory. The next request wakes the workers, and waits until they are awake."""
+
+
+class WakeSettings(ServerSettings):
+    """Load what sleeps, and wait until it is ready."""
+
+    no_wait: bool = Field(False, description="return at once")
+
+
+def sleep(arguments: list[str]) -> int:
+    settings = parse(SleepSettings, "sleep", arguments)
+    return talk("sleep", settings, wait=False)
+
+
+def wake(arguments: list[str]) -> int:
+    settings = parse(WakeSettings, "wake", arguments)
+    return talk("wake", settings, wait=not settings.no_wait)
+
+
+def talk(verb: str, settings: ServerSettings, *, wait: bool) -> int:
+    """Ask for `verb`. Returns the exit code: 1 where the server refuses, 2 where there is none."""
+    headers = {"authorization": f"Bearer {settings.key}"} if settings.key else {}
+    url = settings.url or f"http://127.0.0.1:{settings.port}"
+    try:
+        with httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT) as client:
+            reply = client.post(f"/v1/admin/{verb}")
+            if not reply.is_success:
+                print(f"srpo {verb}: {explain(reply)}", file=sys.stderr)
+                return 1
+            state = reply.json()["state"]
+            while wait and state == "waking":
+                time.sleep(POLL)
+                state = client.get("/ready").json()["state"]
+    except httpx2.HTTPError as error:
+        print(f"srpo {verb}: no server answers at {url}: {format_error(error)}", file=sys.stderr)
+        return 2
+    print(state)
+    return 0 if state in ("asleep", "ready", "waking") else 1
+
+
+def explain(reply: httpx2.Response) -> str:
+    """The server's own words, where it is one of ours."""
+    try:
+        return str(reply.json()["message"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return f"the server answered {reply.status_code}"
