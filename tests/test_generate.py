@@ -55,7 +55,9 @@ def test_a_file_of_requests_into_a_folder_resumes_where_it_stopped(tmp_path: Pat
     assert first.returncode == 0, first.stderr
     names = ["0001-1.jpeg", "0001-2.jpeg", "0002.webp", "0003.jpeg"]
     files = {name: tmp_path / "out" / name for name in names}
-    assert all(file.exists() for file in files.values())
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {*names, "requests.jsonl"}
+    ordinary = (tmp_path / "in.jsonl").stat().st_mode
+    assert {file.stat().st_mode for file in files.values()} == {ordinary}  # not a server's private files
     kept = files["0001-1.jpeg"].stat().st_mtime_ns
     files["0003.jpeg"].unlink()
     with (tmp_path / "out" / "requests.jsonl").open("a") as record:

@@ -4,16 +4,18 @@ import os
 import threading
 from pathlib import Path
 
+PRIVATE, ORDINARY = 0o600, 0o666  # an ordinary file is open to whom the umask says
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Put a file with these bytes, closed to other users, in the place of `path`.
+
+def write_durably(path: Path, data: bytes, mode: int = PRIVATE) -> None:
+    """Put a file with these bytes, closed to other users unless `mode` says otherwise, in the place of `path`.
 
     They are on the disk when this returns: the content is synced before it gets its name, the folder after it. Two
     writers of one file at a time are the caller's to keep apart. Raises `OSError`.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        write_synced(temporary, data)
+        write_synced(temporary, data, mode)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -41,9 +43,20 @@ def link_or_replace(temporary: Path, path: Path) -> None:
         temporary.replace(path)
 
 
-def write_synced(path: Path, data: bytes) -> None:
+def append_durably(path: Path, data: bytes) -> None:
+    """Add these bytes to a file, which need not exist. They are on the disk when this returns. Raises `OSError`."""
+    new = not path.exists()
+    with path.open("ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def write_synced(path: Path, data: bytes, mode: int = PRIVATE) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+    with os.fdopen(os.open(path, flags, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

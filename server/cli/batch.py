@@ -24,6 +24,7 @@ from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issues_of
 from server.settings.engine import EngineSettings
 from weights.checkpoints import choose_checkpoint
+from weights.durable_file import ORDINARY, append_durably, write_durably
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 RECORD = "requests.jsonl"
@@ -90,16 +91,13 @@ class BatchItem:
         return self.params.to_request(model, size, pixels)
 
     def save(self, inspected: InspectedResult, settings: EngineSettings, signer: FileSigner | None) -> None:
-        """Write the images atomically, then their line in `requests.jsonl`."""
+        """Write the images, then their line in `requests.jsonl`, each on the disk before the next."""
         for index, file in enumerate(self.files):
             image = encode_one(inspected, index, self.params.output_format, settings, signer)
-            temporary = file.with_name(file.name + ".partial")
-            temporary.write_bytes(image.data)
-            temporary.rename(file)
+            write_durably(file, image.data, ORDINARY)
         if self.record is not None:
             done = {"request": self.line, "seed": self.params.seed, "files": [file.name for file in self.files]}
-            with self.record.open("a") as record:
-                record.write(json.dumps(done) + "\n")
+            append_durably(self.record, (json.dumps(done) + "\n").encode())
 
 
 def plan_batch(settings: GenerateSettings) -> list[BatchItem]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weights.digests import SHA256, hash_file
+from weights.durable_file import ORDINARY, sync_folder, write_durably
 from weights.errors import ConversionError
 from weights.formats.architecture import TransformerConfig
 from weights.formats.detect import TensorMatch, match_tensors, nearest_architecture, require_match
@@ -48,18 +49,20 @@ def convert(source: Path, to: str, target: Path, revision: str | None, progress:
     files = sorted({tensor.file for tensor in header.tensors.values()})
     digests = {file.name: _hash_with_progress(file, progress) for file in files}
     partial = target.with_name(f"{target.name}.partial")
-    manifest = {"source": str(source.name), "files": digests, "revision": revision or read_revision(source)}
+    manifest: dict[str, Any] = {
+        "source": str(source.name),
+        "files": digests,
+        "revision": revision or read_revision(source),
+    }
     manifest |= {"dtype": to, "tool": f"srpo-server {read_version()}"}
     try:
         write_file(match, config, output, plan, partial, manifest, progress)
         converted = ConvertedFile(target, partial.stat().st_size, _hash_with_progress(partial, progress))
         manifest_file = target.with_name(target.name + MANIFEST_SUFFIX)
-        manifest_partial = manifest_file.with_name(f"{manifest_file.name}.partial")
-        manifest_partial.write_text(
-            json.dumps(manifest | {"size": converted.size, "sha256": converted.sha256}, indent=1) + "\n"
-        )
-        manifest_partial.replace(manifest_file)
+        manifest |= {"size": converted.size, "sha256": converted.sha256}
+        write_durably(manifest_file, (json.dumps(manifest, indent=1) + "\n").encode(), ORDINARY)
         partial.replace(target)
+        sync_folder(target.parent)
     except OSError as error:
         raise ConversionError(target, f"{error.strerror or error}") from error
     finally:

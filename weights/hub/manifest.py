@@ -7,6 +7,7 @@ from typing import Any
 
 from weights.checkpoints import CheckpointFiles, Repository
 from weights.digests import SHA256, hash_file, hash_sample
+from weights.durable_file import ORDINARY, write_durably
 from weights.errors import PullError, WrongWeights
 from weights.hub.listing import MANIFEST
 from weights.progress import Advance
@@ -35,9 +36,7 @@ def write(folder: Path, repository: Repository, commit: str, files: Mapping[str,
         "tool": f"srpo-server {read_version()}",
         "files": dict(sorted((entries | dict(files)).items())),
     }
-    temporary = folder / f"{MANIFEST}.partial"
-    temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    temporary.replace(folder / MANIFEST)
+    write_durably(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode(), ORDINARY)
 
 
 def find_problems(folder: Path, advance: Advance = lambda _: None, *, whole: bool = True) -> Iterator[str]:

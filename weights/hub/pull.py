@@ -14,6 +14,7 @@ from pathlib import Path
 
 from weights.checkpoints import Repository
 from weights.digests import BLOCK, hash_file, hash_sample
+from weights.durable_file import sync_folder
 from weights.errors import FileMismatch, PullError
 from weights.hub import download, manifest
 from weights.hub.listing import Listing, RemoteFile, cache_folder, list_cache, list_folder, list_hub
@@ -194,6 +195,7 @@ def install_files(repository: Repository, listing: Listing, folder: Path, incomi
             entries[file.path] = manifest_entry(fetched, file)
             target.parent.mkdir(parents=True, exist_ok=True)
             fetched.replace(target)
+            sync_folder(target.parent)
         else:
             entry = known.get(file.path, {})
             same = file.digest in (entry.get("sha256"), entry.get("git"))
