@@ -187,6 +187,11 @@ def test_without_credentials_nobody_is_asked_for_them() -> None:
         S3Store("s3://bucket", Retention(100.0, 10**6), {})
 
 
+def test_a_bucket_that_is_not_there_is_a_reason_not_to_start(s3: S3Service) -> None:
+    with pytest.raises(ValueError, match="no such bucket"):
+        S3Store("s3://nowhere", Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint)
+
+
 def test_an_image_is_put_when_a_bucket_that_refused_is_back(images: S3Store, network: TcpProxy) -> None:
     network.cut()
     back = threading.Timer(1.5, lambda: setattr(network, "mode", "pass"))

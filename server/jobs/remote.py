@@ -62,6 +62,13 @@ class RemoteJobs:
             pass
 
     async def _look(self) -> None:
+        try:
+            await self._look_until_all_ended()
+        finally:  # should it fail, nobody waits for ever
+            for identity in list(self._watched):
+                self._end(identity, Draining())
+
+    async def _look_until_all_ended(self) -> None:
         while self._watched:
             identities = list(self._watched)
             try:

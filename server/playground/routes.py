@@ -14,11 +14,7 @@ from starlette.responses import Response
 from server.errors import NotFound
 from server.state import State
 
-PAGE_POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
-SWAGGER_POLICY = f"{PAGE_POLICY}; style-src 'self' 'unsafe-inline'"  # Swagger UI writes style attributes
+SWAGGER_STYLES = "; style-src 'self' 'unsafe-inline'"  # Swagger UI writes style attributes
 CONTENT_TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -59,13 +55,22 @@ def serve_page(request: Request, state: State) -> Response:
     headers = {
         "etag": etag,
         "cache-control": "no-cache",  # the browser asks each time, mostly gets a 304, and sees an update at once
-        "content-security-policy": SWAGGER_POLICY if path == "/docs" else PAGE_POLICY,
+        "content-security-policy": page_policy(state.store.origin) + (SWAGGER_STYLES if path == "/docs" else ""),
         "referrer-policy": "no-referrer",
         "cross-origin-opener-policy": "same-origin",
     }
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return Response(content, headers=headers, media_type=CONTENT_TYPES[FILES[path][-1].rpartition(".")[2]])
+
+
+def page_policy(images: str | None) -> str:
+    """What a page may load: its own server's files, and pictures from the origin `images` that this may send it to."""
+    pictures = " ".join(("'self' blob: data:", *((images,) if images else ())))
+    return (
+        f"default-src 'self'; img-src {pictures}; object-src 'none'; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    )
 
 
 def check_page_enabled(path: str, pages: tuple[str, ...]) -> None:

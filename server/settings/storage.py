@@ -74,6 +74,6 @@ class StoreSettings(EnvironmentSettings):
     @field_validator("store_endpoint")
     @classmethod
     def _check_store_endpoint(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("expected an address that begins with https:// or http://")
+        if value is not None and (not value.startswith(("http://", "https://")) or "@" in value):
+            raise ValueError("expected an address that begins with https:// or http://, without a password")
         return value

@@ -51,6 +51,7 @@ class Store(Protocol):
     """A store of images. Safe to use from several threads."""
 
     links: ImageLinks
+    origin: str | None  # of the URLs that `sign_url` makes
     cap: int  # bytes
     failure: StorageFailure | None  # of the last try to write, until one goes well
 

@@ -36,6 +36,8 @@ class LocalStore:
     `now` is the clock by which they age, in seconds; `link_lifetime` and `link_secrets` are those of `links`.
     """
 
+    origin: str | None = None
+
     def __init__(
         self,
         root: Path,

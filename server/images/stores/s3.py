@@ -67,7 +67,8 @@ class S3Store:
         self._size = 0
         self._next_sweep = time.monotonic()
         self._obstore, self._bucket = open_bucket(url, endpoint, environment)
-        secret = self._load_secret()
+        self.origin = self._find_origin() if signed_urls else None
+        secret = self._open()
         self._names = ImageNames(secret)
         self.links = make_links(link_lifetime, link_secrets, secret, time.time)
 
@@ -142,6 +143,24 @@ class S3Store:
         options: dict[str, Any] = {"mode": "create", "use_multipart": False}
         with self._translated_errors(), suppress(self._obstore.exceptions.AlreadyExistsError):
             self._obstore.put(self._bucket, key, data, attributes={"Content-Type": content_type}, **options)
+
+    def _find_origin(self) -> str:
+        parts = urlsplit(self._obstore.sign(self._bucket, "GET", SECRET_NAME, SIGNED_FOR))
+        return f"{parts.scheme}://{parts.netloc}"
+
+    def _open(self) -> bytes:
+        """The bucket's secret. Raises `ValueError` where the bucket will not be there later either."""
+        refusals = (self._obstore.exceptions.PermissionDeniedError, self._obstore.exceptions.UnauthenticatedError)
+        try:
+            return self._load_secret()
+        except Gone:
+            raise ValueError(f"{self.place}: there is no such bucket") from None
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, refusals):
+                raise ValueError(
+                    f"{self.place} does not let this server in: {type(error.__cause__).__name__}"
+                ) from error
+            raise
 
     def _load_secret(self) -> bytes:
         """The secret that all servers of this bucket have, made by the first."""
