@@ -183,6 +183,23 @@ def test_a_killed_worker_and_a_server_that_is_gone_raise_alerts(tmp_path: Path) 
 
 @pytest.mark.operate
 @needs_prometheus
+def test_a_spent_quota_raises_an_alert(tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        running(tmp_path / "server", metrics_port=str(port), api_keys="first-key-of-all", key_images="1") as server,
+        prometheus(tmp_path / "prometheus", f"127.0.0.1:{port}") as asked,
+    ):
+        refused = 'srpo_requests_refused_total{reason="insufficient_quota"} + 1'
+        assert within(LIMIT, lambda: asked.value(refused) == 1)
+        headers = {"authorization": "Bearer first-key-of-all"}
+        body = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 1}
+        replies = [httpx.post(server.url + PATH, json=body, headers=headers, timeout=LIMIT) for _ in range(2)]
+        assert [reply.status_code for reply in replies] == [201, 403]
+        assert fires(asked, "SrpoQuotaSpent")
+
+
+@pytest.mark.operate
+@needs_prometheus
 def test_a_full_disk_raises_an_alert(tmp_path: Path) -> None:
     """On a real small one, which another program fills."""
     if not disks_permitted(tmp_path):
