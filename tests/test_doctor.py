@@ -10,7 +10,10 @@ from typing import Any
 import pynvml
 import pytest
 import torch
+from support.buckets import S3Service
 from support.nvml import FakeNvml
+from support.postgres import PASSWORD, Postgres
+from support.server import free_port
 
 from pipelines.loading.cards import Card, DriverUnavailable, Holder, list_cards, list_holders
 from server.cli import doctor
@@ -81,6 +84,23 @@ def test_a_fresh_machine_would_serve_and_hears_what_is_missing(examine: Any) -> 
     assert found["weights"]["state"] == "warning"
     assert "srpo weights pull flux/srpo" in found["weights"]["text"]
     assert "canaries" in found["safety"]["text"]
+
+
+def test_a_database_and_a_bucket_that_servers_share_are_tried(postgres: Postgres, s3: S3Service) -> None:
+    url, bucket = postgres.create_database(), s3.create_bucket()
+    shared = {"database_url": url, "store_url": bucket, "store_endpoint": s3.endpoint}
+
+    def examine(**changed: str) -> doctor.Finding:
+        return doctor.check_storage(doctor.DoctorSettings.model_validate(shared | changed))
+
+    found = examine()
+    assert found.state == "ok"
+    assert bucket in found.text
+    assert url.rpartition("/")[2] in found.text
+    assert examine(store_url="s3://nowhere") == ("failed", "s3://nowhere: there is no such bucket")
+    lost = examine(database_url=url.replace(str(postgres.port), str(free_port())))
+    assert lost.state == "failed"
+    assert PASSWORD not in f"{found} {lost}"
 
 
 def test_what_would_not_work_fails(examine: Any, tmp_path: Path) -> None:

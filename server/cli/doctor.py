@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,9 @@ from pipelines.loading.cards import Card, DriverUnavailable, explain_too_old, ex
 from pipelines.loading.placement import DoesNotFit, choose_placement, get_placement, measure_host_memory
 from server.cli.parsing import parse
 from server.cli.serve import listen
+from server.database.database import Database, resolve_url
+from server.errors import StorageFailure
+from server.images.stores.table import open_store
 from server.security.keys import KeyRing
 from server.settings.server import Settings
 from server.state import build_guard, build_prompt_guard, build_signer
@@ -138,6 +142,23 @@ def check_disk(settings: DoctorSettings) -> Finding:
     return Finding("warning" if is_low else "ok", "; ".join(lines))
 
 
+def check_storage(settings: DoctorSettings) -> Finding:
+    """Whether the database and the bucket can be used that servers share. Changes no table."""
+    places = [str(settings.data_dir)]
+    try:
+        if settings.database_url is not None:
+            with closing(Database(resolve_url(settings.database_url, settings.data_dir))) as database:
+                places.append(database.place)
+                database.check()
+        if settings.store_url is not None:
+            places.append(open_store(settings, time.time).place)
+    except (OSError, ValueError) as error:
+        return Finding("failed", str(error))
+    except StorageFailure as error:
+        return Finding("failed", f"{places[-1]}: {error.__cause__ or error}".partition("\n")[0])
+    return Finding("ok", ", ".join(places))
+
+
 def check_weights(settings: DoctorSettings) -> Finding:
     """Whether the files of the served model are there, and are those that were published."""
     row = choose_checkpoint(settings.model, settings.models_dir)
@@ -206,6 +227,7 @@ CHECKS: dict[str, Callable[[DoctorSettings], Finding]] = {
     "gpu": check_gpu,
     "placement": check_placement,
     "disk": check_disk,
+    "storage": check_storage,
     "weights": check_weights,
     "safety": check_safety,
     "port": check_port,

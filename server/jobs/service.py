@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from weakref import WeakValueDictionary
 
 from pipelines.duties import keep_up
 from pipelines.errors import Draining
@@ -44,7 +45,7 @@ class JobService:
         self._runner = JobRunner(state, store)
         self._remote = RemoteJobs(store, state)
         self._upkeep = Upkeep(self._runner, store, self._leases, state)
-        self._key_lock = asyncio.Lock()  # one keyed request at a time is looked up and accepted
+        self._key_locks = WeakValueDictionary[tuple[str, str], asyncio.Lock]()  # while a request of the key is accepted
 
     async def start(self) -> None:
         """Open the database and resume what was left unfinished; where others share it, `Upkeep` does it by and by."""
@@ -162,12 +163,13 @@ class JobService:
         return await self.wait_ended(record)
 
     async def _accept_once(self, spec: JobSpec, caller: Caller, key: str, body_hash: str) -> tuple[JobRecord, bool]:
-        async with self._key_lock:  # a source picture is not fetched for a second answer
+        lock = self._key_locks.setdefault((caller.owner, key), asyncio.Lock())
+        async with lock:  # a source picture is not fetched for a second answer
             if known := await self._find_key(caller.owner, key, body_hash):
                 return known, True
         request = await spec.build_request(self._state)
         while True:
-            async with self._key_lock:
+            async with lock:
                 if known := await self._find_key(caller.owner, key, body_hash):
                     return known, True
                 with suppress(KeyTaken):  # another server was quicker: its job is the one to find
