@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from PIL import Image
 
-from server.images import fetch
+from server import outbound
 
 INWARD = [
     "127.1", "0", "2130706433", "0x7f000001", "017700000001", "127.0.0.1", "localhost", "[::1]", "[::]", "0.0.0.0",
@@ -75,7 +75,7 @@ def canary() -> Iterator[Peer]:
 @pytest.fixture
 def public(monkeypatch: pytest.MonkeyPatch) -> None:
     """127.0.0.1 stands for the public internet."""
-    monkeypatch.setattr(fetch, "is_public", lambda address: str(address) == "127.0.0.1")
+    monkeypatch.setattr(outbound, "is_public", lambda address: str(address) == "127.0.0.1")
 
 
 def file_of(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
