@@ -246,6 +246,18 @@ class ErrorReply(BaseModel):
     error: ErrorDetail
 
 
+class WebhookReply(BaseModel):
+    """How the telling of a job's end goes. It is pending until the receiver takes it, for most of a day."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Literal["waiting", "pending", "delivered", "failed"]
+    attempts: int
+    last_status: int | None = Field(None, description="What the receiver answered last, where it did.")
+    next_attempt_at: int | None = Field(None, description="Unix seconds, while it is pending.")
+    delivered_at: int | None = Field(None, description="Unix seconds, when it is delivered.")
+
+
 class JobReply(BaseModel):
     """A durable job. It has `reply` or `error` when it has ended, and the others of its optional fields before."""
 
@@ -262,6 +274,7 @@ class JobReply(BaseModel):
     queue_position: int | None = Field(None, description="Requests ahead of it in the line.")
     eta_seconds: float | None = Field(None, description="Predicted seconds until it is finished.")
     progress: dict[str, Any] | None = Field(None, description="The newest progress event.")
+    webhook: WebhookReply | None = Field(None, description="Where the job came with a webhook_url.")
     reply: GenerationReply | None = Field(None, description="The body that the plain call would have had.")
     error: ErrorReply | None = Field(None, description="The envelope that the plain call would have had.")
 

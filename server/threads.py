@@ -15,7 +15,17 @@ from threading import Lock
 from typing import Literal, ParamSpec, TypeVar
 
 PoolName = Literal[
-    "files", "storing", "ledger", "encoding", "prompts", "safety", "bodies", "fetching", "decoding", "metrics"
+    "files",
+    "storing",
+    "ledger",
+    "encoding",
+    "prompts",
+    "safety",
+    "bodies",
+    "fetching",
+    "decoding",
+    "metrics",
+    "webhooks",
 ]
 POOLS: Mapping[PoolName, int] = {  # threads each
     "files": 4,  # reading stored images, for anybody who knows a name
@@ -27,6 +37,7 @@ POOLS: Mapping[PoolName, int] = {  # threads each
     "bodies": 2,  # parsing and hashing large requests
     "fetching": 8,  # source pictures from hosts that clients name
     "decoding": 1,  # source pictures: one at a time, each takes much memory
+    "webhooks": 8,  # receivers that clients name
     "metrics": 1,  # what a scrape reads from the disk, the database and the driver
 }
 P = ParamSpec("P")

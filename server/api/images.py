@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import structlog
@@ -27,11 +27,13 @@ from server.jobs.joining import TRIES, RequestIdentity, SharedGeneration
 from server.jobs.models import JobRecord
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
+from server.jobs.webhooks import check_url
 from server.schema import GenerationReply, read_body
 from server.security.callers import Caller
 from server.security.limits import UNCOUNTED, Upload
 from server.state import AppState, State
 
+WEBHOOK = "webhook-url"
 LATE = 60.0  # seconds: what comes after the work on the device
 MAX_KEY = 255  # characters of an Idempotency-Key
 log = structlog.get_logger("srpo")
@@ -59,7 +61,8 @@ async def generate_images(request: Request, state: State, jobs: JobsDep, caller:
         call = Call(request, state, jobs, caller, upload)
         await check_room(call)
         fields = await read_object(request, state, upload)
-        return await answer(call, fields, translate(fields, state.dialect))
+        webhook = take_webhook(call, fields)
+        return await answer(call, fields, translate(fields, state.dialect), webhook=webhook)
 
 
 @router.post("/v1/images/edits", status_code=201, **EDITS)
@@ -76,12 +79,13 @@ async def edit_image(request: Request, state: State, jobs: JobsDep, caller: Draw
         with closing(picture or io.BytesIO()):
             if form.unused and state.settings.edit_pictures == "one":
                 raise too_many_pictures(1 + len(form.unused))
+            webhook = take_webhook(call, fields)
             translated = translate(fields, state.dialect, edit=True)
             translated.events = "image_edit"
             translated.ignored += form.unused
             if picture is not None:
                 fields["image"] = await state.pools.run("bodies", sha256_of, picture)
-            return await answer(call, fields, translated, picture)
+            return await answer(call, fields, translated, picture, webhook)
 
 
 async def check_room(call: Call) -> None:
@@ -99,19 +103,29 @@ async def check_room(call: Call) -> None:
 
 
 async def answer(
-    call: Call, fields: dict[str, Any], translated: TranslatedRequest, picture: BinaryIO | None = None
+    call: Call,
+    fields: dict[str, Any],
+    translated: TranslatedRequest,
+    picture: BinaryIO | None = None,
+    webhook: tuple[str, str] | None = None,
 ) -> Response:
-    """Carry a request out and reply in the way it asks for. `fields` are the request as it came."""
+    """Carry a request out and reply in the way it asks for. `fields` are the request as it came.
+
+    `webhook`: where its end is told, and the host of that; such a request is a job.
+    """
     request, state = call.request, call.state
+    if WEBHOOK in request.headers and webhook is None:
+        translated.ignored.append(WEBHOOK)
     body = read_body(translated.native, state.served, state.dialect.model_aliases)
     if state.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
-    identity = await identify_try(call, fields, translated)
+    identity = await identify_try(call, fields, translated) if webhook is None else None
     if identity and (shared := call.jobs.joins.find(identity, request.headers[TRIES])):
         return await finished_reply(call, shared, {"idempotent-replayed": "true"})
     await check_prompt(body.prompt, state)
     spec = JobSpec(translated, body, state.origins.base_url(request.scope, request.headers), picture)
-    if prefers_async(request) or "idempotency-key" in request.headers:
+    if prefers_async(request) or "idempotency-key" in request.headers or webhook is not None:
+        spec = replace(spec, webhook=webhook)
         return await answer_with_job(call, spec, fields)
     image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
     generation = await start_generation(call, spec.drop_source(), image_request)
@@ -121,6 +135,19 @@ async def answer(
     if generation.translated.stream:
         return generation_stream(call, generation)
     return await finished_reply(call, call.jobs.joins.open(identity, generation), {})
+
+
+def take_webhook(call: Call, fields: dict[str, Any]) -> tuple[str, str] | None:
+    """Where the job's end is to be told, from the header or else the field, which is taken out of `fields`.
+
+    None where nothing is named, or this server has no webhooks: then the name is one of those that are ignored. Raises
+    `InvalidRequest`.
+    """
+    if not call.jobs.webhooks.enabled:
+        return None
+    field = fields.pop("webhook_url", None)
+    url = call.request.headers.get(WEBHOOK, field)
+    return None if url is None else check_url(url, call.state.settings)
 
 
 async def start_generation(call: Call, spec: JobSpec, request: ImageRequest) -> Generation:

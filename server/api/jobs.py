@@ -11,11 +11,13 @@ from server.api.events import EventPosition, describe_progress, stream_job
 from server.api.openapi import JOB, JOB_EVENTS, JOB_PAGE
 from server.api.query import QueryChoice, QueryInteger
 from server.api.sse import EventStream, accepts_events
-from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
+from server.errors import NotFound
+from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord, WebhookDelivery
 from server.jobs.remote import progress_of
 from server.jobs.runner import ActiveJob
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
+from server.jobs.webhooks import format_secret
 from server.state import AppState, State
 
 MAX_PAGE = 100  # jobs
@@ -61,6 +63,15 @@ async def cancel_job(request: Request, state: State, jobs: JobsDep, owner: Owner
     return JSONResponse(await describe_whole_job(request, state, jobs, await jobs.cancel(identity, owner), None))
 
 
+@router.get("/v1/webhooks/secret", include_in_schema=False)
+async def show_webhook_secret(jobs: JobsDep, owner: Owner) -> Response:
+    """What this key's webhooks are signed with, as Standard Webhooks' libraries take it."""
+    if not jobs.webhooks.enabled:
+        raise NotFound
+    secrets = await jobs.webhooks.secrets(owner)
+    return JSONResponse({"secret": format_secret(secrets[0])}, headers={"cache-control": "no-store"})
+
+
 @router.get("/v1/jobs/{identity}/events", **JOB_EVENTS)
 async def watch_job(
     request: Request, state: State, jobs: JobsDep, owner: Owner, identity: str, last_event_id: LastEventID = ""
@@ -100,6 +111,8 @@ def describe_job(request: Request, state: AppState, record: JobRecord, active: A
         "poll_url": poll,
         "events_url": f"{poll}/events",
     }
+    if record.webhook is not None:
+        job["webhook"] = describe_webhook(record.webhook)
     if record.finished is not None:
         job["finished_at"] = int(record.finished)
     if record.state == ACCEPTED:
@@ -111,6 +124,18 @@ def describe_job(request: Request, state: AppState, record: JobRecord, active: A
             spec = generation.spec if generation else JobSpec.from_json(record.request, state.served)
             job["progress"] = describe_progress(now, spec)
     return job
+
+
+def describe_webhook(delivery: WebhookDelivery) -> dict[str, Any]:
+    """As clients see it (`WebhookReply`), without the address."""
+    shown: dict[str, Any] = {"status": delivery.state, "attempts": delivery.attempts}
+    if delivery.status is not None:
+        shown["last_status"] = delivery.status
+    if delivery.due is not None:
+        shown["next_attempt_at"] = int(delivery.due)
+    if delivery.delivered is not None:
+        shown["delivered_at"] = int(delivery.delivered)
+    return shown
 
 
 def job_status(record: JobRecord, active: ActiveJob | None) -> str:

@@ -78,6 +78,12 @@ IDEMPOTENCY_KEY = parameter(
     maxLength=255,
     pattern="^[!-~]([ -~]*[!-~])?$",
 )
+WEBHOOK_URL = parameter(
+    "header",
+    "Webhook-URL",
+    "Where the job's end is told (Standard Webhooks), if this server allows the host. The request becomes a job.",
+    type="string",
+)
 PREFER = parameter("header", "Prefer", "`respond-async`: answer 202 at once, and make it a durable job.", type="string")
 
 
@@ -136,7 +142,7 @@ GENERATION: dict[str, Any] = {
         **FAILURES,
     },
     "openapi_extra": {
-        "parameters": [PREFER, IDEMPOTENCY_KEY],
+        "parameters": [PREFER, IDEMPOTENCY_KEY, WEBHOOK_URL],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": bodies(HOSTED_MODEL), "examples": EXAMPLES}},
@@ -147,7 +153,7 @@ EDITS: dict[str, Any] = GENERATION | {
     "summary": "Begin at an uploaded picture",
     "operation_id": "_v1_images_edits",
     "openapi_extra": {
-        "parameters": [PREFER, IDEMPOTENCY_KEY],
+        "parameters": [PREFER, IDEMPOTENCY_KEY, WEBHOOK_URL],
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form(HOSTED_MODEL)}}},
     },
 }

@@ -3,11 +3,41 @@
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from server.database.base import Base, JSONText
 
+WAITING, PENDING, DELIVERED = "waiting", "pending", "delivered"  # of a webhook; it may be FAILED too
 ACCEPTED, SUCCEEDED, FAILED, CANCELLED, EXPIRED = "accepted", "succeeded", "failed", "cancelled", "expired"
+
+
+class WebhookDelivery(Base):
+    """Where a job's end is to be told, and how that went. `due` and `delivered` are Unix seconds.
+
+    `status` is what the receiver answered last; `host` is that of `url`, with the port.
+    """
+
+    __tablename__ = "webhooks"
+    __table_args__ = (sa.Index("webhooks_by_due", "state", "due"),)
+
+    job_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(sa.String(64))
+    url: Mapped[str] = mapped_column(sa.Text)
+    host: Mapped[str] = mapped_column(sa.String(300))
+    state: Mapped[str] = mapped_column(sa.String(16), default=WAITING)
+    attempts: Mapped[int] = mapped_column(default=0)
+    due: Mapped[float | None] = mapped_column(sa.Float, default=None)
+    status: Mapped[int | None] = mapped_column(default=None)
+    delivered: Mapped[float | None] = mapped_column(sa.Float, default=None)
+
+
+class SigningKey(Base):
+    """A secret of the server's that is made at its first use."""
+
+    __tablename__ = "signing_keys"
+
+    name: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    value: Mapped[str] = mapped_column(sa.String(64))
 
 
 class JobRecord(Base):
@@ -45,6 +75,12 @@ class JobRecord(Base):
     lease_until: Mapped[float | None] = mapped_column(sa.Float, default=None)
     attempt: Mapped[int] = mapped_column(default=0, server_default="0")
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONText, default=None)
+    webhook: Mapped[WebhookDelivery | None] = relationship(
+        primaryjoin=lambda: sa.orm.foreign(WebhookDelivery.job_id) == JobRecord.id,
+        uselist=False,
+        lazy="selectin",
+        default=None,
+    )
     number: Mapped[int] = mapped_column(primary_key=True, init=False)  # in the order of acceptance
 
 

@@ -21,13 +21,14 @@ from server.jobs.delivery import restore_reply
 from server.jobs.generation import Generation
 from server.jobs.joining import Joins
 from server.jobs.leases import JobLeases
-from server.jobs.models import ACCEPTED, EXPIRED, SUCCEEDED, JobRecord
+from server.jobs.models import ACCEPTED, EXPIRED, SUCCEEDED, JobRecord, WebhookDelivery
 from server.jobs.remote import RemoteJobs
 from server.jobs.resumption import resume_jobs
 from server.jobs.runner import ActiveJob, JobRunner, TakenOver
 from server.jobs.spec import JobSpec
 from server.jobs.store import JobStore, KeyTaken
 from server.jobs.upkeep import Upkeep, keep_images
+from server.jobs.webhooks import WebhookSender
 from server.security.callers import Caller
 from server.state import AppState
 
@@ -45,6 +46,7 @@ class JobService:
         self._runner = JobRunner(state, store)
         self._remote = RemoteJobs(store, state)
         self._upkeep = Upkeep(self._runner, store, self._leases, state)
+        self.webhooks = WebhookSender(state)
         self._key_locks = WeakValueDictionary[tuple[str, str], asyncio.Lock]()  # while a request of the key is accepted
 
     async def start(self) -> None:
@@ -54,7 +56,11 @@ class JobService:
         records = [] if database.shared else await self.pools.run("ledger", self._leases.take_over, None)
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
-        duties = (keep_up("jobs", self._upkeep.run), keep_up("images", partial(keep_images, self._state)))
+        duties = (
+            keep_up("jobs", self._upkeep.run),
+            keep_up("images", partial(keep_images, self._state)),
+            keep_up("webhooks", self.webhooks.run),
+        )
         self._background = [asyncio.ensure_future(work) for work in (resuming, *duties)]
 
     async def stop(self) -> None:
@@ -63,6 +69,7 @@ class JobService:
             task.cancel()
         self._upkeep.stop()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self.webhooks.stop()
         await self._runner.stop()
         with suppress(StorageFailure):  # then they are taken over when their leases end
             await self.pools.run("ledger", self._leases.release)
@@ -188,6 +195,8 @@ class JobService:
         generation = Generation.start(self._state, spec, request, caller, durable=True)
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, caller.owner, key, body_hash, spec.to_json(request), created=time.time())
+        if spec.webhook is not None:
+            record.webhook = WebhookDelivery(identity, caller.owner, *spec.webhook)
         self._leases.grant(record)
         try:
             source = request.source.pixels if request.source else None

@@ -23,6 +23,7 @@ class JobSpec:
     base_url: str
     upload: BinaryIO | None = None  # the source picture, where it came with the request
     fingerprint: str | None = None
+    webhook: tuple[str, str] | None = None  # where its end is told, and the host of that; kept apart from the request
 
     async def build_request(self, state: AppState) -> ImageRequest:
         """What is to be drawn; a source picture is fetched and decoded.

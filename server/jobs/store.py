@@ -13,7 +13,8 @@ from sqlalchemy.orm import defer
 from pipelines.errors import Cancelled
 from server.database.database import Database
 from server.errors import envelope, row_of
-from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, JobRecord, SourcePicture
+from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, JobRecord, SourcePicture, WebhookDelivery
+from server.jobs.outbox import begin_deliveries
 from server.usage.ledger import Reservation, UsageEntry, UsageLedger
 
 TOMBSTONE = 30 * 86400.0  # seconds for which an expired job is still known to have been
@@ -86,6 +87,7 @@ class JobStore:
             changed = session.connection().execute(sa.update(JobRecord).where(*unfinished).values(ending)).rowcount
             if changed:
                 session.execute(sa.delete(SourcePicture).where(SourcePicture.id == identity))
+                begin_deliveries(session, identity, self._database.now())
                 self._usage.release(session, [identity])
                 self._usage.charge(session, [usage] if usage else [])
         return changed > 0
@@ -154,6 +156,8 @@ class JobStore:
         }
         old = (JobRecord.finished < now - expire, JobRecord.state != EXPIRED)
         with self._database.transaction() as session:
+            theirs = WebhookDelivery.job_id.in_(sa.select(JobRecord.id).where(*old))
+            session.execute(sa.delete(WebhookDelivery).where(theirs))
             session.execute(sa.update(JobRecord).where(*old).values(cleared))
         with self._database.transaction() as session:
             session.execute(sa.delete(JobRecord).where(JobRecord.finished < now - expire - TOMBSTONE))

@@ -11,10 +11,13 @@ from server.settings.limits import LimitSettings
 from server.settings.metrics import MetricsSettings
 from server.settings.storage import ReplicaSettings, StoreSettings
 from server.settings.types import Bytes, Keys, Names, is_loopback
+from server.settings.webhooks import WebhookSettings
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 
-class Settings(ReplicaSettings, StoreSettings, LimitSettings, DamageSettings, MetricsSettings, EngineSettings):
+class Settings(
+    ReplicaSettings, StoreSettings, LimitSettings, DamageSettings, MetricsSettings, WebhookSettings, EngineSettings
+):
     """The server's settings."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
