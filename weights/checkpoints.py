@@ -83,6 +83,7 @@ class Checkpoint:
     sample_prompt: str = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
     guidance: tuple[float, float] | None = None
     canvas: tuple[int, int] | None = None
+    words: frozenset[str] | None = None  # in lower case, the only words it knows; None: a whole language
     subjects: tuple[str, ...] = ()  # what it can draw, for a model that knows only a few things
     preview: LatentRGB | None = FLUX_LATENT_RGB  # None: no previews, since nobody has fitted a map for its VAE
     repositories: tuple[Repository, ...] = ()

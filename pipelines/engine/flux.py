@@ -28,6 +28,7 @@ from pipelines.engine.options import EngineOptions
 from pipelines.engine.preview import LatentPreview
 from pipelines.engine.sample import Sample, Text, rows
 from pipelines.engine.vae_tiling import decode_in_tiles
+from pipelines.engine.vocabulary import describe_unknown_words
 from pipelines.errors import NonFinitePixels
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
@@ -134,11 +135,12 @@ class FluxEngine:
         return Text(states, pooled, ids, self._notes(prompt))
 
     def _notes(self, prompt: str) -> tuple[str, ...]:
-        """A note where the prompt is longer than the model reads: diffusers only logs that it was cut."""
+        """Notes on what the model does not read: unknown words, and what is too long (diffusers only logs the cut)."""
+        notes = () if self.options.words is None else describe_unknown_words(prompt, self.options.words)
         tokens = len(self.pipeline.tokenizer_2(prompt, verbose=False).input_ids)
         if tokens <= self.options.text_tokens:
-            return ()
-        return (f"prompt: the model read the first {self.options.text_tokens} of {tokens} tokens",)
+            return notes
+        return (*notes, f"prompt: the model read the first {self.options.text_tokens} of {tokens} tokens")
 
     def noise(self, width: int, height: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed starting latents and their position ids. The generator is the CPU's: the same on every device."""

@@ -88,6 +88,7 @@ def build_plain_engine(
         preview=row.preview,
         guidance=row.guidance,
         canvas=row.canvas,
+        words=row.words,
         tile_above=config.tile_above,
         remarks=placement.notes,
     )
