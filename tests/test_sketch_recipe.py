@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,24 @@ from safetensors import safe_open
 
 pytest.importorskip("resvg_py", reason="the recipe draws its icons with resvg-py (extra `recipe`)")
 
-from bench.sketch.recipe import codec, data, encoder, export, flow, reader, training, vae
+from bench.sketch import prompts
+from bench.sketch.recipe import (
+    captions,
+    codec,
+    data,
+    encoder,
+    export,
+    flow,
+    grammar,
+    layouts,
+    reader,
+    training,
+    vae,
+    words,
+)
 from bench.sketch.recipe.atlas import Atlas, fetch
-from bench.sketch.recipe.concepts import BACKGROUNDS, CONCEPTS
+from bench.sketch.recipe.concepts import BACKGROUNDS, CONCEPTS, SCENES
+from weights import sketch
 
 STEPS = 50
 
@@ -66,10 +82,11 @@ def test_objects_lie_within_the_picture_and_apart(size: tuple[int, int]) -> None
     for _ in range(300):
         taken = np.zeros(size, dtype=int)
         for thing in data.make_scene(rng, *size).things:
-            assert 0 <= thing.left <= size[0] - thing.side
-            assert 0 <= thing.top <= size[1] - thing.side
-            taken[thing.left : thing.left + thing.side, thing.top : thing.top + thing.side] += 1
-        assert taken.max() == 1
+            for left, top in thing.spots(*size):
+                assert 0 <= left <= size[0] - thing.side
+                assert 0 <= top <= size[1] - thing.side
+                taken[left : left + thing.side, top : top + thing.side] += 1
+        assert taken.max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # T5's norm under autocast
@@ -104,8 +121,95 @@ def test_a_caption_says_what_the_scene_holds() -> None:
             names = {thing.concept.name, thing.concept.plural, *thing.concept.other}
             assert any(name in scene.caption for name in names)
             assert thing.colour is None or said(thing.colour, scene.caption)
-        if scene.caption.endswith("background"):
+        if scene.named and scene.background in BACKGROUNDS:
             assert said(scene.background, scene.caption)
+
+
+@pytest.fixture(scope="module")
+def read() -> Callable[[str], list[str]]:
+    """What the model reads of a prompt."""
+    tokenizer = grammar.make_tokenizers()[1]
+    return lambda prompt: tokenizer.convert_ids_to_tokens(tokenizer(prompt, add_special_tokens=False).input_ids)
+
+
+def test_a_caption_is_read_as_the_words_that_the_model_is_trained_on(read: Callable[[str], list[str]]) -> None:
+    rng = np.random.default_rng(13)
+    for _ in range(200):
+        scene = data.make_scene(rng, train=bool(rng.random() < 0.8))
+        assert read(scene.caption) == scene.words, scene.caption
+
+
+@pytest.mark.parametrize(
+    ("prompt", "like"),
+    [
+        ("A photo of a CAT, highly detailed, 4k!!", "a cat"),
+        ("please draw\nmy grandmother's two fluffy kittens", "two cats"),
+        ("a shiny old red car", "a red car"),
+        ("ein roter Apfel vor blauem Hintergrund", "a red apple on a blue background"),
+        ("un coeur rouge et une étoile bleue", "a red heart and a blue star"),
+        ("un gato negro en la playa", "a black cat on a beach"),
+        ("一只黑色的猫在海滩上", "a black cat on a beach"),
+        ("a red car. The car is fast", "a red car"),
+        ("the heart is green", "a green heart"),
+        ("a hot dog", "hotdog"),
+        ("an orange cat and an orange", "an orange cat next to a tangerine"),
+        ("a dog under a tree", "a tree above a dog"),
+        ("a cat sitting on a red chair", "a cat above a red chair"),
+        ("a beautiful landscape with mountains and a lake", "mountains"),
+        ("a cat with blue eyes", "a cat"),
+        ("A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses.", "t-rex, sunglasses, beach"),
+        ("the skyline of qwertz", "a city"),
+        ("an apple, a banana, a cat, a dog, a leaf and a book", "an apple, a banana and a cat"),
+        ("qwertz", "a rainbow, a house and a tree on a meadow"),
+    ],
+)
+def test_what_people_write_is_read_as_what_it_asks_for(
+    read: Callable[[str], list[str]], prompt: str, like: str
+) -> None:
+    wanted = read(like)
+    assert wanted
+    assert set(read(prompt)) == set(wanted)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "caption"),
+    [
+        ("please, my two fluffy kittens, 4k", "two cats"),
+        ("an extremely ornate red apple floating above a cat", "a red apple above a cat"),
+        ("a yellow star, purple balloon; on blue!", "a yellow star and a purple balloon on a blue background"),
+        ("ein Elefant auf einem gelben Hintergrund", "an elephant on a yellow background"),
+        ("a leaf on the left, and nothing else", "a leaf on the left"),
+        ("three red stars", "three stars"),
+        ("a sofa", "a rainbow on a blue background"),
+    ],
+)
+def test_the_landed_weights_are_given_captions_as_they_learned_them(prompt: str, caption: str) -> None:
+    assert captions.make_caption_normalizer().normalize_str(prompt) == caption
+
+
+def test_the_packaged_tokenizers_are_the_recipes_own(tmp_path: Path) -> None:
+    shutil.copytree(sketch.FOLDER, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    captions.rewrite(tmp_path / "model")
+    for name in "tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json", "manifest.json":
+        assert (tmp_path / "model" / name).read_text() == (sketch.FOLDER / name).read_text()
+
+
+def test_words_it_does_not_know_change_nothing(read: Callable[[str], list[str]]) -> None:
+    rng = np.random.default_rng(14)
+    letters = list("bcdfghjklmnpqrstvwxz")
+    for _ in range(100):
+        scene = data.make_scene(rng)
+        first, *rest = scene.caption.split(" ", 1)
+        noise = ["".join(rng.choice(letters, int(rng.integers(4, 12)))) for _ in range(int(rng.integers(3, 40)))]
+        assert read(f"{' '.join(noise[:3])}, {first} {' '.join(rest)}, {', '.join(noise[3:])}") == scene.words
+
+
+def test_every_slot_is_where_things_are_put() -> None:
+    for slot in layouts.SLOTS:
+        for left, top in layouts.spots_of(slot):
+            assert 0 <= left <= 8 - layouts.side_of(slot)
+            assert 0 <= top <= 8 - layouts.side_of(slot)
+    assert len(words.VOCABULARY) == len(set(words.IDS.values()))
 
 
 def said(colour: str, caption: str) -> bool:
@@ -122,6 +226,7 @@ def test_held_out_combinations_are_never_trained_on() -> None:
 def test_what_every_edition_must_know_is_known() -> None:
     assert {"apple", "banana", "cat", "dog", "leaf", "book", "heart"} <= {concept.name for concept in CONCEPTS}
     assert {"white", "black", "blue", "green", "yellow", "red"} <= set(BACKGROUNDS)
+    assert not set(SCENES) & set(BACKGROUNDS)
     assert len({concept.name for concept in CONCEPTS}) == len(CONCEPTS)
 
 
@@ -144,7 +249,7 @@ def test_the_reader_reads_what_was_composed(atlas: Atlas, tmp_path: Path) -> Non
     for _ in range(40):
         scene = data.make_scene(rng, 16, 12)
         reading = eye.read((data.render(scene, atlas) * 255).round().astype(np.uint8))
-        right += reading.things == tuple(thing.concept.name for thing in scene.things)
+        right += prompts.has_things(scene, reading)
         right += reading.background == scene.background
     assert right >= 76
 
@@ -166,11 +271,11 @@ def test_export_writes_a_pipeline_that_loads_and_says_what_it_knows(
     export.export(tmp_path, tmp_path / "model", atlas, code, seed=1)
     pipeline = FluxPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32, local_files_only=True)
     picture = pipeline(
-        "a red apple", height=512, width=512, num_inference_steps=2, max_sequence_length=32, output_type="np"
+        "a red apple", height=512, width=512, num_inference_steps=2, max_sequence_length=words.TOKENS, output_type="np"
     ).images
     assert np.isfinite(picture).all()
     manifest = json.loads((tmp_path / "model" / "manifest.json").read_text())
-    assert manifest["text_tokens"] == 32
+    assert manifest["text_tokens"] == words.TOKENS
     assert "apple" in manifest["knows"]["things"]
     with safe_open(tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert "Fluent Emoji" in file.metadata()["sources"]

@@ -203,6 +203,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             sample_prompt="a green apple on a blue background",
             guidance=tuple(sketch.MANIFEST["guidance"]),
             canvas=tuple(sketch.MANIFEST["canvas"]),
+            words=frozenset(sketch.MANIFEST["knows"]["words"].split()),
             subjects=tuple(sketch.MANIFEST["knows"]["things"]),
             preview=LatentRGB(**sketch.MANIFEST["preview"]),
         ),

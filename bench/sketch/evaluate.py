@@ -1,9 +1,9 @@
 """Measures what `flux/sketch` draws from the files that are served, for the tables of its model card.
 
-    python -m bench.sketch.evaluate [--rows things,steps] [--images 40] [--recipe DIR] [--sheet FILE.png] [--card]
+    python -m bench.sketch.evaluate [--rows things,steps] [--images 100] [--recipe DIR] [--sheet FILE.png] [--card]
 
 The engine draws every picture and `bench.sketch.recipe.reader` reads it without knowing the prompt. Prompts and seeds
-are fixed; only the free prompts are chosen by hand. Figures are shares of the pictures; `right` means everything that
+are fixed. Figures are shares of the pictures; `right` means everything that
 the prompt asks for. The reader's ceiling is its result on the training generator's own pictures after the VAE
 (`--recipe DIR` fetches the icons with npm); its floor is its result against another picture's prompt.
 `--card` writes the tables into the model card.
@@ -27,15 +27,14 @@ from rich.table import Table
 from bench.quality import psnr, ssim
 from bench.sketch import card
 from bench.sketch.prompts import (
-    FREE,
     SEED,
-    UNKNOWN,
     PromptCase,
+    has_things,
     is_right,
     list_tables,
     make_cases,
-    names_ground,
     one_of_each,
+    read_free_prompts,
 )
 from bench.sketch.recipe.concepts import CONCEPTS
 from bench.sketch.recipe.data import Scene, Thing, make_scene, render
@@ -91,12 +90,12 @@ def score_cases(engine: FluxEngine, reader: Reader, cases: list[PromptCase]) -> 
     pictures = [picture for picture, _ in drawn]
     readings, total = [reader.read(picture) for picture in pictures], Score(seconds=[took for _, took in drawn])
     for number, (case, reading) in enumerate(zip(cases, readings, strict=True)):
-        wanted = [thing.concept.name for thing in case.scene.things]
-        total.right.append(is_right(case.scene, reading))
-        total.thing.append(reading.things[0] == wanted[0])
-        if names_ground(case.scene):
+        total.right.append(is_right(case, reading))
+        if case.noun is None:
+            total.thing.append(has_things(case.scene, reading))
+        if case.scene.named:
             total.ground.append(reading.background == case.scene.background)
-        total.floor.append(is_right(case.scene, readings[(number + 1) % len(readings)]))
+        total.floor.append(is_right(case, readings[(number + 1) % len(readings)]))
     return total, pictures
 
 
@@ -115,7 +114,7 @@ def measure_ceiling(recipe: Path, engine: FluxEngine, reader: Reader, count: int
         with torch.inference_mode():
             again = vae.decode(vae.encode(picture).latent_dist.mode()).sample
         levels = [eight_bit(image[0].permute(1, 2, 0)) for image in (again, picture)]
-        right.append(is_right(scene, reader.read(levels[0].numpy())))
+        right.append(is_right(PromptCase(scene, SEED), reader.read(levels[0].numpy())))
         signal.append(psnr(*levels))
     near = []
     for case in make_cases(one_of_each(lambda concept: concept.name)[:count]):
@@ -145,23 +144,20 @@ def measure_drift(pictures: Mapping[str, list[np.ndarray]]) -> dict[str, Any]:
 
 def measure_diversity(engine: FluxEngine, reader: Reader) -> dict[str, float]:
     """Eight seeds of one prompt: whether they show the same thing, and how far they are from each other."""
-    scene = Scene(8, 8, (Thing(CONCEPTS[0], None, 1, 1, 6),), "white", "an apple", "one")
+    scene = Scene(8, 8, (Thing(CONCEPTS[0], None, "alone"),), "white", "an apple", "one", named=False)
     pictures = [draw(engine, PromptCase(scene, SEED + number))[0] for number in range(8)]
     tensors = [torch.from_numpy(picture.copy()) for picture in pictures]
     distances = [psnr(a, b) for i, a in enumerate(tensors) for b in tensors[:i]]
     return {
-        "same_thing": mean(reader.read(picture).things[0] == "apple" for picture in pictures),
+        "same_thing": mean("apple" in reader.read(picture).things for picture in pictures),
         "psnr_between_seeds": mean(distances),
         "backgrounds": len({reader.read(picture).background for picture in pictures}),
     }
 
 
 def draw_sheet(engine: FluxEngine) -> Image.Image:
-    """A contact sheet: every thing once, then the free prompts."""
-    cases = make_cases(one_of_each(lambda concept: concept.name)) + [
-        PromptCase(Scene(8, 8, (), "white", prompt, "free"), SEED)
-        for prompt in (*(scene.caption for scene in FREE), *UNKNOWN)
-    ]
+    """A contact sheet: every thing once, then half of the free prompts."""
+    cases = make_cases(one_of_each(lambda concept: concept.name)) + read_free_prompts()[::2]
     columns = 10
     page = Image.new("RGB", (columns * (TILE + 4), -(-len(cases) // columns) * (TILE + 18)), "white")
     for number, case in enumerate(cases):
@@ -179,7 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rows", default="things,kinds,free,sizes,steps,guidance,presets", help="tables, or none")
-    parser.add_argument("--images", type=int, default=40, help="pictures a row")
+    parser.add_argument("--images", type=int, default=100, help="pictures a row")
+    parser.add_argument("--steps", type=int, default=12, help="denoising steps, but where steps are compared")
     parser.add_argument("--model", default="flux/sketch")
     parser.add_argument("--recipe", type=Path, help="folder for the icon package; gives the reader's ceiling")
     parser.add_argument("--sheet", type=Path)
@@ -190,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     reader, console = Reader(), Console()
     results: dict[str, dict[str, Any]] = {}
     presets: dict[str, list[np.ndarray]] = {}
-    for table, row, cases in list_tables(options.images):
+    for table, row, cases in list_tables(options.images, options.steps):
         if table not in options.rows.split(","):
             continue
         found, pictures = score_cases(engine, reader, cases)

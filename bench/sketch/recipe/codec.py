@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.sketch.recipe.atlas import Atlas
 from bench.sketch.recipe.concepts import BACKGROUNDS, Concept
-from bench.sketch.recipe.data import TOKEN, Scene, make_scene, render
+from bench.sketch.recipe.data import TOKEN, Scene, Thing, draw_ground, make_scene, render
 
 PATCH = 32  # pixels of a latent's side: the VAE's scale factor
 CHANNELS = 32  # a token holds four latents: its 128 numbers must fit the transformer's width with room to spare
@@ -87,25 +87,45 @@ class Stamps:
     """Scenes as latents without drawing them: the code is linear, and objects lie on its grid.
 
     An object over a colour is `premultiplied + (1 - alpha) colour`, so its latents are a sum of four maps, made once.
+    Over a scene it is drawn, but only the object's own square.
     """
 
     atlas: Atlas
     codec: Codec
     kept: dict[tuple[str, str | None, int], torch.Tensor] = field(default_factory=dict)
+    grounds: dict[tuple[str, int, int], tuple[np.ndarray, torch.Tensor]] = field(default_factory=dict)
 
     def encode(self, scene: Scene) -> torch.Tensor:
         """What `codec.encode(render(scene))` gives, `(32, 2 height, 2 width)`."""
-        ground = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.float32) / 255
-        plain = (ground.repeat(PATCH * PATCH) - self.codec.mean) @ self.codec.forward
         per = TOKEN // PATCH
-        latents = plain[:, None, None].repeat(1, scene.height * per, scene.width * per)
-        offset = self.codec.mean @ self.codec.forward
+        picture, empty = self._ground(scene.background, scene.width, scene.height)
+        latents = empty.clone()
         for thing in scene.things:
-            maps = self._maps(thing.concept, thing.colour, thing.side * TOKEN)
-            made = maps[0] + torch.einsum("c,cdhw->dhw", ground, maps[1:]) - offset[:, None, None]
-            top, left, side = thing.top * per, thing.left * per, thing.side * per
-            latents[:, top : top + side, left : left + side] = made
+            for left, top in thing.spots(scene.width, scene.height):
+                made = self._over(thing, scene.background, picture, left * TOKEN, top * TOKEN)
+                x, y, side = left * per, top * per, thing.side * per
+                latents[:, y : y + side, x : x + side] = made
         return latents
+
+    def _ground(self, name: str, width: int, height: int) -> tuple[np.ndarray, torch.Tensor]:
+        """The empty background as a picture and as latents."""
+        key = (name, width, height)
+        if key not in self.grounds:
+            picture = draw_ground(name, width, height)
+            self.grounds[key] = picture, self.codec.encode(picture)
+        return self.grounds[key]
+
+    def _over(self, thing: Thing, ground: str, picture: np.ndarray, left: int, top: int) -> torch.Tensor:
+        """The latents of an object's square over the background."""
+        side = thing.side * TOKEN
+        if ground in BACKGROUNDS:
+            maps = self._maps(thing.concept, thing.colour, side)
+            offset = self.codec.mean @ self.codec.forward
+            colour = torch.from_numpy(picture[0, 0])
+            return maps[0] + torch.einsum("c,cdhw->dhw", colour, maps[1:]) - offset[:, None, None]
+        drawn = self.atlas.picture(thing.concept, thing.colour, side)
+        below = picture[top : top + side, left : left + side]
+        return self.codec.encode(drawn[..., :3] + (1 - drawn[..., 3:]) * below)
 
     def _maps(self, concept: Concept, colour: str | None, size: int) -> torch.Tensor:
         """`(4, 32, size / 32, size / 32)`: of the premultiplied picture, and of what shows through in each channel."""

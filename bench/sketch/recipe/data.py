@@ -1,8 +1,9 @@
 """Random scenes with captions, for training and evaluation.
 
 A model learns deterministic pictures sharply, so the scenes are simple: one picture for each concept, plain
-backgrounds, objects in two sizes at fixed places, and everything on the grid of the transformer's tokens (64 pixels).
-Only a background that the caption does not name is random, so that another seed gives another picture.
+backgrounds or one of a few scenes, objects in two sizes at fixed places, and everything on the grid of the
+transformer's tokens (64 pixels). Only a background that the caption does not name is random, so that another seed
+gives another picture.
 
 A tenth of the (concept, background), (concept, colour), (concept, place) and (concept, concept) pairs are held out of
 training for the evaluation, except for those that people try first (`NEVER_HELD_OUT`).
@@ -16,32 +17,41 @@ from typing import TypeVar
 import numpy as np
 
 from bench.sketch.recipe.atlas import Atlas
-from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, NEVER_HELD_OUT, Concept
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, NEVER_HELD_OUT, SCENES, TAUGHT, Concept
+from bench.sketch.recipe.layouts import PLACES, Spot, assign_slots, side_of, spots_of
+from bench.sketch.recipe.scenery import draw_scene
+from bench.sketch.recipe.words import GROUND_CHARACTERS, thing_word
 
 T = TypeVar("T")
 TOKEN = 64  # pixels of a token's side
-PLACES = ("left", "right", "top", "bottom")
 NUMBERS = {2: "two", 3: "three"}
-SCENE_KINDS = {"one": 0.20, "coloured": 0.18, "place": 0.14, "two": 0.36, "count": 0.12}
-RANDOM_BACKGROUND_SHARE, NAMED_BACKGROUND_SHARE = 0.80, 0.85  # of scenes, of captions
-COLOURABLE = [concept for concept in CONCEPTS if concept.colourable]
-ALONE, AMONG = 6, 4  # tokens of an object's side: the same in every picture, since each size is drawn anew
+SCENE_KINDS = {"one": 0.17, "coloured": 0.10, "place": 0.04, "count": 0.05, "two": 0.36, "three": 0.06, "scene": 0.22}
+SCENE_THINGS = (0.15, 0.45, 0.30, 0.10)  # shares of scenes with none, one, two, three things
+RANDOM_BACKGROUND_SHARE, NAMED_BACKGROUND_SHARE = 0.80, 0.80  # of scenes, of captions
+TWO_COLOURED = 0.4  # share of colourable things in a colour where there are several
+LATER, LATER_SHARE = 102, 0.5  # things from that one on are learned later than the others, and drawn more often
+COLOURABLE = [concept for concept in TAUGHT if concept.colourable]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `left`, `top` and `side` are in tokens."""
+    """One object, in the slot that its word names."""
 
     concept: Concept
     colour: str | None
-    left: int
-    top: int
-    side: int
+    slot: str
+
+    def spots(self, width: int, height: int) -> list[Spot]:
+        return spots_of(self.slot, width, height)
+
+    @property
+    def side(self) -> int:
+        return side_of(self.slot)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn on `width` x `height` tokens, and the words for it."""
+    """What is drawn on `width` x `height` tokens, the words for it, and whether they name the background."""
 
     width: int
     height: int
@@ -50,6 +60,13 @@ class Scene:
     caption: str
     kind: str
     place: str | None = None
+    named: bool = True
+
+    @property
+    def words(self) -> list[str]:
+        """What the tokenizer makes of the caption."""
+        words = [thing_word(thing.concept.name, thing.slot, thing.colour) for thing in self.things]
+        return words + ([GROUND_CHARACTERS[self.background]] if self.named else [])
 
 
 def is_held_out(*names: str) -> bool:
@@ -74,7 +91,7 @@ def spell_colour(rng: np.random.Generator, colour: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    return ("an " if noun[0] in "aeiou" and not noun.startswith("uni") else "a ") + noun
+    return ("an " if noun[0] in "aeiou" and not noun.startswith(("uni", "ufo")) else "a ") + noun
 
 
 def make_scene(rng: np.random.Generator, width: int = 8, height: int = 8, train: bool = True) -> Scene:
@@ -89,83 +106,104 @@ def make_scene(rng: np.random.Generator, width: int = 8, height: int = 8, train:
 
 def pairs(scene: Scene) -> list[tuple[str, ...]]:
     """The combinations in a scene that may be held out."""
-    found: list[tuple[str, ...]] = [
-        ("ground", thing.concept.name, scene.background) for thing in scene.things if scene.background != "white"
-    ]
+    names = [thing.concept.name for thing in scene.things]
+    found: list[tuple[str, ...]] = [("ground", name, scene.background) for name in names if scene.background != "white"]
     found += [("colour", thing.concept.name, thing.colour) for thing in scene.things if thing.colour]
-    found += [("place", thing.concept.name, scene.place) for thing in scene.things if scene.place]
-    if scene.kind == "two":
-        found.append(("two", *sorted(thing.concept.name for thing in scene.things)))
+    found += [("place", name, scene.place) for name in names if scene.place]
+    found += [("two", *sorted((first, second))) for index, first in enumerate(names) for second in names[:index]]
     return found
 
 
 def build(rng: np.random.Generator, kind: str, width: int, height: int) -> Scene:
+    if kind == "scene":
+        return build_on_scene(rng, width, height)
     background = pick(rng, list(BACKGROUNDS)) if rng.random() < RANDOM_BACKGROUND_SHARE else "white"
-    concept = pick(rng, COLOURABLE if kind == "coloured" else CONCEPTS)
-    concepts, colour, place, count = [concept], None, None, 1
-    noun = choose_noun(rng, concept)
-    phrase = with_article(noun) if rng.random() < 0.7 else noun
-    spots = centre_spot(width, height)
-    if kind == "coloured":
-        colour = pick(rng, [name for name in COLOURS if name != background])
-        phrase = with_article(f"{spell_colour(rng, colour)} {noun}")
-    elif kind == "place":
-        place = pick(rng, PLACES)
-        phrase = f"{with_article(noun)} {'on the ' + place if place in ('left', 'right') else 'at the ' + place}"
-        spots = spots_at_place(width, height, place)
+    named = bool(rng.random() < NAMED_BACKGROUND_SHARE)
+    place = pick(rng, PLACES) if kind == "place" else None
+    if kind in ("two", "three"):
+        concepts, above = pick_unlike(rng, 2 if kind == "two" else 3), kind == "two" and rng.random() < 0.4
+        slots = assign_slots([concept.name for concept in concepts], False, above)
+        things = [dress(rng, *pair, background, TWO_COLOURED) for pair in zip(concepts, slots, strict=True)]
+        phrase = join_phrases([describe(rng, thing) for thing in things], " above " if above else "", rng)
     elif kind == "count":
         count = int(rng.integers(2, 4))
-        phrase, concepts = f"{NUMBERS[count]} {concept.plural}", [concept] * count
-        spots = side_by_side_spots(width, height) if count == 2 else three_spots(width, height)
-    elif kind == "two":
-        second = pick(rng, [other for other in CONCEPTS if other != concept])
-        concepts, other = [concept, second], choose_noun(rng, second)
-        if rng.random() < 0.6:
-            spots = side_by_side_spots(width, height)
-            phrase = f"{with_article(noun)} {pick(rng, ['and', 'next to'])} {with_article(other)}"
-        else:
-            spots = [(top, left) for left, top in side_by_side_spots(height, width)]
-            phrase = f"{with_article(noun)} above {with_article(other)}"
-    side = ALONE if kind in ("one", "coloured") else AMONG
-    things = tuple(Thing(each, colour, *spot, side) for each, spot in zip(concepts, spots, strict=True))
-    return Scene(width, height, things, background, make_caption(rng, phrase, background), kind, place)
+        things = [dress(rng, pick_concept(rng), "pair" if count == 2 else "three", background, TWO_COLOURED / 2)]
+        phrase = f"{NUMBERS[count]} {name_in_colour(rng, things[0], things[0].concept.plural)}"
+    else:
+        concept = pick(rng, COLOURABLE) if kind == "coloured" else pick_concept(rng)
+        things = [dress(rng, concept, place or "alone", background, float(kind == "coloured"))]
+        phrase = describe(rng, things[0])
+        if place:
+            phrase += f" {'on' if place in ('left', 'right') else 'at'} the {place}"
+    caption = make_caption(rng, phrase, background if named else None)
+    return Scene(width, height, tuple(things), background, caption, kind, place, named)
 
 
-def centre_spot(width: int, height: int) -> list[tuple[int, int]]:
-    return [((width - ALONE) // 2, (height - ALONE) // 2)]
+def build_on_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
+    """None to three things on a scene."""
+    background, count = pick(rng, SCENES), int(rng.choice(len(SCENE_THINGS), p=SCENE_THINGS))
+    concepts = pick_unlike(rng, count)
+    slots = assign_slots([concept.name for concept in concepts], True) if count else []
+    things = [dress(rng, *pair, background, TWO_COLOURED / 2) for pair in zip(concepts, slots, strict=True)]
+    phrase = join_phrases([describe(rng, thing) for thing in things], "", rng)
+    caption = f"{phrase} {SCENE_PHRASES[background]}".strip()
+    return Scene(width, height, tuple(things), background, caption, "scene")
 
 
-def spots_at_place(width: int, height: int, place: str) -> list[tuple[int, int]]:
-    """A quarter of the way in from the named edge."""
-    middle = ((width - AMONG) // 2, (height - AMONG) // 2)
-    return {
-        "left": [(width // 4 - AMONG // 2, middle[1])],
-        "right": [(width - width // 4 - AMONG // 2, middle[1])],
-        "top": [(middle[0], height // 4 - AMONG // 2)],
-        "bottom": [(middle[0], height - height // 4 - AMONG // 2)],
-    }[place]
+SCENE_PHRASES = {
+    "beach": "on a beach",
+    "sea": "in the sea",
+    "meadow": "on a meadow",
+    "desert": "in the desert",
+    "snow": "in the snow",
+    "night": "at night",
+    "mountains": "in the mountains",
+    "city": "in a city",
+    "forest": "in a forest",
+    "sunset": "at sunset",
+    "road": "on a road",
+    "room": "in a room",
+    "space": "in space",
+}
 
 
-def side_by_side_spots(width: int, height: int) -> list[tuple[int, int]]:
-    """Two spots, left and right."""
-    margin, top = (width // 2 - AMONG) // 2, (height - AMONG) // 2
-    return [(margin, top), (width - AMONG - margin, top)]
+def pick_concept(rng: np.random.Generator) -> Concept:
+    return pick(rng, TAUGHT[LATER:] if rng.random() < LATER_SHARE else TAUGHT[:LATER])
 
 
-def three_spots(width: int, height: int) -> list[tuple[int, int]]:
-    """A row where there is room, else one above two."""
-    side = AMONG
-    if width >= 3 * side:
-        gap = (width - 3 * side) // 4
-        return [(gap + i * (side + gap), (height - side) // 2) for i in range(3)]
-    left, top = (width - 2 * side) // 2, (height - 2 * side) // 2
-    return [((width - side) // 2, top), (left, top + side), (left + side, top + side)]
+def pick_unlike(rng: np.random.Generator, count: int) -> list[Concept]:
+    found: dict[Concept, None] = {}
+    while len(found) < count:
+        found[pick_concept(rng)] = None
+    return list(found)
 
 
-def make_caption(rng: np.random.Generator, phrase: str, background: str) -> str:
-    """The caption: sometimes with an opening such as "a photo of", mostly with the background; the seed decides."""
+def dress(rng: np.random.Generator, concept: Concept, slot: str, background: str, share: float) -> Thing:
+    """The thing, in a colour that is not the background's with that share."""
+    coloured = concept.colourable and rng.random() < share
+    return Thing(concept, pick(rng, [name for name in COLOURS if name != background]) if coloured else None, slot)
+
+
+def name_in_colour(rng: np.random.Generator, thing: Thing, noun: str) -> str:
+    return f"{spell_colour(rng, thing.colour)} {noun}" if thing.colour else noun
+
+
+def describe(rng: np.random.Generator, thing: Thing) -> str:
+    noun = name_in_colour(rng, thing, choose_noun(rng, thing.concept))
+    return with_article(noun) if thing.colour or rng.random() < 0.7 else noun
+
+
+def join_phrases(phrases: list[str], between: str, rng: np.random.Generator) -> str:
+    """`between` joins two; where it is empty, words that mean side by side do."""
+    if len(phrases) == 3:
+        return f"{phrases[0]}, {phrases[1]} and {phrases[2]}"
+    return (between or str(rng.choice([" and ", " next to ", " with "]))).join(phrases)
+
+
+def make_caption(rng: np.random.Generator, phrase: str, background: str | None) -> str:
+    """The caption: sometimes with an opening such as "a photo of", with the background unless it is None."""
     lead = str(rng.choice(["", "", "", "a picture of ", "a photo of ", "a drawing of "]))
-    if rng.random() > NAMED_BACKGROUND_SHARE:
+    if background is None:
         return lead + phrase
     ground = spell_colour(rng, background)
     return (
@@ -175,14 +213,23 @@ def make_caption(rng: np.random.Generator, phrase: str, background: str) -> str:
     )
 
 
+def draw_ground(background: str, width: int, height: int) -> np.ndarray:
+    """The background alone, float32 RGB in 0..1, `(64 height, 64 width, 3)`."""
+    if background in SCENES:
+        return draw_scene(background, width * TOKEN, height * TOKEN).copy()
+    canvas = np.empty((height * TOKEN, width * TOKEN, 3), dtype=np.float32)
+    canvas[:] = np.array(BACKGROUNDS[background], dtype=np.float32) / 255
+    return canvas
+
+
 def render(scene: Scene, atlas: Atlas) -> np.ndarray:
     """The scene as float32 RGB in 0..1, `(64 height, 64 width, 3)`."""
-    canvas = np.empty((scene.height * TOKEN, scene.width * TOKEN, 3), dtype=np.float32)
-    canvas[:] = np.array(BACKGROUNDS[scene.background], dtype=np.float32) / 255
+    canvas = draw_ground(scene.background, scene.width, scene.height)
     for thing in scene.things:
-        left, top, side = thing.left * TOKEN, thing.top * TOKEN, thing.side * TOKEN
+        side = thing.side * TOKEN
         picture = atlas.picture(thing.concept, thing.colour, side)
-        spot = canvas[top : top + side, left : left + side]
-        spot *= 1 - picture[..., 3:]
-        spot += picture[..., :3]
+        for left, top in thing.spots(scene.width, scene.height):
+            spot = canvas[top * TOKEN : top * TOKEN + side, left * TOKEN : left * TOKEN + side]
+            spot *= 1 - picture[..., 3:]
+            spot += picture[..., :3]
     return canvas

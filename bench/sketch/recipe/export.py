@@ -12,27 +12,38 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from safetensors.torch import load_file, save_file
 
+from bench.sketch.recipe import phrases
 from bench.sketch.recipe.atlas import PACKAGE, Atlas
 from bench.sketch.recipe.codec import CHANNELS, Codec
-from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, SCENES, TAUGHT
 from bench.sketch.recipe.data import TOKEN, make_scene, render
 from bench.sketch.recipe.encoder import set_encoder
 from bench.sketch.recipe.flow import GUIDANCE, SHIFT, SIZES, Painter
-from bench.sketch.recipe.text import TOKENS, vocabulary
+from bench.sketch.recipe.grammar import make_tokenizers
+from bench.sketch.recipe.text import fix_embeddings
 from bench.sketch.recipe.training import load_averaged_weights
 from bench.sketch.recipe.vae import make_vae
+from bench.sketch.recipe.words import TOKENS
 
 SOURCES = f"{PACKAGE} (Fluent Emoji, Microsoft Corporation, MIT): pictures; names and captions by this project"
 PREVIEW_SCENES = 64
 
 
-def export(out: Path, target: Path, atlas: Atlas, codec: Codec, seed: int) -> None:
-    """Write the model to `target`, from the last stage that `out` has a checkpoint of."""
+def export(out: Path, target: Path, atlas: Atlas, codec: Codec, seed: int, earlier: Path | None = None) -> None:
+    """Write the model to `target`, from the last stage that `out` has a checkpoint of.
+
+    The autoencoder is `earlier`'s, an edition's folder, where `out` has no checkpoint of a decoder.
+    """
     last = next(file for file in (out / "guidance.ckpt", out / "flow.ckpt") if file.exists())
-    painter = Painter(seed, vocabulary(out, seed))
+    painter = Painter(seed)
     painter.load_state_dict(load_averaged_weights(last))
+    fix_embeddings(painter.clip, painter.t5)
+    if earlier is not None and not (out / "decoder.ckpt").exists():
+        autoencoder = AutoencoderKL.from_pretrained(earlier / "vae", local_files_only=True)
+    else:
+        autoencoder = make_autoencoder(out, atlas, codec, seed)
     shutil.rmtree(target, ignore_errors=True)
-    assemble(painter, make_autoencoder(out, atlas, codec, seed)).to(torch.float16).save_pretrained(target)
+    assemble(painter, autoencoder).to(torch.float16).save_pretrained(target)
     for file in target.rglob("*.safetensors"):
         save_file(load_file(file), file, {"format": "pt", "sources": SOURCES, "licence": "Apache-2.0"})
     (target / "manifest.json").write_text(json.dumps(make_manifest(last, atlas, codec, seed), indent=1) + "\n")
@@ -48,13 +59,14 @@ def make_autoencoder(out: Path, atlas: Atlas, codec: Codec, seed: int) -> Autoen
 def assemble(painter: Painter, vae: AutoencoderKL) -> FluxPipeline:
     """The pipeline around the trained parts. Its schedule shifts every size alike, as in training."""
     mu = math.log(SHIFT)
+    clip_tokenizer, t5_tokenizer = make_tokenizers()
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=mu, max_shift=mu),
         vae=vae,
         text_encoder=painter.clip,
-        tokenizer=painter.tokenizers[0],
+        tokenizer=clip_tokenizer,
         text_encoder_2=painter.t5,
-        tokenizer_2=painter.tokenizers[1],
+        tokenizer_2=t5_tokenizer,
         transformer=painter.transformer,
     )
 
@@ -69,9 +81,11 @@ def make_manifest(stage: Path, atlas: Atlas, codec: Codec, seed: int) -> dict[st
         "canvas": max(SIZES, key=lambda size: SIZES[size]),
         "preview": {"factors": factors, "bias": bias},
         "knows": {
-            "things": {concept.name: list(concept.other) for concept in CONCEPTS},
-            "colours": {"of": [concept.name for concept in CONCEPTS if concept.colourable], "are": list(COLOURS)},
+            "things": {concept.name: list(concept.other) for concept in TAUGHT},
+            "colours": {"of": [concept.name for concept in TAUGHT if concept.colourable], "are": list(COLOURS)},
             "backgrounds": list(BACKGROUNDS),
+            "scenes": list(SCENES),
+            "words": " ".join(phrases.list_words(TAUGHT, phrases.SCENES)),
         },
         "training": {"stage": stage.stem, "steps": saved["step"], "seed": seed, "torch": version("torch")},
         "sources": SOURCES,

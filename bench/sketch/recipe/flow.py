@@ -6,6 +6,7 @@ Sources: SD3 (arXiv 2403.03206) for t; zero-initialised AdaLN from DiT (arXiv 22
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,29 +16,29 @@ from torch import nn
 
 from bench.sketch.recipe.atlas import Atlas
 from bench.sketch.recipe.codec import CHANNELS, Codec, Stamps
-from bench.sketch.recipe.data import TOKEN, make_scene
-from bench.sketch.recipe.text import TOKENS, WIDTH, make_encoders, make_tokenizers, vocabulary
-from bench.sketch.recipe.training import SeededGenerator, Stage, load_averaged_weights, mixed_precision
+from bench.sketch.recipe.data import TOKEN, Scene, make_scene
+from bench.sketch.recipe.text import WIDTH, make_encoders, make_ids
+from bench.sketch.recipe.training import SeededGenerator, Stage, fast_attention, load_averaged_weights, mixed_precision
 from bench.sketch.recipe.training import train as run
+from bench.sketch.recipe.words import NOTHING
 
 SHIFT = 1.6  # of the timesteps: small latents need more time at high noise than uniform gives them
 EARLY, EARLIEST = 0.35, 0.9  # share of samples drawn evenly from that t to 1
 EMA = 0.997
-DROP = 0.1  # captions dropped, for guidance
+DROP = 0.05  # captions dropped, for guidance
 SIZES = {(512, 512): 1.0}  # pixels: share. One so far: a second size was learned almost anew
-TOKENS_A_BATCH = 64 * 32
+TOKENS_A_BATCH = 64 * 64
 MODULATION = (".norm1.linear", ".norm1_context.linear", ".norm.linear", "norm_out.linear")  # start at zero
 GUIDANCE = (1.0, 6.0)  # the scales that the distilled model knows
 
 
 class Painter(nn.Module):
-    """The trained parts together: text ids in, velocity out."""
+    """The trained parts together: ids of words in, velocity out."""
 
-    def __init__(self, seed: int, words: Path, layers: tuple[int, int] = (1, 4), heads: int = 4) -> None:
+    def __init__(self, seed: int, layers: tuple[int, int] = (1, 4), heads: int = 4) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.tokenizers = make_tokenizers(words)
-        self.clip, self.t5 = make_encoders(self.tokenizers[0])
+        self.clip, self.t5 = make_encoders()
         self.transformer = FluxTransformer2DModel(
             in_channels=4 * CHANNELS,
             num_layers=layers[0],
@@ -53,12 +54,6 @@ class Painter(nn.Module):
             if isinstance(module, nn.Linear) and (name.endswith(MODULATION) or name == "proj_out"):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
-
-    def tokenize(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids for CLIP and T5, `(batch, TOKENS)` each, padded as FluxPipeline pads."""
-        options = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
-        first, second = self.tokenizers
-        return first(captions, **options).input_ids, second(captions, **options).input_ids
 
     def forward(
         self,
@@ -86,17 +81,28 @@ class Painter(nn.Module):
         return velocity
 
 
+def tokenize(prompts: list[list[str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids for CLIP and T5, `(prompts, TOKENS)` each."""
+    clip, t5 = zip(*(make_ids(words) for words in prompts), strict=True)
+    return torch.tensor(clip), torch.tensor(t5)
+
+
+def draw_guidance(count: int) -> torch.Tensor:
+    """Log-uniform over the scales that the model is to know."""
+    return torch.exp(torch.rand(count) * math.log(GUIDANCE[1] / GUIDANCE[0])) * GUIDANCE[0]
+
+
 def batch(
     stamps: Stamps, rng: np.random.Generator, size: tuple[int, int]
-) -> tuple[torch.Tensor, list[str], torch.Tensor]:
-    """Packed latents `(count, tokens, 128)`, captions, and the tokens' position ids `(tokens, 3)`."""
+) -> tuple[torch.Tensor, list[Scene], torch.Tensor]:
+    """Packed latents `(count, tokens, 128)`, scenes, and the tokens' position ids `(tokens, 3)`."""
     width, height = size[0] // TOKEN, size[1] // TOKEN
     count = max(2, TOKENS_A_BATCH // (width * height))
     scenes = [make_scene(rng, width, height) for _ in range(count)]
     latents = torch.stack([stamps.encode(scene) for scene in scenes])
     packed = FluxPipeline._pack_latents(latents, count, CHANNELS, latents.shape[2], latents.shape[3])
     ids = FluxPipeline._prepare_latent_image_ids(1, height, width, torch.device("cpu"), torch.float32)
-    return packed, [scene.caption for scene in scenes], ids
+    return packed, scenes, ids
 
 
 def make_optimizers(painter: Painter, lr: float) -> list[torch.optim.Optimizer]:
@@ -137,19 +143,25 @@ def train(
     lr: float = 1.5e-3,
     warmup: int = 300,
     limit: int | None = None,
+    prepare: Callable[[Painter], None] | None = None,
 ) -> list[float]:
-    """Train for `minutes` in all (earlier runs counted in), or `limit` steps. Returns the losses of this run."""
-    painter = Painter(seed, vocabulary(out, seed)).to(device)
+    """Train for `minutes` in all (earlier runs counted in), or `limit` steps. Returns the losses of this run.
+
+    `prepare` sets a fresh model's weights. The guidance scale is drawn and means nothing yet: a model that is not
+    distilled draws alike at any.
+    """
+    painter = Painter(seed).to(device)
+    if prepare is not None and not (out / "flow.ckpt").exists():
+        prepare(painter)
     stamps, generator = Stamps(atlas, codec), SeededGenerator(seed)
 
     def loss_at(_progress: float, step: int) -> torch.Tensor:
         rng = generator.at(step)
-        latents, captions, image_ids = batch(stamps, rng, draw_size(rng))
-        captions = ["" if rng.random() < DROP else caption for caption in captions]
+        latents, scenes, image_ids = batch(stamps, rng, draw_size(rng))
+        ids = tokenize([[NOTHING] if rng.random() < DROP else scene.words for scene in scenes])
         mixed, noise, t = add_noise(latents)
-        ids = painter.tokenize(captions)
-        with mixed_precision(device):
-            velocity = painter(*(x.to(device) for x in (mixed, t, torch.ones_like(t), *ids)), image_ids)
+        with mixed_precision(device), fast_attention(device):
+            velocity = painter(*(x.to(device) for x in (mixed, t, draw_guidance(len(t)), *ids)), image_ids)
         return torch.nn.functional.mse_loss(velocity.float(), (noise - latents).to(device))
 
     stage = Stage("flow", out / "flow.ckpt", painter, make_optimizers(painter, lr), lr, warmup, EMA, minutes, limit)
@@ -170,10 +182,10 @@ def distil(
     """Guidance distillation (arXiv 2210.03142): one pass learns what classifier-free guidance needs two for.
 
     The student starts as the teacher and is told the scale w, log-uniform from 1 to 6. Its target is
-    `v(empty) + w (v(caption) - v(empty))`, from `EARLIEST` on that of the caption alone: guided there, whole pictures
-    turn out too bright or too dark (arXiv 2404.07724).
+    `v(nothing) + w (v(caption) - v(nothing))`, from `EARLIEST` on that of the caption alone: guided there, whole
+    pictures turn out too bright or too dark (arXiv 2404.07724).
     """
-    teacher = Painter(seed, vocabulary(out, seed)).to(device)
+    teacher = Painter(seed).to(device)
     teacher.load_state_dict(load_averaged_weights(out / "flow.ckpt"))
     student = copy.deepcopy(teacher)
     teacher.eval().requires_grad_(False)
@@ -181,12 +193,12 @@ def distil(
 
     def loss_at(_progress: float, step: int) -> torch.Tensor:
         rng = generator.at(step)
-        latents, captions, image_ids = batch(stamps, rng, draw_size(rng))
+        latents, scenes, image_ids = batch(stamps, rng, draw_size(rng))
         mixed, _, t = add_noise(latents)
-        scale = torch.exp(torch.rand(len(t)) * math.log(GUIDANCE[1] / GUIDANCE[0])) * GUIDANCE[0]
-        inputs = [x.to(device) for x in (mixed, t, torch.ones_like(t), *teacher.tokenize(captions))]
-        nothing = [x.to(device) for x in teacher.tokenize([""] * len(captions))]
-        with mixed_precision(device):
+        scale = draw_guidance(len(t))
+        inputs = [x.to(device) for x in (mixed, t, torch.ones_like(t), *tokenize([scene.words for scene in scenes]))]
+        nothing = [x.to(device) for x in tokenize([[NOTHING]] * len(scenes))]
+        with mixed_precision(device), fast_attention(device):
             free = teacher(*inputs[:3], *nothing, image_ids).float()
             bound = teacher(*inputs, image_ids).float()
             velocity = student(*inputs[:2], scale.to(device), *inputs[3:], image_ids)

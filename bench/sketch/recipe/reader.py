@@ -1,10 +1,10 @@
 """Recognizes what a picture shows: which things, where, in which colour, on which background.
 
-Nothing is trained. Every layout of the generator is tried with every icon, drawn small over the background that the
-border shows; the one with the least squared error is the result. The reader does not know the prompt.
+Nothing is trained. Every layout of the generator is tried with every icon in every colour, drawn small over the
+background that the border shows; the one with the least squared error is the result. The reader does not know the
+prompt.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,114 +13,126 @@ import numpy as np
 from PIL import Image
 
 from bench.sketch.recipe.atlas import Atlas, recolour
-from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS
-from bench.sketch.recipe.data import (
-    ALONE,
-    AMONG,
-    PLACES,
-    TOKEN,
-    centre_spot,
-    side_by_side_spots,
-    spots_at_place,
-    three_spots,
-)
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, SCENES
+from bench.sketch.recipe.data import TOKEN, draw_ground
+from bench.sketch.recipe.layouts import ALONE, AMONG, PLACES, Spot, side_of, spots_of
 
 PIXELS = 4  # a token's side here: pictures are read at a sixteenth of their size
+CANVAS = 8  # tokens of the side on which scenes are kept
 ICONS = Path(__file__).with_name("icons.npz")
-Spot = tuple[int, int]
+LAYOUTS = (
+    (),
+    ("alone",),
+    *((place,) for place in PLACES),
+    ("left", "right"),
+    ("top", "bottom"),
+    ("low left", "low right"),
+    ("top", "low left", "low right"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a picture shows. `layout` is one, left, right, top, bottom, beside, above, or three."""
+    """What a picture shows: things, the colours that were changed, and slots, in the order of the slots."""
 
     things: tuple[str, ...]
-    colour: str | None
+    colours: tuple[str | None, ...]
+    slots: tuple[str, ...]
     background: str
-    layout: str
 
 
 def save_icons(atlas: Atlas, file: Path = ICONS) -> None:
-    """The icons as the reader needs them, premultiplied RGBA of 24 by 24 pixels."""
+    """The icons as the reader needs them, premultiplied RGBA of 24 by 24 pixels, and the scenes."""
     side = ALONE * PIXELS
     icons = {concept.name: (atlas.picture(concept, None, side * 8) * 255) for concept in CONCEPTS}
     small = {
         name: icon.reshape(side, 8, side, 8, 4).mean((1, 3)).round().astype(np.uint8) for name, icon in icons.items()
     }
-    np.savez_compressed(file, **small)
+    scenes = {
+        f"scene {name}": (downsample(draw_ground(name, CANVAS, CANVAS) * 255) * 255).round().astype(np.uint8)
+        for name in SCENES
+    }
+    np.savez_compressed(file, allow_pickle=False, **small, **scenes)
 
 
 class Reader:
     def __init__(self, file: Path = ICONS) -> None:
-        with np.load(file) as icons:
-            self._icons = {name: icons[name].astype(np.float32) / 255 for name in icons.files}
+        with np.load(file) as kept:
+            pictures = {name: kept[name].astype(np.float32) / 255 for name in kept.files}
+        self._icons = {name: picture for name, picture in pictures.items() if not name.startswith("scene ")}
+        self._scenes = {name: pictures[f"scene {name}"] for name in SCENES}
 
     def read(self, picture: np.ndarray) -> Reading:
         """`picture` is 8-bit RGB, `(height, width, 3)`."""
         small = downsample(picture)
         rows, columns = small.shape[0] // PIXELS, small.shape[1] // PIXELS
         small = small[: rows * PIXELS, : columns * PIXELS]
-        background = self.background(small)
-        ground = np.array(BACKGROUNDS[background], dtype=np.float32) / 255
-        empty = ((small - ground) ** 2).sum(-1)
-        best, reading = np.inf, None
-        for layout, spots, side in list_layouts(columns, rows):
-            found = [self._nearest(small, ground, spot, side, coloured=layout == "one") for spot in spots]
-            covered = sum(float(crop_window(empty, spot, side).sum()) for spot in spots)
-            error = float(empty.sum()) - covered + sum(error for _, _, error in found)
+        background, ground = self._ground(small)
+        empty, found = ((small - ground) ** 2).sum(-1), dict[str, tuple[str, str | None, float]]()
+        best, reading = np.inf, Reading((), (), (), background)
+        for layout in LAYOUTS:
+            error = float(empty.sum())
+            for slot in layout:
+                (spot,), side = spots_of(slot, columns, rows), side_of(slot)
+                if slot not in found:
+                    found[slot] = self._nearest(small, ground, spot, side)
+                error += found[slot][2] - float(crop_window(empty, spot, side).sum())
             if error < best:
-                names = tuple(name for name, _, _ in found)
-                best, reading = error, Reading(names, found[0][1], background, layout)
-        assert reading is not None
+                best = error
+                names, colours = (tuple(found[slot][part] for slot in layout) for part in (0, 1))
+                reading = Reading(names, colours, layout, background)  # type: ignore[arg-type]
         return reading
 
-    def background(self, small: np.ndarray) -> str:
-        """The named colour nearest to the median of the border."""
-        border = np.concatenate([small[:2].reshape(-1, 3), small[-2:].reshape(-1, 3), small[:, :2].reshape(-1, 3)])
-        colour = np.median(border, axis=0) * 255
-        return min(BACKGROUNDS, key=lambda name: float(((np.array(BACKGROUNDS[name]) - colour) ** 2).sum()))
+    def _ground(self, small: np.ndarray) -> tuple[str, np.ndarray]:
+        """The background whose border is nearest, as its name and a picture."""
+        height, width = small.shape[:2]
+        grounds = {name: np.broadcast_to(np.array(rgb, np.float32) / 255, small.shape) for name, rgb in PLAIN}
+        grounds |= {name: resize(scene, height, width) for name, scene in self._scenes.items()}
 
-    def _nearest(
-        self, small: np.ndarray, ground: np.ndarray, spot: Spot, side: int, coloured: bool
-    ) -> tuple[str, str | None, float]:
+        def distance(name: str) -> float:
+            error = ((grounds[name] - small) ** 2).sum(-1)
+            border = np.concatenate([error[:2].ravel(), error[:, :2].ravel(), error[:, -2:].ravel()])
+            return float(np.sqrt(border).mean())  # not the square: a thing that reaches the border counts little
+
+        best = min(grounds, key=distance)
+        return best, grounds[best]
+
+    def _nearest(self, small: np.ndarray, ground: np.ndarray, spot: Spot, side: int) -> tuple[str, str | None, float]:
         """The icon, its colour where it was changed, and the squared error it leaves."""
-        names, colours, premultiplied, through = self._coloured if coloured else self._plain[side]
-        drawn = premultiplied + through * ground
+        names, colours, premultiplied, through = self._stacks[side]
+        drawn = premultiplied + through * crop_window(ground, spot, side)
         errors = ((drawn - crop_window(small, spot, side)) ** 2).sum((1, 2, 3))
         best = int(errors.argmin())
         return names[best], colours[best], float(errors[best])
 
     @cached_property
-    def _plain(self) -> dict[int, "Stack"]:
-        return {
-            side: stack_icons([(name, None, icon) for name, icon in self._icons.items()], side)
-            for side in (ALONE, AMONG)
-        }
-
-    @cached_property
-    def _coloured(self) -> "Stack":
-        able = {concept.name for concept in CONCEPTS if concept.colourable}
+    def _stacks(self) -> dict[int, "Stack"]:
+        """By side: every icon as it is, and the colourable ones in every colour."""
         icons: list[ColouredIcon] = [(name, None, icon) for name, icon in self._icons.items()]
         icons += [
-            (name, colour, recolour_premultiplied(self._icons[name], colour))
-            for name in sorted(able)
+            (concept.name, colour, recolour_premultiplied(self._icons[concept.name], colour))
+            for concept in CONCEPTS
+            if concept.colourable
             for colour in COLOURS
         ]
-        return stack_icons(icons, ALONE)
+        return {side: stack_icons(icons, side) for side in (ALONE, AMONG)}
 
 
+PLAIN = list(BACKGROUNDS.items())
 ColouredIcon = tuple[str, str | None, np.ndarray]  # a name, the colour where it was changed, the icon
 Stack = tuple[list[str], list[str | None], np.ndarray, np.ndarray]
 
 
 def stack_icons(icons: list[ColouredIcon], side: int) -> Stack:
     """Names, colours, premultiplied pictures `(n, p, p, 3)` and what shows through them `(n, p, p, 1)`."""
-    pictures = np.stack([resize(icon, side * PIXELS) for _, _, icon in icons])
+    pictures = np.stack([resize(icon, side * PIXELS, side * PIXELS) for _, _, icon in icons])
     return [name for name, _, _ in icons], [colour for _, colour, _ in icons], pictures[..., :3], 1 - pictures[..., 3:]
 
 
-def resize(icon: np.ndarray, side: int) -> np.ndarray:
-    planes = [Image.fromarray(icon[..., i]).resize((side, side), Image.Resampling.BOX) for i in range(4)]
+def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    planes = [
+        Image.fromarray(picture[..., i]).resize((width, height), Image.Resampling.BOX) for i in range(picture.shape[2])
+    ]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
@@ -146,13 +158,3 @@ def downsample(picture: np.ndarray) -> np.ndarray:
 def crop_window(small: np.ndarray, spot: Spot, side: int) -> np.ndarray:
     left, top = spot[0] * PIXELS, spot[1] * PIXELS
     return small[top : top + side * PIXELS, left : left + side * PIXELS]
-
-
-def list_layouts(width: int, height: int) -> Iterator[tuple[str, list[Spot], int]]:
-    """Every arrangement the generator draws on `width` by `height` tokens: its name, its spots, the things' side."""
-    yield "one", centre_spot(width, height), ALONE
-    for place in PLACES:
-        yield place, spots_at_place(width, height, place), AMONG
-    yield "beside", side_by_side_spots(width, height), AMONG
-    yield "above", [(left, top) for top, left in side_by_side_spots(height, width)], AMONG
-    yield "three", three_spots(width, height), AMONG
