@@ -27,7 +27,7 @@ replicas: $(VENV)/.test  ## three servers behind nginx, over one Postgres and on
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_contract.py --replicas -rs
 	OMP_NUM_THREADS=1 $(BIN)/python tests/replica_table.py
 
-operate: $(VENV)/.test  ## a real Prometheus beside the server (apt-get install prometheus); then twenty sleeps
+operate: $(VENV)/.test  ## a real Prometheus beside the server, Caddy and nginx before it (apt-get install them); then twenty sleeps
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m operate -rs $(ARGS)
 
 # What tests install with npm goes into npm's cache before, and is taken from there without asking.
