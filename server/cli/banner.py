@@ -27,7 +27,7 @@ def show_start(console: Console, server: AppState, address: str) -> None:
     table.add_row("model", f"{row.id}: {row.title}")
     table.add_row("licence", row.licence)
     table.add_row("address", address)
-    table.add_row("keys", describe_access(settings))
+    table.add_row("keys", describe_access(settings, server.keys.needed))
     table.add_row("safety", ", ".join(f"{name} {value}" for name, value in server.guard.description.items()))
     table.add_row("images", f"{server.store.place}, kept for {settings.images_expire / 3600:g} h")
     console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
@@ -57,9 +57,9 @@ def describe_substitute(settings: EngineSettings, model: str) -> str:
     return f"{reason}: the embedded model {model} answers in place of {HOSTED_MODEL}."
 
 
-def describe_access(settings: Settings) -> str:
+def describe_access(settings: Settings, needs_key: bool) -> str:
     """Whether a request needs a key, and who can send one if not."""
-    if settings.needs_key:
+    if needs_key:
         return "required"
     alone = settings.is_loopback and settings.public_url is None
     return "none: open to this machine only" if alone else "none: open to everyone who can reach the address"
@@ -81,7 +81,7 @@ async def follow_loading(console: Console, server: AppState, address: str) -> No
         f"fingerprint {info.fingerprint}\n"
         f"Placement {info.placement} (--placement chooses another)\n"
         f"Optimizations {info.optimizations}\n"
-        f"Try it:\n{format_curl(address, CHECKPOINTS[server.served].sample_prompt, server.settings.needs_key)}",
+        f"Try it:\n{format_curl(address, CHECKPOINTS[server.served].sample_prompt, server.keys.needed)}",
         soft_wrap=True,
     )
 

@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
         app = create_app(settings)
         lock = lock_data_folder(settings.data_dir)
         check_data_folder(settings.data_dir, settings.damaged_data, app.state.app_state.database)
+        app.state.app_state.key_service.load()
         listeners = [listen(settings.host, settings.port, "--port")]
         if settings.metrics and settings.metrics_port is not None:
             listeners.append(listen(settings.metrics_host, settings.metrics_port, "--metrics-port"))

@@ -195,8 +195,8 @@ class JobService:
         generation = Generation.start(self._state, spec, request, caller, durable=True)
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, caller.owner, key, body_hash, spec.to_json(request), created=time.time())
-        if spec.webhook is not None:
-            record.webhook = WebhookDelivery(identity, caller.owner, *spec.webhook)
+        # None is set too: what is not set cannot be read any more once the record is written down.
+        record.webhook = WebhookDelivery(identity, caller.owner, *spec.webhook) if spec.webhook else None
         self._leases.grant(record)
         try:
             source = request.source.pixels if request.source else None

@@ -26,6 +26,10 @@ class KeyService:
         self._pools = pools
         self._lock = asyncio.Lock()  # an older reading must not replace a newer one
 
+    def load(self) -> None:
+        """Read the keys before anybody asks, in this thread. Raises what `Database` does."""
+        self._ring.replace(self._store.read())
+
     async def reload(self) -> None:
         """Raises what `Database` does; then the ring is as it was."""
         async with self._lock:

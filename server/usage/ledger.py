@@ -5,6 +5,7 @@ exceeds it, over any number of servers. The row of the owner's day is the lock.
 """
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -80,9 +81,11 @@ class UsageLedger:
 
     def charge(self, session: Session, entries: Iterable[UsageEntry]) -> None:
         """Part of a transaction: add what requests have used to their owners' day."""
-        for entry in sorted(entries, key=lambda entry: entry.owner):  # in one order, so that no two wait for each other
-            amounts = {name: getattr(entry, name) for name in AMOUNTS}
-            add_to_row(session, UsageRecord, {"owner": entry.owner, "day": self.today()}, amounts)
+        sums: dict[str, Counter[str]] = defaultdict(Counter)
+        for entry in entries:
+            sums[entry.owner].update({name: getattr(entry, name) for name in AMOUNTS})
+        for owner, amounts in sorted(sums.items()):  # in one order, so that no two servers wait for each other
+            add_to_row(session, UsageRecord, {"owner": owner, "day": self.today()}, amounts)
 
     def accept(self, reservation: Reservation) -> None:
         """Reserve in a transaction of its own. Raises `QuotaSpent`."""
