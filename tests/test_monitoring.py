@@ -123,6 +123,7 @@ def load(server: LiveServer) -> dict[str, int]:
     job = httpx.post(
         server.url + PATH, json={"model": "flux/srpo", "prompt": "x", "image_size": "square"}, headers=PREFER
     )
+    assert job.status_code == 202, job.text
     ended(server, job.json()["id"])
     drawn = [reply.json() for reply in replies if reply.is_success]
     return {

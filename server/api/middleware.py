@@ -22,7 +22,7 @@ from server.metrics.recorder import Metrics
 from server.security.origins import OriginPolicy
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
-PROBES = ("/health", "/ready")  # called every few seconds: logged at debug level only
+PROBES = ("/health", "/ready", "/metrics")  # called every few seconds: logged at debug level only
 log = structlog.get_logger("srpo")
 
 
