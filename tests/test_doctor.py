@@ -118,12 +118,12 @@ def test_what_would_not_work_fails(examine: Any, tmp_path: Path) -> None:
 def test_a_card_that_is_too_small_or_a_torch_without_cuda_fails(
     examine: Any, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver("Small", 4096, 4000)
+    driver("Small", 3072, 3000)
     tiny.build().save_pretrained(tmp_path / "models" / "FLUX.1-dev")
     monkeypatch.setattr(doctor, "read_torch_build", lambda: {"cuda": None})
     code, found = examine("--model", "flux/dev")
     assert code == 1
-    assert "Small has 4." in found["placement"]["text"]
+    assert "Small has 3." in found["placement"]["text"]
     assert (found["gpu"]["state"], "built for CPUs" in found["gpu"]["text"]) == ("failed", True)
     assert "no manifest" in found["weights"]["text"]
 
