@@ -19,7 +19,10 @@ PAGES = {
         ROOT / "weights" / "sketch" / "README.md",
     )
 }
-RUN, SHOWN = ("sh", "python", "js"), ("json", "")  # languages of code blocks: those that are run, those that are not
+RUN, SHOWN = (
+    ("sh", "python", "js"),
+    ("json", "yaml", ""),
+)  # languages of code blocks: those that are run, those that are not
 
 # Commands that no test runs, by how they begin, with the reason. test_docs checks that ours would be understood.
 EXCEPTIONS: Mapping[str, str] = {
@@ -34,6 +37,7 @@ EXCEPTIONS: Mapping[str, str] = {
     "prometheus --config.file": "runs until it is stopped; `make operate` runs it so",
     "promtool ": "needs Debian's prometheus; tests/test_monitoring.py runs it",
     "make operate": "needs Debian's prometheus; CI runs it",
+    "kubectl ": "needs a cluster; tests/test_kubernetes.py holds the manifests against its schemas",
     "docker ": "needs a container engine; `make image-test` builds and checks the image",
     "SRPO_API_KEYS=your-secret-key docker ": "needs a container engine",
     "python3 -m venv /opt/srpo": "needs root and changes the machine",
