@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 
 from server.cli.parsing import Command, Group, run
+from weights.version import read_version
 
 WEIGHTS: Mapping[str, Command] = {
     "pull": Command("bring a model's published files, verified", "server.cli.weights.pull:main"),
@@ -29,7 +30,11 @@ COMMANDS: Mapping[str, Command | Group] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that `arguments` name, by default those of this process. Returns the exit code."""
-    return run("srpo", COMMANDS, sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"srpo {read_version()}")
+        return 0
+    return run("srpo", COMMANDS, arguments)
 
 
 if __name__ == "__main__":

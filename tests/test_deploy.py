@@ -2,6 +2,7 @@
 
 import configparser
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def test_the_unit_agrees_with_the_server() -> None:
     text = (ROOT / "deploy/srpo.service").read_text()
     assigned = [word for line in text.splitlines() if line.startswith("Environment=") for word in line[12:].split()]
     assert set(settings_of(dict(word.split("=", 1) for word in assigned))) == {"models_dir", "data_dir"}
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_the_unit_is_hardened() -> None:
+    """By systemd's own table, from 0 (all closed) to 100."""
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", ROOT / "deploy/srpo.service"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-300:]
 
 
 needs_nginx = pytest.mark.skipif(find_nginx() is None, reason="nginx is not installed (Debian: apt-get install nginx)")

@@ -147,7 +147,9 @@ def test_servers_that_share_a_database_keep_nothing_else_in_common() -> None:
 
 def test_what_is_scaled_and_scraped_exists() -> None:
     names = {metric.name for metric in METRICS}
-    (metric,) = find("replicas", "HorizontalPodAutoscaler")["spec"]["metrics"]
+    scaler = find("replicas", "HorizontalPodAutoscaler")["spec"]
+    assert 1 < scaler["minReplicas"] < scaler["maxReplicas"]
+    (metric,) = scaler["metrics"]
     assert metric["pods"]["metric"]["name"] in names
     (endpoint,) = find("monitoring", "ServiceMonitor")["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in find("base", "Service")["spec"]["ports"]}
