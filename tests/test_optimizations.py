@@ -472,7 +472,7 @@ def test_an_optimization_that_breaks_the_device_is_kept_and_a_new_process_goes_o
 
 def test_what_is_pulled_by_default_and_what_is_refused() -> None:
     assert select_optimizations(("default",), "cpu") == EXACT
-    assert set(select_optimizations(("default",), "cuda")) == set(OPTIMIZATIONS) - {"fp8"}
+    assert set(select_optimizations(("default",), "cuda")) == set(OPTIMIZATIONS) - {"fp8", "qkv"}
     assert select_optimizations(("none",), "cuda") == []
     assert select_optimizations(("default", "fp8"), "cpu") == ["texts", "rotary", "fp8"]
     assert select_optimizations(("compile", "texts"), "cuda") == ["texts", "compile"]

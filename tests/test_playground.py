@@ -81,7 +81,7 @@ def test_the_reference_knows_every_route_of_jobs_and_what_they_take(live: LiveSe
     def taken(path: str, method: str) -> set[str]:
         return {parameter["name"] for parameter in paths[path][method].get("parameters", [])}
 
-    assert taken("/v1/images/generations", "post") == {"Prefer", "Idempotency-Key"}
+    assert taken("/v1/images/generations", "post") == {"Prefer", "Idempotency-Key", "Webhook-URL"}
     assert taken("/v1/jobs", "get") == {"limit", "after", "status"}
     assert taken("/v1/jobs/{identity}/events", "get") == {"identity", "Last-Event-ID"}
     assert "text/event-stream" in paths["/v1/jobs/{identity}/events"]["get"]["responses"]["200"]["content"]
