@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pipelines.job import Job, Progress
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.idleness import IdleRelease
-from pipelines.workers.supervisor import WorkerSupervisor
+from pipelines.workers.supervision import EngineSupervisor
 from pipelines.workers.waiting_line import WaitingLine
 
 RESERVED = 4  # one place of so many is kept for other tenants: they must not wait for a large job to end
@@ -19,7 +19,7 @@ class Dispatcher:
     """The jobs that wait, and the workers of `supervisors`, each of which takes up to `max_running` jobs."""
 
     def __init__(
-        self, supervisors: Sequence[WorkerSupervisor], cost_model: CostModel, max_running: int, idleness: IdleRelease
+        self, supervisors: Sequence[EngineSupervisor], cost_model: CostModel, max_running: int, idleness: IdleRelease
     ) -> None:
         self._supervisors = supervisors
         self._cost_model = cost_model
@@ -54,7 +54,7 @@ class Dispatcher:
         """Predicted seconds of work before a request that arrives now would start."""
         return self._idleness.seconds_to_ready + self.estimate_seconds([*self.unfinished()]) / self._count_ready()
 
-    def estimate_left(self, supervisor: WorkerSupervisor, job: Job) -> float:
+    def estimate_left(self, supervisor: EngineSupervisor, job: Job) -> float:
         """Predicted seconds until a running job ends. Its worker runs the shortest first: all that are not longer."""
         remaining = [self.estimate_seconds([other]) for other in supervisor.running.values()]
         own = self.estimate_seconds([job])
@@ -68,14 +68,14 @@ class Dispatcher:
         """How many workers share the queue; at least 1."""
         return max(1, sum(supervisor.ready for supervisor in self._supervisors))
 
-    def _choose(self) -> tuple[Job, WorkerSupervisor] | None:
+    def _choose(self) -> tuple[Job, EngineSupervisor] | None:
         """The next job, and its worker; another tenant's job where the first one's tenant has its share of places."""
         for job in self.waiting.heads():
             if supervisor := self._select_worker(job):
                 return job, supervisor
         return None
 
-    def _select_worker(self, job: Job) -> WorkerSupervisor | None:
+    def _select_worker(self, job: Job) -> EngineSupervisor | None:
         """The ready worker with capacity that has the least work. A suspect runs alone."""
         free = [
             supervisor

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from pipelines.errors import WorkersBusy
-from pipelines.workers.supervisor import WorkerSupervisor
+from pipelines.workers.supervision import EngineSupervisor
 
 log = structlog.get_logger("srpo")
 
@@ -22,7 +22,7 @@ class IdleRelease:
     """
 
     def __init__(
-        self, supervisors: Sequence[WorkerSupervisor], seconds: float | None, busy: Callable[[], bool]
+        self, supervisors: Sequence[EngineSupervisor], seconds: float | None, busy: Callable[[], bool]
     ) -> None:
         self._supervisors = supervisors
         self._seconds = seconds

@@ -38,6 +38,7 @@ from pipelines.workers.patience import Patience
 from pipelines.workers.protocol import Message
 from pipelines.workers.refusals import Refusals
 from pipelines.workers.status import PoolStatus, join_failures
+from pipelines.workers.supervision import EngineSupervisor, Supervise
 from pipelines.workers.supervisor import WorkerSupervisor
 
 MAX_CRASHES = 2
@@ -57,14 +58,22 @@ class WorkerPool:
         request_timeout: float = 600.0,
         patience: Patience = Patience(),  # noqa: B008 - frozen
         idle_release: float | None = None,
+        supervise: Supervise | None = None,
     ) -> None:
-        """`idle_release`: seconds without a request, after which the workers sleep until the next one."""
+        """`idle_release`: seconds without a request, after which the workers sleep until the next one.
+
+        `supervise` makes the supervisors of engines elsewhere, instead of workers of `config`.
+        """
         self.cost_model = CostModel()
         self.observer = PoolObserver()  # may be replaced before the pool starts
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
-        self._supervisors = [
-            WorkerSupervisor(replace(config, device=device), self, patience) for device in devices or (config.device,)
-        ]
+        self._supervisors: Sequence[EngineSupervisor] = (
+            supervise(self)
+            if supervise is not None
+            else [
+                WorkerSupervisor(replace(config, device=name), self, patience) for name in devices or (config.device,)
+            ]
+        )
         self.capacity = queue_size + max_running * len(self._supervisors)
         self._request_timeout = request_timeout
         self._patience = patience
@@ -167,7 +176,7 @@ class WorkerPool:
         return self._dispatcher.estimate_wait()
 
     @property
-    def supervisors(self) -> Sequence[WorkerSupervisor]:
+    def supervisors(self) -> Sequence[EngineSupervisor]:
         """One a device, to be looked at."""
         return self._supervisors
 
@@ -206,7 +215,7 @@ class WorkerPool:
 
     # --- for the supervisors ------------------------------------------------------------------------------------
 
-    def on_ready(self, supervisor: WorkerSupervisor, info: EngineInfo) -> None:
+    def on_ready(self, supervisor: EngineSupervisor, info: EngineInfo) -> None:
         """Dispatch to the worker, unless it would produce other bytes than the workers that are already ready."""
         others = any(other.ready for other in self._supervisors if other is not supervisor)
         if others and self._info is not None and info.fingerprint != self._info.fingerprint:
@@ -219,7 +228,7 @@ class WorkerPool:
         self.idleness.begin()
         self._dispatcher.dispatch()
 
-    def on_failed(self, supervisor: WorkerSupervisor) -> None:
+    def on_failed(self, supervisor: EngineSupervisor) -> None:
         if all(other.failed for other in self._supervisors):
             self.failed.set()
         else:
@@ -243,7 +252,7 @@ class WorkerPool:
                 job.finish(WorkerCrashed())
         self._dispatcher.dispatch()
 
-    def on_job_message(self, supervisor: WorkerSupervisor, job: Job, event: str, message: Message) -> None:
+    def on_job_message(self, supervisor: EngineSupervisor, job: Job, event: str, message: Message) -> None:
         header: dict[str, Any] = message.header
         match event:
             case "step":
@@ -285,7 +294,7 @@ class WorkerPool:
         timings["queue"] += queued
         return ImageResult(job.request, pixels, Timings(**timings), tuple(notes))
 
-    def _finish_job(self, supervisor: WorkerSupervisor, job: Job, outcome: ImageResult | PipelineError) -> None:
+    def _finish_job(self, supervisor: EngineSupervisor, job: Job, outcome: ImageResult | PipelineError) -> None:
         supervisor.release(job)
         job.finish(outcome)
         self._dispatcher.dispatch()

@@ -9,39 +9,20 @@ import asyncio
 import os
 import time
 from dataclasses import asdict, replace
-from typing import Protocol
 
 import structlog
 
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job
 from pipelines.workers.activity import IDLE, ActivityReport
-from pipelines.workers.cost_model import CostModel
-from pipelines.workers.observer import PoolObserver
 from pipelines.workers.patience import Patience, Restarts
 from pipelines.workers.process import WorkerProcess
 from pipelines.workers.protocol import Message
 from pipelines.workers.status import Rest, WorkerStatus
+from pipelines.workers.supervision import SupervisorCallbacks
 from pipelines.workers.visible_devices import isolate_devices
 
 log = structlog.get_logger("srpo")
-
-
-class SupervisorCallbacks(Protocol):
-    """Receives what happens to a supervisor's worker and jobs."""
-
-    cost_model: CostModel
-    observer: PoolObserver
-
-    def on_ready(self, supervisor: "WorkerSupervisor", info: EngineInfo) -> None: ...
-
-    def on_failed(self, supervisor: "WorkerSupervisor") -> None: ...
-
-    def requeue(self, jobs: list[Job], suspects: frozenset[str]) -> None:
-        """The worker died while it had these jobs, in the order in which it received them; it was at `suspects`."""
-        ...
-
-    def on_job_message(self, supervisor: "WorkerSupervisor", job: Job, event: str, message: Message) -> None: ...
 
 
 class WorkerSupervisor:
