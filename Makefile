@@ -6,7 +6,7 @@ ARGS   ?=
 # A file of tests is one process's, a core each, up to four: more would only wait for memory.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help faults replicas operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu image-test clean
+.PHONY: help faults replicas ray operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -26,6 +26,9 @@ faults: $(VENV)/.test  ## kill the server ten times among 50 jobs; then a table 
 replicas: $(VENV)/.test  ## three servers behind nginx, over one Postgres and one bucket; then a table of what faults cost
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_contract.py --replicas -rs
 	OMP_NUM_THREADS=1 $(BIN)/python tests/replica_table.py
+
+ray: $(VENV)/.ray  ## a cluster of Ray Serve on this machine; then a table of what faults cost
+	OMP_NUM_THREADS=1 $(BIN)/python tests/cluster_table.py
 
 operate: $(VENV)/.test  ## a real Prometheus beside the server, Caddy and nginx before it (apt-get install them); then twenty sleeps
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m operate -rs $(ARGS)
@@ -73,6 +76,11 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.serve
 	@echo "Installing what the tests need ..."
 	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/.ray: pyproject.toml constraints.txt $(VENV)/.test
+	@echo "Installing Ray ..."
+	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[ray]'
 	@touch $@
 
 $(VENV)/.browser: pyproject.toml constraints.txt $(VENV)/.test

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "sleep": Command("free the devices' memory until the next request", "server.cli.sleep:sleep"),
     "wake": Command("load again what sleeps", "server.cli.sleep:wake"),
     "keys": Command("make, list, revoke and rotate API keys", "server.cli.keys:main"),
+    "cluster": Command("serve from several engines by Ray Serve (see docs/cluster.md)", "server.cli.cluster:main"),
 }
 
 

@@ -1,0 +1,158 @@
+"""The application that Ray Serve runs: `Api` replicas, each of them the app of `srpo serve`, and `Engine` replicas.
+
+Replicas read their settings from the environment of their node, so that no key or password goes through Ray.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from pipelines.engine.base import EngineInfo
+from pipelines.workers.pool import WorkerPool
+from server import logs
+from server.app import create_app
+from server.cluster.engine import Said, build_engine
+from server.cluster.settings import ClusterSettings
+from server.cluster.slots import CallLost, make_slots
+from server.data_folder import make_private
+from server.state import build_engine_config, build_patience
+
+NAME = "srpo"
+ENGINE = "Engine"
+DESCRIBE_LIMIT = 10.0  # seconds
+HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 10}
+
+
+@contextmanager
+def lost_calls() -> Any:
+    """Ray's errors as `CallLost`, by their class alone: their text may quote what was asked for."""
+    try:
+        yield
+    except (RayError, RayServeException, TimeoutError) as error:
+        raise CallLost(type(error).__name__) from None
+
+
+class RayCall:
+    """A streamed call of a handle."""
+
+    def __init__(self, response: "DeploymentResponseGenerator[Said]") -> None:
+        self._response = response
+
+    async def messages(self) -> AsyncIterator[Said]:
+        with lost_calls():
+            async for said in self._response:
+                yield said
+
+    def cancel(self) -> None:
+        self._response.cancel()
+
+
+class RayEngines:
+    """The engines behind a handle."""
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle
+        self._threads = ThreadPoolExecutor(1, "controller")  # asking it blocks
+
+    async def count_ready(self) -> int:
+        loop = asyncio.get_running_loop()
+        with lost_calls():
+            status = await loop.run_in_executor(self._threads, serve.status)
+        application = status.applications.get(NAME)
+        engine = application.deployments.get(ENGINE) if application else None
+        return int(engine.replica_states.get("RUNNING", 0)) if engine else 0
+
+    async def describe(self) -> EngineInfo:
+        with lost_calls():
+            async with asyncio.timeout(DESCRIBE_LIMIT):
+                return EngineInfo(**await self._handle.describe.remote())
+
+    def draw(self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str) -> RayCall:
+        call = self._handle.options(stream=True).draw.remote(request, pixels, previews, fingerprint)
+        return RayCall(call)
+
+
+class ApiReplica:
+    """The app, with the cluster's engines instead of workers of its own."""
+
+    def __init__(self, engine: "DeploymentHandle[Any]") -> None:
+        self._engines = RayEngines(engine)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        folder = Path(tempfile.mkdtemp(prefix="srpo-api-"))  # truth is in the database and the bucket
+        make_private(folder)
+        settings = ClusterSettings().model_copy(update={"data_dir": folder})
+        logs.configure(settings)
+        pool = WorkerPool(
+            build_engine_config(settings),
+            queue_size=settings.queue_size,
+            max_running=settings.max_running,
+            request_timeout=settings.request_timeout,
+            patience=build_patience(settings),
+            supervise=lambda callbacks: make_slots(self._engines, callbacks, settings.engines, settings.engine_timeout),
+        )
+        pool.capacity = settings.queue_size + settings.max_running * settings.engines
+        return create_app(settings, pool)
+
+
+class EngineReplica:
+    """One engine on the device that Ray gives it. Ready when its worker is."""
+
+    async def __init__(self, factory: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
+        settings = ClusterSettings()
+        folder = Path(tempfile.mkdtemp(prefix="srpo-engine-"))
+        make_private(folder)
+        logs.configure(settings)
+        config = replace(build_engine_config(settings), log_format=logs.log_format_of(settings))
+        if factory is not None:
+            config = replace(config, factory=factory)
+        self._service = build_engine(settings, config)
+        await self._service.load()
+
+    async def describe(self) -> dict[str, Any]:
+        return self._service.describe()
+
+    async def draw(self, *asked: Any) -> AsyncIterator[Said]:
+        async for said in self._service.draw(*asked):
+            yield said
+
+    async def check_health(self) -> None:
+        self._service.check()
+
+
+def build_application(settings: ClusterSettings, factory: str | None = None) -> serve.Application:
+    """Both deployments. `factory` names another engine than the project's own."""
+    grace = settings.request_timeout + 10.0
+    engine = serve.deployment(EngineReplica).options(
+        name=ENGINE,
+        num_replicas=settings.engines,
+        ray_actor_options={"num_cpus": 0, "num_gpus": settings.engine_gpus},
+        max_ongoing_requests=settings.max_running,
+        graceful_shutdown_timeout_s=grace,
+        **HEALTH,
+    )
+    api = serve.deployment(serve.ingress()(ApiReplica)).options(
+        name="Api",
+        num_replicas=settings.apis,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=settings.max_connections,
+        graceful_shutdown_timeout_s=grace,
+        **HEALTH,
+    )
+    return api.bind(engine.bind(factory))
+
+
+def build(args: dict[str, str]) -> serve.Application:
+    """For `serve run`, `serve deploy` and RayService: settings come from the environment of the nodes."""
+    return build_application(ClusterSettings(), args.get("factory"))

@@ -1,0 +1,210 @@
+"""Engines of the cluster, as the pool of an `Api` replica sees them: each is a supervisor with places for jobs.
+
+A slot stands for an engine, but Serve chooses which replica carries a call out: the one with the least to do. Where
+that replica dies, is silent or sends the call back, the job goes back to the pool and is called again, at most twice.
+Jobs are pure, so that a second call draws the same bytes.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import structlog
+
+from pipelines.engine.base import EngineInfo
+from pipelines.job import Job
+from pipelines.workers.activity import IDLE, ActivityReport
+from pipelines.workers.protocol import Message
+from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks, WorkerStatus
+
+LOOK = 0.5  # seconds between questions to the controller
+log = structlog.get_logger("srpo")
+
+
+class CallLost(Exception):
+    """A call that should be made again. `reason` holds nothing of the request."""
+
+
+class Call(Protocol):
+    """A request at an engine."""
+
+    def messages(self) -> AsyncIterator[tuple[dict[str, Any], bytes]]:
+        """What the engine says. Raises `CallLost`."""
+        ...
+
+    def cancel(self) -> None: ...
+
+
+class Engines(Protocol):
+    """All engines of a cluster."""
+
+    async def count_ready(self) -> int:
+        """How many there are now. Raises `CallLost` where that cannot be learnt."""
+        ...
+
+    async def describe(self) -> EngineInfo:
+        """Any of them. Raises `CallLost`."""
+        ...
+
+    def draw(self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str) -> Call: ...
+
+
+class Fleet:
+    """How many engines there are and what they are: asked for all slots together."""
+
+    def __init__(self, engines: Engines, callbacks: SupervisorCallbacks, timeout: float) -> None:
+        self.engines = engines
+        self.callbacks = callbacks
+        self.timeout = timeout
+        self.info: EngineInfo | None = None
+        self.ready = 0
+        self.lost: dict[str, int] = {}  # calls of a job
+        self.started = time.monotonic()
+        self.slots: Sequence[EngineSlot] = ()
+
+    async def watch(self) -> None:
+        while True:
+            try:
+                count = await self.engines.count_ready()
+                if self.info is None and count:
+                    self.info = await self.engines.describe()
+                    self.callbacks.cost_model.record_load(time.monotonic() - self.started)
+            except CallLost as error:
+                log.warning("engines_not_counted", reason=str(error))
+            else:
+                self._update(count)
+            await asyncio.sleep(LOOK)
+
+    def _update(self, count: int) -> None:
+        before, self.ready = self.ready, count
+        if self.info is not None:
+            for slot in self.slots[before:count]:
+                self.callbacks.on_ready(slot, self.info)
+
+
+class EngineSlot:
+    """The places of one engine. An `EngineSupervisor`."""
+
+    suspended = False
+    silence = 0.0
+    report: ActivityReport = IDLE
+
+    def __init__(self, number: int, fleet: Fleet) -> None:
+        self.running: dict[str, Job] = {}
+        self.failed = False
+        self.failure: str | None = None
+        self._number = number
+        self._fleet = fleet
+        self._calls: dict[str, asyncio.Task[None]] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._was_ready = False
+        self._lost = 0
+
+    @property
+    def device(self) -> str:
+        return f"engine {self._number}"
+
+    @property
+    def ready(self) -> bool:
+        return self._fleet.info is not None and self._fleet.ready > self._number and not self.failed
+
+    async def start(self) -> None:
+        if self._number == 0:
+            self._watching = asyncio.create_task(self._fleet.watch())
+
+    async def stop(self) -> None:
+        tasks = [*self._calls.values(), *([self._watching] if self._watching else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def fail(self, reason: str) -> None:
+        self.failed, self.failure = True, reason
+        self._fleet.callbacks.on_failed(self)
+
+    def run(self, job: Job) -> None:
+        job.dispatched = time.monotonic()
+        self.running[job.id] = job
+        self._calls[job.id] = task = asyncio.create_task(self._draw(job))
+        task.add_done_callback(lambda _: self._calls.pop(job.id, None))
+
+    def count(self, tenant: str) -> int:
+        return sum(job.tenant == tenant for job in self.running.values())
+
+    def cancel(self, job: Job) -> None:
+        if self.running.pop(job.id, None) is not None:
+            self._fleet.lost.pop(job.id, None)
+            self._calls[job.id].cancel()
+
+    def release(self, job: Job) -> None:
+        del self.running[job.id]
+        self._fleet.lost.pop(job.id, None)
+
+    def watch(self) -> None:
+        """Nothing to do: each call has its own clock."""
+
+    def status(self) -> WorkerStatus:
+        fleet, ready = self._fleet, self.ready
+        self._was_ready = self._was_ready or ready
+        waited = time.monotonic() - fleet.started
+        return WorkerStatus(
+            device=self.device,
+            state="failed" if self.failed else "ready" if ready else "restarting" if self._was_ready else "loading",
+            stage="ready" if ready else "waiting for an engine",
+            progress=1.0 if ready else 0.0,
+            eta=0.0 if ready else fleet.callbacks.cost_model.estimate_load_seconds(waited, 0.0),
+            pid=None,
+            running=len(self.running),
+            restarts=self._lost,
+            failure=self.failure,
+        )
+
+    async def _draw(self, job: Job) -> None:
+        fleet, source = self._fleet, job.request.source
+        assert fleet.info is not None
+        call = fleet.engines.draw(
+            job.request.to_json(), source.pixels if source else b"", asdict(job.previews), fleet.info.fingerprint
+        )
+        try:
+            await self._follow(job, call)
+        except CallLost as error:
+            call.cancel()
+            if self.running.pop(job.id, None) is not None:
+                self._call_again(job, str(error))
+        except BaseException:
+            call.cancel()
+            raise
+
+    async def _follow(self, job: Job, call: Call) -> None:
+        """Raises `CallLost`, also if a call that has begun is silent. One that waits for an engine may wait."""
+        messages = aiter(call.messages())
+        limit: float | None = None
+        while job.id in self.running:
+            try:
+                async with asyncio.timeout(limit):
+                    header, payload = await anext(messages)
+            except TimeoutError:
+                raise CallLost(f"silent for {self._fleet.timeout:g} s") from None
+            except StopAsyncIteration:
+                raise CallLost("it ended too soon") from None
+            limit = self._fleet.timeout
+            if header["event"] != "alive":
+                self._fleet.callbacks.on_job_message(self, job, header["event"], Message(header, payload))
+
+    def _call_again(self, job: Job, reason: str) -> None:
+        """Back to the pool. From the second loss on the job itself is suspected, and is given up at the third."""
+        self._lost += 1
+        lost = self._fleet.lost[job.id] = self._fleet.lost.get(job.id, 0) + 1
+        log.warning("engine_call_lost", job=job.id, times=lost, reason=reason)
+        self._fleet.callbacks.requeue([job], frozenset({job.id} if lost > 1 else ()))
+
+
+def make_slots(
+    engines: Engines, callbacks: SupervisorCallbacks, count: int, timeout: float
+) -> Sequence[EngineSupervisor]:
+    """Slots for `count` engines; one that has begun a call and is silent for `timeout` seconds has lost it."""
+    fleet = Fleet(engines, callbacks, timeout)
+    fleet.slots = [EngineSlot(number, fleet) for number in range(count)]
+    return fleet.slots

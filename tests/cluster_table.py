@@ -1,0 +1,225 @@
+"""`make ray`: what clients of a cluster notice when an engine or an API replica dies, as a table.
+
+Ray Serve on this machine with logical GPUs, over one Postgres and one bucket. Fails where anything was lost, done twice
+without need, or drawn wrongly; where two engines are not nearly twice as fast as one; or where Ray takes a control call
+without its token.
+"""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+from support.cluster_site import ClusterSite, running_cluster_site
+from support.jobs import KEYS, PREFER, call, ended
+from support.postgres import find_binaries
+from support.replicas import BODY, PATH, Load
+from support.waiting import within
+
+REQUESTS = 24
+COLUMNS = ("case", "offered", "accepted", "finished", "lost", "duplicated", "wrong", "recovery")
+SPEEDUP = 1.9
+HEADERS = {"authorization": f"Bearer {KEYS[0]}"}
+
+
+def nothing(site: ClusterSite) -> None:
+    """The row to compare with."""
+
+
+def kill_engine(site: ClusterSite) -> None:
+    site.kill("Engine")
+
+
+def freeze_engine(site: ClusterSite) -> None:
+    site.kill("Engine", signal.SIGSTOP)
+
+
+def kill_api(site: ClusterSite) -> None:
+    site.kill("Api")
+
+
+FAULTS: Mapping[str, Callable[[ClusterSite], None]] = {
+    "nothing": nothing,
+    "an engine is killed": kill_engine,
+    "an engine freezes": freeze_engine,
+    "the API replica is killed": kill_api,
+}
+
+
+def count(site: ClusterSite) -> int:
+    return int(site.query("SELECT count(*) FROM jobs"))
+
+
+def run_case(case: str, site: ClusterSite, expected: dict[int, set[str]]) -> tuple[dict[str, object], list[str]]:
+    """A row, and what is wrong with it. `expected`: the digests of each seed's file, filled by the first row."""
+    site.wait_ready()
+    jobs = count(site)
+    load = Load(case, site.url, REQUESTS)
+    loading = threading.Thread(target=load.run)
+    loading.start()
+    assert within(60, lambda: len(load.ended) >= REQUESTS // 8)
+    FAULTS[case](site)
+    over = time.monotonic()
+    loading.join()
+    waiting = [load.ended[seed] - over for seed, begun in load.begun.items() if begun < over and seed in load.ended]
+    jobs = count(site) - jobs
+    if not expected:
+        expected |= load.digests
+    row: dict[str, object] = {
+        "case": case,
+        "offered": REQUESTS,
+        "accepted": jobs,
+        "finished": len(load.digests),
+        "lost": REQUESTS - len(load.digests),
+        "duplicated": jobs - REQUESTS,
+        "wrong": sum(
+            digests != expected.get(seed, digests) or len(digests) > 1 for seed, digests in load.digests.items()
+        ),
+        "recovery": f"{max([0.0, *waiting]):.1f} s",
+    }
+    return row, [f"{name} {row[name]}" for name in ("lost", "duplicated", "wrong") if row[name]] + load.failures
+
+
+def check_contract(site: ClusterSite) -> list[str]:
+    """A request, a stream, a job, a cancellation and an error, as a client sees them. Ray's own headers do nothing."""
+    bad = []
+    with httpx.Client(base_url=site.url, headers=HEADERS, timeout=60) as client:
+        ray = {"x-request-timeout-seconds": "0.01", "serve_multiplexed_model_id": "x"}
+        reply = client.post(PATH, json=BODY | {"seed": 7}, headers=ray)
+        if reply.status_code != 201 or "x-inference-id" not in reply.headers:
+            bad.append(f"a request: {reply.status_code} {reply.text}")
+        elif client.get(reply.json()["images"][0]["url"]).status_code != 200:
+            bad.append("its image cannot be read")
+        streamed = client.post(PATH, json=BODY | {"seed": 7, "stream": True, "partial_images": 2}).text
+        names = [line.removeprefix("event: ") for line in streamed.split("\n") if line.startswith("event: ")]
+        if names[-1:] != ["image_generation.completed"] or names.count("image_generation.partial_image") != 2:
+            bad.append(f"a stream: {names}")
+        wrong = client.post(PATH, json=BODY | {"num_inference_steps": 0})
+        if wrong.status_code != 400 or "error" not in wrong.json():
+            bad.append(f"a wrong request: {wrong.status_code}")
+        if httpx.post(f"{site.url}{PATH}", json=BODY).status_code != 401:
+            bad.append("a request without a key was taken")
+        long = call(site, "POST", PATH, json=BODY | {"num_inference_steps": 50}, headers=PREFER).json()["id"]
+        assert within(20, lambda: call(site, "GET", f"/v1/jobs/{long}").json()["status"] == "running")
+        call(site, "DELETE", f"/v1/jobs/{long}")
+        if (status := ended(site, long)["status"]) != "cancelled":
+            bad.append(f"a cancelled job: {status}")
+    return bad
+
+
+def check_disconnect(site: ClusterSite) -> list[str]:
+    """The work of a client that goes away ends, also if it asks Ray to go on."""
+    with socket.create_connection(("127.0.0.1", int(site.url.rpartition(":")[2]))) as connection:
+        body = json.dumps(BODY | {"num_inference_steps": 50}).encode()
+        head = f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {KEYS[0]}\r\n"
+        head += "x-request-disconnect-disabled: ?1\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        assert within(10, lambda: running(site) == 1)
+    begun = time.monotonic()
+    assert within(10, lambda: running(site) == 0)
+    return [] if time.monotonic() - begun < 1.5 else ["the work of a client that had gone went on"]  # it takes 2.5 s
+
+
+def running(site: ClusterSite) -> int:
+    number: int = httpx.get(f"{site.url}/health", timeout=10).json()["running"]
+    return number
+
+
+def check_control(site: ClusterSite) -> list[str]:
+    """Ray's own address refuses whoever has no token, or a wrong one."""
+    address = site.log.read_text().rpartition("control: ")[2].split()[0]
+    program = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('accepted')"
+    bad = []
+    for case, more in {"no token": {}, "a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}}.items():
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        with tempfile.TemporaryDirectory() as home:
+            tried = subprocess.run(
+                [sys.executable, "-c", program, address],
+                env=clean | {"HOME": home} | more,
+                capture_output=True,
+                text=True,
+                timeout=90,
+                check=False,
+            )
+        if "accepted" in tried.stdout or "token" not in tried.stderr.lower():
+            bad.append(f"a control call with {case}: {tried.stdout} {tried.stderr[-300:]}")
+    return bad
+
+
+def measure_rate(site: ClusterSite) -> float:
+    """Images a minute, of an engine that sleeps 2.5 s an image, where enough are asked for at once."""
+    site.wait_ready()
+    body = BODY | {"num_inference_steps": 50}
+
+    def draw(_: int) -> None:
+        httpx.post(f"{site.url}{PATH}", json=body, headers=HEADERS, timeout=120).raise_for_status()
+
+    begun = time.monotonic()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(draw, range(8)))
+    return 8 * 60 / (time.monotonic() - begun)
+
+
+def check_command(folder: Path) -> list[str]:
+    """`srpo cluster up`, `status` and `down`, with an engine on the CPU that draws the tiny model's pictures."""
+    bad = []
+    with running_cluster_site(folder, 1, "server", "cluster", "up", "--engine-gpus", "0") as site:
+
+        def say(verb: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "server", "cluster", verb]
+            return subprocess.run(command, env=site.env, capture_output=True, text=True, timeout=120, check=False)
+
+        status = say("status")
+        if status.returncode or "ready" not in status.stdout:
+            bad.append(f"status: {status.stdout}{status.stderr}")
+        drawn = httpx.post(f"{site.url}{PATH}", json=BODY | {"num_inference_steps": 1}, headers=HEADERS, timeout=120)
+        if drawn.status_code != 201:
+            bad.append(f"an image: {drawn.status_code}")
+        down = say("down")
+        if down.returncode or site.process.wait(10) or say("status").returncode != 1:
+            bad.append(f"down: {down.stdout}{down.stderr}{site.log.read_text()}")
+    return bad
+
+
+def main() -> int:
+    if importlib.util.find_spec("ray") is None or not find_binaries():
+        print("Ray (the extra `ray`) or Postgres is not installed, so this is not tried")
+        return 0
+    troubles, expected = [], dict[int, set[str]]()
+    with tempfile.TemporaryDirectory() as folder:
+        with running_cluster_site(Path(folder, "two"), 2) as site:
+            for check in (check_contract, check_disconnect, check_control):
+                bad = check(site)
+                print(f"{check.__name__.removeprefix('check_')}: {bad or 'as it should be'}", flush=True)
+                troubles += bad
+            two = measure_rate(site)
+            print("| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS), sep="\n", flush=True)
+            for case in FAULTS:
+                row, bad = run_case(case, site, expected)
+                print("| " + " | ".join(str(row[name]) for name in COLUMNS) + " |", flush=True)
+                troubles += [f"{case}: {trouble}" for trouble in bad]
+        with running_cluster_site(Path(folder, "one"), 1) as site:
+            one = measure_rate(site)
+        bad = check_command(Path(folder, "command"))
+        print(f"command: {bad or 'as it should be'}", flush=True)
+        troubles += bad
+    print(f"images a minute: {one:.1f} by one engine, {two:.1f} by two ({two / one:.2f} times)")
+    if two < SPEEDUP * one:
+        troubles.append("two engines are not nearly twice as fast")
+    print(*troubles, sep="\n")
+    return bool(troubles)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""A cluster without Ray: its settings, what its proxy lets through, and engines behind the pool of an API replica.
+
+`make ray` tries the same with Ray.
+"""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
+from support.scripted import ask, picture
+
+from pipelines.engine.base import EngineConfig, EngineInfo
+from pipelines.errors import WorkerCrashed
+from pipelines.job import Preview, PreviewPlan, Progress
+from pipelines.workers.patience import Patience
+from pipelines.workers.pool import WorkerPool
+from server.cluster.engine import EnginePool, EngineService, EngineUnavailable
+from server.cluster.proxy import CALLBACK, list_middlewares
+from server.cluster.settings import ClusterSettings
+from server.cluster.slots import CallLost, make_slots
+
+ROOT = Path(__file__).parent.parent
+TRUTH: dict[str, Any] = {"database_url": "postgresql://user:pw-canary@host/name", "store_url": "s3://bucket/prefix"}
+SILENCE = 0.5  # seconds
+
+
+class LocalCall:
+    """A call of an engine in this process; a `frozen` one says one thing and no more, a `dying` one breaks then."""
+
+    def __init__(self, said: Any, fault: str | None) -> None:
+        self._said, self._fault = said, fault
+
+    async def messages(self) -> AsyncIterator[Any]:
+        try:
+            async for said in self._said:
+                yield said
+                if self._fault == "dying":
+                    raise CallLost("it died")
+                if self._fault == "frozen":
+                    await asyncio.sleep(3600)
+        except EngineUnavailable as error:
+            raise CallLost(str(error)) from None
+        finally:
+            await self._said.aclose()
+
+    def cancel(self) -> None:
+        pass
+
+
+class LocalEngines:
+    """Engines in this process, with a worker process each. `faults` are those of the next calls."""
+
+    def __init__(self, services: list[EngineService], faults: list[str]) -> None:
+        self._services, self.faults, self.calls = services, faults, 0
+
+    async def count_ready(self) -> int:
+        return len(self._services)
+
+    async def describe(self) -> EngineInfo:
+        return EngineInfo(**self._services[0].describe())
+
+    def draw(self, *asked: Any) -> LocalCall:
+        self.calls += 1
+        service = self._services[self.calls % len(self._services)]
+        return LocalCall(service.draw(*asked), self.faults.pop(0) if self.faults else None)
+
+
+@pytest.fixture(autouse=True)
+def engines_find_the_scripted_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@asynccontextmanager
+async def running(*faults: str) -> AsyncIterator[tuple[WorkerPool, LocalEngines, EnginePool]]:
+    config = EngineConfig("tiny", device="none", factory="support.scripted_engine:load")
+    engine = EnginePool(config, max_running=4)
+    service = EngineService(engine, Patience(), SILENCE / 5)
+    await service.load()
+    engines = LocalEngines([service], list(faults))
+    pool = WorkerPool(
+        config, max_running=4, supervise=lambda callbacks: make_slots(engines, callbacks, 1, timeout=SILENCE)
+    )
+    await pool.start()
+    try:
+        while pool.status().state != "ready":
+            await asyncio.sleep(0.01)
+        yield pool, engines, engine
+    finally:
+        await pool.stop()
+        await engine.stop()
+
+
+async def test_a_request_comes_back_from_an_engine_with_its_steps_and_previews() -> None:
+    async with running() as (pool, _, engine):
+        job = pool.submit(ask(steps=4), PreviewPlan(1, 32))
+        events = [event async for event in job.events()]
+        assert (await job.result()).pixels == (picture(7),)
+        assert [event.step for event in events if isinstance(event, Progress) and event.stage == "denoise"] == [
+            1,
+            2,
+            3,
+            4,
+        ]
+        assert [type(event) for event in events].count(Preview) == 1
+        assert asdict(pool.status())["info"] == asdict(engine.status())["info"]
+
+
+@pytest.mark.parametrize("fault", ["dying", "frozen"])
+async def test_an_engine_that_is_lost_costs_a_second_call_and_the_bytes_are_the_same(fault: str) -> None:
+    async with running(fault, fault) as (pool, engines, _):
+        assert (await pool.submit(ask()).result()).pixels == (picture(7),)
+        assert engines.calls == 3
+
+
+async def test_a_third_loss_is_the_end_of_the_request_and_of_no_other_one() -> None:
+    async with running("dying", "dying", "dying") as (pool, engines, _):
+        with pytest.raises(WorkerCrashed):
+            await pool.submit(ask()).result()
+        assert (await pool.submit(ask()).result()).pixels == (picture(7),)
+        assert engines.calls == 4
+
+
+async def test_waiting_for_an_engine_is_no_silence() -> None:
+    async with running() as (pool, engines, _):
+        slow = [pool.submit(ask("slow", steps=20)) for _ in range(2)]  # a second each, one after the other
+        assert [(await job.result()).pixels for job in slow] == [(picture(7),)] * 2
+        assert engines.calls == 2
+
+
+async def test_cancelling_ends_the_work_at_the_engine() -> None:
+    async with running() as (pool, _, engine):
+        job = pool.submit(ask("slow", steps=50))
+        while not engine.status().running:
+            await asyncio.sleep(0.01)
+        pool.cancel(job)
+        while engine.status().running:
+            await asyncio.sleep(0.01)
+
+
+async def test_an_engine_that_would_draw_other_bytes_draws_none() -> None:
+    async with running() as (_, engines, _):
+        call = engines.draw(ask().to_json(), b"", asdict(PreviewPlan()), "another fingerprint")
+        with pytest.raises(CallLost, match="other bytes"):
+            await anext(call.messages())
+
+
+@pytest.mark.parametrize("missing", TRUTH)
+def test_a_cluster_refuses_to_be_without_postgres_and_a_bucket(missing: str) -> None:
+    with pytest.raises(ValidationError, match=r"SRPO_DATABASE_URL .* and SRPO_STORE_URL"):
+        ClusterSettings(**TRUTH | {missing: None})
+
+
+def test_replicas_read_the_same_settings_from_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"engines": 3, "api_keys": ("first-key", "second-key"), "no_fetch": True, "lease": 5.0}
+    settings = ClusterSettings(**TRUTH | given)
+    for name, value in settings.to_environment().items():
+        monkeypatch.setenv(name, value)
+    assert ClusterSettings() == settings
+
+
+async def test_headers_that_ray_would_obey_do_not_reach_it() -> None:
+    seen: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(name for name, _ in scope["headers"])
+
+    (middleware,) = list_middlewares()
+    names = (b"X-Request-Timeout-Seconds", b"x-request-disconnect-disabled", b"serve-multiplexed-model-id", b"accept")
+    scope = {"type": "http", "headers": [(name, b"1") for name in names]}
+    await middleware.cls(app)(scope, None, None)  # type: ignore[arg-type]
+    assert seen == [b"accept"]
+
+
+def test_the_server_does_not_import_ray() -> None:
+    program = "import sys, server.__main__, server.app, server.cli.cluster; print('ray' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.stdout.strip() == "False", ended.stderr
+
+
+def test_the_ray_service_sets_what_there_is() -> None:
+    service = yaml.safe_load((ROOT / "deploy/kuberay/rayservice.yaml").read_text())
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    module, _, function = application["import_path"].partition(":")
+    assert f"def {function}(" in (ROOT / (module.replace(".", "/") + ".py")).read_text()
+    groups = [
+        service["spec"]["rayClusterConfig"]["headGroupSpec"],
+        *service["spec"]["rayClusterConfig"]["workerGroupSpecs"],
+    ]
+    for group in groups:
+        (container,) = group["template"]["spec"]["containers"]
+        values = {item["name"]: item.get("value") for item in container["env"]}
+        ours = {name.removeprefix("SRPO_").lower() for name in values if name.startswith("SRPO_")}
+        assert ours <= set(ClusterSettings.model_fields)
+        assert values.items() >= {"RAY_AUTH_MODE": "token", **CALLBACK}.items()
