@@ -173,7 +173,7 @@ async def test_headers_that_ray_would_obey_do_not_reach_it() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.extend(name for name, _ in scope["headers"])
 
-    (middleware,) = list_middlewares()
+    middleware = list_middlewares()[0]
     names = (b"X-Request-Timeout-Seconds", b"x-request-disconnect-disabled", b"serve-multiplexed-model-id", b"accept")
     scope = {"type": "http", "headers": [(name, b"1") for name in names]}
     await middleware.cls(app)(scope, None, None)  # type: ignore[arg-type]

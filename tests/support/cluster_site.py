@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import httpx
 import psycopg
 from support.buckets import S3Service, running_s3
 from support.jobs import KEYS
-from support.postgres import running_postgres
+from support.postgres import Postgres, running_postgres
 from support.server import START_LIMIT, free_port
 from support.waiting import within
 
@@ -84,45 +84,53 @@ def title(pid: int) -> str:
 
 
 @contextmanager
-def running_cluster_site(folder: Path, engines: int, *program: str) -> Iterator[ClusterSite]:
+def running_stores() -> Iterator[tuple[Postgres, S3Service]]:
+    """What clusters keep the truth in; each has a database and a bucket of its own."""
+    with running_postgres() as postgres, running_s3() as s3:
+        yield postgres, s3
+
+
+@contextmanager
+def running_cluster_site(
+    folder: Path, stores: tuple[Postgres, S3Service], engines: int, *program: str
+) -> Iterator[ClusterSite]:
     """`program` runs the cluster: by default one whose engines do what the prompt says."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        postgres, s3 = stack.enter_context(running_postgres()), stack.enter_context(running_s3())
-        database_url, bucket, port = postgres.create_database(), s3.create_bucket(), free_port()
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("SRPO_", "RAY_"))}
-        env = clean | {
-            "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
-            "SRPO_API_KEYS": ",".join(KEYS),
-            "SRPO_DATABASE_URL": database_url,
-            "SRPO_STORE_URL": bucket,
-            "SRPO_STORE_ENDPOINT": s3.endpoint,
-            "SRPO_LEASE": str(LEASE),
-            "SRPO_PORT": str(port),
-            "SRPO_DATA_DIR": str(folder / "data"),
-            "SRPO_MODEL": "tiny",
-            "SRPO_SAFETY_CHECKER": "none",
-            "SRPO_MAX_RUNNING": "1",
-            "SRPO_ENGINES": str(engines),
-            "SRPO_ENGINE_TIMEOUT": "3",
-        }
-        log = folder / "log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *(program or ("support.ray_cluster",))],
-                env=env,
-                stdout=out,
-                stderr=out,
-                cwd=folder,
-            )
-        site = ClusterSite(f"http://127.0.0.1:{port}", process, database_url, s3, bucket, log, env)
+    postgres, s3 = stores
+    database_url, bucket, port = postgres.create_database(), s3.create_bucket(), free_port()
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SRPO_", "RAY_"))}
+    env = clean | {
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        "SRPO_API_KEYS": ",".join(KEYS),
+        "SRPO_DATABASE_URL": database_url,
+        "SRPO_STORE_URL": bucket,
+        "SRPO_STORE_ENDPOINT": s3.endpoint,
+        "SRPO_LEASE": str(LEASE),
+        "SRPO_PORT": str(port),
+        "SRPO_DATA_DIR": str(folder / "data"),
+        "SRPO_MODEL": "tiny",
+        "SRPO_SAFETY_CHECKER": "none",
+        "SRPO_MAX_RUNNING": "1",
+        "SRPO_ENGINES": str(engines),
+        "SRPO_ENGINE_TIMEOUT": "3",
+    }
+    log = folder / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *(program or ("support.ray_cluster",))],
+            env=env,
+            stdout=out,
+            stderr=out,
+            cwd=folder,
+        )
+    site = ClusterSite(f"http://127.0.0.1:{port}", process, database_url, s3, bucket, log, env)
+    try:
+        site.wait_ready()
+        yield site
+    finally:
+        process.terminate()
         try:
-            site.wait_ready()
-            yield site
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
