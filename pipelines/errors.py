@@ -6,6 +6,7 @@
     ├── NotReady             the model is loading, restarting or has failed to load; says how far it is
     ├── WorkersSuspended     workers have died again and again; one is tried only now and then
     ├── WorkersBusy          workers cannot sleep while there are jobs
+    ├── CannotSleep          engines that are not this server's own do not sleep
     ├── Draining             the server is going down and takes no new work
     ├── DeadlineExceeded     the request's time is over
     ├── Cancelled            the caller went away or asked to stop
@@ -64,6 +65,11 @@ class WorkersSuspended(PipelineError):
 class WorkersBusy(PipelineError):
     def __init__(self) -> None:
         super().__init__("There are unfinished requests. Try again when they have ended.")
+
+
+class CannotSleep(PipelineError):
+    def __init__(self) -> None:
+        super().__init__("The engines of a cluster do not sleep. Stop the cluster to free their devices.")
 
 
 class Draining(PipelineError):

@@ -235,6 +235,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     BodyTimeout: WireError(408, "body_timeout", "invalid_request_error", repeats=True),
     HeaderTimeout: WireError(408, "header_timeout", "invalid_request_error", repeats=True),
     pipeline.WorkersBusy: WireError(409, "workers_busy", "invalid_request_error", repeats=True),
+    pipeline.CannotSleep: WireError(409, "cannot_sleep", "invalid_request_error"),
     KeyReused: WireError(409, "idempotency_key_reused", "invalid_request_error", repeats=True),
     Gone: WireError(410, "expired", "invalid_request_error"),
     BodyTooLarge: WireError(413, "body_too_large", "invalid_request_error"),

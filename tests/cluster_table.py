@@ -24,7 +24,7 @@ from support.buckets import S3Service
 from support.cluster_site import ClusterSite, running_cluster_site, running_stores
 from support.jobs import KEYS, PREFER, call, ended
 from support.postgres import Postgres, find_binaries
-from support.replicas import BODY, PATH, Load
+from support.replicas import BODY, PASSING, PATH, Load
 from support.waiting import within
 
 REQUESTS = 24
@@ -45,10 +45,15 @@ def freeze_engine(site: ClusterSite) -> None:
     site.kill("Engine", signal.SIGSTOP)
 
 
+def kill_api(site: ClusterSite) -> None:
+    site.kill("Api")
+
+
 FAULTS: Mapping[str, Callable[[ClusterSite], None]] = {
     "nothing": nothing,
     "an engine is killed": kill_engine,
     "an engine freezes": freeze_engine,
+    "the only Api replica is killed": kill_api,
 }
 
 
@@ -60,7 +65,7 @@ def run_case(case: str, site: ClusterSite, expected: dict[int, set[str]]) -> tup
     """A row, and what is wrong with it. `expected`: the digests of each seed's file, filled by the first row."""
     site.wait_ready()
     jobs = count(site)
-    load = Load(case, site.url, REQUESTS)
+    load = Load(case, site.url, REQUESTS, {*PASSING, 500})  # Serve's own, as every SDK tries again after it
     loading = threading.Thread(target=load.run)
     loading.start()
     assert within(60, lambda: len(load.ended) >= REQUESTS // 8)

@@ -67,12 +67,9 @@ class WorkerPool:
         self.cost_model = CostModel()
         self.observer = PoolObserver()  # may be replaced before the pool starts
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
+        own = [replace(config, device=device) for device in devices or (config.device,)]
         self._supervisors: Sequence[EngineSupervisor] = (
-            supervise(self)
-            if supervise is not None
-            else [
-                WorkerSupervisor(replace(config, device=name), self, patience) for name in devices or (config.device,)
-            ]
+            supervise(self) if supervise else [WorkerSupervisor(one, self, patience) for one in own]
         )
         self.capacity = queue_size + max_running * len(self._supervisors)
         self._request_timeout = request_timeout

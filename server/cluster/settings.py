@@ -29,6 +29,8 @@ class ClusterSettings(Settings):
             )
         if self.link_lifetime is not None and not self.link_secrets:
             raise ValueError("link_lifetime needs link_secrets in a cluster: all replicas sign alike")
+        if self.idle_release is not None:
+            raise ValueError("idle_release cannot be had in a cluster: its engines do not sleep")
         if self.metrics_port is not None:
             raise ValueError("metrics_port cannot be had in a cluster: read /metrics with a key")
         return self

@@ -14,10 +14,12 @@ from typing import Any, Protocol
 import structlog
 
 from pipelines.engine.base import EngineInfo
+from pipelines.errors import CannotSleep
 from pipelines.job import Job
 from pipelines.workers.activity import IDLE, ActivityReport
 from pipelines.workers.protocol import Message
-from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks, WorkerStatus
+from pipelines.workers.status import WorkerStatus
+from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks
 
 LOOK = 0.5  # seconds between questions to the controller
 log = structlog.get_logger("srpo")
@@ -145,16 +147,32 @@ class EngineSlot:
     def watch(self) -> None:
         """Nothing to do: each call has its own clock."""
 
+    def sleep(self) -> None:
+        raise CannotSleep
+
+    def wake(self) -> None:
+        """Nothing to do: it never sleeps."""
+
+    @property
+    def state(self) -> str:
+        if self.failed:
+            return "failed"
+        self._was_ready = self._was_ready or self.ready
+        return "ready" if self.ready else "restarting" if self._was_ready else "loading"
+
+    @property
+    def seconds_to_ready(self) -> float:
+        waited = time.monotonic() - self._fleet.started
+        return 0.0 if self.ready else self._fleet.callbacks.cost_model.estimate_load_seconds(waited, 0.0)
+
     def status(self) -> WorkerStatus:
-        fleet, ready = self._fleet, self.ready
-        self._was_ready = self._was_ready or ready
-        waited = time.monotonic() - fleet.started
+        ready = self.ready
         return WorkerStatus(
             device=self.device,
-            state="failed" if self.failed else "ready" if ready else "restarting" if self._was_ready else "loading",
+            state=self.state,
             stage="ready" if ready else "waiting for an engine",
             progress=1.0 if ready else 0.0,
-            eta=0.0 if ready else fleet.callbacks.cost_model.estimate_load_seconds(waited, 0.0),
+            eta=self.seconds_to_ready,
             pid=None,
             running=len(self.running),
             restarts=self._lost,

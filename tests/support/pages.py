@@ -52,7 +52,6 @@ EXCEPTIONS: Mapping[str, str] = {
     "make replicas": "takes minutes; CI runs it",
     "make ray": "takes minutes; CI runs it",
     "srpo cluster": "needs Ray, a Postgres and a bucket; `make ray` runs such a cluster",
-    "kubectl ": "needs a Kubernetes cluster; tests/test_cluster.py reads the file",
     "make bench": "takes minutes on an idle machine; tests/test_bench.py measures a little",
     "srpo bench engine": "takes minutes; tests/test_bench.py measures a little",
     "srpo bench quality --model flux/srpo": "needs the gated weights and a GPU",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -145,11 +145,13 @@ def running_pair(folder: Path) -> Iterator[LiveServer]:
 class Client:
     """Sends a request until it is answered, with the same idempotency key, as a good client does."""
 
-    def __init__(self, url: str, gives_up: float = GIVES_UP) -> None:
+    def __init__(self, url: str, gives_up: float = GIVES_UP, passing: Collection[int] = PASSING) -> None:
+        """`passing`: statuses that the client tries again after."""
         self._http = httpx.Client(
             base_url=url, headers={"authorization": f"Bearer {KEYS[0]}"}, timeout=PATIENCE, follow_redirects=True
         )
         self._gives_up = gives_up
+        self._passing = passing
         self.job: str | None = None  # where one was acknowledged
 
     def draw(self, case: str, seed: int) -> bytes:
@@ -182,7 +184,7 @@ class Client:
             reply = None
             try:
                 reply = self._http.request(method, path, **options)
-                if reply.status_code not in PASSING and (not reply.is_success or until(reply)):
+                if reply.status_code not in self._passing and (not reply.is_success or until(reply)):
                     return reply
             except httpx.TransportError:
                 pass
@@ -200,6 +202,7 @@ class Load:
     case: str
     url: str
     count: int
+    passing: Collection[int] = PASSING
     digests: dict[int, set[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     acknowledged: set[str] = field(default_factory=set)
@@ -213,7 +216,7 @@ class Load:
             list(threads.map(self._draw, seeds))
 
     def _draw(self, seed: int) -> None:
-        client = Client(self.url)
+        client = Client(self.url, passing=self.passing)
         self.begun.setdefault(seed, time.monotonic())
         try:
             digest = hashlib.sha256(client.draw(self.case, seed)).hexdigest()
