@@ -39,6 +39,7 @@ PREFIX = str(Settings.model_config["env_prefix"])
 KEY = "image-test-key"
 RELEASE = "bookworm"
 # What python:3.12-slim-bookworm has: `python`, `pip`, and Python's headers.
+EXTRAS = ("fp8", "postgres", "s3")  # that the image has
 PACKAGES = "python3-venv,python3-pip,python-is-python3,libpython3-dev,ca-certificates"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT = 300.0  # seconds until the health check must pass
@@ -169,7 +170,8 @@ def base(buildah: Buildah) -> str:
 def wheels(buildah: Buildah, base: str, context: Path) -> Path:
     """What the image installs, for the base's Python."""
     project = tomllib.loads((context / "pyproject.toml").read_text())
-    needs = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["fp8"]]
+    extras = (project["project"]["optional-dependencies"][name] for name in EXTRAS)
+    needs = [*project["project"]["dependencies"], *(need for extra in extras for need in extra)]
     container = buildah.create(base)
     version = container.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
     container.remove()
