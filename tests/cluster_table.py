@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,29 +65,9 @@ def run_case(case: str, site: ClusterSite, expected: dict[int, set[str]]) -> tup
     site.wait_ready()
     jobs = count(site)
     load = Load(case, site.url, REQUESTS, {*PASSING, 500})  # Serve's own, as every SDK tries again after it
-    loading = threading.Thread(target=load.run)
-    loading.start()
-    assert within(60, lambda: len(load.ended) >= REQUESTS // 8)
-    FAULTS[case](site)
-    over = time.monotonic()
-    loading.join()
-    waiting = [load.ended[seed] - over for seed, begun in load.begun.items() if begun < over and seed in load.ended]
-    jobs = count(site) - jobs
-    if not expected:
-        expected |= load.digests
-    row: dict[str, object] = {
-        "case": case,
-        "offered": REQUESTS,
-        "accepted": jobs,
-        "finished": len(load.digests),
-        "lost": REQUESTS - len(load.digests),
-        "duplicated": jobs - REQUESTS,
-        "wrong": sum(
-            digests != expected.get(seed, digests) or len(digests) > 1 for seed, digests in load.digests.items()
-        ),
-        "recovery": f"{max([0.0, *waiting]):.1f} s",
-    }
-    return row, [f"{name} {row[name]}" for name in ("lost", "duplicated", "wrong") if row[name]] + load.failures
+    over = load.run_through(lambda: FAULTS[case](site))
+    row = load.judge(count(site) - jobs, expected, over)
+    return row, load.list_troubles(row)
 
 
 def check_contract(site: ClusterSite) -> list[str]:

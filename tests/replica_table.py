@@ -7,7 +7,6 @@ need, or drawn wrongly.
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 from support.nginx import find_nginx
 from support.postgres import find_binaries
 from support.replicas import LEASE, Load, Site, running_site
-from support.waiting import within
 
 REPLICAS, REQUESTS = 3, 48
 OUTAGE = 20.0  # seconds without a bucket
@@ -90,38 +88,17 @@ def run_case(case: str, site: Site, expected: dict[int, set[str]]) -> tuple[dict
     """A row, and what is wrong with it. `expected`: the digests of each seed's file, filled by the first row."""
     jobs, objects, retries = count(site)
     load = Load(case, site.url, REQUESTS)
-    loading = threading.Thread(target=load.run)
-    loading.start()
-    assert within(60, lambda: len(load.ended) >= REQUESTS // 8)
-    FAULTS[case](site)
-    over = time.monotonic()
-    loading.join()
-    waiting = [load.ended[seed] - over for seed, begun in load.begun.items() if begun < over and seed in load.ended]
+    over = load.run_through(lambda: FAULTS[case](site))
     for replica in site.replicas:  # whoever is dead is started again
         if replica.process is not None and replica.process.poll() is not None:
             replica.start()
         replica.wait_ready()
     jobs, objects, retries = (now - before for now, before in zip(count(site), (jobs, objects, retries), strict=True))
-    if not expected:
-        expected |= load.digests
-    row = {
-        "case": case,
-        "offered": REQUESTS,
-        "accepted": jobs,
-        "finished": len(load.digests),
-        "lost": REQUESTS - len(load.digests),
-        "duplicated": jobs - REQUESTS,
-        "drawn again": objects - REQUESTS,
-        "retries": retries,
-        "wrong": sum(
-            digests != expected.get(seed, digests) or len(digests) > 1 for seed, digests in load.digests.items()
-        ),
-        "recovery": f"{max([0.0, *waiting]):.1f} s",
-    }
-    bad = [f"{name} {row[name]}" for name in ("lost", "duplicated", "wrong") if row[name]]
+    row = load.judge(jobs, expected, over) | {"drawn again": objects - REQUESTS, "retries": retries}
+    bad = load.list_troubles(row)
     if objects - REQUESTS > retries:
         bad.append(f"{objects - REQUESTS} drawn again, {retries} retries")
-    return row, bad + load.failures
+    return row, bad
 
 
 def count(site: Site) -> tuple[int, int, int]:

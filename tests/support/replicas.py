@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -214,6 +214,42 @@ class Load:
         seeds = [seed for seed in range(1, self.count + 1) for _ in range(2)]
         with ThreadPoolExecutor(24) as threads:
             list(threads.map(self._draw, seeds))
+
+    def run_through(self, fault: Callable[[], None]) -> float:
+        """Run, and let something fail once an eighth has been answered. Returns when that was over."""
+        loading = threading.Thread(target=self.run)
+        loading.start()
+        assert within(60, lambda: len(self.ended) >= self.count // 8)
+        fault()
+        over = time.monotonic()
+        loading.join()
+        return over
+
+    def judge(self, jobs: int, expected: dict[int, set[str]], over: float) -> dict[str, object]:
+        """A row: what became of the requests, of which the server made so many jobs.
+
+        `expected` are the digests of each seed's file, filled by the first row. Recovery counts from `over` on, to the
+        last answer of those who waited then.
+        """
+        if not expected:
+            expected |= self.digests
+        waiting = [self.ended[seed] - over for seed, begun in self.begun.items() if begun < over and seed in self.ended]
+        return {
+            "case": self.case,
+            "offered": self.count,
+            "accepted": jobs,
+            "finished": len(self.digests),
+            "lost": self.count - len(self.digests),
+            "duplicated": jobs - self.count,
+            "wrong": sum(
+                digests != expected.get(seed, digests) or len(digests) > 1 for seed, digests in self.digests.items()
+            ),
+            "recovery": f"{max([0.0, *waiting]):.1f} s",
+        }
+
+    def list_troubles(self, row: Mapping[str, object]) -> list[str]:
+        """What is wrong with a row."""
+        return [f"{name} {row[name]}" for name in ("lost", "duplicated", "wrong") if row[name]] + self.failures
 
     def _draw(self, seed: int) -> None:
         client = Client(self.url, passing=self.passing)
