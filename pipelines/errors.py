@@ -22,7 +22,9 @@
 Messages are for the client that sent the request: they hold nothing internal and no prompt.
 """
 
-from math import ceil, isqrt
+from math import ceil
+
+from pipelines.fields import Size
 
 
 class PipelineError(Exception):
@@ -31,10 +33,10 @@ class PipelineError(Exception):
 
 class ImageTooLarge(PipelineError):
     def __init__(self, width: int, height: int, max_pixels: int) -> None:
-        side = isqrt(max_pixels) // 32 * 32
+        square = Size.largest_square(max_pixels)
         super().__init__(
             f"{width}x{height} does not fit this server's device: it has memory for images of up to {max_pixels} "
-            f"pixels, such as {side}x{side}. Ask for a smaller size."
+            f"pixels, such as {square.width}x{square.height}. Ask for a smaller size."
         )
 
 

@@ -7,6 +7,7 @@ validation, error text, OpenAPI, the table in docs/api.md and the command line f
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any, NamedTuple
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -198,6 +199,12 @@ class Size(NamedTuple):
 
     width: int
     height: int
+
+    @classmethod
+    def largest_square(cls, pixels: int) -> "Size":
+        """The largest square of at most so many pixels, its sides multiples of 32 as every model takes them."""
+        side = isqrt(pixels) // 32 * 32
+        return cls(side, side)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ does; where none does, or the operator names a row, the largest image may be sma
 torch.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.fields import Size
 from pipelines.loading.cards import Card, Holder
 from weights.checkpoints import Checkpoint, ParameterCounts
 
@@ -175,8 +175,8 @@ def working_bytes(pixels: int, precision: str) -> int:
 
 def describe_pixels(pixels: int) -> str:
     """For people: `1.60 megapixels (1280x1280)`."""
-    side = math.isqrt(pixels) // 32 * 32
-    return f"{pixels // (2**20 // 100) / 100} megapixels ({side}x{side})"
+    square = Size.largest_square(pixels)
+    return f"{pixels // (2**20 // 100) / 100} megapixels ({square.width}x{square.height})"
 
 
 def get_placement(row: Checkpoint, precision: str, name: str, pixels: int = LARGEST) -> Placement:
