@@ -13,7 +13,7 @@ from pipelines.acceleration import PRESETS
 from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.aliases import param_type
-from server.errors import TABLE
+from server.envelope import TABLE
 from server.metrics.table import METRICS
 from server.settings.server import Settings
 from server.settings.types import UNITS

@@ -12,7 +12,8 @@ from sqlalchemy.exc import OperationalError
 from support.scripted_server import Scripted
 from support.server import START_LIMIT, LiveServer, running
 
-from server.errors import LinkRefused, envelope, headers_of
+from server.envelope import envelope, headers_of
+from server.errors import LinkRefused
 from server.images.constant import is_constant
 from server.images.links import ImageLinks
 

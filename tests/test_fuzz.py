@@ -34,7 +34,7 @@ from pipelines.job import Job
 from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
 from pipelines.workers.pool import WorkerPool
 from server.app import create_app
-from server.errors import TABLE
+from server.envelope import TABLE
 from server.schema import ErrorReply
 from server.settings.server import Settings
 from server.state import build_engine_config

@@ -11,7 +11,7 @@ from support.scripted_server import Gate, Scripted
 
 from pipelines.errors import NotReady
 from pipelines.workers.refusals import Refusals
-from server.errors import headers_of
+from server.envelope import headers_of
 
 FIELDS = {"image_size": "square", "num_inference_steps": 1, "enable_safety_checker": False}
 RETRIES = openai.DEFAULT_MAX_RETRIES

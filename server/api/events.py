@@ -13,7 +13,8 @@ import structlog
 from pipelines.errors import PipelineError
 from pipelines.job import Event, Preview, Progress
 from server.api.sse import format_event
-from server.errors import ServerError, envelope
+from server.envelope import envelope
+from server.errors import ServerError
 from server.images.encoding import encode
 from server.images.stores.base import Store
 from server.jobs.generation import Generation

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.errors import Draining
-from server.errors import UNEXPECTED, envelope, headers_of, row_of
+from server.envelope import UNEXPECTED, envelope, headers_of, row_of
 from server.metrics.recorder import Metrics
 from server.security.origins import OriginPolicy
 

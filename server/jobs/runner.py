@@ -10,7 +10,8 @@ from typing import cast
 import structlog
 
 from pipelines.errors import Cancelled, Draining
-from server.errors import ServerError, envelope, headers_of, row_of
+from server.envelope import envelope, headers_of, row_of
+from server.errors import ServerError
 from server.jobs.generation import Generation, reply_headers
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore

@@ -12,7 +12,7 @@ from sqlalchemy.orm import defer
 
 from pipelines.errors import Cancelled
 from server.database.database import Database
-from server.errors import envelope, row_of
+from server.envelope import envelope, row_of
 from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, JobRecord, SourcePicture, WebhookDelivery
 from server.jobs.outbox import begin_deliveries
 from server.usage.ledger import Reservation, UsageEntry, UsageLedger

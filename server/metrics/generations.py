@@ -6,7 +6,7 @@ import time
 from pipelines.errors import Cancelled, ContentWithheld
 from pipelines.request import ImageRequest
 from pipelines.safety.guard import InspectedResult
-from server.errors import row_of
+from server.envelope import row_of
 from server.metrics.recorder import FLAGGED, Metrics
 from server.metrics.table import (
     E2E_LATENCY,
