@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from support.scripted import ask, picture
 
 from pipelines.engine.base import EngineConfig, EngineInfo
-from pipelines.errors import WorkerCrashed
+from pipelines.errors import CannotSleep, WorkerCrashed
 from pipelines.job import Preview, PreviewPlan, Progress
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
@@ -157,6 +157,20 @@ async def test_an_engine_that_would_draw_other_bytes_draws_none() -> None:
 def test_a_cluster_refuses_to_be_without_postgres_and_a_bucket(missing: str) -> None:
     with pytest.raises(ValidationError, match=r"SRPO_DATABASE_URL .* and SRPO_STORE_URL"):
         ClusterSettings(**TRUTH | {missing: None})
+
+
+@pytest.mark.parametrize("setting", [{"idle_release": 60}, {"metrics_port": 9464}, {"link_lifetime": 60}])
+def test_a_cluster_refuses_what_it_cannot_do(setting: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(setting))):
+        ClusterSettings(**TRUTH | setting)
+
+
+async def test_engines_of_a_cluster_are_not_put_to_sleep() -> None:
+    async with running() as (pool, _, _):
+        with pytest.raises(CannotSleep):
+            pool.idleness.sleep()
+        pool.idleness.wake()
+        assert pool.status().state == "ready"
 
 
 def test_replicas_read_the_same_settings_from_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
