@@ -102,7 +102,6 @@ class ApiReplica:
             patience=build_patience(settings),
             supervise=lambda callbacks: make_slots(self._engines, callbacks, settings.engines, settings.engine_timeout),
         )
-        pool.capacity = settings.queue_size + settings.max_running * settings.engines
         return create_app(settings, pool)
 
 

@@ -62,6 +62,7 @@ class Fleet:
         self.timeout = timeout
         self.info: EngineInfo | None = None
         self.ready = 0
+        self.most_ready = 0  # so far
         self.lost: dict[str, int] = {}  # calls of a job
         self.started = time.monotonic()
         self.slots: Sequence[EngineSlot] = ()
@@ -81,6 +82,7 @@ class Fleet:
 
     def _update(self, count: int) -> None:
         before, self.ready = self.ready, count
+        self.most_ready = max(self.most_ready, count)
         if self.info is not None:
             for slot in self.slots[before:count]:
                 self.callbacks.on_ready(slot, self.info)
@@ -101,7 +103,6 @@ class EngineSlot:
         self._fleet = fleet
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
-        self._was_ready = False
         self._lost = 0
 
     @property
@@ -157,8 +158,7 @@ class EngineSlot:
     def state(self) -> str:
         if self.failed:
             return "failed"
-        self._was_ready = self._was_ready or self.ready
-        return "ready" if self.ready else "restarting" if self._was_ready else "loading"
+        return "ready" if self.ready else "restarting" if self._fleet.most_ready > self._number else "loading"
 
     @property
     def seconds_to_ready(self) -> float:
