@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any
 
+from server.schema import CREDITS_PER_USD
 from server.usage.models import UsageRecord
 
 MEGAPIXEL = 2**20
-CREDITS_PER_USD = 2_000_000  # the hosted API's
 COLUMNS = ("day", "key", "name", "requests", "images", "megapixels", "device_seconds", "credits", "usd")
 
 
