@@ -32,8 +32,6 @@ def describe_item(image: EncodedImage, url: str | None) -> ImageItem:
 
 def fill_item(item: ImageItem, fields: Sequence[str], data: bytes) -> ImageItem:
     """The item with the image's bytes in these fields."""
-    if not fields:
-        return item
     text = base64.b64encode(data).decode("ascii")
     forms = {"b64_json": text, "url": f"data:{item.content_type};base64,{text}"}
     return item.model_copy(update={name: forms[name] for name in fields})

@@ -145,7 +145,7 @@ class Generation:
         async def deliver(image: EncodedImage) -> tuple[ImageItem, StoredImage | None]:
             stored = await self._put(image) if self._durable or has_url else None
             item = describe_item(image, stored.url if stored and has_url else None)
-            if not self._durable:
+            if fields and not self._durable:
                 item = await self.pools.run("encoding", fill_item, item, fields, image.data)
             return item, stored
 
