@@ -50,7 +50,7 @@ EXCEPTIONS: Mapping[str, str] = {
     "make browser": "needs Chromium; CI runs it",
     "make faults": "takes minutes; CI runs it",
     "make replicas": "takes minutes; CI runs it",
-    "make ray": "takes minutes; CI runs it",
+    "make ray": "takes minutes, and needs the extra `ray`; run by hand",
     "srpo cluster": "needs Ray, a Postgres and a bucket; `make ray` runs such a cluster",
     "make bench": "takes minutes on an idle machine; tests/test_bench.py measures a little",
     "srpo bench engine": "takes minutes; tests/test_bench.py measures a little",
