@@ -6,6 +6,9 @@ No explicit picture is used. The positive canary is a known false positive of th
 import base64
 import importlib.resources
 import io
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -225,6 +228,15 @@ def test_a_damaged_weight_file_stops_the_server(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SafetyUnavailable) as refused:
         create_app(Settings(data_dir=tmp_path))
     assert "not the file that was pinned" in refused.value.cause
+
+
+def test_the_checker_leaves_no_trace_for_its_makers(tmp_path: Path) -> None:
+    """onnxruntime's own telemetry would make an id of this machine, and a file of events to send."""
+    load = "from pipelines.safety.open_nsfw import load_open_nsfw; load_open_nsfw()"
+    quiet = {"CI", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"}  # some of them would stop it without us
+    env = {name: value for name, value in os.environ.items() if name not in quiet} | {"HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", load], env=env, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_missing_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

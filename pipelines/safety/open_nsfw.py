@@ -2,6 +2,7 @@
 
 import importlib.resources
 import io
+import os
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,10 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipelines.errors import SafetyUnavailable
+
+# From 1.29 on, onnxruntime gives each machine an id and reports to its makers. It reads this once, as it is imported,
+# which the packages of weights do too.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 class Weights(NamedTuple):
