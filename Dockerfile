@@ -30,17 +30,17 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/srpo
 
-# Dependencies, and those of the extras `fp8`, `postgres` and `s3`, from their list alone: nothing below reruns or
-# reships them when only code changes.
-COPY pyproject.toml constraints.txt ./
+# Dependencies, and those of the extras `fp8`, `postgres` and `s3`: nothing below reruns or reships them when only code
+# changes. Each file is held against its hash. torch, and the CUDA libraries that it brings, have none, since the same
+# version differs from index to index.
+COPY constraints.txt hashes.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        extras = project['optional-dependencies']; \
-        print(*project['dependencies'], *extras['fp8'], *extras['postgres'], *extras['s3'], sep='\n')" > requirements.txt \
-    && pip --python /opt/srpo/bin/python install ${INSTALL_OPTIONS} -c constraints.txt -r requirements.txt
+    pip --python /opt/srpo/bin/python install ${INSTALL_OPTIONS} --require-hashes --no-deps -r hashes.txt \
+    && pip --python /opt/srpo/bin/python install ${INSTALL_OPTIONS} -c constraints.txt torch \
+    && pip --python /opt/srpo/bin/python check
 
 # The project's wheel, installed beside the environment instead of into it, so that it can be a layer of its own.
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY server server/
 COPY pipelines pipelines/
 COPY weights weights/
@@ -82,3 +82,12 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"SRPO_PORT\"]}/ready', timeout=4)"]
 ENTRYPOINT ["srpo"]
 CMD ["serve"]
+# Given by `make image`. They come last, since they change with each build.
+ARG VERSION="" REVISION="" CREATED="" SOURCE=""
+LABEL org.opencontainers.image.title="srpo" \
+      org.opencontainers.image.description="A self-hosted FLUX image server: the hosted flux/srpo API on your own GPU" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="${SOURCE}"

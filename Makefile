@@ -3,10 +3,19 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# What releases are made with, in an environment of its own.
+TOOLS    := $(VENV)/tools
+PINNED   := uv==0.13.9 cyclonedx-bom==7.5.0 pip-audit==2.10.1
+COMPILE   = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+            --custom-compile-command "make constraints"
+IMAGE_EXTRAS := fp8 postgres s3
+BUILDER  ?= docker
+SOURCE   ?=
+VERSION   = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # A file of tests is one process's, a core each, up to four: more would only wait for memory.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help faults replicas ray operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu image-test clean
+.PHONY: help faults replicas ray operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu constraints audit sbom dist image image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -61,6 +70,29 @@ bench: $(VENV)/.test  ## our own part of a request's time, beside the bare pipel
 bench-gpu: $(VENV)/.test  ## all that is to be measured on a GPU, in half an hour; stopped, it goes on where it was
 	$(BIN)/python -m bench.gpu $(ARGS)
 
+constraints: $(VENV)/.tools  ## pin what pyproject.toml names, keeping the versions there are (newer ones: ARGS=--upgrade)
+	$(COMPILE) --all-extras pyproject.toml --output-file constraints.txt $(ARGS)
+	@echo "torch ; sys_platform == 'never'" | $(COMPILE) --generate-hashes --constraint constraints.txt \
+	  $(addprefix --extra ,$(IMAGE_EXTRAS)) --override /dev/stdin pyproject.toml --output-file hashes.txt
+
+audit: $(VENV)/.tools  ## ask PyPI for known vulnerabilities of the pinned versions (another service: ARGS="-s osv")
+	@report="$$($(TOOLS)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip \
+	  --progress-spinner off $(ARGS) 2>&1)"; status=$$?; echo "$$report" | tail -n 60; \
+	case "$$status:$$report" in 0:*) ;; *"known vulnerabilit"*) exit 1;; \
+	*) echo "Nothing was audited: the service of vulnerabilities cannot be reached, or does not know a package."; exit 1;; esac
+
+sbom: $(VENV)/.serve $(VENV)/.tools  ## write dist/srpo.cdx.json: what is installed in .venv, with versions and licences
+	@mkdir -p dist
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file dist/srpo.cdx.json $(ARGS) $(BIN)/python
+
+dist: $(VENV)/.test  ## write the sdist and the wheel into dist/
+	$(BIN)/python -m build --no-isolation $(ARGS)
+
+image:  ## build the container image with its labels (another builder: BUILDER=buildah; where the source is: SOURCE=...)
+	$(BUILDER) build --tag srpo --build-arg VERSION="$(VERSION)" --build-arg SOURCE="$(SOURCE)" \
+	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" --build-arg CREATED="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" $(ARGS) .
+
 image-test: $(VENV)/.test  ## build the Dockerfile, try the server in it (root; apt-get install buildah mmdebstrap)
 	$(BIN)/python -m pytest -m image -rs $(ARGS)
 
@@ -86,6 +118,10 @@ $(VENV)/.ray: pyproject.toml constraints.txt $(VENV)/.test
 $(VENV)/.browser: pyproject.toml constraints.txt $(VENV)/.test
 	@echo "Installing what the tests in a browser need ..."
 	$(BIN)/pip install --progress-bar on -c constraints.txt -e '.[browser]'
+	@touch $@
+
+$(VENV)/.tools: Makefile | $(BIN)/pip
+	@$(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/pip install --quiet $(PINNED)
 	@touch $@
 
 $(BIN)/pip:

@@ -34,15 +34,17 @@ pytestmark = pytest.mark.image
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("server", "pipelines", "weights")
-COPIED = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", *ROOMS)
+COPIED = ("pyproject.toml", "constraints.txt", "hashes.txt", "README.md", "LICENSE", *ROOMS)
 PREFIX = str(Settings.model_config["env_prefix"])
 KEY = "image-test-key"
 RELEASE = "bookworm"
 # What python:3.12-slim-bookworm has: `python`, `pip`, and Python's headers.
-EXTRAS = ("fp8", "postgres", "s3")  # that the image has
 PACKAGES = "python3-venv,python3-pip,python-is-python3,libpython3-dev,ca-certificates"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 START_LIMIT = 300.0  # seconds until the health check must pass
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+LABELS = {"VERSION": VERSION, "REVISION": "0" * 40, "CREATED": "2026-01-02T03:04:05Z", "SOURCE": "https://example.com"}
+LABEL = "org.opencontainers.image."
 # Files that must never reach an image, where people have them.
 SECRETS = (".env", "data/keys.json", "models/FLUX.1-dev/flux1-dev.safetensors", "server/__pycache__/old.pyc")
 COMPILE = """
@@ -169,22 +171,22 @@ def base(buildah: Buildah) -> str:
 @pytest.fixture(scope="module")
 def wheels(buildah: Buildah, base: str, context: Path) -> Path:
     """What the image installs, for the base's Python."""
-    project = tomllib.loads((context / "pyproject.toml").read_text())
-    extras = (project["project"]["optional-dependencies"][name] for name in EXTRAS)
-    needs = [*project["project"]["dependencies"], *(need for extra in extras for need in extra)]
+    build = tomllib.loads((context / "pyproject.toml").read_text())["build-system"]["requires"]
     container = buildah.create(base)
     version = container.run("python", "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
     container.remove()
     folder = buildah.folder / "wheels"
     download = [sys.executable, "-m", "pip", "download", "--quiet", f"--dest={folder}", f"--python-version={version}"]
-    download += ["--only-binary=:all:", f"--constraint={context}/constraints.txt"]
-    subprocess.run([*download, *needs, *project["build-system"]["requires"]], check=True)
+    download += ["--only-binary=:all:"]
+    hashed = ["--require-hashes", "--no-deps", f"--requirement={context}/hashes.txt"]
+    for what in (hashed, [f"--constraint={context}/constraints.txt", "torch", *build]):
+        subprocess.run([*download, *what], check=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def image(buildah: Buildah, base: str, wheels: Path, context: Path) -> str:
-    arguments = {"BASE": base, "INSTALL_OPTIONS": "--no-index --find-links /wheels"}
+    arguments = {"BASE": base, "INSTALL_OPTIONS": "--no-index --find-links /wheels", **LABELS}
     words = [f"--build-arg={name}={value}" for name, value in arguments.items()]
     words += [f"--volume={wheels}:/wheels:ro", "--pull=never", "--format=docker", "--tag=srpo", "--quiet"]
     return buildah("build", *words, str(context))
@@ -259,6 +261,15 @@ def test_it_runs_the_server_as_a_fixed_user_who_is_not_root(config: dict[str, An
     assert user.isdigit()
     assert group.isdigit()
     assert "0" not in (user, group)
+
+
+def test_it_is_labelled_with_what_was_built(config: dict[str, Any], container: Container) -> None:
+    labels = {name: value for name, value in config["Labels"].items() if name.startswith(LABEL)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    given = {f"{LABEL}{name.lower()}": value for name, value in LABELS.items()}
+    fixed = {"title": "srpo", "description": project["description"], "licenses": project["license"]}
+    assert labels == given | {f"{LABEL}{name}": value for name, value in fixed.items()}
+    assert container.run("srpo", "--version").stdout == f"srpo {VERSION}\n"
 
 
 def test_its_settings_are_real_and_only_keys_are_missing(config: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ The wheel is installed without its dependencies into an environment that sees th
 fetched and torch is not copied; `make image-test` installs them all. It does not see the checkout.
 """
 
-import json
 import os
 import re
 import subprocess
