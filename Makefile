@@ -10,6 +10,7 @@ COMPILE   = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.1
             --custom-compile-command "make constraints"
 IMAGE_EXTRAS := fp8 postgres s3
 BUILDER  ?= docker
+TAG      ?= srpo
 SOURCE   ?=
 VERSION   = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # A file of tests is one process's, a core each, up to four: more would only wait for memory.
@@ -90,7 +91,7 @@ dist: $(VENV)/.test  ## write the sdist and the wheel into dist/
 	$(BIN)/python -m build --no-isolation $(ARGS)
 
 image:  ## build the container image with its labels (another builder: BUILDER=buildah; where the source is: SOURCE=...)
-	$(BUILDER) build --tag srpo --build-arg VERSION="$(VERSION)" --build-arg SOURCE="$(SOURCE)" \
+	$(BUILDER) build --tag $(TAG) --build-arg VERSION="$(VERSION)" --build-arg SOURCE="$(SOURCE)" \
 	  --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null)" --build-arg CREATED="$$(date -u +%Y-%m-%dT%H:%M:%SZ)" $(ARGS) .
 
 image-test: $(VENV)/.test  ## build the Dockerfile, try the server in it (root; apt-get install buildah mmdebstrap)

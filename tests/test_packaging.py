@@ -137,7 +137,11 @@ def test_the_version_has_one_place_and_the_changelog_has_it_or_says_unreleased()
     released = re.findall(r"^## \[(\d\S*)\] - \d{4}-\d{2}-\d{2}$", CHANGELOG, re.MULTILINE)
     unreleased = CHANGELOG.partition("## [Unreleased]")[2].partition("\n## ")[0]
     assert released[:1] == [PROJECT["version"]] or f"this will be {PROJECT['version']}." in unreleased
-    elsewhere = [path for path in tracked() if path.endswith(".py") and "__version__ =" in (ROOT / path).read_text()]
+    elsewhere = [
+        path
+        for path in tracked()
+        if path.split("/")[0] in ROOMS and path.endswith(".py") and "__version__ =" in (ROOT / path).read_text()
+    ]
     assert not elsewhere
 
 
@@ -156,7 +160,61 @@ def needs(*extras: str) -> list[Requirement]:
     return [Requirement(need) for need in listed]
 
 
+def image_extras() -> list[str]:
+    (line,) = re.findall(r"^IMAGE_EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return str(line).split()
+
+
 def test_constraints_pin_all_that_the_project_and_its_extras_need() -> None:
     pinned = pins_of("constraints.txt")
     for need in needs(*PROJECT["optional-dependencies"]):
         assert need.specifier.contains(pinned[canonicalize_name(need.name)]), need
+
+
+def test_hashes_pin_what_the_image_has_but_torch_at_the_same_versions() -> None:
+    pinned, hashed = pins_of("constraints.txt"), pins_of("hashes.txt")
+    assert hashed.items() <= pinned.items()
+    assert {canonicalize_name(need.name) for need in needs(*image_extras())} <= set(hashed)
+    text = (ROOT / "hashes.txt").read_text()
+    assert re.search(r"^torch==\S+ ; sys_platform == 'never' ", text, re.MULTILINE), "torch comes from a chosen index"
+    entries = re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == len(hashed)
+    assert all("--hash=sha256:" in entry for entry in entries)
+
+
+def test_every_documented_way_to_install_takes_the_pins() -> None:
+    """Those in the pages, the Makefile, the unit and the Dockerfile. Tools of a contributor's own are theirs."""
+    files = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *map(ROOT.joinpath, ("Makefile", "deploy/srpo.service")),
+    ]
+    commands = re.findall(r"^.*\b(?:pip|pipx|uv tool) install .*$", "\n".join(map(Path.read_text, files)), re.MULTILINE)
+    ours = [command for command in commands if re.search(r"""[ '"]\.['"\[ ]|[ '"]\.$""", command)]
+    assert len(ours) > 5
+    assert not [command for command in ours if "constraints.txt" not in command]
+
+
+# ---- What a release is made with
+
+AUDITS = {
+    "echo 'No known vulnerabilities found'": (0, "No known vulnerabilities found"),
+    "echo 'Found 1 known vulnerability in 1 package'; exit 1": (2, "Found 1 known vulnerability"),
+    "echo 'ERROR: certifi: Dependency not found on PyPI'; exit 1": (2, "Nothing was audited"),
+    "echo 'ConnectionError: no route to host' >&2; exit 1": (2, "Nothing was audited"),
+}
+
+
+@pytest.mark.parametrize("script", AUDITS)
+def test_an_audit_that_could_not_be_done_says_so(script: str, tmp_path: Path) -> None:
+    """With what pip-audit says and how it exits in each case: the service itself is on the internet."""
+    tool = tmp_path / "tools/bin/pip-audit"
+    tool.parent.mkdir(parents=True)
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    command = ["make", "--assume-old", f"{tmp_path}/.tools", f"VENV={tmp_path}", "audit"]
+    (tmp_path / ".tools").touch()
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    status, line = AUDITS[script]
+    assert (ended.returncode, line in ended.stdout) == (status, True), ended.stdout + ended.stderr
+    assert ("Nothing was audited" in ended.stdout) == (line == "Nothing was audited")
