@@ -26,6 +26,15 @@ SKY = {
     "bird",
     "butterfly",
     "bee",
+    "dove",
+    "crow",
+    "phoenix",
+    "kite",
+    "full moon",
+    "smiling sun",
+    "rain",
+    "comet",
+    "fireworks",
 }
 Spot = tuple[int, int]  # left, top
 

@@ -38,16 +38,22 @@ def plurals(concept: Concept) -> list[str]:
 
 
 def thing_phrases(known: Sequence[Concept]) -> dict[str, list[str]]:
-    """Every way to write each thing; where two things claim a phrase, the first keeps it."""
-    taken: set[str] = set()
-    found = {}
-    for concept in known:
-        latin = [concept.name, *concept.other, *plurals(concept), *FOREIGN.get(concept.name, [])]
-        foreign = [f"{name}s" for name in FOREIGN.get(concept.name, []) if name.isascii() and not name.endswith("s")]
-        phrases = [phrase for phrase in dict.fromkeys(latin + foreign) if phrase not in taken]
-        taken.update(phrases)
-        found[concept.name] = phrases
-    return found
+    """Every way to write each thing; where two things claim a phrase, the first keeps it, a plural made here last."""
+    written = {concept.name: [concept.name, *concept.other, *FOREIGN.get(concept.name, [])] for concept in known}
+    made = {
+        concept.name: plurals(concept)
+        + [f"{name}s" for name in FOREIGN.get(concept.name, []) if name.isascii() and not name.endswith("s")]
+        for concept in known
+    }
+    owners: dict[str, str] = {}
+    for rows in written, made:
+        for name, phrases in rows.items():
+            for phrase in phrases:
+                owners.setdefault(phrase, name)
+    return {
+        name: [phrase for phrase in dict.fromkeys(phrases + made[name]) if owners[phrase] == name]
+        for name, phrases in written.items()
+    }
 
 
 def list_words(known: Sequence[Concept], scenes: Mapping[str, list[str]]) -> list[str]:
