@@ -20,6 +20,7 @@ from bench.sketch.recipe.layouts import ALONE, AMONG, PLACES, Spot, side_of, spo
 PIXELS = 4  # a token's side here: pictures are read at a sixteenth of their size
 CANVAS = 8  # tokens of the side on which scenes are kept
 ICONS = Path(__file__).with_name("icons.npz")
+LEAST = 0.1  # squared error that a thing must explain: noise makes a white star on white fit a little better than none
 LAYOUTS = (
     (),
     ("alone",),
@@ -76,7 +77,7 @@ class Reader:
                 (spot,), side = spots_of(slot, columns, rows), side_of(slot)
                 if slot not in found:
                     found[slot] = self._nearest(small, ground, spot, side)
-                error += found[slot][2] - float(crop_window(empty, spot, side).sum())
+                error += found[slot][2] + LEAST - float(crop_window(empty, spot, side).sum())
             if error < best:
                 best = error
                 names, colours = (tuple(found[slot][part] for slot in layout) for part in (0, 1))
@@ -99,11 +100,10 @@ class Reader:
 
     def _nearest(self, small: np.ndarray, ground: np.ndarray, spot: Spot, side: int) -> tuple[str, str | None, float]:
         """The icon, its colour where it was changed, and the squared error it leaves."""
-        names, colours, premultiplied, through = self._stacks[side]
-        drawn = premultiplied + through * crop_window(ground, spot, side)
-        errors = ((drawn - crop_window(small, spot, side)) ** 2).sum((1, 2, 3))
-        best = int(errors.argmin())
-        return names[best], colours[best], float(errors[best])
+        stack, under, seen = self._stacks[side], crop_window(ground, spot, side), crop_window(small, spot, side)
+        best = int(stack.distances(under, seen).argmin())
+        error = float(((stack.drawn_on(best, under) - seen) ** 2).sum())
+        return *stack.names[best], error
 
     @cached_property
     def _stacks(self) -> dict[int, "Stack"]:
@@ -115,18 +115,37 @@ class Reader:
             if concept.colourable
             for colour in COLOURS
         ]
-        return {side: stack_icons(icons, side) for side in (ALONE, AMONG)}
+        return {side: Stack(icons, side) for side in (ALONE, AMONG)}
 
 
 PLAIN = list(BACKGROUNDS.items())
 ColouredIcon = tuple[str, str | None, np.ndarray]  # a name, the colour where it was changed, the icon
-Stack = tuple[list[str], list[str | None], np.ndarray, np.ndarray]
 
 
-def stack_icons(icons: list[ColouredIcon], side: int) -> Stack:
-    """Names, colours, premultiplied pictures `(n, p, p, 3)` and what shows through them `(n, p, p, 1)`."""
-    pictures = np.stack([resize(icon, side * PIXELS, side * PIXELS) for _, _, icon in icons])
-    return [name for name, _, _ in icons], [colour for _, colour, _ in icons], pictures[..., :3], 1 - pictures[..., 3:]
+class Stack:
+    """Icons of one size: their names and colours, and how far a picture is from each of them."""
+
+    def __init__(self, icons: list[ColouredIcon], side: int) -> None:
+        pictures = np.stack([resize(icon, side * PIXELS, side * PIXELS) for _, _, icon in icons])
+        self.names = [(name, colour) for name, colour, _ in icons]
+        self._pictures, self._through = pictures[..., :3], 1 - pictures[..., 3:]
+        count = len(icons)
+        self._flat, self._clear = self._pictures.reshape(count, -1), self._through.reshape(count, -1)
+        self._both = (self._pictures * self._through).reshape(count, -1)
+        self._squares, self._clear_squares = (self._flat**2).sum(1), self._clear**2
+
+    def drawn_on(self, number: int, ground: np.ndarray) -> np.ndarray:
+        drawn: np.ndarray = self._pictures[number] + self._through[number] * ground
+        return drawn
+
+    def distances(self, ground: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """The squared error of each icon drawn on `ground`, `(n,)`, less what is the same for all of them.
+
+        The square is multiplied out, so that it takes four products with a vector and no picture of each icon.
+        """
+        mixed = self._both @ ground.ravel() - self._flat @ seen.ravel() - self._clear @ (ground * seen).sum(-1).ravel()
+        errors: np.ndarray = self._squares + self._clear_squares @ (ground**2).sum(-1).ravel() + 2 * mixed
+        return errors
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
