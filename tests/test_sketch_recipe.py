@@ -1,7 +1,9 @@
 """The recipe of `flux/sketch` runs: every stage learns in 50 small steps, and the data say what they show."""
 
 import json
+import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from bench.sketch.recipe import (
     flow,
     grammar,
     layouts,
+    phrases,
     reader,
     training,
     vae,
@@ -283,3 +286,81 @@ def test_export_writes_a_pipeline_that_loads_and_says_what_it_knows(
     assert "apple" in manifest["knows"]["things"]
     with safe_open(tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert "Fluent Emoji" in file.metadata()["sources"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "like"),
+    [
+        ("sea lions on a beach", "a seal on a beach"),
+        ("a golden retriever", "a dog"),
+        ("a lime green car", "a green car"),
+        ("a snow white rabbit", "a white rabbit"),
+        ("a night stand and a bed", "a bed"),
+        ("a rusty fire hydrant next to a cat", "a cat"),
+        ("a polar bear and a teapot", "an ice bear and a teapot"),
+        ("a brain coral", "a coral"),
+        ("a school of fish", "a fish"),
+        ("a lady bug", "a ladybug"),
+        ("orange juice on a table", "a juice box in a room"),
+        ("an apple pie", "a pie"),
+        ("a chocolate cake", "a cake"),
+        ("a bottle of water", "a bottle"),
+        ("a computer mouse next to a mouse", "a wireless mouse and mice"),
+        ("a piano keyboard", "a piano"),
+        ("a bow and arrow, and a cat", "a cat"),
+        ("a cat wearing a red bow tie", "a cat next to a red ribbon"),
+        ("children playing soccer", "a person next to a football"),
+        ("waves", "the sea"),
+        ("a tidal wave", "a tsunami"),
+        ("ein Eis", "an ice cream"),
+        ("die Katze", "a cat"),
+        ("一杯茶", "a cup of tea"),
+        ("黄瓜", "a cucumber"),
+        ("河马和犀牛", "hippos and rhinos"),
+    ],
+)
+def test_a_word_that_is_part_of_another_name_is_not_drawn(
+    read: Callable[[str], list[str]], prompt: str, like: str
+) -> None:
+    wanted = read(like)
+    assert set(read(prompt)) == set(wanted) != set(read("qwertz"))
+
+
+def test_no_phrase_stands_for_two_things() -> None:
+    claims = defaultdict[str, set[str]](set)
+    for concept in CONCEPTS:
+        for phrase in (concept.name, *concept.other, concept.plural, *phrases.FOREIGN.get(concept.name, [])):
+            claims[join(phrase)].add(f"thing {concept.name}")
+    for kind in "COLOURS", "SCENES", "COUNTS", "PLACES", "RELATIONS":
+        for name, row in getattr(phrases, kind).items():
+            for phrase in row:
+                claims[join(phrase)].add(f"{kind} {name}")
+    for phrase in (*phrases.LANDSCAPES, *phrases.IGNORED, *phrases.BACKDROPS):
+        claims[join(phrase)].add("other")
+    assert not {phrase: names for phrase, names in claims.items() if len(names) > 1}
+    assert set(phrases.FOREIGN) <= {concept.name for concept in CONCEPTS}
+
+
+def join(phrase: str) -> str:
+    """As the grammar reads it: blanks and hyphens make no difference."""
+    return re.sub(r"[\s_-]+", "", phrase.lower())
+
+
+def test_the_main_noun_of_a_free_prompt_is_a_word_for_it_that_stands_there() -> None:
+    grounds = phrases.SCENES | {"meadow": phrases.SCENES["meadow"] + phrases.LANDSCAPES}
+    known = phrases.thing_phrases(CONCEPTS) | grounds
+    for case in prompts.read_free_prompts():
+        if case.noun:
+            assert any(join(phrase) in join(case.scene.caption) for phrase in known[case.noun]), case.scene.caption
+
+
+def test_every_thing_is_told_from_all_others(atlas: Atlas) -> None:
+    """Alone and, smaller, at a place; with noise, since no model draws as exactly as its generator."""
+    eye, noise = reader.Reader(), np.random.default_rng(15).normal(0, 0.05, (512, 512, 3))
+    for number, concept in enumerate(CONCEPTS):
+        slot = ("alone", "left", "bottom")[number % 3]
+        scene = data.Scene(8, 8, (data.Thing(concept, None, slot),), ("white", "gray")[number % 2], "", "one")
+        picture = np.clip(data.render(scene, atlas) + noise, 0, 1)
+        reading = eye.read((picture * 255).round().astype(np.uint8))
+        assert (reading.things, reading.colours, reading.slots) == ((concept.name,), (None,), (slot,))
+    assert len(CONCEPTS) >= 300
