@@ -8,7 +8,7 @@ TOOLS    := $(VENV)/tools
 PINNED   := uv==0.13.9 cyclonedx-bom==7.5.0 pip-audit==2.10.1
 COMPILE   = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
             --custom-compile-command "make constraints"
-IMAGE_EXTRAS := fp8 postgres s3
+IMAGE_EXTRAS := fp8 otel postgres s3
 BUILDER  ?= docker
 TAG      ?= srpo
 SOURCE   ?=

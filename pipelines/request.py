@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -206,6 +206,14 @@ class ImageRequest:
         return cls(**{**data, "seeds": tuple(data["seeds"]), "source": source})
 
 
+class Stage(NamedTuple):
+    """When a stage (text, denoise or decode) began and ended, in seconds from a request's start on the device."""
+
+    name: str
+    start: float
+    end: float
+
+
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Seconds. `inference` is wall time from a request's start on the device to its last pixel."""
@@ -230,3 +238,4 @@ class ImageResult:
     pixels: tuple[bytes, ...]
     timings: Timings
     notes: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()  # in their order

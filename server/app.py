@@ -32,6 +32,9 @@ from server.state import AppState
 from weights.checkpoints import HOSTED_MODEL
 
 TITLE = "srpo: a self-hosted FLUX image server"
+# FastAPI's own spans and logs of requests hold paths, queries and messages of errors, where prompts and signatures may
+# be, and a variable of its own would send them off. Ours are in server.tracing.
+NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
 METHODS = ("GET", "HEAD", "POST", "DELETE")  # in the order in which they are named
 ROUTERS = tuple(module.router for module in (images, models, jobs, files, health, metrics, admin, workers, pages))
 
@@ -77,6 +80,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         await state.pool.stop()
         await state.usage.stop()
         await service.stop()
+        await state.pools.run("metrics", state.traces.stop)
         for task in watching:
             task.cancel()
         state.pools.close()
@@ -85,6 +89,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         state,
         service,
         lifespan=lifespan,
+        telemetry=NO_TELEMETRY,
         openapi_url="/openapi.json" if settings.pages else None,
         exception_handlers={HTTPException: raise_framework_error, RequestValidationError: raise_invalid_request},
     )
@@ -94,7 +99,9 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     for router in ROUTERS:
         app.include_router(router)
     served = {} if state.served == HOSTED_MODEL else {"x-served-model": state.served}
-    app.add_middleware(RequestMiddleware, origins=state.origins, headers=served, metrics=state.metrics)
+    app.add_middleware(
+        RequestMiddleware, origins=state.origins, headers=served, metrics=state.metrics, traces=state.traces
+    )
     if settings.metrics and settings.metrics_port is not None:
         app.add_middleware(MetricsPort, page=page, host=settings.metrics_host, port=settings.metrics_port)
     return app

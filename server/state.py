@@ -36,6 +36,8 @@ from server.security.store import KeyStore
 from server.settings.engine import EngineSettings
 from server.settings.server import Settings
 from server.threads import ThreadPools
+from server.tracing.opening import open_traces
+from server.tracing.traces import Traces
 from server.usage.ledger import UsageLedger
 from server.usage.writer import UsageWriter
 from weights.checkpoints import HOSTED_MODEL, choose_checkpoint
@@ -49,6 +51,7 @@ class AppState:
     pool: WorkerPool
     pools: ThreadPools
     metrics: Metrics
+    traces: Traces
     uploads: UploadBudget
     limits: KeyLimits
     failed_keys: FailedKeys
@@ -93,6 +96,7 @@ class AppState:
             settings=settings,
             pools=pools,
             metrics=metrics,
+            traces=open_traces(settings.traces),
             uploads=UploadBudget(settings.uploads),
             pool=pool,
             limits=KeyLimits(quota, pool, RequestRates(database), pools),

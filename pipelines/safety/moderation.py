@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from pipelines.errors import SafetyUnavailable
+from pipelines.trace_context import trace_context
 
 MAX_REPLY = 2**16
 
@@ -95,7 +96,7 @@ class Hook:
             connection.connect()
             with contextlib.closing(connection.sock) as plain:
                 connection.sock = TimedSocket(plain, until)
-                connection.request("POST", self._path, json.dumps(question), self._headers)
+                connection.request("POST", self._path, json.dumps(question), {**self._headers, **trace_context.get()})
                 reply = connection.getresponse()
                 status, body = reply.status, reply.read(MAX_REPLY)
             flagged = json.loads(body)["flagged"] if status == 200 else None

@@ -29,7 +29,7 @@ from pipelines.errors import (
     WorkersSuspended,
 )
 from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
-from pipelines.request import ImageRequest, ImageResult, Timings
+from pipelines.request import ImageRequest, ImageResult, Stage, Timings
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.dispatcher import Dispatcher
 from pipelines.workers.idleness import IdleRelease
@@ -264,7 +264,7 @@ class WorkerPool:
             case "image":
                 job.pixels[header["image"]] = message.payload
             case "done":
-                self._finish_job(supervisor, job, self._build_result(job, header["timings"], header["notes"]))
+                self._finish_job(supervisor, job, self._build_result(job, header))
                 self.cost_model.record_job(job.request, header["timings"])
             case "failed":
                 self._finish_job(supervisor, job, FAILURES[header["error"]]())
@@ -285,11 +285,12 @@ class WorkerPool:
             self.idleness.look()
             self._dispatcher.publish_waking()
 
-    def _build_result(self, job: Job, timings: dict[str, float], notes: list[str]) -> ImageResult:
+    def _build_result(self, job: Job, header: dict[str, Any]) -> ImageResult:
         queued = (job.dispatched or job.admitted) - job.admitted
         pixels = tuple(job.pixels[index] for index in range(len(job.request.seeds)))
-        timings["queue"] += queued
-        return ImageResult(job.request, pixels, Timings(**timings), tuple(notes))
+        header["timings"]["queue"] += queued
+        stages = tuple(Stage(*stage) for stage in header["stages"])
+        return ImageResult(job.request, pixels, Timings(**header["timings"]), tuple(header["notes"]), stages)
 
     def _finish_job(self, supervisor: EngineSupervisor, job: Job, outcome: ImageResult | PipelineError) -> None:
         supervisor.release(job)

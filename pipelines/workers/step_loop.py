@@ -19,7 +19,7 @@ from pipelines.engine.base import Engine
 from pipelines.errors import GenerationFailed
 from pipelines.job import PreviewPlan
 from pipelines.logs import format_error
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, Stage
 from pipelines.workers.activity import Activity
 from pipelines.workers.cost_model import CostModel
 from pipelines.workers.run_queue import RunQueue
@@ -44,6 +44,7 @@ class WorkerJob:
         self.samples: list[Any] | None = None
         self.images = 0
         self.seconds = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
+        self.stages: list[Stage] = []  # in their order; those that follow one of the same name are one with it
         self.notes: dict[str, None] = {}  # a set that keeps its order
         self.received = time.monotonic()
         self.started: float | None = None
@@ -53,6 +54,16 @@ class WorkerJob:
         start = time.monotonic()
         yield
         self.seconds[stage] += time.monotonic() - start
+        self.note_stage(stage, start)
+
+    def note_stage(self, name: str, start: float) -> None:
+        """A part of a stage, from `start` (on the monotonic clock) until now."""
+        begun = self.started or start
+        end = time.monotonic() - begun
+        if self.stages and self.stages[-1].name == name:
+            self.stages[-1] = self.stages[-1]._replace(end=end)
+        else:
+            self.stages.append(Stage(name, start - begun, end))
 
     def timings(self) -> dict[str, float]:
         started = self.started or time.monotonic()
@@ -164,6 +175,7 @@ class StepLoop:
         for index, item in enumerate(batch):
             if item.job.id in self._queue:
                 with self._isolate_failure(item.job):
+                    item.job.note_stage("denoise", start)
                     self._record_step(item, seconds, len(batch), leads=index == 0)
 
     def _try_batch(self, batch: list[JobSample]) -> bool:
@@ -216,7 +228,7 @@ class StepLoop:
         if not job.samples:
             self._queue.remove(job.id)
             self._cost_model.record_job(job.request, job.seconds)
-            self._events.send("done", job=job.id, timings=job.timings(), notes=list(job.notes))
+            self._events.send("done", job=job.id, timings=job.timings(), stages=job.stages, notes=list(job.notes))
 
     def _send_progress(
         self, job: WorkerJob, stage: str, image: int = 0, step: int = 0, remaining_fraction: float = 1.0, **more: Any

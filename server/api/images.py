@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from pipelines.request import ImageRequest
+from pipelines.trace_context import trace_context
 from server.aliases import TranslatedRequest, translate
 from server.api.dependencies import Drawer, JobsDep
 from server.api.events import EventPosition, stream_generation, stream_job
@@ -123,7 +124,8 @@ async def answer(
     if identity and (shared := call.jobs.joins.find(identity, request.headers[TRIES])):
         return await finished_reply(call, shared, {"idempotent-replayed": "true"})
     await check_prompt(body.prompt, state)
-    spec = JobSpec(translated, body, state.origins.base_url(request.scope, request.headers), picture)
+    base_url = state.origins.base_url(request.scope, request.headers)
+    spec = JobSpec(translated, body, base_url, picture, trace=trace_context.get())
     if prefers_async(request) or "idempotency-key" in request.headers or webhook is not None:
         spec = replace(spec, webhook=webhook)
         return await answer_with_job(call, spec, fields)

@@ -20,6 +20,7 @@ from pipelines.errors import Draining
 from server.envelope import UNEXPECTED, envelope, headers_of, row_of
 from server.metrics.recorder import Metrics
 from server.security.origins import OriginPolicy
+from server.tracing.traces import Traces
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 PROBES = ("/health", "/ready", "/metrics")  # called every few seconds: logged at debug level only
@@ -34,10 +35,13 @@ def error_response(error: Exception, request_id: str, path: str) -> Response:
 class RequestMiddleware:
     """ASGI middleware. `scope["state"]` gets `request_id` and `inference_id`; `headers` go out with every reply."""
 
-    def __init__(self, app: ASGIApp, origins: OriginPolicy, headers: Mapping[str, str], metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, origins: OriginPolicy, headers: Mapping[str, str], metrics: Metrics, traces: Traces
+    ) -> None:
         self._app = app
         self._origins = origins
         self._metrics = metrics
+        self._traces = traces
         self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +51,7 @@ class RequestMiddleware:
         if "//" in scope["path"]:  # a base URL with a slash at its end, in some clients
             scope = {**scope, "path": re.sub("/{2,}", "/", scope["path"])}
         context = RequestContext(scope, send, self._origins, self._headers)
+        span = self._traces.begin_request(scope)
         try:
             self._origins.check_request(scope, context.headers)
             if scope["method"] == "OPTIONS":
@@ -59,7 +64,7 @@ class RequestMiddleware:
         except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong, the client gets the envelope
             await context.fail(error, receive)
         finally:
-            self._metrics.count_reply(scope, context.status, context.error)
+            span.end(self._metrics.count_reply(scope, context.status, context.error))
             context.log()
 
 

@@ -58,7 +58,7 @@ class Generation:
         self._reservation = reservation
         self._state = state
         self._durable = durable
-        self._meter = GenerationMeter(state.metrics, request)
+        self._meter = GenerationMeter(state.metrics, state.traces, request, spec.body.model, spec.trace)
         self._replying = False
 
     @classmethod
@@ -97,8 +97,11 @@ class Generation:
     async def reply(self) -> GenerationReply:
         """The finished images, checked, encoded and delivered. Raises what went wrong. Await it once."""
         self._replying = True
+        self._meter.enter()
         try:
-            result = self._state.constant.check(await self.job.result())
+            result = await self.job.result()
+            self._meter.draw(result)
+            result = self._state.constant.check(result)
             watch = Stopwatch()
             self._publish_stage("safety")
             inspected = await self._inspect(result)

@@ -1,6 +1,7 @@
 """A request between its validation and its admission, and how it becomes work for the engine."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO, Self
 
 from pipelines.fields import Size
@@ -24,6 +25,7 @@ class JobSpec:
     upload: BinaryIO | None = None  # the source picture, where it came with the request
     fingerprint: str | None = None
     webhook: tuple[str, str] | None = None  # where its end is told, and the host of that; kept apart from the request
+    trace: Mapping[str, str] = field(default_factory=dict)  # the headers of the trace that it belongs to
 
     async def build_request(self, state: AppState) -> ImageRequest:
         """What is to be drawn; a source picture is fetched and decoded.
@@ -61,14 +63,14 @@ class JobSpec:
             fields["image_url"] = PLACEHOLDER_URL
         fields["image_size"] = {"width": request.width, "height": request.height}
         translated = asdict(replace(self.translated, native=fields))
-        return {"spoken": translated, "base_url": self.base_url, "fingerprint": self.fingerprint}
+        kept = {"spoken": translated, "base_url": self.base_url, "fingerprint": self.fingerprint}
+        return kept | ({"trace": dict(self.trace)} if self.trace else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any], served: str) -> "JobSpec":
         translated = TranslatedRequest(**data["spoken"])
-        return cls(
-            translated, read_body(translated.native, served), data["base_url"], fingerprint=data.get("fingerprint")
-        )
+        body, trace = read_body(translated.native, served), data.get("trace", {})
+        return cls(translated, body, data["base_url"], fingerprint=data.get("fingerprint"), trace=trace)
 
     def rebuild_request(self, served: str, pixels: bytes) -> ImageRequest:
         """The same work, of a spec that was read back; `pixels` are the source's, or none."""

@@ -109,15 +109,20 @@ class WebhookSender:
     async def _send(self, claim: Claim) -> int | None:
         """The status of the receiver's reply; None where there is none within `SECONDS`."""
         body = json.dumps(describe_event(claim.job))
-        headers = sign(f"msg_{claim.job.id}", body, await self.secrets(claim.delivery.owner), time.time())
+        delivery, trace = claim.delivery, (claim.job.request or {}).get("trace", {})
+        headers = sign(f"msg_{claim.job.id}", body, await self.secrets(delivery.owner), time.time())
         exchange = Exchange(SECONDS, private=self._state.settings.webhook_private)
+        span, status = self._state.traces.begin_delivery(delivery.host, delivery.attempts, trace), None
         try:
             async with asyncio.timeout(SECONDS):
-                return await self._state.pools.run("webhooks", post, exchange, claim.delivery.url, headers, body)
+                headers |= span.headers
+                status = await self._state.pools.run("webhooks", post, exchange, delivery.url, headers, body)
         except TimeoutError:
-            return None
+            pass
         finally:
             exchange.abort()
+            span.end(status)
+        return status
 
 
 def post(exchange: Exchange, url: str, headers: dict[str, str], body: str) -> int | None:

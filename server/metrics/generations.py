@@ -1,10 +1,11 @@
-"""What is counted of one admitted request: how it ended, what its stages took, which images it made."""
+"""What is measured of one admitted request, for the metrics and for its trace: its stages, its images, its end."""
 
 import asyncio
 import time
+from collections.abc import Mapping
 
 from pipelines.errors import Cancelled, ContentWithheld
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
 from server.envelope import row_of
 from server.metrics.recorder import FLAGGED, Metrics
@@ -24,6 +25,7 @@ from server.metrics.table import (
     STAGE_SECONDS,
     size_class,
 )
+from server.tracing.traces import Traces
 from server.usage.ledger import UsageEntry
 
 KEY = "key_"  # what the ids of the database's keys begin with
@@ -35,26 +37,43 @@ def label_of(owner: str) -> str:
 
 
 class GenerationMeter:
-    """Begins with the admission. Of several ends only the first counts."""
+    """Begins with the admission. Of several ends only the first counts.
 
-    def __init__(self, metrics: Metrics, request: ImageRequest) -> None:
+    `named`: the model as the client called it; `trace`: the headers of the trace that the request belongs to.
+    """
+
+    def __init__(
+        self, metrics: Metrics, traces: Traces, request: ImageRequest, named: str, trace: Mapping[str, str]
+    ) -> None:
         self._metrics = metrics
+        self._span = traces.begin_generation(request, named, trace)
         self._request = request
         self._admitted = time.monotonic()
         self._ended = False
         metrics.count(REQUESTS_ADMITTED)
 
+    def enter(self) -> None:
+        """What the current task calls from now on belongs to the generation's trace."""
+        self._span.enter()
+
     def stage(self, name: str, seconds: float) -> None:
+        """A stage after the device's has just ended."""
         self._metrics.observe(STAGE_SECONDS, seconds, name)
+        self._span.add_stage(name, seconds)
+
+    def draw(self, result: ImageResult) -> None:
+        """The device has just finished."""
+        timings = result.timings
+        self._metrics.observe(QUEUE_WAIT, timings.queue)
+        for name, seconds in (("text", timings.text), ("denoise", timings.denoise), ("decode", timings.decode)):
+            self._metrics.observe(STAGE_SECONDS, seconds, name)
+        self._span.add_device_stages(result)
 
     def succeed(self, inspected: InspectedResult, usage: UsageEntry) -> None:
         """The reply is complete."""
         if not self._end("succeeded", ""):
             return
-        timings, request = inspected.result.timings, self._request
-        self._metrics.observe(QUEUE_WAIT, timings.queue)
-        for name, seconds in (("text", timings.text), ("denoise", timings.denoise), ("decode", timings.decode)):
-            self.stage(name, seconds)
+        request = self._request
         labels = size_class(request.pixels), request.acceleration
         self._metrics.observe(E2E_LATENCY, time.monotonic() - self._admitted, *labels)
         self._metrics.count(IMAGES, *labels, by=len(request.seeds))
@@ -87,4 +106,5 @@ class GenerationMeter:
         first, self._ended = not self._ended, True
         if first:
             self._metrics.count(REQUESTS_FINISHED, outcome, code)
+            self._span.end(outcome, code)
         return first

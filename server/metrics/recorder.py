@@ -23,10 +23,17 @@ from server.metrics.table import (
     Metric,
     size_class,
 )
+from server.tracing.traces import Ended
 
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")  # others would be labels that clients make up
 FLAGGED: Mapping[bool, str] = {True: "true", False: "false"}
 STEP_KINDS: Mapping[bool, str] = {True: "computed", False: "skipped"}
+
+
+def describe_end(scope: Scope, status: int | None, error: Exception | None) -> Ended:
+    """How a request was answered, in words of few."""
+    code = (row_of(error).code or "invalid_request") if error is not None else ""
+    return Ended(getattr(scope.get("route"), "path", "none"), status or 499, code)
 
 
 class Metrics(PoolObserver):
@@ -53,15 +60,14 @@ class Metrics(PoolObserver):
     def observe(self, metric: Metric, value: float, *labels: str) -> None:
         self._child(metric, labels).observe(value)
 
-    def count_reply(self, scope: Scope, status: int | None, error: Exception | None) -> None:
-        """An HTTP request is over. Without a `status` nobody was there any more to be answered."""
-        row = row_of(error) if error is not None else None
-        code = (row.code or "invalid_request") if row else ""
-        route = getattr(scope.get("route"), "path", "none")
+    def count_reply(self, scope: Scope, status: int | None, error: Exception | None) -> Ended:
+        """An HTTP request is over, and how. Without a `status` nobody was there any more to be answered."""
+        ended = describe_end(scope, status, error)
         method = scope["method"] if scope["method"] in METHODS else "other"
-        self.count(HTTP_REQUESTS, route, method, str(status or 499), code)
-        if row and row.refuses:
-            self.count(REQUESTS_REFUSED, code)
+        self.count(HTTP_REQUESTS, ended.route, method, str(ended.status), ended.code)
+        if error is not None and row_of(error).refuses:
+            self.count(REQUESTS_REFUSED, ended.code)
+        return ended
 
     def count_connection(self, error: Exception) -> None:
         """A connection was refused before there was a request."""

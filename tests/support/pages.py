@@ -30,6 +30,7 @@ EXCEPTIONS: Mapping[str, str] = {
     "sudo apt-get install": "needs root and changes the machine",
     "PIP_EXTRA_INDEX_URL=": "installs torch from the network",
     ".venv/bin/pip install": "installs from the network; `make test` installs the same extras",
+    "OTEL_EXPORTER_OTLP_ENDPOINT=": "needs a collector; tests/test_tracing.py has one",
     ".venv/bin/pre-commit install": "changes the checkout's hooks; test_the_hooks_call_the_projects_own_tools",
     ".venv/bin/hf auth login": "asks for a token at the terminal",
     "hf auth login": "asks for a token at the terminal",

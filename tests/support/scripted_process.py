@@ -12,10 +12,10 @@ from support.server import wait_ready
 
 TESTS = Path(__file__).parent.parent
 PROGRAM = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from support.scripted_server import Scripted
-with Scripted(Path(sys.argv[1]), safety_checker="none") as server:
+with Scripted(Path(sys.argv[1]), safety_checker=os.environ.get("SRPO_SAFETY_CHECKER", "none")) as server:
     print(server.port, flush=True)
     time.sleep(3600)
 """
