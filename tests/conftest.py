@@ -1,5 +1,6 @@
 """Real parts for the tests: a real `srpo serve` on a real loopback port, with the tiny model."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,6 +19,8 @@ from support.server import LiveServer, running
 # The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+gc.disable()  # until all tests are imported, with all their libraries: nothing is to be freed there
+
 __all__ = ["canary", "clients", "failing", "failing_server", "node", "public"]  # fixtures
 
 
@@ -30,6 +33,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("replicas"):
         shared = [item for item in items if "live" in getattr(item, "fixturenames", ())]
         items[:] = [item for item in shared if item.get_closest_marker("direct") is None]
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

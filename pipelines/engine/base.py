@@ -6,9 +6,9 @@ can use their own.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pkgutil import resolve_name
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from pipelines.imports import import_name
 from pipelines.logs import LogFormat
 from pipelines.request import ImageRequest
 
@@ -50,7 +50,7 @@ class EngineConfig:
         return asdict(self)
 
     def build(self, report: Report) -> "Engine[Any]":
-        engine: Engine[Any] = resolve_name(self.factory)(self, report)
+        engine: Engine[Any] = import_name(self.factory)(self, report)
         return engine
 
 

@@ -4,13 +4,14 @@ Every subcommand describes its flags as a pydantic-settings class: one with the 
 environment variable, then default), or a subclass of `Arguments`, which reads no environment.
 """
 
-import importlib
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from pipelines.imports import import_name
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -63,8 +64,7 @@ def run(program: str, commands: Mapping[str, Command | Group], arguments: list[s
         return 2
     if isinstance(command, Group):
         return run(f"{program} {name}", command.commands, rest)
-    module, _, function = command.function.partition(":")
-    code: int = getattr(importlib.import_module(module), function)(rest)
+    code: int = import_name(command.function)(rest)
     return code
 
 
