@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import io
 import socket
 import subprocess
@@ -242,9 +243,10 @@ def test_decoding_takes_64_mib_beyond_the_picture_and_gives_it_back(
         assert "make it smaller" in ended.stderr
 
 
+@functools.cache
 def photo(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """Soft shapes that differ in every direction, and some grain."""
-    y, x = np.mgrid[0:height, 0:width]
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     planes = [127 + 120 * np.sin(x / width * 5 + y / height * k + k) for k in range(len(mode))]
     grain = np.random.default_rng(width).integers(-6, 7, (height, width, 1))
     return Image.fromarray((np.stack(planes, -1) + grain).clip(0, 255).astype("uint8"), mode)
