@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,7 @@ from support.clients import (
     statuses,
 )
 from support.pictures import open_image
+from support.scripted_server import Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer
 
 PYTHON_1440x512 = """import requests
@@ -288,15 +290,22 @@ def test_openai_at_a_loading_server(serve: Callable[..., LiveServer]) -> None:
     assert seen == [503] * (len(seen) - 1) + [201]
 
 
-def test_openai_at_a_busy_server(serve: Callable[..., LiveServer]) -> None:
+@pytest.fixture
+def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
+    """Its engine takes 10 s for four images of 50 steps, and each request has 4 s."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Scripted(tmp_path, queue_size=1, safety_checker="none", request_timeout=4) as server:
+        yield server
+
+
+def test_openai_at_a_busy_server(busy: Scripted) -> None:
     """One runs and one waits until their time is over; a third is told when to come back."""
-    server = serve(queue_size="1", max_running="1", request_timeout="4", log_format="json")
 
     def generate(retries: int) -> openai.APIStatusError:
-        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=retries) as client:
-            slow = {"image_size": {"width": 1536, "height": 1536}, "num_inference_steps": 50, "num_images": 4}
+        with openai.OpenAI(base_url=f"{busy.url}/v1", api_key="unused", max_retries=retries) as client:
+            much = {"num_inference_steps": 50, "num_images": 4}
             with pytest.raises(openai.APIStatusError) as caught:
-                client.images.generate(model="flux/srpo", prompt=PROMPT, extra_body=slow)
+                client.images.generate(model="flux/srpo", prompt="slow", extra_body=much)
             return caught.value
 
     with ThreadPoolExecutor(3) as threads:
@@ -308,9 +317,9 @@ def test_openai_at_a_busy_server(serve: Callable[..., LiveServer]) -> None:
     assert 1 <= seconds <= 120
     assert (seconds - 1) * 1000 < int(replies[429].response.headers["retry-after-ms"]) <= seconds * 1000
     assert "within 4 s" in replies[504].message
-    before = len(statuses(server))
+    before = len(busy.statuses)
     assert generate(2).status_code == 504
-    assert statuses(server)[before:] == [504]  # it would only happen again
+    assert busy.statuses[before:] == [504]  # it would only happen again
 
 
 # --- LiteLLM --------------------------------------------------------------------------------------------------------

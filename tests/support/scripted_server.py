@@ -30,8 +30,9 @@ class Scripted:
         config = EngineConfig(
             factory="support.scripted_engine:load", model="gated" if loading else "tiny", models_dir=str(folder)
         )
-        self.pool = WorkerPool(config, queue_size=queue_size, max_running=1)
-        self.app = create_app(Settings(data_dir=folder, model="tiny", port=self.port, **options), self.pool)
+        settings = Settings(data_dir=folder, model="tiny", port=self.port, **options)
+        self.pool = WorkerPool(config, queue_size=queue_size, max_running=1, request_timeout=settings.request_timeout)
+        self.app = create_app(settings, self.pool)
         self.server = uvicorn.Server(
             uvicorn.Config(self.recorded, interface="asgi3", port=self.port, log_config=None, ws="none")
         )
