@@ -85,14 +85,16 @@ def test_what_is_wrong_is_refused_and_not_accepted(server: Scripted) -> None:
     assert call(server, "POST", PATH, key="no-such-key", json=BODY, headers=PREFER).status_code == 401
 
 
-def test_the_line_is_told_and_a_cancelled_job_frees_its_place(server: Scripted) -> None:
-    first, second, third = (accept(server, **SLOW, seed=seed)["id"] for seed in (1, 2, 3))
+def test_the_line_is_told_and_a_cancelled_job_frees_its_place(server: Scripted, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    first, second, third = (accept(server, prompt=gate.prompt, seed=seed)["id"] for seed in (1, 2, 3))
     assert call(server, "GET", f"/v1/jobs/{third}").json()["queue_position"] == 1
     for _ in range(2):
         assert call(server, "DELETE", f"/v1/jobs/{second}").json()["status"] == "cancelled"
     assert call(server, "GET", f"/v1/jobs/{third}").json()["queue_position"] == 0
     assert call(server, "DELETE", f"/v1/jobs/{first}").json()["status"] == "cancelled"
     assert call(server, "DELETE", f"/v1/jobs/{third}").json()["error"]["error"]["code"] == "cancelled"
+    gate.allow(100)
     server.until(lambda: server.pool.status().running == 0)
 
 
