@@ -4,12 +4,9 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache
 from itertools import count
 from pathlib import Path
 
-import httpx
-import httpx2
 import pytest
 from support.buckets import S3Service, running_s3
 from support.clients import failing, failing_server
@@ -21,10 +18,6 @@ from support.server import LiveServer, running
 
 # The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# Each new client, also that of one `httpx.get`, reads the certificates of all authorities: 25 ms, thousands of times.
-for library in (httpx, httpx2):
-    library._transports.default.create_ssl_context = cache(library.create_ssl_context)  # type: ignore[attr-defined]
 
 gc.disable()  # until all tests are imported, with all their libraries: nothing is to be freed there
 
