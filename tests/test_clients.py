@@ -33,7 +33,7 @@ from support.clients import (
 )
 from support.pictures import open_image
 from support.scripted_server import Scripted
-from support.server import PROMPT, START_LIMIT, LiveServer
+from support.server import PROMPT, LiveServer
 
 PYTHON_1440x512 = """import requests
 import json  # for getting a structured output with indentation
@@ -261,33 +261,23 @@ def test_openai_with_a_wrong_key_and_a_right_one(live_with_key: LiveServer) -> N
     assert requests.get(str(reply.data[0].url), headers={"authorization": "Bearer wrong"}, timeout=60).ok
 
 
-def first_answer(client: openai.OpenAI) -> openai.InternalServerError:
-    """What a server says as soon as its port is open: it must not be a success."""
-    deadline = time.monotonic() + START_LIMIT
-    while time.monotonic() < deadline:
-        try:
+def test_openai_at_a_loading_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with (
+        Scripted(tmp_path, loading=True, safety_checker="none") as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client,
+    ):
+        with pytest.raises(openai.InternalServerError) as caught:
             client.images.generate(model="flux/srpo", prompt=PROMPT, extra_body=SMALL)
-        except openai.APIConnectionError:
-            time.sleep(0.02)
-        except openai.InternalServerError as error:
-            return error
-        else:
-            break
-    pytest.fail("the server never said that it was loading")
-
-
-def test_openai_at_a_loading_server(serve: Callable[..., LiveServer]) -> None:
-    server = serve(wait=False, log_format="json")
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
-        error = first_answer(client)
+        error = caught.value
         assert error.status_code == 503
         assert "not ready yet" in error.message
         assert 1 <= int(error.response.headers["retry-after"]) <= 120
         assert error.response.json().keys() >= {"stage", "progress", "eta_seconds"}
-        server.wait_ready()  # that the SDK waits as long as it is told is tested above
+        (tmp_path / "loaded").touch()
+        server.until(lambda: server.pool.status().state == "ready")  # that the SDK waits as it is told is tested above
         assert client.images.generate(model="flux/srpo", prompt=PROMPT, extra_body=SMALL).data
-    seen = statuses(server)
-    assert seen == [503] * (len(seen) - 1) + [201]
+    assert server.statuses == [503, 201]
 
 
 @pytest.fixture
