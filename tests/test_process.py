@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.server import START_LIMIT, LiveServer, free_port
+from support.server import START_LIMIT, LiveServer
 from support.waiting import LIMIT, within
 
 
@@ -175,15 +175,6 @@ def test_weights_that_cannot_be_loaded_end_the_server_with_the_reason(
     log = server.log.read_text()
     assert "flux/srpo is not complete" in log
     assert "model_index.json" in log
-
-
-def test_a_setting_of_one_server_is_its_own(serve: Callable[..., LiveServer]) -> None:
-    """The URL of an image begins with public_url, and a success is 200 where that is asked for."""
-    port = free_port()
-    server = serve(public_url=f"https://images.example:{port}/", success_status="200")
-    reply = server.generate()
-    assert reply.status_code == 200
-    assert reply.json()["images"][0]["url"].startswith(f"https://images.example:{port}/files/")
 
 
 def test_two_devices_serve_the_same_bytes_and_one_at_a_time_may_die(serve: Callable[..., LiveServer]) -> None:
