@@ -45,6 +45,7 @@ START_LIMIT = 300.0  # seconds until the health check must pass
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 LABELS = {"VERSION": VERSION, "REVISION": "0" * 40, "CREATED": "2026-01-02T03:04:05Z", "SOURCE": "https://example.com"}
 LABEL = "org.opencontainers.image."
+LARGEST = 3e9  # bytes, without CUDA
 # Files that must never reach an image, where people have them.
 SECRETS = (".env", "data/keys.json", "models/FLUX.1-dev/flux1-dev.safetensors", "server/__pycache__/old.pyc")
 COMPILE = """
@@ -270,6 +271,15 @@ def test_it_is_labelled_with_what_was_built(config: dict[str, Any], container: C
     fixed = {"title": "srpo", "description": project["description"], "licenses": project["license"]}
     assert labels == given | {f"{LABEL}{name}": value for name, value in fixed.items()}
     assert container.run("srpo", "--version").stdout == f"srpo {VERSION}\n"
+
+
+def test_without_cuda_it_is_as_small_as_the_page_says(container: Container) -> None:
+    """Unpacked; `pip` leaves no cache in it, and no layer holds a file twice."""
+    files = [path for path in container.root.rglob("*") if path.is_file() and not path.is_symlink()]
+    size = sum(path.stat().st_size for path in files)
+    print(f"{size / 1e9:.2f} GB")
+    if container.run("python", "-c", "import torch; print(torch.version.cuda)").stdout.strip() == "None":
+        assert size < LARGEST
 
 
 def test_its_settings_are_real_and_only_keys_are_missing(config: dict[str, Any]) -> None:

@@ -194,6 +194,10 @@ def test_probes_are_not_traced_and_a_wrong_context_begins_a_trace_of_its_own(
     httpx.get(f"{server.url}/v1/models", headers=caller.headers)
     assert [span.name for span in collector.wait_for(caller.trace, "GET /v1/models")] == ["GET /v1/models"]
     assert collector.spans(wrong.trace) == []
+    lost = Caller()
+    httpx.get(f"{server.url}/nowhere", headers=lost.headers)
+    (span,) = collector.wait_for(lost.trace, "GET")
+    assert (span.attributes["http.response.status_code"], "http.route" in span.attributes) == (404, False)
 
 
 def test_a_job_that_survives_a_kill_keeps_its_trace_and_its_webhook_has_it(

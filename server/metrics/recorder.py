@@ -23,7 +23,7 @@ from server.metrics.table import (
     Metric,
     size_class,
 )
-from server.tracing.traces import Ended
+from server.tracing.traces import NO_ROUTE, Ended
 
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")  # others would be labels that clients make up
 FLAGGED: Mapping[bool, str] = {True: "true", False: "false"}
@@ -33,7 +33,7 @@ STEP_KINDS: Mapping[bool, str] = {True: "computed", False: "skipped"}
 def describe_end(scope: Scope, status: int | None, error: Exception | None) -> Ended:
     """How a request was answered, in words of few."""
     code = (row_of(error).code or "invalid_request") if error is not None else ""
-    return Ended(getattr(scope.get("route"), "path", "none"), status or 499, code)
+    return Ended(getattr(scope.get("route"), "path", NO_ROUTE), status or 499, code)
 
 
 class Metrics(PoolObserver):

@@ -22,7 +22,7 @@ from starlette.types import Scope
 
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.trace_context import trace_context
-from server.tracing.traces import DeliverySpan, Ended, GenerationSpan, RequestSpan, Traces
+from server.tracing.traces import NO_ROUTE, DeliverySpan, Ended, GenerationSpan, RequestSpan, Traces
 from weights.version import read_version
 
 NAME = "srpo"
@@ -58,8 +58,9 @@ class OtelRequest(RequestSpan):
         self._method = method
 
     def end(self, ended: Ended) -> None:
-        self._span.update_name(f"{self._method} {ended.route}")
-        self._span.set_attribute("http.route", ended.route)
+        if ended.route != NO_ROUTE:
+            self._span.update_name(f"{self._method} {ended.route}")
+            self._span.set_attribute("http.route", ended.route)
         self._span.set_attribute("http.response.status_code", ended.status)
         if ended.code and ended.status < 500:  # the client's own fault is no failure of the server's
             self._span.set_attribute("error.type", ended.code)

@@ -11,6 +11,8 @@ from starlette.types import Scope
 
 from pipelines.request import ImageRequest, ImageResult
 
+NO_ROUTE = "none"  # of a request that matches none
+
 
 class Ended(NamedTuple):
     """How a request was answered: by route template, status and `error.code` (empty: no error)."""
