@@ -5,12 +5,12 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from support.server import START_LIMIT, LiveServer
+from support.server import START_LIMIT, LiveServer, running
 from support.waiting import LIMIT, within
 
 
@@ -40,8 +40,14 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_same_seed_same_bytes_alone_in_company_and_after_a_worker_restart(serve: Callable[..., LiveServer]) -> None:
-    server = serve()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server of the tests that kill its worker."""
+    with running(tmp_path_factory.mktemp("server")) as live:
+        yield live
+
+
+def test_same_seed_same_bytes_alone_in_company_and_after_a_worker_restart(server: LiveServer) -> None:
     alone = png(server, seed=11)
     with concurrent.futures.ThreadPoolExecutor(9) as threads:
         sizes = ["square", "portrait_16_9", {"width": 544, "height": 512}]
@@ -59,8 +65,7 @@ def test_same_seed_same_bytes_alone_in_company_and_after_a_worker_restart(serve:
     assert png(server, seed=12) != alone
 
 
-def test_a_worker_killed_in_the_middle_of_a_request_loses_nothing(serve: Callable[..., LiveServer]) -> None:
-    server = serve()
+def test_a_worker_killed_in_the_middle_of_a_request_loses_nothing(server: LiveServer) -> None:
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         replies = [threads.submit(png, server, seed=seed, num_inference_steps=50) for seed in range(1, 5)]
         assert within(LIMIT, lambda: httpx.get(f"{server.url}/health").json()["running"] > 0)
