@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from bench.sketch.recipe.atlas import Atlas
@@ -39,12 +40,33 @@ class Codec:
         tiles = patches.reshape(height, width, PATCH, PATCH, 3).transpose(0, 2, 1, 3, 4)
         return tiles.reshape(height * PATCH, width * PATCH, 3)
 
+    @property
+    def offset(self) -> torch.Tensor:
+        """The code of a black patch, `(32,)`."""
+        return -self.mean @ self.forward
+
     def save(self, path: Path) -> None:
         save_file({"mean": self.mean, "forward": self.forward, "backward": self.backward}, path)
 
     @classmethod
     def load(cls, path: Path) -> "Codec":
         return cls(**load_file(path))
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, vae: AutoencoderKL) -> "Codec":
+        """The code that an autoencoder of an earlier edition was set to: its encoder is linear (see `encoder`)."""
+        black = -torch.ones(1, 3, 2 * PATCH, 2 * PATCH)
+        offset = vae.encode(black).latent_dist.mode()[0, :, 0, 0]
+        rows = []
+        pixels_alone = torch.eye(PATCH * PATCH * 3).view(-1, PATCH, PATCH, 3).permute(0, 3, 1, 2)
+        for pixels in torch.chunk(pixels_alone, PATCH):
+            lit = black.repeat(len(pixels), 1, 1, 1)
+            lit[..., :PATCH, :PATCH] += 2 * pixels
+            rows.append(vae.encode(lit).latent_dist.mode()[..., 0, 0] - offset)
+        forward = torch.cat(rows)
+        mean = torch.linalg.lstsq(forward.T, -offset).solution
+        return cls(mean, forward, torch.linalg.pinv(forward))
 
 
 def split(image: np.ndarray) -> np.ndarray:
@@ -119,15 +141,14 @@ class Stamps:
         """The latents of an object's square over the background."""
         side = thing.side * TOKEN
         if ground in BACKGROUNDS:
-            maps = self._maps(thing.concept, thing.colour, side)
-            offset = self.codec.mean @ self.codec.forward
+            maps = self.maps(thing.concept, thing.colour, side)
             colour = torch.from_numpy(picture[0, 0])
-            return maps[0] + torch.einsum("c,cdhw->dhw", colour, maps[1:]) - offset[:, None, None]
+            return maps[0] + torch.einsum("c,cdhw->dhw", colour, maps[1:]) + self.codec.offset[:, None, None]
         drawn = self.atlas.picture(thing.concept, thing.colour, side)
         below = picture[top : top + side, left : left + side]
         return self.codec.encode(drawn[..., :3] + (1 - drawn[..., 3:]) * below)
 
-    def _maps(self, concept: Concept, colour: str | None, size: int) -> torch.Tensor:
+    def maps(self, concept: Concept, colour: str | None, size: int) -> torch.Tensor:
         """`(4, 32, size / 32, size / 32)`: of the premultiplied picture, and of what shows through in each channel."""
         key = (concept.name, colour, size)
         if key not in self.kept:

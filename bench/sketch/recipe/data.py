@@ -11,38 +11,38 @@ training for the evaluation, except for those that people try first (`NEVER_HELD
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
 from bench.sketch.recipe.atlas import Atlas
-from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, NEVER_HELD_OUT, SCENES, TAUGHT, Concept
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, NEVER_HELD_OUT, SCENES, Concept
 from bench.sketch.recipe.layouts import PLACES, Spot, assign_slots, side_of, spots_of
 from bench.sketch.recipe.scenery import draw_scene
-from bench.sketch.recipe.words import GROUND_CHARACTERS, thing_word
 
 T = TypeVar("T")
 TOKEN = 64  # pixels of a token's side
 NUMBERS = {2: "two", 3: "three"}
-SCENE_KINDS = {"one": 0.17, "coloured": 0.10, "place": 0.04, "count": 0.05, "two": 0.36, "three": 0.06, "scene": 0.22}
+SCENE_KINDS = {"one": 0.12, "coloured": 0.10, "place": 0.04, "count": 0.05, "two": 0.28, "three": 0.07, "scene": 0.34}
 SCENE_THINGS = (0.15, 0.45, 0.30, 0.10)  # shares of scenes with none, one, two, three things
 RANDOM_BACKGROUND_SHARE, NAMED_BACKGROUND_SHARE = 0.80, 0.80  # of scenes, of captions
 TWO_COLOURED = 0.4  # share of colourable things in a colour where there are several
-LATER, LATER_SHARE = 102, 0.5  # things from that one on are learned later than the others, and drawn more often
-COLOURABLE = [concept for concept in TAUGHT if concept.colourable]
+SCATTER_TRIES = 30
+COLOURABLE = [concept for concept in CONCEPTS if concept.colourable]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object, in the slot that its word names."""
+    """One object, in its slot, or where `scattered` says."""
 
     concept: Concept
     colour: str | None
     slot: str
+    scattered: tuple[Spot, ...] = ()
 
     def spots(self, width: int, height: int) -> list[Spot]:
-        return spots_of(self.slot, width, height)
+        return list(self.scattered) or spots_of(self.slot, width, height)
 
     @property
     def side(self) -> int:
@@ -61,12 +61,6 @@ class Scene:
     kind: str
     place: str | None = None
     named: bool = True
-
-    @property
-    def words(self) -> list[str]:
-        """What the tokenizer makes of the caption."""
-        words = [thing_word(thing.concept.name, thing.slot, thing.colour) for thing in self.things]
-        return words + ([GROUND_CHARACTERS[self.background]] if self.named else [])
 
 
 def is_held_out(*names: str) -> bool:
@@ -102,6 +96,25 @@ def make_scene(rng: np.random.Generator, width: int = 8, height: int = 8, train:
         novel = any(is_held_out(*pair) for pair in pairs(scene))
         if novel != train:
             return scene
+
+
+def scatter(rng: np.random.Generator, scene: Scene) -> Scene:
+    """The scene with its things anywhere, so that the model learns every square; as it is where they find no room."""
+    taken, things = np.zeros((scene.height, scene.width), dtype=bool), list[Thing]()
+    for thing in scene.things:
+        spots = list[Spot]()
+        for _ in thing.spots(scene.width, scene.height):
+            for _ in range(SCATTER_TRIES):
+                left, top = (int(rng.integers(0, size + 1 - thing.side)) for size in (scene.width, scene.height))
+                square = taken[top : top + thing.side, left : left + thing.side]
+                if not square.any():
+                    break
+            else:
+                return scene
+            square[:] = True
+            spots.append((left, top))
+        things.append(replace(thing, scattered=tuple(spots)))
+    return replace(scene, things=tuple(things))
 
 
 def pairs(scene: Scene) -> list[tuple[str, ...]]:
@@ -168,7 +181,7 @@ SCENE_PHRASES = {
 
 
 def pick_concept(rng: np.random.Generator) -> Concept:
-    return pick(rng, TAUGHT[LATER:] if rng.random() < LATER_SHARE else TAUGHT[:LATER])
+    return pick(rng, CONCEPTS)
 
 
 def pick_unlike(rng: np.random.Generator, count: int) -> list[Concept]:

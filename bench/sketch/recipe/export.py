@@ -11,16 +11,19 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from safetensors.torch import load_file, save_file
+from transformers import T5EncoderModel
 
 from bench.sketch.recipe import phrases
 from bench.sketch.recipe.atlas import PACKAGE, Atlas
 from bench.sketch.recipe.codec import CHANNELS, Codec
-from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, SCENES, TAUGHT
+from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, SCENES
 from bench.sketch.recipe.data import TOKEN, make_scene, render
 from bench.sketch.recipe.encoder import set_encoder
-from bench.sketch.recipe.flow import GUIDANCE, SHIFT, SIZES, Painter
-from bench.sketch.recipe.grammar import make_tokenizers
-from bench.sketch.recipe.text import fix_embeddings
+from bench.sketch.recipe.flow import GUIDANCE, SHIFT, Painter
+from bench.sketch.recipe.grammar import make_clip_tokenizer, make_t5_tokenizer
+from bench.sketch.recipe.layouts import CANVAS
+from bench.sketch.recipe.pieces import Pieces
+from bench.sketch.recipe.text import load_t5
 from bench.sketch.recipe.training import load_averaged_weights
 from bench.sketch.recipe.vae import make_vae
 from bench.sketch.recipe.words import TOKENS
@@ -29,24 +32,25 @@ SOURCES = f"{PACKAGE} (Fluent Emoji, Microsoft Corporation, MIT): pictures; name
 PREVIEW_SCENES = 64
 
 
-def export(out: Path, target: Path, atlas: Atlas, codec: Codec, seed: int, earlier: Path | None = None) -> None:
-    """Write the model to `target`, from the last stage that `out` has a checkpoint of.
-
-    The autoencoder is `earlier`'s, an edition's folder, where `out` has no checkpoint of a decoder.
-    """
-    last = next(file for file in (out / "guidance.ckpt", out / "flow.ckpt") if file.exists())
+def export(
+    out: Path, target: Path, atlas: Atlas, codec: Codec, pieces: Pieces, seed: int, earlier: Path | None = None
+) -> None:
+    """Write the model to `target`. The autoencoder is `earlier`'s, an edition's folder, unless that is None."""
     painter = Painter(seed)
-    painter.load_state_dict(load_averaged_weights(last))
-    fix_embeddings(painter.clip, painter.t5)
-    if earlier is not None and not (out / "decoder.ckpt").exists():
+    painter.load_state_dict(load_averaged_weights(out / "flow.ckpt"))
+    if earlier is not None:
         autoencoder = AutoencoderKL.from_pretrained(earlier / "vae", local_files_only=True)
     else:
         autoencoder = make_autoencoder(out, atlas, codec, seed)
     shutil.rmtree(target, ignore_errors=True)
-    assemble(painter, autoencoder).to(torch.float16).save_pretrained(target)
+    assemble(painter, load_t5(out / "text.ckpt", pieces.table), autoencoder, pieces).to(torch.float16).save_pretrained(
+        target
+    )
     for file in target.rglob("*.safetensors"):
         save_file(load_file(file), file, {"format": "pt", "sources": SOURCES, "licence": "Apache-2.0"})
-    (target / "manifest.json").write_text(json.dumps(make_manifest(last, atlas, codec, seed), indent=1) + "\n")
+    (target / "manifest.json").write_text(
+        json.dumps(make_manifest(out / "flow.ckpt", atlas, codec, seed), indent=1) + "\n"
+    )
 
 
 def make_autoencoder(out: Path, atlas: Atlas, codec: Codec, seed: int) -> AutoencoderKL:
@@ -56,17 +60,16 @@ def make_autoencoder(out: Path, atlas: Atlas, codec: Codec, seed: int) -> Autoen
     return vae
 
 
-def assemble(painter: Painter, vae: AutoencoderKL) -> FluxPipeline:
+def assemble(painter: Painter, t5: T5EncoderModel, vae: AutoencoderKL, pieces: Pieces) -> FluxPipeline:
     """The pipeline around the trained parts. Its schedule shifts every size alike, as in training."""
     mu = math.log(SHIFT)
-    clip_tokenizer, t5_tokenizer = make_tokenizers()
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=mu, max_shift=mu),
         vae=vae,
         text_encoder=painter.clip,
-        tokenizer=clip_tokenizer,
-        text_encoder_2=painter.t5,
-        tokenizer_2=t5_tokenizer,
+        tokenizer=make_clip_tokenizer(),
+        text_encoder_2=t5,
+        tokenizer_2=make_t5_tokenizer(pieces),
         transformer=painter.transformer,
     )
 
@@ -78,14 +81,14 @@ def make_manifest(stage: Path, atlas: Atlas, codec: Codec, seed: int) -> dict[st
     return {
         "text_tokens": TOKENS,
         "guidance": GUIDANCE,
-        "canvas": max(SIZES, key=lambda size: SIZES[size]),
+        "canvas": (CANVAS * TOKEN, CANVAS * TOKEN),
         "preview": {"factors": factors, "bias": bias},
         "knows": {
-            "things": {concept.name: list(concept.other) for concept in TAUGHT},
-            "colours": {"of": [concept.name for concept in TAUGHT if concept.colourable], "are": list(COLOURS)},
+            "things": {concept.name: list(concept.other) for concept in CONCEPTS},
+            "colours": {"of": [concept.name for concept in CONCEPTS if concept.colourable], "are": list(COLOURS)},
             "backgrounds": list(BACKGROUNDS),
             "scenes": list(SCENES),
-            "words": " ".join(phrases.list_words(TAUGHT, phrases.SCENES)),
+            "words": " ".join(phrases.list_words()),
         },
         "training": {"stage": stage.stem, "steps": saved["step"], "seed": seed, "torch": version("torch")},
         "sources": SOURCES,

@@ -1,38 +1,46 @@
 """The tokenizers: what a person writes becomes a few words that say what is drawn where; all else is dropped.
 
-A tokenizer's normalizer is a chain of replacements, here in four acts. First phrases become characters of Unicode's
+A tokenizer's normalizer is a chain of replacements, here in five acts. First phrases become characters of Unicode's
 private use area, the longest first. Then colours are bound to their things, and whatever is no such character is
-dropped. Then each thing's open mark (`OPEN`) becomes its slot. Last, the pre-tokenizer drops what makes no word.
-So words that the model does not know change nothing, and unmodified diffusers and transformers read prompts alike.
+dropped. Then each thing's open mark (`OPEN`) becomes its slot. Then, for T5 alone, things are spelled: a thing becomes
+its rows of pieces, and each row's mark is that of its place. Last, the pre-tokenizer drops what makes no word. So words
+that the model does not know change nothing, and unmodified diffusers and transformers read prompts alike.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from bench.sketch.recipe import phrases
-from bench.sketch.recipe.concepts import BACKGROUNDS, TAUGHT, Concept
-from bench.sketch.recipe.layouts import PLACES, SKY
+from bench.sketch.recipe.concepts import BACKGROUNDS, CONCEPTS
+from bench.sketch.recipe.layouts import ALONE, PLACES, SKY, SLOTS, side_of, spots_of
+from bench.sketch.recipe.pieces import Pieces
 from bench.sketch.recipe.words import (
+    CLIP_TOKENS,
     COLOUR_CHARACTERS,
     END,
     GROUND_CHARACTERS,
     IDS,
+    MARKS,
     PAD,
     REGISTERS,
+    ROW_CHARACTERS,
     SLOT_CHARACTERS,
     SPECIAL,
     START,
     THING_CHARACTERS,
     TOKENS,
+    piece_character,
     thing_word,
 )
 
 OPEN, MAYBE_ORANGE, LANDSCAPE = "\uf000", "\uf001", "\uf002"
 RELATION_CHARACTERS = {"above": "\uf010", "below": "\uf011", "on": "\uf012"}
 PLACE_CHARACTERS = {place: chr(0xF020 + number) for number, place in enumerate(PLACES)}
+ROW_STARTS = [chr(0xF030 + row) for row in range(ALONE)]  # until the slot says which square that is
+COUNTED = {"pair": ("left", "right"), "three": ("top", "low left", "low right")}
 PASSES = 5  # a replacement that is anchored at the start finds one place a pass
 NOT_A_LETTER = r"[^\x{E000}-\x{F8FF}]"
 Rule = tuple[str, str]  # a regular expression, and what replaces it
@@ -47,7 +55,9 @@ THING, COLOUR, GROUND, SLOT = map(any_of, (THING_CHARACTERS, COLOUR_CHARACTERS, 
 COUNT = any_of(SLOT_CHARACTERS["pair"] + SLOT_CHARACTERS["three"])
 SCENE = any_of(character for name, character in GROUND_CHARACTERS.items() if name not in BACKGROUNDS)
 FLYING = any_of(THING_CHARACTERS[name] for name in SKY)
+PIECE = r"[\x{F0000}-\x{FFFFD}]"
 NOT_OPEN, NOT_GROUND = f"[^{OPEN}]", f"[^{GROUND[1:-1]}]"
+MOST_THINGS = 3
 # What is drawn of a prompt of which nothing is known.
 DEFAULT = thing_word("rainbow", "top") + thing_word("house", "low left") + thing_word("tree", "low right")
 DEFAULT += GROUND_CHARACTERS["meadow"]
@@ -77,14 +87,14 @@ def backdrop_rules() -> Iterator[Rule]:
         yield rf"(?<![\p{{L}}\p{{N}}])on\s+(?:{colour})(?=\s*(?:$|[^\s\p{{L}}\p{{N}}-]))", GROUND_CHARACTERS[name]
 
 
-def phrase_rules(known: Sequence[Concept], scenes: Mapping[str, list[str]]) -> Iterator[Rule]:
+def phrase_rules() -> Iterator[Rule]:
     """Phrases to characters, those of most words first, since "hot dog" is no dog."""
-    things = phrases.thing_phrases(known)
+    things = phrases.thing_phrases(CONCEPTS)
     things["orange"].remove("orange")
     rows = [(found, OPEN + THING_CHARACTERS[name]) for name, found in things.items()]
     rows += [(["orange"], MAYBE_ORANGE), (phrases.IGNORED, " ")]
-    rows += [(phrases.LANDSCAPES, LANDSCAPE)] if scenes else []
-    rows += [(found, GROUND_CHARACTERS[name]) for name, found in scenes.items()]
+    rows += [(phrases.LANDSCAPES, LANDSCAPE)]
+    rows += [(found, GROUND_CHARACTERS[name]) for name, found in phrases.SCENES.items()]
     rows += [(found, COLOUR_CHARACTERS[name]) for name, found in phrases.COLOURS.items()]
     rows += [(found, SLOT_CHARACTERS[name]) for name, found in phrases.COUNTS.items()]
     rows += [(found, PLACE_CHARACTERS[name]) for name, found in phrases.PLACES.items()]
@@ -101,16 +111,16 @@ def phrase_rules(known: Sequence[Concept], scenes: Mapping[str, list[str]]) -> I
                 yield phrase_pattern(chosen), character
 
 
-def binding_rules(known: Sequence[Concept], default: str, most_things: int = 3) -> Iterator[Rule]:
+def binding_rules() -> Iterator[Rule]:
     """Colours to their things; what nothing is known of and what binds to nothing is dropped."""
-    fixed = any_of(THING_CHARACTERS[concept.name] for concept in known if not concept.colourable)
+    fixed = any_of(THING_CHARACTERS[concept.name] for concept in CONCEPTS if not concept.colourable)
     yield rf"{MAYBE_ORANGE}(?=\s+{OPEN})", COLOUR_CHARACTERS["orange"]
     yield MAYBE_ORANGE, OPEN + THING_CHARACTERS["orange"]
     for colour in COLOUR_CHARACTERS.values():  # "coeur rouge", "the heart is red"
         after = rf"{THING}(?:\s+(?:is|are|ist|sind|est|sont|es|en|in))?\s*{colour}(?!\s*{OPEN})"
         yield f"(?<!{COLOUR})(?<!{COLOUR} ){OPEN}(?={after})", colour + OPEN
     yield rf"^{NOT_GROUND}*\K{LANDSCAPE}(?!.*{GROUND})", GROUND_CHARACTERS["meadow"]
-    yield rf"^[^{THING[1:-1]}{GROUND[1:-1]}]+$", default
+    yield rf"^[^{THING[1:-1]}{GROUND[1:-1]}]+$", DEFAULT
     yield NOT_A_LETTER, ""
     yield f"{COLOUR}(?!{OPEN})", ""
     yield f"{COLOUR}(?={OPEN}{fixed})", ""
@@ -121,7 +131,7 @@ def binding_rules(known: Sequence[Concept], default: str, most_things: int = 3) 
     for _ in range(PASSES):
         yield rf"^.*?{OPEN}({THING}).*?\K(?<!{COLOUR}){OPEN}\1", ""
         yield rf"^.*?({COLOUR}{OPEN}{THING}).*?\K\1", ""
-        yield rf"^(?:{NOT_OPEN}*{OPEN}{THING}){{{most_things}}}.*?\K{COLOUR}?{OPEN}{THING}", ""
+        yield rf"^(?:{NOT_OPEN}*{OPEN}{THING}){{{MOST_THINGS}}}.*?\K{COLOUR}?{OPEN}{THING}", ""
         yield rf"^{NOT_GROUND}*{GROUND}{NOT_GROUND}*\K{GROUND}", ""
 
 
@@ -171,13 +181,46 @@ def slot_rules() -> Iterator[Rule]:
     yield any_of("".join((*RELATION_CHARACTERS.values(), *PLACE_CHARACTERS.values()))), ""
 
 
+def counting_rules() -> Iterator[Rule]:
+    """Two or three of a thing become things in slots of their own, all in the colour of the first."""
+    slots = SLOT_CHARACTERS
+    for count, (_, *others) in COUNTED.items():
+        for concept in CONCEPTS:
+            thing = THING_CHARACTERS[concept.name]
+            yield f"(?<={slots[count]}){thing}", thing + "".join(slots[other] + thing for other in others)
+        for colour in COLOUR_CHARACTERS.values():
+            before = f"{colour}{slots[count]}."
+            for other in others:
+                yield f"(?<={before}){slots[other]}", colour + slots[other]
+                before += f"{colour}{slots[other]}."
+    for count, (first, *_) in COUNTED.items():
+        yield slots[count], slots[first]
+
+
+def spelling_rules(pieces: Pieces) -> Iterator[Rule]:
+    """Things to rows of pieces, each after its row's mark; slots and colours are gone then."""
+    sides = {side: any_of(SLOT_CHARACTERS[slot] for slot in SLOTS if side_of(slot) == side) for side in side_sizes()}
+    for (name, colour, side), ids in sorted(pieces.index.items(), key=lambda item: item[0][1] is None):
+        spelled = [piece_character(number - len(MARKS)) for number in ids]
+        rows = (ROW_STARTS[row] + "".join(spelled[row * side : (row + 1) * side]) for row in range(side))
+        before = (COLOUR_CHARACTERS[colour] if colour else "") + sides[side]
+        yield f"(?<={before}){THING_CHARACTERS[name]}", "".join(rows)
+    for slot, character in SLOT_CHARACTERS.items():
+        if slot not in COUNTED:
+            ((left, top),), side = spots_of(slot), side_of(slot)
+            for row in range(side):
+                gone = row * (side + 1)
+                yield f"(?<={character}.{{{gone}}}){ROW_STARTS[row]}", ROW_CHARACTERS[left, top + row]
+    yield any_of("".join((*SLOT_CHARACTERS.values(), *COLOUR_CHARACTERS.values()))), ""
+
+
+def side_sizes() -> set[int]:
+    return {side_of(slot) for slot in SLOTS}
+
+
 def make_rules() -> list[Rule]:
-    return [
-        *backdrop_rules(),
-        *phrase_rules(TAUGHT, phrases.SCENES),
-        *binding_rules(TAUGHT, DEFAULT),
-        *slot_rules(),
-    ]
+    """What both tokenizers do first."""
+    return [*backdrop_rules(), *phrase_rules(), *binding_rules(), *slot_rules()]
 
 
 def make_normalizer(rules: Sequence[Rule]) -> normalizers.Normalizer:
@@ -186,27 +229,41 @@ def make_normalizer(rules: Sequence[Rule]) -> normalizers.Normalizer:
     return normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), blanks, *replacements])
 
 
-def make_tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """CLIP's (start and end marks) and T5's (the registers and an end mark), over the same vocabulary."""
+def make_clip_tokenizer() -> PreTrainedTokenizerFast:
+    """It keeps the ground."""
+    vocabulary = {word: number for word, number in IDS.items() if word not in ROW_CHARACTERS.values()}
+    return wrap(make_rules(), vocabulary, GROUND, (START,), (END,), CLIP_TOKENS)
 
-    normalizer = make_normalizer(make_rules())
 
-    def wrap(before: tuple[str, ...], after: tuple[str, ...]) -> PreTrainedTokenizerFast:
-        tokenizer = Tokenizer(models.WordLevel(dict(IDS), unk_token=PAD))
-        tokenizer.add_special_tokens(list(SPECIAL))
-        tokenizer.normalizer = normalizer
-        word = f"{COLOUR}?{SLOT}{THING}|{GROUND}"
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(word), "removed", invert=True)
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*before, "$A", *after], special_tokens=[(mark, IDS[mark]) for mark in (*before, *after)]
-        )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            bos_token=START,
-            eos_token=END,
-            pad_token=PAD,
-            unk_token=PAD,
-            model_max_length=TOKENS,
-        )
+def make_t5_tokenizer(pieces: Pieces) -> PreTrainedTokenizerFast:
+    """It spells the picture."""
+    rules = [*make_rules(), *counting_rules(), *spelling_rules(pieces)]
+    spelled = {piece_character(number - len(MARKS)): number for number in range(len(MARKS), len(pieces.table))}
+    word = f"{GROUND}|{any_of(''.join(ROW_CHARACTERS.values()))}|{PIECE}"
+    return wrap(rules, IDS | spelled, word, (), (*REGISTERS, END), TOKENS)
 
-    return wrap((START,), (END,)), wrap((), (*REGISTERS, END))
+
+def wrap(
+    rules: list[Rule],
+    vocabulary: dict[str, int],
+    word: str,
+    before: tuple[str, ...],
+    after: tuple[str, ...],
+    length: int,
+) -> PreTrainedTokenizerFast:
+    """A tokenizer over that vocabulary, whose words match `word`, with special words before and after a prompt's."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.normalizer = make_normalizer(rules)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(word), "removed", invert=True)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after], special_tokens=[(mark, IDS[mark]) for mark in (*before, *after)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=START,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=PAD,
+        model_max_length=length,
+    )

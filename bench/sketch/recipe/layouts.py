@@ -1,8 +1,9 @@
 """Where things lie: a slot is a name for one or more squares on the grid of tokens, and a thing's size there.
 
-A thing's word carries its slot (see `words`), so that the transformer need not find out which thing goes where.
+The tokenizer chooses the slots (see `grammar`), so that the transformer need not find out which thing goes where.
 """
 
+CANVAS = 8  # tokens of a side of the size that the model draws
 ALONE, AMONG = 6, 4  # tokens of a thing's side: the same in every picture, since each size is drawn anew
 PLACES = ("left", "right", "top", "bottom")
 SLOTS = ("alone", *PLACES, "low left", "low right", "pair", "three")
@@ -43,7 +44,7 @@ def side_of(slot: str) -> int:
     return ALONE if slot == "alone" else AMONG
 
 
-def spots_of(slot: str, width: int = 8, height: int = 8) -> list[Spot]:
+def spots_of(slot: str, width: int = CANVAS, height: int = CANVAS) -> list[Spot]:
     """The squares of a slot on `width` by `height` tokens."""
     middle = ((width - AMONG) // 2, (height - AMONG) // 2)
     margin, above = (width // 2 - AMONG) // 2, (height // 2 - AMONG) // 2

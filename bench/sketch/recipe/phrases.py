@@ -6,10 +6,10 @@ French, Spanish and Chinese in phrases.toml.
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.sketch.recipe.concepts import Concept
+from bench.sketch.recipe.concepts import CONCEPTS, Concept
 
 
 def read_rows(section: str) -> dict[str, list[str]]:
@@ -56,12 +56,12 @@ def thing_phrases(known: Sequence[Concept]) -> dict[str, list[str]]:
     }
 
 
-def list_words(known: Sequence[Concept], scenes: Mapping[str, list[str]]) -> list[str]:
+def list_words() -> list[str]:
     """Every word that is read, or silently passed over: a prompt's other words are those the model does not know."""
     tables = (
-        thing_phrases(known),
+        thing_phrases(CONCEPTS),
         COLOURS,
-        scenes,
+        SCENES,
         COUNTS,
         PLACES,
         RELATIONS,

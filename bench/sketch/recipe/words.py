@@ -1,65 +1,36 @@
-"""The words the model reads, after the tokenizer's normalizer has made them of a prompt (see `grammar`).
+"""The words the model reads, after the tokenizers' normalizer has made them of a prompt (see `grammar`).
 
-A word is a thing together with its colour and its slot, or a ground. Each kind of part has characters of Unicode's
-private use area. An embedding row is the sum of its parts' rows, so that combinations
-are known that were never trained on.
+T5 reads a picture's spelling: for each row of a thing's square the mark of the place where the row begins, then the
+row's pieces from left to right, each 64 by 64 pixels of the thing's picture; and the ground. CLIP reads the ground
+alone. Things, colours and slots are parts of words, which the normalizer replaces on its way. All of them are
+characters of Unicode's private use areas.
 """
 
 from itertools import product
 
-import torch
-
 from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, SCENES
-from bench.sketch.recipe.layouts import SLOTS
+from bench.sketch.recipe.layouts import CANVAS, SLOTS
 
 PAD, END, START, NOTHING = "<pad>", "<|endoftext|>", "<|startoftext|>", "<nothing>"
-REGISTERS = tuple(f"<register{number}>" for number in range(6))  # after every prompt: the same for all of them
+REGISTERS = tuple(f"<register{number}>" for number in range(4))  # after every prompt: the same for all of them
 SPECIAL = (PAD, END, START, NOTHING, *REGISTERS)
-TOKENS = 12  # three things, a ground, the registers, the marks
 GROUNDS = (*BACKGROUNDS, *SCENES)
+TOKENS = 72  # of T5: three things of four rows, a ground, the registers, the end
+CLIP_TOKENS = 8
 THING_CHARACTERS = {concept.name: chr(0xE000 + number) for number, concept in enumerate(CONCEPTS)}
 COLOUR_CHARACTERS = {colour: chr(0xE800 + number) for number, colour in enumerate(COLOURS)}
 GROUND_CHARACTERS = {ground: chr(0xE900 + number) for number, ground in enumerate(GROUNDS)}
 SLOT_CHARACTERS = {slot: chr(0xEA00 + number) for number, slot in enumerate(SLOTS)}
+ROW_CHARACTERS = {spot: chr(0xEB00 + number) for number, spot in enumerate(product(range(CANVAS), range(CANVAS)))}
+FIRST_PIECE = 0xF0000
+# The vocabulary but for the pieces, whose ids follow. A row's mark is named by its left and top square.
+MARKS = (*SPECIAL, *GROUND_CHARACTERS.values(), *ROW_CHARACTERS.values())
+IDS = {word: number for number, word in enumerate(MARKS)}
 
 
 def thing_word(name: str, slot: str, colour: str | None = None) -> str:
     return (COLOUR_CHARACTERS[colour] if colour else "") + SLOT_CHARACTERS[slot] + THING_CHARACTERS[name]
 
 
-def list_vocabulary() -> dict[str, tuple[str, ...]]:
-    """Every word, in the order of its id, and the parts its row is the sum of."""
-    words: dict[str, tuple[str, ...]] = {word: (word,) for word in SPECIAL}
-    words |= {GROUND_CHARACTERS[ground]: (f"ground {ground}",) for ground in GROUNDS}
-    for concept, slot in product(CONCEPTS, SLOTS):
-        parts = (f"thing {concept.name}", f"slot {slot}")
-        words[thing_word(concept.name, slot)] = parts
-        for colour in COLOURS if concept.colourable else ():
-            words[thing_word(concept.name, slot, colour)] = (*parts, f"colour {colour}")
-    return words
-
-
-VOCABULARY = list_vocabulary()
-IDS = {word: number for number, word in enumerate(VOCABULARY)}
-PARTS = {part: number for number, part in enumerate(dict.fromkeys(p for ps in VOCABULARY.values() for p in ps))}
-
-
-class SummedEmbedding(torch.nn.Module):
-    """An embedding whose rows are sums of the rows of their parts."""
-
-    def __init__(self, width: int, deviation: float) -> None:
-        super().__init__()
-        self.parts = torch.nn.Parameter(torch.randn(len(PARTS), width) * deviation)
-        none = len(PARTS)
-        rows = [[PARTS[part] for part in parts] + [none] * (3 - len(parts)) for parts in VOCABULARY.values()]
-        self.rows: torch.Tensor
-        self.register_buffer("rows", torch.tensor(rows), persistent=False)
-
-    def table(self) -> torch.Tensor:
-        """All rows, `(words, width)`."""
-        return self.forward(torch.arange(len(VOCABULARY), device=self.parts.device))
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        padded = torch.cat([self.parts, torch.zeros_like(self.parts[:1])])
-        summed: torch.Tensor = padded[self.rows[ids]].sum(-2)
-        return summed
+def piece_character(number: int) -> str:
+    return chr(FIRST_PIECE + number)
