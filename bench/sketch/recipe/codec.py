@@ -65,8 +65,8 @@ class Codec:
             lit[..., :PATCH, :PATCH] += 2 * pixels
             rows.append(vae.encode(lit).latent_dist.mode()[..., 0, 0] - offset)
         forward = torch.cat(rows)
-        mean = torch.linalg.lstsq(forward.T, -offset).solution
-        return cls(mean, forward, torch.linalg.pinv(forward))
+        backward = torch.linalg.pinv(forward)
+        return cls(-offset @ backward, forward, backward)
 
 
 def split(image: np.ndarray) -> np.ndarray:
