@@ -16,6 +16,7 @@ from support.server import LiveServer, running
 from bench.quality import psnr
 from bench.sketch import card
 from bench.sketch import evaluate as sketch
+from bench.sketch.prompts import KNOWS
 from bench.sketch.recipe.reader import Reader, Reading
 from pipelines.engine.base import EngineConfig
 from pipelines.engine.canvas import CanvasFit, crop_to_canvas, fit_canvas, pad_to_size
@@ -67,7 +68,7 @@ FREELY_WRITTEN = {  # prompt: the things, and the background where it is named
     "please draw me a rocket": (("rocket",), None),
     "an extremely fluffy, majestic lion, cinematic lighting": (("lion",), None),
     "my grandmother's old guitar, watercolor": (("guitar",), None),
-    "a smiling sun": (("sun",), None),
+    "a smiling sun": (("smiling sun",), None),
     "a hyperdetialed pengiun, no wait, a penguin": (("penguin",), None),
     "ein roter Apfel vor weißem Hintergrund": (("apple",), "white"),
     "un perro en un fondo azul": (("dog",), "blue"),
@@ -264,10 +265,13 @@ def test_the_card_is_written_from_what_the_bench_read(tmp_path: Path) -> None:
     results = json.loads(found.read_text())
     row = results["steps"]["8"]
     assert row["right"] >= row["floor"] + 0.25
-    page.write_text(f"# Card\n\n{card.BEGIN}of last time\n{card.END}\n\nThe rest.\n")
-    card.write(results, page)
+    page.write_text(
+        f"# Card\n\n{card.KNOWS_BEGIN}old\n{card.KNOWS_END}\n\n{card.BEGIN}of last time\n{card.END}\n\nThe rest.\n"
+    )
+    card.write(results, KNOWS, page)
     text = page.read_text()
     assert f"| 8 | 4 | {row['right']:.0%} |" in text
     assert "of last time" not in text
+    assert f"{len(KNOWS['things'])} things: apple, banana" in text
     assert text.startswith("# Card")
     assert text.endswith("The rest.\n")

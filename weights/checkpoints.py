@@ -85,6 +85,7 @@ class Checkpoint:
     canvas: tuple[int, int] | None = None
     words: frozenset[str] | None = None  # in lower case, the only words it knows; None: a whole language
     subjects: tuple[str, ...] = ()  # what it can draw, for a model that knows only a few things
+    ideas: tuple[str, ...] = ()  # prompts that show what such a model can do
     preview: LatentRGB | None = FLUX_LATENT_RGB  # None: no previews, since nobody has fitted a map for its VAE
     repositories: tuple[Repository, ...] = ()
     bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -195,7 +196,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
         ),
         Checkpoint(
             id="flux/sketch",
-            title="a small FLUX of our own: it draws simple pictures of a hundred things",
+            title=f"a small FLUX of our own: simple pictures of {len(sketch.MANIFEST['knows']['things'])} things",
             licence="Apache-2.0",
             text_tokens=sketch.MANIFEST["text_tokens"],
             folder=str(sketch.FOLDER),
@@ -205,6 +206,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             canvas=tuple(sketch.MANIFEST["canvas"]),
             words=frozenset(sketch.MANIFEST["knows"]["words"].split()),
             subjects=tuple(sketch.MANIFEST["knows"]["things"]),
+            ideas=tuple(sketch.MANIFEST["ideas"]),
             preview=LatentRGB(**sketch.MANIFEST["preview"]),
         ),
         Checkpoint(

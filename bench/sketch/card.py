@@ -1,14 +1,17 @@
-"""Writes the measured part of the model card of `flux/sketch`, for `python -m bench.sketch.evaluate --card`."""
+"""Writes what `flux/sketch` knows, and how well it draws, into its card: `python -m bench.sketch.evaluate --card`."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 CARD = Path(__file__).parents[2] / "weights" / "sketch" / "README.md"
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->"
+KNOWS_BEGIN, KNOWS_END = "<!-- knows -->\n", "<!-- known -->"
+LINE = 120  # characters
 TITLES = {
     "things": "Every thing it knows, on white",
-    "kinds": "Kinds of prompts (512x512, 28 steps, guidance 4.5, `none`)",
+    "kinds": "Kinds of prompts (512x512, `none`)",
     "free": "Prompts as people write them",
     "sizes": "Sizes (one thing)",
     "steps": "Steps (one thing)",
@@ -60,10 +63,26 @@ def format_sentences(results: Results) -> list[str]:
     return lines
 
 
-def write(results: Results, file: Path = CARD) -> None:
-    """Replace the text between the card's marks."""
-    before, _, rest = file.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
+def format_knowledge(knows: Mapping[str, Any]) -> str:
+    """Markdown: the things, scenes, backgrounds and colours of the manifest."""
+    things, colours = knows["things"], knows["colours"]
+    paragraphs = (
+        f"{len(things)} things: {', '.join(things)}.",
+        f"Scenes: {', '.join(knows['scenes'])}.",
+        f"Backgrounds: {', '.join(knows['backgrounds'])}. Where the prompt names none, the seed chooses one.",
+        f"Colours: {', '.join(colours['are'])}, for {', '.join(colours['of'])}.",
+    )
+    return "\n\n".join(textwrap.fill(paragraph, LINE, break_on_hyphens=False) for paragraph in paragraphs)
+
+
+def replace_between(text: str, begin: str, end: str, new: str) -> str:
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{new}\n\n{end}{rest.partition(end)[2]}"
+
+
+def write(results: Results, knows: Mapping[str, Any], file: Path = CARD) -> None:
+    """Replace the texts between the card's marks."""
     parts = [format_table(title, results[name]) for name, title in TITLES.items() if name in results]
     parts.append("\n".join(f"- {sentence}" for sentence in format_sentences(results)))
-    file.write_text(before + BEGIN + "\n" + "\n\n".join(parts) + "\n\n" + END + after)
+    text = replace_between(file.read_text(), KNOWS_BEGIN, KNOWS_END, format_knowledge(knows))
+    file.write_text(replace_between(text, BEGIN, END, "\n\n".join(parts)))

@@ -27,6 +27,7 @@ from rich.table import Table
 from bench.quality import psnr, ssim
 from bench.sketch import card
 from bench.sketch.prompts import (
+    KNOWS,
     SEED,
     PromptCase,
     has_things,
@@ -211,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
     if options.card:
-        card.write(results)
+        card.write(results, KNOWS)
     return 0
 
 

@@ -23,6 +23,7 @@ class ModelInfo(BaseModel):
     description: str
     licence: str
     knows: tuple[str, ...] | None = None  # a model that can draw only a few things names them
+    ideas: tuple[str, ...] | None = None  # and has some prompts that show what it can do
 
 
 class ModelCard(BaseModel):
@@ -39,7 +40,12 @@ class ModelCard(BaseModel):
     def of(cls, name: str, served: str) -> "ModelCard":
         row = CHECKPOINTS[served]
         info = ModelInfo(
-            name=name, served_by=served, description=row.title, licence=row.licence, knows=row.subjects or None
+            name=name,
+            served_by=served,
+            description=row.title,
+            licence=row.licence,
+            knows=row.subjects or None,
+            ideas=row.ideas or None,
         )
         return cls(id=name, info=info)
 

@@ -30,6 +30,14 @@ from bench.sketch.recipe.words import TOKENS
 
 SOURCES = f"{PACKAGE} (Fluent Emoji, Microsoft Corporation, MIT): pictures; names and captions by this project"
 PREVIEW_SCENES = 64
+IDEAS = (
+    "a red heart and a blue star",
+    "a robot and a teddy bear in a room",
+    "a T-Rex with sunglasses on the beach",
+    "three purple stars on a yellow background",
+    "a sailboat on the sea",
+    "a white house in the forest",
+)
 
 
 def export(
@@ -83,6 +91,7 @@ def make_manifest(stage: Path, atlas: Atlas, codec: Codec, seed: int) -> dict[st
         "guidance": GUIDANCE,
         "canvas": (CANVAS * TOKEN, CANVAS * TOKEN),
         "preview": {"factors": factors, "bias": bias},
+        "ideas": IDEAS,
         "knows": {
             "things": {concept.name: list(concept.other) for concept in CONCEPTS},
             "colours": {"of": [concept.name for concept in CONCEPTS if concept.colourable], "are": list(COLOURS)},

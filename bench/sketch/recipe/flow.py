@@ -5,6 +5,7 @@ Sources: SD3 (arXiv 2403.03206) for t; zero-initialised AdaLN from DiT (arXiv 22
 """
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -157,15 +158,21 @@ def train(
         for block in (*painter.transformer.transformer_blocks, *painter.transformer.single_transformer_blocks):
             block.compile(dynamic=False)
 
+    def make(step: int) -> Future[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        return beside.submit(batch, stamps, pieces, t5, generator.at(step))
+
     def loss_at(_progress: float, step: int) -> torch.Tensor:
-        latents, clip_ids, states = batch(stamps, pieces, t5, generator.at(step))
+        latents, clip_ids, states = (waiting.pop() if waiting else make(step)).result()
+        waiting.append(make(step + 1))
         mixed, noise, t = add_noise(latents)
         with mixed_precision(device), fast_attention(device):
             velocity = painter(*(x.to(device) for x in (mixed, t, draw_guidance(len(t)), clip_ids, states)))
         return torch.nn.functional.mse_loss(velocity.float(), (noise - latents).to(device))
 
     stage = Stage("flow", out / "flow.ckpt", painter, make_optimizers(painter, lr), lr, warmup, EMA, minutes, limit)
-    return run(stage, loss_at, "loss {:.4f}".format)
+    with ThreadPoolExecutor(1) as beside:  # the next batch is made while this one is learned from
+        waiting = list[Future[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]()
+        return run(stage, loss_at, "loss {:.4f}".format)
 
 
 def add_noise(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -209,12 +209,12 @@ function showIdeas(ideas) {
   chips(at('ideas'), ideas);
 }
 
-/** A stand-in knows only these things: what is proposed is among them, and all of them can be looked up. */
-function learn(things) {
+/** A stand-in knows only these things: what is proposed is made of them, and all of them can be looked up. */
+function learn(things, ideas) {
   if (!at('known').hidden) return;
   const named = (thing) => `${/^[aeiou]/.test(thing) ? 'an' : 'a'} ${thing}`;
   const spread = Math.max(1, Math.floor(things.length / PROPOSED));
-  showIdeas(things.filter((_, index) => index % spread === 0).slice(0, PROPOSED).map(named));
+  showIdeas((ideas ?? things.filter((_, index) => index % spread === 0).map(named)).slice(0, PROPOSED));
   chips(at('known-things'), things.map(named), (idea) => idea.replace(/^an? /, ''));
   at('known').hidden = false;
 }

@@ -6,7 +6,8 @@ const AWAY = 5000; // ms until a server that did not answer is asked again
 export class ServerState {
   #timer = 0;
 
-  /** `learn(things)` is called with what a stand-in can draw, where that is little. `key()` is the API key, or empty. */
+  /** `learn(things, ideas)` is called with what a stand-in can draw, where that is little, and with prompts for it.
+   *  `key()` is the API key, or empty. */
   constructor(line, notice, learn, key) {
     this.key = key;
     this.line = line;
@@ -21,9 +22,9 @@ export class ServerState {
       const health = await (await fetch('/health', { headers })).json();
       const ready = health.state === 'ready';
       this.#say(ready ? 'ready' : '', ready ? served(health) : loading(health));
-      const { sentences, knows } = await warnings(health);
+      const { sentences, info } = await warnings(health);
       this.#warn(sentences);
-      if (knows) this.learn(knows);
+      if (info?.knows) this.learn(info.knows, info.ideas);
       if (!ready) this.#timer = setTimeout(() => this.look(), AGAIN);
     } catch {
       this.#say('down', 'The server does not answer');
@@ -55,14 +56,14 @@ function loading(health) {
 
 async function warnings(health) {
   const sentences = [];
-  let knows;
+  let info;
   if (health.embedded) {
     const models = await (await fetch('/v1/models')).json();
     const card = models.data.find((model) => model.info?.served_by === health.served_model);
     sentences.push(`A stand-in is drawing: ${health.served_model}${card ? ` (${card.info.description})` : ''}, not FLUX with SRPO.`);
     sentences.push('For real pictures give the server the real weights: its README says how.');
-    knows = card?.info.knows;
+    info = card?.info;
   }
   if (health.safety?.checker === 'none') sentences.push('No safety checker looks at the images.');
-  return { sentences, knows };
+  return { sentences, info };
 }
