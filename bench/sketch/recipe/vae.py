@@ -64,7 +64,9 @@ def sample(rng: np.random.Generator, atlas: Atlas, codec: Codec, late: bool) -> 
 
 def crop(rng: np.random.Generator, atlas: Atlas) -> np.ndarray:
     """A window on one object, on the latents' grid; drawn alone, since a whole scene costs ten times as much."""
-    thing = make_scene(rng).things[0]
+    while not (things := make_scene(rng).things):
+        continue
+    thing = things[0]
     side, ground = thing.side * TOKEN, pick(rng, list(BACKGROUNDS)) if rng.random() < 0.55 else "white"
     x, y = (int(rng.integers(-CROP // 2, side - CROP // 2)) // PATCH * PATCH for _ in range(2))
     window = np.empty((CROP, CROP, 3), dtype=np.float32)
