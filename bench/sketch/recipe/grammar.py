@@ -73,7 +73,11 @@ def phrase_pattern(found: list[str]) -> str:
 
 
 def backdrop_rules() -> Iterator[Rule]:
-    """Plain backgrounds: "on a red background", "red background", "fond rouge", "on red" before a mark or the end."""
+    """Plain backgrounds: "on a red background", "red background", "fond rouge", "on red" before a mark or the end.
+
+    Flags of other services go first.
+    """
+    yield r"(?<!\S)--?[a-z]+(?:\s+[\d:.]+)?(?=[\s,;]|$)", " "  # "--ar 3:2" counts nothing
     before = r"(?:(?<![\p{L}\p{N}])(?:on|against|over|with|in front of|in|auf|vor|mit|sur|sobre|con)\s+)?"
     article = r"(?:(?<![\p{L}\p{N}])(?:an?|the|einem|einen|un|une|plain|solid|bright|dark|light|pure)\s+)*"
     for name in BACKGROUNDS:

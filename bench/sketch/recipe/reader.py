@@ -85,15 +85,16 @@ class Reader:
         return reading
 
     def _ground(self, small: np.ndarray) -> tuple[str, np.ndarray]:
-        """The background whose border is nearest, as its name and a picture."""
+        """What the border shows: a scene, or a plain colour as it is, by the name of the nearest one."""
         height, width = small.shape[:2]
-        grounds = {name: np.broadcast_to(np.array(rgb, np.float32) / 255, small.shape) for name, rgb in PLAIN}
+        colour = np.median(border_of(small), axis=0)
+        name = min(BACKGROUNDS, key=lambda name: float(((colour - np.array(BACKGROUNDS[name]) / 255) ** 2).sum()))
+        grounds = {name: np.broadcast_to(colour.astype(np.float32), small.shape)}
         grounds |= {name: resize(scene, height, width) for name, scene in self._scenes.items()}
 
         def distance(name: str) -> float:
-            error = ((grounds[name] - small) ** 2).sum(-1)
-            border = np.concatenate([error[:2].ravel(), error[:, :2].ravel(), error[:, -2:].ravel()])
-            return float(np.sqrt(border).mean())  # not the square: a thing that reaches the border counts little
+            error = border_of(((grounds[name] - small) ** 2).sum(-1, keepdims=True))
+            return float(np.sqrt(error).mean())  # not the square: a thing that reaches the border counts little
 
         best = min(grounds, key=distance)
         return best, grounds[best]
@@ -118,7 +119,6 @@ class Reader:
         return {side: Stack(icons, side) for side in (ALONE, AMONG)}
 
 
-PLAIN = list(BACKGROUNDS.items())
 ColouredIcon = tuple[str, str | None, np.ndarray]  # a name, the colour where it was changed, the icon
 
 
@@ -146,6 +146,12 @@ class Stack:
         mixed = self._both @ ground.ravel() - self._flat @ seen.ravel() - self._clear @ (ground * seen).sum(-1).ravel()
         errors: np.ndarray = self._squares + self._clear_squares @ (ground**2).sum(-1).ravel() + 2 * mixed
         return errors
+
+
+def border_of(picture: np.ndarray) -> np.ndarray:
+    """The pixels at the top and at both sides, `(pixels, channels)`; things stand at the bottom."""
+    parts = picture[:2], picture[:, :2], picture[:, -2:]
+    return np.concatenate([part.reshape(-1, picture.shape[-1]) for part in parts])
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
