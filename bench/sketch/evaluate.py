@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--rows", default="things,kinds,free,sizes,steps,guidance,presets", help="tables, or none")
     parser.add_argument("--images", type=int, default=100, help="pictures a row")
-    parser.add_argument("--steps", type=int, default=12, help="denoising steps, but where steps are compared")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps, but where steps are compared")
     parser.add_argument("--model", default="flux/sketch")
     parser.add_argument("--recipe", type=Path, help="folder for the icon package; gives the reader's ceiling")
     parser.add_argument("--sheet", type=Path)
