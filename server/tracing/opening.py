@@ -2,6 +2,8 @@
 
 from server.tracing.traces import Traces
 
+INSTALL = "SRPO_TRACES needs its extra: pip install 'srpo-server[otel]'"
+
 
 def open_traces(enabled: bool) -> Traces:
     """Traces to where the OTEL_* variables say. Raises `ValueError` if they cannot be made."""
@@ -10,5 +12,5 @@ def open_traces(enabled: bool) -> Traces:
     try:
         from server.tracing.otel import OtelTraces
     except ImportError as error:
-        raise ValueError(f"SRPO_TRACES needs the extra otel, which is not installed ({error.name})") from error
+        raise ValueError(INSTALL) from error
     return OtelTraces()
