@@ -13,9 +13,8 @@ BUILDER  ?= docker
 TAG      ?= srpo
 SOURCE   ?=
 VERSION   = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-# A file of tests is one process's, a core each, up to four: more would only wait for memory. They come in the order of
-# their names: by their number of tests, the longest files would begin last, and one core would wait for them.
-PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A file of tests is one process's, a core each, up to four: more would only wait for memory.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help faults replicas ray operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu constraints audit sbom dist image image-test clean
 help:  ## list the targets
