@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -75,3 +76,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., LiveServer]]:
     with ExitStack() as stack:
         folders = (tmp_path / f"server-{number}" for number in count())
         yield lambda *flags, **env: stack.enter_context(running(next(folders), *flags, **env))
+
+
+@pytest.fixture(autouse=True)
+def _attention_backend() -> Iterator[None]:
+    """diffusers' `set_attention_backend` on one model is the default of all that are made later in the process.
+
+    What a test sets so ends with it.
+    """
+    yield
+    if dispatch := sys.modules.get("diffusers.models.attention_dispatch"):
+        dispatch._AttentionBackendRegistry.set_active_backend(dispatch.AttentionBackendName.NATIVE)
