@@ -54,6 +54,8 @@ def export(
     assemble(painter, load_t5(out / "text.ckpt", pieces.table), autoencoder, pieces).to(torch.float16).save_pretrained(
         target
     )
+    if earlier is not None:  # as it is: diffusers would write down the folder that it was read from
+        shutil.copytree(earlier / "vae", target / "vae", dirs_exist_ok=True)
     for file in target.rglob("*.safetensors"):
         save_file(load_file(file), file, {"format": "pt", "sources": SOURCES, "licence": "Apache-2.0"})
     (target / "manifest.json").write_text(
