@@ -30,8 +30,8 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/srpo
 
-# Dependencies, and those of the extras `fp8`, `otel`, `postgres` and `s3`: nothing below reruns or reships them when only code
-# changes. Each file is held against its hash. torch, and the CUDA libraries that it brings, have none, since the same
+# Dependencies, and those of the extras `fp8`, `otel`, `postgres` and `s3`: nothing below reruns or reships them when
+# only code changes. Each file is held against its hash. torch, and the CUDA libraries that it brings, have none, since the same
 # version differs from index to index.
 COPY constraints.txt hashes.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
