@@ -24,7 +24,7 @@ from support.cluster_site import ClusterSite, running_cluster_site, running_stor
 from support.jobs import KEYS, PREFER, call, ended
 from support.postgres import Postgres, find_binaries
 from support.replicas import BODY, PASSING, PATH, Load
-from support.waiting import within
+from support.waiting import LIMIT, within
 
 REQUESTS = 24
 COLUMNS = ("case", "offered", "accepted", "finished", "lost", "duplicated", "wrong", "recovery")
@@ -90,7 +90,7 @@ def check_contract(site: ClusterSite) -> list[str]:
         if httpx.post(f"{site.url}{PATH}", json=BODY).status_code != 401:
             bad.append("a request without a key was taken")
         long = call(site, "POST", PATH, json=BODY | {"num_inference_steps": 50}, headers=PREFER).json()["id"]
-        assert within(20, lambda: call(site, "GET", f"/v1/jobs/{long}").json()["status"] == "running")
+        assert within(LIMIT, lambda: call(site, "GET", f"/v1/jobs/{long}").json()["status"] == "running")
         call(site, "DELETE", f"/v1/jobs/{long}")
         if (status := ended(site, long)["status"]) != "cancelled":
             bad.append(f"a cancelled job: {status}")
@@ -105,9 +105,9 @@ def check_disconnect(site: ClusterSite) -> list[str]:
         head += "x-request-disconnect-disabled: ?1\r\ncontent-type: application/json\r\n"
         head += f"content-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
-        assert within(10, lambda: running(site) == 1)
+        assert within(LIMIT, lambda: running(site) == 1)
     begun = time.monotonic()
-    assert within(10, lambda: running(site) == 0)
+    assert within(LIMIT, lambda: running(site) == 0)
     return [] if time.monotonic() - begun < 1.5 else ["the work of a client that had gone went on"]  # it takes 2.5 s
 
 

@@ -93,6 +93,7 @@ def run_case(case: str, site: Site, expected: dict[int, set[str]]) -> tuple[dict
         if replica.process is not None and replica.process.poll() is not None:
             replica.start()
         replica.wait_ready()
+    site.wait_settled()
     jobs, objects, retries = (now - before for now, before in zip(count(site), (jobs, objects, retries), strict=True))
     row = load.judge(jobs, expected, over) | {"drawn again": objects - REQUESTS, "retries": retries}
     bad = load.list_troubles(row)

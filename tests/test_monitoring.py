@@ -33,6 +33,7 @@ SERIES = {
 }
 ADDED = {"instance", "job"}  # by Prometheus itself
 NEEDS_A_CARD = {"Device memory", "Memory of the cards"}
+OF_THE_MACHINE = {"SrpoDiskFull", "SrpoWorkerSilent"}  # true alarms where others fill its disk or take its cores
 needs_prometheus = pytest.mark.skipif(
     not shutil.which("prometheus"), reason="no prometheus (apt-get install prometheus)"
 )
@@ -144,13 +145,22 @@ def test_prometheus_counts_what_the_load_generator_counted_and_answers_every_pan
     ):
         assert within(LIMIT, lambda: asked.value("up") == 1)
         counted = load(server)
-        finished = 'sum(srpo_requests_finished_total{outcome="succeeded"})'
-        assert within(LIMIT, lambda: asked.value(finished) == counted["succeeded"])
-        assert asked.value("sum(srpo_requests_finished_total)") == counted["succeeded"]
-        assert asked.value("sum(srpo_images_total)") == counted["images"]
-        assert asked.value('sum(srpo_images_checked_total{flagged="true"})') == counted["flagged"]
         of_route = f'srpo_http_requests_total{{route="{PATH}", method="POST", status="400"}}'
-        assert asked.value(f"sum({of_route})") == counted["invalid"]
+        expected = {
+            'sum(srpo_requests_finished_total{outcome="succeeded"})': counted["succeeded"],
+            "sum(srpo_requests_finished_total)": counted["succeeded"],
+            "sum(srpo_images_total)": counted["images"],
+            'sum(srpo_images_checked_total{flagged="true"})': counted["flagged"],
+            f"sum({of_route})": counted["invalid"],
+        }
+        seen: dict[str, float] = {}
+
+        def agree() -> bool:
+            """All at once: a scrape may come between two counters of one request."""
+            seen.update({expression: asked.value(expression) for expression in expected})
+            return seen == expected
+
+        assert within(LIMIT, agree), (seen, expected)
         load(server)  # so that rates have a second sample of every series
         answered: dict[str, bool] = {}
 
@@ -159,11 +169,11 @@ def test_prometheus_counts_what_the_load_generator_counted_and_answers_every_pan
             return all(found for title, found in answered.items() if title not in NEEDS_A_CARD)
 
         assert within(LIMIT, all_answered), [title for title, found in answered.items() if not found]
-        assert asked.firing() == set()
+        assert asked.firing() <= OF_THE_MACHINE
 
 
 def fires(asked: Prometheus, alert: str) -> bool:
-    return within(2 * LIMIT, lambda: alert in asked.firing())
+    return within(LIMIT, lambda: alert in asked.firing())
 
 
 @pytest.mark.operate
@@ -173,13 +183,13 @@ def test_a_killed_worker_and_a_server_that_is_gone_raise_alerts(tmp_path: Path) 
     with prometheus(tmp_path / "prometheus", f"127.0.0.1:{port}") as asked:
         with running(tmp_path / "server", metrics_port=str(port)) as server:
             assert within(LIMIT, lambda: asked.value("srpo_worker_restarts_total + 1") == 1)
-            (worker,) = httpx.get(f"{server.url}/health").json()["worker_pids"]
+            (worker,) = httpx.get(f"{server.url}/health", timeout=LIMIT).json()["worker_pids"]
             os.kill(worker, signal.SIGKILL)
             assert fires(asked, "SrpoWorkerDied")
             assert server.generate().status_code == 201
         assert within(LIMIT, lambda: asked.value("up + 1") == 1)
-        pending = httpx.get(f"{asked.url}/api/v1/alerts").json()["data"]["alerts"]
-        assert "SrpoDown" in {alert["labels"]["alertname"] for alert in pending}  # fires after a minute
+        # the rules are evaluated by a clock of their own, and this one fires after a minute
+        assert within(LIMIT, lambda: "SrpoDown" in asked.alerts("pending", "firing"))
 
 
 @pytest.mark.operate

@@ -136,7 +136,7 @@ def crowd(server: LiveServer) -> Iterator[None]:
 @contextmanager
 def signalled(server: LiveServer, number: int) -> Iterator[None]:
     """The worker gets a signal, and the server has to find out by itself."""
-    [worker] = httpx.get(f"{server.url}/health").json()["worker_pids"]
+    [worker] = httpx.get(f"{server.url}/health", timeout=LIMIT).json()["worker_pids"]
     os.kill(worker, number)
     yield
 
@@ -144,7 +144,7 @@ def signalled(server: LiveServer, number: int) -> Iterator[None]:
 @contextmanager
 def locked_ledger(server: LiveServer) -> Iterator[None]:
     """Another program writes into the job database and does not come to an end."""
-    with closing(sqlite3.connect(server.data_dir / "jobs.sqlite3", isolation_level=None)) as ledger:
+    with closing(sqlite3.connect(server.data_dir / "jobs.sqlite3", timeout=LIMIT, isolation_level=None)) as ledger:
         ledger.execute("BEGIN EXCLUSIVE")
         yield
 
@@ -166,7 +166,7 @@ FAULTS: Mapping[str, Fault] = {
     "60 large requests of another key": Fault(crowd, TWO_KEYS),
     "millions of JSON values": Fault(lambda server: repeated(lambda: post_values(server))),
     "the worker is killed": Fault(lambda server: signalled(server, signal.SIGKILL)),
-    "the worker stops": Fault(lambda server: signalled(server, signal.SIGSTOP), {"worker_timeout": "2"}),
+    "the worker stops": Fault(lambda server: signalled(server, signal.SIGSTOP), {"worker_timeout": "5"}),
     "the job database is locked": Fault(locked_ledger),
     "pictures of 33 megapixels": Fault(lambda server: repeated(lambda: post_large_picture(server), 2)),
 }

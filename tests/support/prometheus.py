@@ -70,9 +70,13 @@ class Prometheus:
         found = self.query(expression)
         return float(found[0]["value"][1]) if found else 0.0
 
-    def firing(self) -> set[str]:
+    def alerts(self, *states: str) -> set[str]:
+        """The names of those that are in one of the states, `pending` or `firing`, at the last evaluation."""
         alerts = httpx.get(f"{self.url}/api/v1/alerts", timeout=LIMIT).json()["data"]["alerts"]
-        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] in states}
+
+    def firing(self) -> set[str]:
+        return self.alerts("firing")
 
 
 @contextmanager
@@ -99,6 +103,6 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
 
 def is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/-/ready").status_code == 200
+        return httpx.get(f"{url}/-/ready", timeout=LIMIT).status_code == 200
     except httpx.TransportError:
         return False

@@ -22,7 +22,7 @@ from support.nginx import running_nginx
 from support.postgres import Postgres, running_postgres
 from support.server import START_LIMIT, LiveServer, free_port, running
 from support.tcp_proxy import TcpProxy, proxy_to
-from support.waiting import within
+from support.waiting import LIMIT, within
 
 PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {"model": "flux/srpo", "prompt": "slow", "image_size": "square", "num_inference_steps": 12}
@@ -64,14 +64,22 @@ class Replica:
     def name(self) -> str:
         """Its own, in the database."""
         headers = {"authorization": f"Bearer {KEYS[0]}"}
-        name: str = httpx.get(f"http://127.0.0.1:{self.port}/health", headers=headers).json()["replica"]
+        name: str = self._ask("/health", headers=headers).json()["replica"]
         return name
+
+    def is_idle(self) -> bool:
+        """Whether it works at nothing, also not at what was taken over from it meanwhile."""
+        health = self._ask("/health").json()
+        return not (health["running"] or health["waiting"])
 
     def _is_ready(self) -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/ready").status_code == 200
+            return self._ask("/ready").status_code == 200
         except httpx.TransportError:
             return False
+
+    def _ask(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=LIMIT, **options)
 
 
 @dataclass
@@ -90,10 +98,21 @@ class Site:
         """The server that carries most jobs out, as soon as one has several."""
         names = {replica.name(): replica for replica in self.replicas}
         held = "SELECT count(*) FROM jobs WHERE state = 'accepted' AND replica = '{}'"
-        while True:
-            name = max(names, key=lambda name: self.query(held.format(name)))
-            if self.query(held.format(name)) >= 2:
-                return names[name]
+        jobs: dict[str, int] = {}
+
+        def have_several() -> bool:
+            jobs.update({name: self.query(held.format(name)) for name in names})
+            return max(jobs.values()) >= 2
+
+        assert within(LIMIT, have_several), "no server ever had two jobs at a time"
+        return names[max(jobs, key=jobs.__getitem__)]
+
+    def wait_settled(self) -> None:
+        """Until nothing of what was accepted is under way: no job, and no work of a server that had lost its own."""
+        unfinished = "SELECT count(*) FROM jobs WHERE state = 'accepted'"
+        assert within(
+            LIMIT, lambda: self.query(unfinished) == 0 and all(replica.is_idle() for replica in self.replicas)
+        )
 
     def query(self, statement: str) -> Any:
         with psycopg.connect(self.database_url) as connection:
@@ -219,7 +238,7 @@ class Load:
         """Run, and let something fail once an eighth has been answered. Returns when that was over."""
         loading = threading.Thread(target=self.run)
         loading.start()
-        assert within(60, lambda: len(self.ended) >= self.count // 8)
+        assert within(LIMIT, lambda: len(self.ended) >= self.count // 8)
         fault()
         over = time.monotonic()
         loading.join()

@@ -23,7 +23,7 @@ PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sungla
 for library in (httpx, httpx2):
     library._transports.default.create_ssl_context = cache(library.create_ssl_context)  # type: ignore[attr-defined]
 
-START_LIMIT = 120.0  # seconds; a busy machine imports torch slowly
+START_LIMIT = 300.0  # seconds; a busy machine imports torch slowly
 
 
 def free_port() -> int:
@@ -44,7 +44,7 @@ class LiveServer:
     data_dir: Path
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120, **options)
+        return httpx.Client(base_url=self.url, timeout=START_LIMIT, **options)
 
     def generate(self, **fields: Any) -> httpx.Response:
         """POST a small fast request; fields are added to it or take the place of its own."""
