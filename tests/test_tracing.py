@@ -5,6 +5,8 @@ Real servers send to a collector on loopback, which decodes what comes.
 
 import os
 import secrets
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +52,30 @@ with Scripted(Path(sys.argv[1]), safety_checker="none") as server:
     print(server.port, flush=True)
     sys.stdin.read()
 print(*(name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))), flush=True)
+"""
+
+
+ENDING = """
+import asyncio, contextlib, signal, sys
+from pathlib import Path
+import uvicorn
+from rich.console import Console
+from pipelines.engine.base import EngineConfig
+from pipelines.workers.pool import WorkerPool
+from server import logs
+from server.app import create_app
+from server.cli.serve import listen, run
+from server.cli.stopping import DrainingServer
+from server.settings.server import Settings
+port, folder = int(sys.argv[1]), Path(sys.argv[2])
+pool = WorkerPool(EngineConfig("tiny", str(folder), factory="support.scripted_engine:load"), max_running=1)
+settings = Settings(port=port, data_dir=folder, model="tiny", safety_checker="none", log_format="json")
+logs.configure(settings)
+app = create_app(settings, pool)
+config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=settings.shutdown_grace)
+signal.signal(signal.SIGTERM, lambda *_: None)
+server = DrainingServer(config, app.state.app_state, Console(stderr=True))
+sys.exit(asyncio.run(run(server, app.state.app_state, [listen("127.0.0.1", port, "--port")])))
 """
 
 
@@ -279,6 +305,60 @@ def test_a_collector_that_is_away_harms_nobody(environment: pytest.MonkeyPatch, 
             assert httpx.post(url + PATH, json=BODY, timeout=LIMIT).status_code == 201
             assert within(LIMIT, lambda: "exporting span" in (tmp_path / "log").read_text())
     assert "opentelemetry.sdk" in loaded
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """A collector that accepts connections, reads what comes, and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def failing() -> Iterator[str]:
+    with Collector(500) as collector:
+        yield collector.url
+
+
+@contextmanager
+def absent() -> Iterator[str]:
+    yield f"http://127.0.0.1:{free_port()}"
+
+
+@pytest.mark.parametrize(
+    ("collector_of", "said"),
+    [(silent, "traces_unsent"), (failing, "code: 500"), (absent, "traces_unsent"), (Collector, "")],
+    ids=["silent", "failing", "absent", "good"],
+)
+def test_a_server_ends_in_time_and_well_whatever_the_collector_does(
+    environment: pytest.MonkeyPatch, tmp_path: Path, collector_of: Any, said: str
+) -> None:
+    """Each has the same grace and margin, of which the exporter's own timeout would take several times as much."""
+    port, log = free_port(), tmp_path / "log"
+    with collector_of() as opened, log.open("wb") as out:
+        variables = {
+            "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": opened if isinstance(opened, str) else opened.url,
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "600",
+            "SRPO_TRACES": "1",
+            "SRPO_SHUTDOWN_GRACE": "15",
+        }
+        command = [sys.executable, "-c", ENDING, str(port), str(tmp_path / "data")]
+        process = subprocess.Popen(command, env=os.environ | variables, stdout=out, stderr=out)
+        try:
+            wait_ready(f"http://127.0.0.1:{port}", process, log)  # type: ignore[arg-type]
+            assert httpx.post(f"http://127.0.0.1:{port}{PATH}", json=BODY, timeout=LIMIT).status_code == 201
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(START_LIMIT) == 0, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+    told = log.read_text()
+    assert "Stopped." in told
+    assert said in told
+    if not said:
+        words = ('"level": "error"', "trace", "span")
+        assert not [line for line in told.splitlines() if any(word in line for word in words)]
 
 
 def test_off_it_loads_nothing_and_tells_nobody_whatever_the_variables_say(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -30,9 +31,10 @@ PROTOCOL = "http/protobuf"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")  # others would be names that clients make up
 UNTRACED = ("/health", "/ready", "/metrics")  # called every few seconds
-STOP = 5.0  # seconds for what is left at the end; then one more try of the exporter's own time at most
+STOP = 3.0  # seconds for what is left at the end, whatever the collector does: less than `server.cli.stopping.MARGIN`
 SECOND = 10**9  # in nanoseconds
 W3C = TraceContextTextMapPropagator()
+log = structlog.get_logger("srpo")
 
 
 def headers_of(span: Span) -> dict[str, str]:
@@ -122,9 +124,8 @@ class OtelTraces(Traces):
         resource = Resource.create({"service.version": read_version()})
         if str(resource.attributes["service.name"]).startswith("unknown_service"):
             resource = resource.merge(Resource({"service.name": NAME}))
-        self._exporter = OTLPSpanExporter()
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer(NAME, read_version())
 
     def begin_request(self, scope: Scope) -> RequestSpan:
@@ -165,7 +166,14 @@ class OtelTraces(Traces):
         )
 
     def stop(self) -> None:
-        limit = threading.Timer(STOP, self._exporter.shutdown)
-        limit.start()
-        self._provider.shutdown()
-        limit.cancel()
+        """Send what is left, for `STOP` seconds at most.
+
+        The exporter cannot be interrupted: a collector that accepts connections and does not answer holds it for its
+        own timeout, batch by batch, and one that drips its answer for ever. So it is left behind in a thread that no
+        end of the process waits for.
+        """
+        sending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        sending.start()
+        sending.join(STOP)
+        if sending.is_alive():
+            log.warning("traces_unsent", seconds=STOP, advice="see whether OTEL_EXPORTER_OTLP_ENDPOINT takes them")

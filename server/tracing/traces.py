@@ -71,4 +71,4 @@ class Traces:
         return DeliverySpan()
 
     def stop(self) -> None:
-        """Send what is left. Blocks for seconds where it cannot be sent."""
+        """Send what is left. Blocks for at most about three seconds, where it cannot be sent."""

@@ -35,9 +35,9 @@ def value_of(value: Any) -> Any:
 
 
 class Collector:
-    """`raw` is what came, byte for byte, decompressed."""
+    """`raw` is what came, byte for byte, decompressed. Answers with `status`."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: int = 200) -> None:
         self.raw: list[bytes] = []
         outer = self
 
@@ -47,7 +47,7 @@ class Collector:
                 if self.headers["content-encoding"] == "gzip":
                     body = gzip.decompress(body)
                 outer.raw.append(self.path.encode() + b"\n" + body)
-                self.send_response(200)
+                self.send_response(status)
                 self.send_header("content-type", "application/x-protobuf")
                 self.send_header("content-length", "0")
                 self.end_headers()
