@@ -99,7 +99,9 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(keyed: Keyed) -> None:
     assert secret.encode() not in stored
 
 
-def test_the_command_line_changes_a_running_server(keyed: Keyed, srpo: Srpo) -> None:
+def test_the_command_line_changes_a_running_server(
+    keyed: Keyed, srpo: Srpo, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = ("--data-dir", str(keyed.folder))
     made = srpo("add", "bob", *where, "--scopes", "generate,metrics", "--expires", "30d", "--json")
     assert made["scopes"] == ["generate", "metrics"]
@@ -112,7 +114,11 @@ def test_the_command_line_changes_a_running_server(keyed: Keyed, srpo: Srpo) -> 
     assert keyed.draw(another["key"]).status_code == 201
     assert "revoked" in srpo("revoke", another["prefixes"][0], *where)
     assert within(START_LIMIT, lambda: keyed.draw(another["key"]).status_code == 401)
-    assert cli.main(["revoke", "key_unknown", *where]) == 1
+    for command in ("revoke", "rotate"):
+        assert cli.main([command, "key_unknown", *where]) == 1
+        assert "srpo keys list" in capsys.readouterr().err
+    assert cli.main(["rotate", made["id"], *where]) == 1
+    assert "srpo keys add" in capsys.readouterr().err
     assert cli.main(["list", "--data-dir", str(keyed.folder / "nothing")]) == 2
 
 

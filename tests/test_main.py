@@ -1,13 +1,22 @@
 """The `srpo` command itself, as it is installed."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from server.__main__ import COMMANDS
+import pytest
+
+from server.__main__ import COMMANDS, WEIGHTS, main
+from server.cli.keys import COMMANDS as KEYS
 
 SRPO = Path(sys.executable).parent / "srpo"
+GROUPS = {"bench": (), "keys": KEYS, "weights": WEIGHTS}
+WITH_FLAGS = [
+    *((name,) for name in COMMANDS if name not in GROUPS),
+    *((name, below) for name, group in GROUPS.items() for below in group),
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -19,6 +28,17 @@ def test_it_says_its_version_and_its_commands() -> None:
     usage = run().stdout
     assert usage == run("--help").stdout
     assert all(f"  {name} " in usage for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", WITH_FLAGS, ids=" ".join)
+def test_help_says_what_to_write_and_names_no_type_of_python(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    told = capsys.readouterr().out
+    assert not re.findall(r"-[a-z]+ +(?:str|int|float|bool|Path|SecretStr|list|tuple)\b", told)
+    assert not re.findall(r"default: (?:None|True|False|\()", told)
 
 
 def test_an_unknown_command_is_an_error_with_the_known_ones() -> None:

@@ -389,7 +389,7 @@ def test_what_cannot_be_sent_is_said_at_start(environment: pytest.MonkeyPatch, t
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(sys.modules, "server.tracing.otel", raising=False)
         patch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-        with pytest.raises(ValueError, match="SRPO_TRACES needs its extra: pip install"):
+        with pytest.raises(ValueError, match=r"SRPO_TRACES needs the extra `otel`.*\.\[otel\]"):
             open_traces(True)
 
 

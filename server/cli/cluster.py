@@ -16,8 +16,9 @@ from server.cli.parsing import format_error, parse
 from server.cluster.session import prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
 from server.data_folder import lock_data_folder, make_private
+from server.extras import missing_extra
 
-INSTALL = "a cluster needs its extra: pip install 'srpo-server[ray]'"
+INSTALL = missing_extra("a cluster", "ray")
 LOCK = "server.lock"
 ANSWER = 5.0  # seconds
 VERBS = ("up", "status", "down")

@@ -54,7 +54,7 @@ def cancel_jobs(store: JobStore, identities: list[str]) -> int:
         elif record := store.find(identity):
             print(f"{identity} had {record.state} before")
         else:
-            print(f"srpo jobs: there is no job {identity}", file=sys.stderr)
+            print(f"srpo jobs: there is no job {identity}; `srpo jobs` lists those there are", file=sys.stderr)
             code = 1
     return code
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipelines.imports import import_name
+from server.cli.metavars import add_argument_of
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -80,7 +81,12 @@ def format_usage(program: str, commands: Mapping[str, Command | Group]) -> str:
 def parse(kind: type[S], command: str, arguments: list[str]) -> S:
     """Read `kind` from flags, then environment variables, then defaults. Prints each problem and exits with 2."""
     hyphenated = [with_hyphens(argument) for argument in arguments]
-    source: CliSettingsSource[S] = CliSettingsSource(kind, cli_prog_name=f"srpo {command}", cli_parse_args=hyphenated)
+    source: CliSettingsSource[S] = CliSettingsSource(
+        kind,
+        cli_prog_name=f"srpo {command}",
+        cli_parse_args=hyphenated,
+        add_argument_method=add_argument_of(kind),
+    )
     try:
         return kind(_cli_settings_source=source)
     except ValidationError as error:

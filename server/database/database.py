@@ -15,10 +15,11 @@ from server.database.backend import Backend
 from server.database.postgres import Postgres
 from server.database.sqlite import SQLite, sqlite_url
 from server.errors import DatabaseUnavailable
+from server.extras import missing_extra
 
 MIGRATIONS = "server.database:migrations"  # package and folder, so that it is found in a wheel too
 BACKENDS: Mapping[str, Backend] = {"sqlite": SQLite(), "postgresql": Postgres()}
-INSTALL = "Postgres needs its extra: pip install 'srpo-server[postgres]'"
+INSTALL = missing_extra("Postgres", "postgres")
 
 
 class Database:

@@ -14,10 +14,11 @@ from typing import Any
 
 from PIL import Image
 
+from server.extras import missing_extra
 from server.images.metadata import SOURCE_TYPE
 from weights.version import read_version
 
-INSTALL = "C2PA needs its extra: pip install 'srpo-server[c2pa]'"
+INSTALL = missing_extra("C2PA", "c2pa")
 SETTINGS = {"builder": {"thumbnail": {"enabled": False}}}  # a thumbnail would add 400 kB to each file
 
 

@@ -16,6 +16,10 @@ from server.security.callers import SCOPES, Caller, Quota, Scope
 from server.security.models import KeyRecord, KeySecret
 
 PREFIX_LENGTH = 15  # of `sk-` and 12 hexadecimal digits
+NO_KEY = (
+    "There is no such key. Name it by its id, or by its beginning while it is valid: `srpo keys list`, or "
+    "GET /v1/admin/keys, lists them. Keys of the settings end with their line there."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class KeyStore:
         with self._database.transaction() as session:
             record = find(session, identity)
             if record.revoked is not None:
-                raise NotFound("This key is revoked. Add a new one.")
+                raise NotFound("This key is revoked. Add a new one: `srpo keys add NAME`, or POST /v1/admin/keys.")
             end = self._now() + grace
             record.secrets[:] = [secret for secret in record.secrets if grace and not is_over(secret.expires, end)]
             for secret in record.secrets:
@@ -120,12 +124,13 @@ class KeyStore:
 
 
 def find(session: Session, identity: str) -> KeyRecord:
-    """By the key's id, or by the prefix of its text. Raises `NotFound`."""
-    by_prefix = sa.select(KeySecret.key_id).where(KeySecret.prefix == identity).scalar_subquery()
+    """By the key's id, by the prefix of its text, or by all of it. Raises `NotFound`."""
+    prefix = prefix_of(identity) or identity
+    by_prefix = sa.select(KeySecret.key_id).where(KeySecret.prefix == prefix).scalar_subquery()
     query = sa.select(KeyRecord).where(sa.or_(KeyRecord.id == identity, KeyRecord.id == by_prefix))
     record = session.scalars(query.with_for_update()).one_or_none()
     if record is None:
-        raise NotFound("There is no such key.")
+        raise NotFound(NO_KEY)
     return record
 
 

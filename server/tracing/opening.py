@@ -1,8 +1,9 @@
 """Whether there are traces."""
 
+from server.extras import missing_extra
 from server.tracing.traces import Traces
 
-INSTALL = "SRPO_TRACES needs its extra: pip install 'srpo-server[otel]'"
+INSTALL = missing_extra("SRPO_TRACES", "otel")
 
 
 def open_traces(enabled: bool) -> Traces:

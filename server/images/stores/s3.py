@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from server.errors import Gone, StorageFailure, StoreUnavailable
+from server.extras import missing_extra
 from server.images.encoding import EncodedImage
 from server.images.stores.base import (
     SECRET_BYTES,
@@ -26,7 +27,7 @@ from server.images.stores.base import (
     make_links,
 )
 
-INSTALL = "an s3:// store needs its extra: pip install 'srpo-server[s3]'"
+INSTALL = missing_extra("an s3:// store", "s3")
 CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
