@@ -103,7 +103,7 @@ class Number(ParamType):
 
     @property
     def expected(self) -> str:
-        return f"a number from {self.low:g} to {self.high:g}"
+        return f"a number from {self.low:.12g} to {self.high:.12g}"
 
     def schema(self) -> dict[str, Any]:
         return {"type": "number", "minimum": self.low, "maximum": self.high}

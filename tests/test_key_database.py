@@ -120,6 +120,25 @@ def test_the_command_line_changes_a_running_server(
     assert cli.main(["rotate", made["id"], *where]) == 1
     assert "srpo keys add" in capsys.readouterr().err
     assert cli.main(["list", "--data-dir", str(keyed.folder / "nothing")]) == 2
+    assert cli.main(["add", "eve", "--data-dir", "/proc/nothing"]) == 2
+    assert "--data-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["add", ""], "srpo keys add: NAME: "),
+        (["add", "eve", "--expires", "tomorrow"], "'tomorrow': expected seconds, or a time such as 15m"),
+        (["add", "eve", "--scopes", "wizard"], "expected some of generate, admin, metrics"),
+        (["rotate", "key_1", "--grace", "3x"], "'3x': expected seconds"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_that_says_what_to_write(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert complaint in capsys.readouterr().err
 
 
 def test_a_revoked_key_is_refused_at_once_by_the_server_that_was_told(keyed: Keyed) -> None:

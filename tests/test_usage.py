@@ -108,13 +108,20 @@ def test_usage_is_shown_as_json_csv_and_a_table(server: Server, capsys: pytest.C
     assert server.usage(identity, until="2020-01-01").json()["data"] == []
     refused = server.usage(identity, since="yesterday")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "since")
+    refused = server.usage(identity, since="2026-02-02", until="2026-01-01")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "until")
     assert call(server.scripted, "GET", "/v1/admin/usage", key).status_code == 403
     where = ["--data-dir", str(server.folder)]
     assert cli.main([*where, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert {"sha256:", "key_"} <= {row["key"][: row["key"].find("_") + 1] or row["key"][:7] for row in rows}
-    assert cli.main([*where, "--key", identity]) == 0
-    assert identity in capsys.readouterr().out
+    for shown in (identity, next(row["key"] for row in rows if row["key"].startswith("sha256:"))):
+        assert cli.main([*where, "--key", shown]) == 0
+        assert shown in capsys.readouterr().out
+    assert cli.main([*where, "--key", "nosuch"]) == 1
+    assert "srpo keys list" in capsys.readouterr().err
+    assert cli.main([*where, "--since", "2026-02-02", "--until", "2026-01-01"]) == 2
+    assert "before" in capsys.readouterr().err
     assert cli.main([*where, "--csv", "--until", "2020-01-01", "--since", "2020-01-01"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("day,key,name,requests")
 

@@ -96,6 +96,11 @@ async def show_usage(
     state: State, since: Day = None, until: Day = None, key: Key = None, form: Form = "json"
 ) -> Response:
     """What each key has used, a row a day of UTC: the last 30 days, if nothing else is asked for."""
+    if since and until and until < since:
+        expected = f"a day not before since, {since}"
+        raise invalid_request(
+            f"expected {expected}", path=("until",), code="invalid_query", expected=expected, received=until
+        )
     first, last = since or day_of(time.time() - SHOWN), until or day_of(time.time())
     names = {record.id: record.name for record in await state.key_service.list()}
     records = await state.pools.run("ledger", state.usage.ledger.report, first, last, key)

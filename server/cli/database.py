@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from server.cli.parsing import format_error
 from server.data_folder import make_private
 from server.database.database import Database, resolve_url
 from server.database.sqlite import FILE
@@ -28,7 +29,13 @@ def with_database(
     """
     file = settings.data_dir / FILE
     if settings.database_url is None and create:
-        make_private(settings.data_dir)
+        try:
+            make_private(settings.data_dir)
+        except OSError as error:
+            print(
+                f"srpo {command}: {format_error(error)}: run it as the server's user (see --data-dir)", file=sys.stderr
+            )
+            return 2
     elif settings.database_url is None and not file.exists():
         print(f"srpo {command}: there is no {file}: no server has run there (see --data-dir)", file=sys.stderr)
         return 2

@@ -69,7 +69,12 @@ def list_jobs(store: JobStore, settings: JobsSettings) -> int:
     if not records:
         print("no jobs")
         return 0
-    print_table([HEADINGS, *([str(value) for value in summarize(record).values()] for record in records)])
+    print_table(
+        [
+            HEADINGS,
+            *(["-" if value is None else str(value) for value in summarize(record).values()] for record in records),
+        ]
+    )
     return 0
 
 

@@ -42,6 +42,7 @@ BY_NAME = {  # the last word of a setting's name
     "lifetime": SECONDS,
     "timeout": SECONDS,
 }
+POSITIONAL = {"identity": "ID"}
 OF_NUMBERS = (SECONDS, "PORT")
 NO_DEFAULT = re.compile(r" ?\(default: (?:None|True|False|\(\))\)")
 TUPLE_DEFAULT = re.compile(r"\(default: \(([^()]*)\)\)")
@@ -55,8 +56,8 @@ def add_argument_of(kind: type[BaseSettings]) -> Callable[..., Action]:
     def add_argument(parser: ArgumentParser, *names: str, **options: Any) -> Action:
         name, field = fields.get(str(options.get("dest", names[0])), ("", None))
         positional = not names[0].startswith("-")
-        if positional and name == "identity":
-            options["metavar"] = "ID"
+        if positional and name in POSITIONAL:
+            options["metavar"] = POSITIONAL[name]
         elif field is not None and not positional and not str(options.get("metavar", "{")).startswith("{"):
             options["metavar"] = find_metavar(name, field)
         if "help" in options:

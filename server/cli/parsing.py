@@ -6,15 +6,22 @@ environment variable, then default), or a subclass of `Arguments`, which reads n
 
 import sys
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from pipelines.imports import import_name
-from server.cli.metavars import add_argument_of
+from server.cli.metavars import POSITIONAL, add_argument_of
 
 S = TypeVar("S", bound=BaseSettings)
+IS_POSITIONAL = get_args(CliPositionalArg[str])[1]
 
 
 class Command(NamedTuple):
@@ -101,7 +108,13 @@ def parse(kind: type[S], command: str, arguments: list[str]) -> S:
 
 
 def describe_setting(kind: type[BaseSettings], name: str) -> str:
-    """How a person can give the setting: its environment variable, if the class reads them, and its flag."""
+    """How a person can give the setting: its environment variable, if the class reads them, and its flag.
+
+    A positional argument has neither: its name, as the usage line shows it.
+    """
+    field = kind.model_fields.get(name)
+    if field is not None and IS_POSITIONAL in field.metadata:
+        return POSITIONAL.get(name, name.upper())
     flag = f"--{name.lower().replace('_', '-')}"
     return flag if issubclass(kind, Arguments) else f"SRPO_{name.upper()} ({flag})"
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from server.cli.database import RecordsSettings, print_table, with_database
 from server.cli.parsing import parse
 from server.database.database import Database
+from server.errors import NotFound
 from server.security.store import KeyStore
 from server.usage.ledger import UsageLedger, day_of
 from server.usage.report import COLUMNS, describe_usage, format_csv, parse_day
@@ -21,7 +22,7 @@ class UsageSettings(RecordsSettings):
 
     since: str | None = Field(None, description="the first day, as 2026-11-01; none: 30 days ago")
     until: str | None = Field(None, description="the last day, as 2026-11-30; none: today")
-    key: str | None = Field(None, description="only this key, by its id")
+    key: str | None = Field(None, description="only this key, by its id as shown")
     csv: bool = Field(False, description="comma-separated values, with a head line")
     json_: bool = Field(False, alias="json", description="one JSON object a line")
 
@@ -36,11 +37,16 @@ class UsageSettings(RecordsSettings):
 
 def main(arguments: list[str]) -> int:
     settings = parse(UsageSettings, "usage", arguments)
+    if settings.since and settings.until and settings.until < settings.since:
+        print(f"srpo usage: --until {settings.until} is before --since {settings.since}", file=sys.stderr)
+        return 2
     since, until = settings.since or day_of(time.time() - SHOWN), settings.until or day_of(time.time())
 
     def show(database: Database) -> int:
         names = {record.id: record.name for record in KeyStore(database).list()}
         records = UsageLedger(database).report(since, until, settings.key)
+        if settings.key is not None and not records and settings.key not in names:
+            raise NotFound(f"There is no key {settings.key}, and no usage of one. `srpo keys list` shows the ids.")
         rows = [describe_usage(record, names) for record in records]
         if settings.csv:
             sys.stdout.write(format_csv(rows))

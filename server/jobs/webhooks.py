@@ -173,7 +173,7 @@ def check_url(url: object, settings: WebhookSettings) -> tuple[str, str]:
     """A URL that jobs may be reported to, and its host with the port. Raises `InvalidRequest`, without the URL."""
     if isinstance(url, str) and len(url) <= MAX_URL and (host := find_host(url, settings)):
         return url, host
-    expected = f"an http(s) address of at most {MAX_URL} characters at a host that this server reports to"
+    expected = f"an http(s) address of at most {MAX_URL} characters at a host of SRPO_WEBHOOK_HOSTS"
     raise invalid_request(
         f"expected {expected}",
         path=("webhook_url",),

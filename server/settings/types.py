@@ -48,12 +48,13 @@ def is_loopback(host: str) -> bool:
 
 def parse_seconds(value: Any) -> Any:
     """The seconds that text like 90s, 15m, 12h or 30d means; any other value is returned unchanged."""
-    if isinstance(value, str) and value[-1:] in DURATIONS:
-        try:
-            return float(value[:-1]) * DURATIONS[value[-1]]
-        except ValueError:
-            raise ValueError(f"{value!r}: expected seconds, or a time such as 15m, 12h or 30d") from None
-    return value
+    if not isinstance(value, str):
+        return value
+    number, unit = (value[:-1], DURATIONS[value[-1]]) if value[-1:] in DURATIONS else (value, 1)
+    try:
+        return float(number) * unit
+    except ValueError:
+        raise ValueError(f"{value!r}: expected seconds, or a time such as 15m, 12h or 30d") from None
 
 
 def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, str | None]:

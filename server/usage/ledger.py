@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from server.database.database import Database
 from server.database.upsert import add_to_row
 from server.errors import QuotaSpent
-from server.usage.models import ImageReservation, UsageRecord
+from server.usage.models import HASHED, ImageReservation, UsageRecord
 
 AMOUNTS = ("requests", "images", "pixels", "device_seconds", "credits")
 
@@ -104,10 +104,15 @@ class UsageLedger:
             session.execute(sa.delete(ImageReservation).where(ImageReservation.expires < self._database.now()))
 
     def report(self, since: str, until: str, owner: str | None = None) -> list[UsageRecord]:
-        """The days from `since` to `until`, both included, of one owner or of all; those with requests."""
+        """The days from `since` to `until`, both included, of one owner or of all; those with requests.
+
+        `owner`: as it is kept, or as `describe_usage` shows it.
+        """
         query = sa.select(UsageRecord).where(UsageRecord.day.between(since, until), UsageRecord.requests > 0)
         if owner is not None:
-            query = query.where(UsageRecord.owner == owner)
+            is_hash = owner.startswith(HASHED)
+            shown = UsageRecord.owner.startswith(owner.removeprefix(HASHED), autoescape=True)
+            query = query.where(shown if is_hash else UsageRecord.owner == owner)
         with self._database.transaction() as session:
             return list(session.scalars(query.order_by(UsageRecord.day, UsageRecord.owner)))
 

@@ -5,6 +5,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from server.database.base import Base
 
+HASHED = "sha256:"  # begins how a key of the settings is shown, which has no id
+
 
 class UsageRecord(Base):
     """What an owner's finished requests have used on a day of UTC (`2026-11-26`): of those that ended with images.

@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 from server.schema import CREDITS_PER_USD
-from server.usage.models import UsageRecord
+from server.usage.models import HASHED, UsageRecord
 
 MEGAPIXEL = 2**20
 COLUMNS = ("day", "key", "name", "requests", "images", "megapixels", "device_seconds", "credits", "usd")
@@ -19,7 +19,7 @@ def describe_usage(record: UsageRecord, names: Mapping[str, str]) -> dict[str, A
     known = owner in names or not owner
     return {
         "day": record.day,
-        "key": owner if known else f"sha256:{owner[:12]}",
+        "key": owner if known else f"{HASHED}{owner[:12]}",
         "name": names.get(owner, "from the settings" if owner else "without a key"),
         "requests": record.requests,
         "images": record.images,
