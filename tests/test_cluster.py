@@ -34,13 +34,20 @@ SILENCE = 0.5  # seconds
 
 
 class LocalCall:
-    """A call of an engine in this process; a `frozen` one says one thing and no more, a `dying` one breaks then."""
+    """A call of an engine in this process; a `frozen` one says one thing and no more, a `dying` one breaks then.
+
+    A `deaf` one says nothing at all, and a `gone` one breaks before it has said anything.
+    """
 
     def __init__(self, said: Any, fault: str | None) -> None:
         self._said, self._fault = said, fault
 
     async def messages(self) -> AsyncIterator[Any]:
         try:
+            if self._fault == "gone":
+                raise CallLost("it is gone")
+            if self._fault == "deaf":
+                await asyncio.sleep(3600)
             async for said in self._said:
                 yield said
                 if self._fault == "dying":
@@ -119,6 +126,25 @@ async def test_an_engine_that_is_lost_costs_a_second_call_and_the_bytes_are_the_
     async with running(fault, fault) as (pool, engines, _):
         assert (await pool.submit(ask()).result()).pixels == (picture(7),)
         assert engines.calls == 3
+
+
+@pytest.mark.parametrize("fault", ["gone", "deaf"])
+async def test_an_engine_that_never_began_says_nothing_against_the_request(fault: str) -> None:
+    """As many calls as it takes: Serve may choose a frozen replica again and again, until it has noticed."""
+    async with running(*[fault] * 4, "dying") as (pool, engines, _):
+        assert (await pool.submit(ask()).result()).pixels == (picture(7),)
+        assert engines.calls == 6
+
+
+async def test_a_request_that_is_called_again_can_still_be_cancelled() -> None:
+    async with running("dying") as (pool, engines, engine):
+        job = pool.submit(ask("slow", steps=50))
+        while engines.calls < 2 or not engine.status().running:
+            await asyncio.sleep(0.01)
+        pool.cancel(job)
+        while engine.status().running:
+            await asyncio.sleep(0.01)
+        assert pool.status().running == 0
 
 
 async def test_a_third_loss_is_the_end_of_the_request_and_of_no_other_one() -> None:

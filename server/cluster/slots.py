@@ -1,8 +1,10 @@
 """Engines of the cluster, as the pool of an `Api` replica sees them: each is a supervisor with places for jobs.
 
 A slot stands for an engine, but Serve chooses which replica carries a call out: the one with the least to do. Where
-that replica dies, is silent or sends the call back, the job goes back to the pool and is called again, at most twice.
-Jobs are pure, so that a second call draws the same bytes.
+that replica dies, is silent or sends the call back, the job goes back to the pool and is called again: as often as it
+takes while no engine has begun with it, and at most twice after one has, since then the job may be the cause. Serve may
+choose a replica that is frozen until its health check has failed, so that one call after another is lost there. Jobs
+are pure: another call draws the same bytes.
 """
 
 import asyncio
@@ -22,6 +24,7 @@ from pipelines.workers.status import WorkerStatus
 from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks
 
 LOOK = 0.5  # seconds between questions to the controller
+BEGINNING = 2.0  # of the time after which an engine counts as lost: what one may take until its first sign of life
 log = structlog.get_logger("srpo")
 
 
@@ -102,6 +105,7 @@ class EngineSlot:
         self._number = number
         self._fleet = fleet
         self._calls: dict[str, asyncio.Task[None]] = {}
+        self._begun: set[str] = set()  # jobs with which an engine has begun
         self._watching: asyncio.Task[None] | None = None
         self._lost = 0
 
@@ -130,8 +134,15 @@ class EngineSlot:
     def run(self, job: Job) -> None:
         job.dispatched = time.monotonic()
         self.running[job.id] = job
+        self._begun.discard(job.id)
         self._calls[job.id] = task = asyncio.create_task(self._draw(job))
-        task.add_done_callback(lambda _: self._calls.pop(job.id, None))
+        task.add_done_callback(lambda ended: self._forget(job, ended))
+
+    def _forget(self, job: Job, ended: asyncio.Task[None]) -> None:
+        """Unless the job has been called again already."""
+        if self._calls.get(job.id) is ended:
+            del self._calls[job.id]
+            self._begun.discard(job.id)
 
     def count(self, tenant: str) -> int:
         return sum(job.tenant == tenant for job in self.running.values())
@@ -189,40 +200,48 @@ class EngineSlot:
             await self._follow(job, call)
         except CallLost as error:
             call.cancel()
+            begun = job.id in self._begun
+            if not begun:
+                await asyncio.sleep(LOOK)  # in which Serve may learn that the replica is gone
             if self.running.pop(job.id, None) is not None:
-                self._call_again(job, str(error))
+                self._call_again(job, str(error), begun)
         except BaseException:
             call.cancel()
             raise
 
     async def _follow(self, job: Job, call: Call) -> None:
-        """Raises `CallLost`, also if a call that has begun is silent. One that waits for an engine may wait."""
+        """Raises `CallLost`, also if the engine is silent. One that has not begun may be busy with its beginning."""
         messages = aiter(call.messages())
-        limit: float | None = None
+        limit = BEGINNING * self._fleet.timeout
         while job.id in self.running:
             try:
                 async with asyncio.timeout(limit):
                     header, payload = await anext(messages)
             except TimeoutError:
-                raise CallLost(f"silent for {self._fleet.timeout:g} s") from None
+                raise CallLost(f"silent for {limit:g} s") from None
             except StopAsyncIteration:
                 raise CallLost("it ended too soon") from None
             limit = self._fleet.timeout
+            self._begun.add(job.id)
             if header["event"] != "alive":
                 self._fleet.callbacks.on_job_message(self, job, header["event"], Message(header, payload))
 
-    def _call_again(self, job: Job, reason: str) -> None:
-        """Back to the pool. From the second loss on the job itself is suspected, and is given up at the third."""
+    def _call_again(self, job: Job, reason: str, begun: bool) -> None:
+        """Back to the pool. From the second loss on after an engine had begun with it, the job itself is suspected, and
+        is given up at the third.
+        """
         self._lost += 1
-        lost = self._fleet.lost[job.id] = self._fleet.lost.get(job.id, 0) + 1
-        log.warning("engine_call_lost", job=job.id, times=lost, reason=reason)
+        lost = self._fleet.lost[job.id] = self._fleet.lost.get(job.id, 0) + begun
+        log.warning("engine_call_lost", job=job.id, times=lost, begun=begun, reason=reason)
         self._fleet.callbacks.requeue([job], frozenset({job.id} if lost > 1 else ()))
 
 
 def make_slots(
     engines: Engines, callbacks: SupervisorCallbacks, count: int, timeout: float
 ) -> Sequence[EngineSupervisor]:
-    """Slots for `count` engines; one that has begun a call and is silent for `timeout` seconds has lost it."""
+    """Slots for `count` engines. One that is silent for `timeout` seconds has lost its call; before its first sign of
+    life, for twice as long.
+    """
     fleet = Fleet(engines, callbacks, timeout)
     fleet.slots = [EngineSlot(number, fleet) for number in range(count)]
     return fleet.slots
