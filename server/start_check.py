@@ -13,7 +13,7 @@ from alembic.util import CommandError
 
 from pipelines.optimize import tuning_cache
 from pipelines.optimize.tuning_cache import TuningCache
-from server.database.database import Database
+from server.database.database import Database, explain_version
 from server.database.sqlite import FILE
 from server.errors import DatabaseUnavailable, StorageBusy, StorageDamaged, StorageFull
 from server.jobs.store import JobStore
@@ -56,7 +56,7 @@ def check_database(database: Database) -> None:
         database.close()
         raise ValueError(f"{place} is damaged: {error.__cause__ or error}".partition("\n")[0]) from error
     except CommandError as error:
-        raise OSError(f"{place} was written by another version of this server: {error}") from error
+        raise OSError(f"{place} {explain_version(error)}") from error
     except StorageFull as error:
         raise NotNow(f"{place} cannot be written: its disk is full or not writable") from error
     except StorageBusy as error:

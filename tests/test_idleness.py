@@ -16,6 +16,7 @@ import psutil
 import pytest
 from support.jobs import PREFER, ended, events_of
 from support.pools import pool_of, result_of, until
+from support.receivers import Receiver
 from support.scripted import ask, picture
 from support.scripted_server import Scripted
 from support.server import LiveServer, running
@@ -254,6 +255,10 @@ def test_the_commands(scripted: Scripted) -> None:
     lost = srpo("sleep", "--url", "http://127.0.0.1:9")
     assert (lost.returncode, lost.stdout) == (2, "")
     assert "no server answers" in lost.stderr
+    with Receiver() as other:  # a server, but another one
+        mistaken = srpo("sleep", "--url", f"http://{other.place}")
+    assert (mistaken.returncode, mistaken.stdout) == (2, "")
+    assert "--url" in mistaken.stderr
 
 
 # ---- The real engine, again and again

@@ -1,9 +1,9 @@
 """TLS in front of one server: Caddy and nginx with the files of deploy/, as they are but for addresses."""
 
 import io
-import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,6 +43,14 @@ def running_nginx(folder: Path, port: int, server: int) -> Iterator[Path]:
         process.wait(LIMIT)
 
 
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """One that nginx' workers, who are another user, can write below. pytest closes its own to them at each start."""
+    with tempfile.TemporaryDirectory(prefix="srpo-proxy-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 PROXIES = {"caddy": running_caddy, "nginx": running_nginx}
 
 
@@ -52,13 +60,10 @@ def proxied(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     if not (shutil.which("caddy") if request.param == "caddy" else find_nginx()):
         pytest.skip(f"no {request.param} (apt-get install {request.param})")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    port, folder = free_port(), tmp_path / "proxy"
-    folder.mkdir(mode=0o755)
-    if os.geteuid() == 0:
-        for path in (folder, *folder.parents[:3]):
-            path.chmod(0o755)  # nginx' own workers are another user
+    port = free_port()
     url = f"https://{HOST}:{port}"
     with (
+        open_folder() as folder,
         Scripted(tmp_path / "data", public_url=url) as server,
         PROXIES[request.param](folder, port, server.port) as certificate,
         httpx.Client(base_url=url, verify=trusting(certificate), timeout=LIMIT) as client,

@@ -10,6 +10,7 @@ import pytest
 from support.jobs import record
 from support.ledgers import job_store, locked
 
+from server.cli import jobs
 from server.database.database import Database
 from server.database.sqlite import sqlite_url
 from server.start_check import NotNow, check_data_folder
@@ -68,14 +69,16 @@ def test_one_damaged_row_does_not_hide_the_others(tmp_path: Path) -> None:
         assert [(job.id, job.request is None) for job in store.unfinished()] == [("job_bad", True), ("job_good", False)]
 
 
-def test_the_database_of_a_later_version_is_never_moved(tmp_path: Path) -> None:
+def test_the_database_of_a_later_version_is_never_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with closing(sqlite3.connect(tmp_path / "jobs.sqlite3")) as database:
         database.execute("CREATE TABLE alembic_version (version_num TEXT)")
         database.execute("INSERT INTO alembic_version VALUES ('9999')")
         database.commit()
-    with pytest.raises(OSError, match="another version"):
+    with pytest.raises(OSError, match=r"another version.*put a backup"):
         check(tmp_path, "move")
     assert not list(tmp_path.glob("*damaged*"))
+    assert jobs.main(["--data-dir", str(tmp_path)]) == 2
+    assert "put a backup" in capsys.readouterr().err
 
 
 def test_a_locked_database_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from alembic.util import CommandError
 from pydantic import Field
 
 from server.cli.parsing import format_error
 from server.data_folder import make_private
-from server.database.database import Database, resolve_url
+from server.database.database import Database, explain_version, resolve_url
 from server.database.sqlite import FILE
 from server.errors import NotFound, StorageFailure
 from server.settings.storage import DatabaseSettings
@@ -46,6 +47,9 @@ def with_database(
     except NotFound as error:
         print(f"srpo {command}: {error}", file=sys.stderr)
         return 1
+    except CommandError as error:
+        print(f"srpo {command}: {database.place} {explain_version(error)}", file=sys.stderr)
+        return 2
     except StorageFailure as error:
         print(f"srpo {command}: {error}", file=sys.stderr)
         return 2

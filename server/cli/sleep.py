@@ -53,17 +53,29 @@ def talk(verb: str, settings: ServerSettings, *, wait: bool) -> int:
         with httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT) as client:
             reply = client.post(f"/v1/admin/{verb}")
             if not reply.is_success:
-                print(f"srpo {verb}: {explain(reply)}", file=sys.stderr)
+                hint = " Give it with --key or SRPO_KEY." if reply.status_code in (401, 403) else ""
+                print(f"srpo {verb}: {explain(reply)}{hint}", file=sys.stderr)
                 return 1
-            state = reply.json()["state"]
+            state = read_state(reply)
             while wait and state == "waking":
                 time.sleep(POLL)
-                state = client.get("/ready").json()["state"]
+                state = read_state(client.get("/ready"))
+    except ValueError as error:
+        print(f"srpo {verb}: {url}: {error}", file=sys.stderr)
+        return 2
     except httpx2.HTTPError as error:
         print(f"srpo {verb}: no server answers at {url}: {format_error(error)}", file=sys.stderr)
         return 2
     print(state)
     return 0 if state in ("asleep", "ready", "waking") else 1
+
+
+def read_state(reply: httpx2.Response) -> str:
+    """What the server says of its workers. Raises `ValueError` where it is none of ours."""
+    try:
+        return str(reply.json()["state"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError("what answers there is no server of this kind: see --url and --port") from None
 
 
 def explain(reply: httpx2.Response) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
@@ -20,6 +21,12 @@ from server.extras import missing_extra
 MIGRATIONS = "server.database:migrations"  # package and folder, so that it is found in a wheel too
 BACKENDS: Mapping[str, Backend] = {"sqlite": SQLite(), "postgresql": Postgres()}
 INSTALL = missing_extra("Postgres", "postgres")
+
+
+def explain_version(error: CommandError) -> str:
+    """What is wrong with a database whose tables this version does not know, and what to do."""
+    advice = "start that version, or put a backup from before it in its place (docs/upkeep.md)"
+    return f"was written by another version of this server ({error}): {advice}"
 
 
 class Database:
