@@ -209,7 +209,8 @@ def test_a_server_that_sleeps_is_ready_and_says_so(scripted: Scripted) -> None:
     health = httpx.get(f"{scripted.url}/health").json()
     assert (health["state"], health["worker_pids"]) == ("asleep", [])
     assert 'srpo_pool_state{state="asleep"} 1.0' in httpx.get(f"{scripted.url}/metrics").text
-    streamed = httpx.post(scripted.url + PATH, json=BODY | {"stream": True}, timeout=LIMIT)
+    events_asked = {"accept": "text/event-stream"}
+    streamed = httpx.post(scripted.url + PATH, json=BODY | {"stream": True}, headers=events_asked, timeout=LIMIT)
     events = [(name, data) for _, name, data in events_of(streamed)]
     assert next(data["stage"] for name, data in events if name.endswith("progress")) == "waking"
     assert events[-1][0] == "image_generation.completed"

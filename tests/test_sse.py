@@ -35,6 +35,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
 
 def read(server: Any, headers: dict[str, str] | None = None, **fields: Any) -> tuple[httpx.Response, list[Any]]:
     """The reply, and its events as (name, data); comments have the name ''."""
+    headers = {"accept": "text/event-stream"} if headers is None else headers
     reply = httpx.post(server.url + PATH, json=BODY | fields, headers=headers, timeout=START_LIMIT)
     return reply, [parse(block) for block in reply.text.split("\n\n") if block]
 
@@ -95,9 +96,23 @@ def test_every_step_and_stage_is_told_in_order(live: LiveServer) -> None:
     assert all(data["type"] == name for name, data in events)
 
 
-@pytest.mark.parametrize(("accept", "named"), [("application/json", False), ("text/event-stream", True), ("*/*", True)])
-def test_progress_is_a_comment_for_those_who_read_only_json(scripted: Scripted, accept: str, named: bool) -> None:
-    _, events = read(scripted, {"accept": accept}, prompt="quick")
+SDK = {"x-stainless-lang": "ruby"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"accept": "text/event-stream"}, True),
+        ({"accept": "text/event-stream, application/json"}, True),
+        ({"accept": "text/event-stream"} | SDK, False),  # OpenAI's SDKs for Ruby and Java
+        ({"accept": "application/json"} | SDK, False),  # for Python, JavaScript and Go
+        ({"accept": "*/*"}, False),  # PHP and Rust
+    ],
+)
+def test_progress_is_a_comment_for_those_who_may_not_know_it(
+    scripted: Scripted, headers: dict[str, str], named: bool
+) -> None:
+    _, events = read(scripted, headers, prompt="quick")
     progress = [data for name, data in events if name == "image_generation.progress"]
     comments = [text for name, text in events if not name]
     assert (bool(progress), bool(comments)) == (named, not named)

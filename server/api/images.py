@@ -21,7 +21,7 @@ from server.api.jobs import describe_whole_job, poll_url
 from server.api.json_body import read_object
 from server.api.multipart import read_form, sha256_of, too_many_pictures
 from server.api.openapi import EDITS, GENERATION
-from server.api.sse import EventStream, accepts_events, cancel_on_disconnect
+from server.api.sse import EventStream, cancel_on_disconnect, knows_progress
 from server.errors import invalid_request
 from server.jobs.generation import Generation, check_prompt, reply_headers, start_headers
 from server.jobs.joining import TRIES, RequestIdentity, SharedGeneration
@@ -196,7 +196,7 @@ async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str
 
 def generation_stream(call: Call, generation: Generation) -> EventStream:
     """The events of a generation that ends with its reader."""
-    named = accepts_events(call.request.headers.get("accept"))
+    named = knows_progress(call.request.headers)
     events = stream_generation(generation, named, call.request.scope["state"]["request_id"], call.request.scope["path"])
     return EventStream(events, start_headers(generation.translated, call.state), generation.cancel)
 
@@ -234,7 +234,7 @@ def job_stream(call: Call, spec: JobSpec, record: JobRecord, headers: dict[str, 
         call.jobs.active(record.id),
         EventPosition(),
         call.state.served,
-        named=accepts_events(call.request.headers.get("accept")),
+        named=knows_progress(call.request.headers),
         store=call.state.store,
     )
     location = {"content-location": f"{poll_url(call.request, call.state, record)}/events"}

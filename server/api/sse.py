@@ -25,8 +25,18 @@ Result = TypeVar("Result")
 
 
 def accepts_events(accept: str | None) -> bool:
-    """Whether a client reads events it may not know. OpenAI's SDKs, which would hand them on, accept only JSON."""
+    """Whether a client of this server's own routes reads events: all do but those that accept only JSON."""
     return accept is None or any(kind in accept for kind in ("text/event-stream", "text/*", "*/*"))
+
+
+def knows_progress(headers: Mapping[str, str]) -> bool:
+    """Whether a client of OpenAI's routes reads events that OpenAI does not send.
+
+    It asks for events, and is none of OpenAI's SDKs, which hand every event to their caller: those for Java and Ruby
+    ask for events, too, but all of them name themselves. Those for PHP and Rust, which fail at an event that they do
+    not know, accept anything.
+    """
+    return "text/event-stream" in headers.get("accept", "") and "x-stainless-lang" not in headers
 
 
 def format_event(data: Mapping[str, Any], identity: str | None = None, name: str | None = None) -> bytes:
