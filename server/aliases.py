@@ -7,7 +7,7 @@ value cannot be honoured, is ignored and named in `x-ignored-fields`, so that a 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from pipelines.fields import ImageSize, Integer, Invalid, ParamType
@@ -16,10 +16,20 @@ from weights.checkpoints import HOSTED_MODEL
 
 IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
 RESPONSE_FORMATS = ("url", "b64_json")
-NAMESAKES: Mapping[str, str] = {
-    "dall-e-": "url",
-    "gpt-image-": "b64_json",
-}  # what OpenAI's models of these names answer
+
+
+class Namesake(NamedTuple):
+    """What OpenAI's models of a name answer where the request leaves it open."""
+
+    response_format: str
+    detailed: bool  # with `usage`, `size`, `output_format` and `background`
+    output_format: str = "png"  # several clients take it for granted
+
+
+NAMESAKES: Mapping[str, Namesake] = {
+    "dall-e-": Namesake("url", detailed=False),
+    "gpt-image-": Namesake("b64_json", detailed=True),
+}
 MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
 SIDES = re.compile(r"0*([1-9]\d{0,4})[xX]0*([1-9]\d{0,4})", re.ASCII)
@@ -65,6 +75,7 @@ class TranslatedRequest:
     stream: bool = False
     partial_images: int = 0
     events: str = "image_generation"  # what the names of a stream's events begin with
+    detailed: bool = False  # the reply is to have what those of OpenAI's gpt-image models have
     ignored: list[str] = field(default_factory=list)
 
 
@@ -82,13 +93,11 @@ class Dialect:
         target = self.model_aliases.get(name)
         return model if target is None else target + kind
 
-    def default_format(self, model: object) -> str:
-        """How images come back where the request does not say it: as from the alias's namesake, else by setting."""
+    def namesake(self, model: object) -> Namesake | None:
+        """The models of OpenAI's that an alias is named like."""
         if isinstance(model, str) and split_kind(model)[0] in self.model_aliases:
-            for namesake, response_format in NAMESAKES.items():
-                if model.startswith(namesake):
-                    return response_format
-        return self.response_format
+            return next((namesake for name, namesake in NAMESAKES.items() if model.startswith(name)), None)
+        return None
 
 
 def split_kind(model: str) -> tuple[str, str]:
@@ -110,12 +119,15 @@ def translate(body: Mapping[str, Any], dialect: Dialect = HOSTED_DIALECT, *, edi
     if isinstance(extra, dict):  # one client sends its extra fields inside a literal `extra_body`
         del fields["extra_body"]
         fields = {name: value for name, value in extra.items() if value is not None} | fields
-    default_format = dialect.default_format(fields.get("model"))
+    namesake = dialect.namesake(fields.get("model"))
     take_model(fields, dialect, edit)
     params = for_model(dialect.served, params_of(fields.get("model")))
     native = ("model", *params.model_fields)
     translated = TranslatedRequest({name: fields.pop(name) for name in native if name in fields})
-    take_response_format(fields, translated, default_format)
+    take_response_format(fields, translated, namesake.response_format if namesake else dialect.response_format)
+    if namesake:
+        translated.detailed = namesake.detailed
+        translated.native.setdefault("output_format", namesake.output_format)
     for foreign, name in ALIASES.items():
         if foreign in fields and name in native:
             honour(foreign, name, fields.pop(foreign), translated, params)

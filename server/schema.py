@@ -17,6 +17,7 @@ from pipelines.fields import Issue
 from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams, for_model
 from pipelines.safety.guard import InspectedResult
 from server.aliases import IMAGE_TO_IMAGE, param_type, params_of
+from server.detailed_reply import DetailedReply
 from server.errors import InvalidRequest
 from server.settings.server import Settings
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
@@ -183,7 +184,7 @@ class Safety(BaseModel):
     action: str | None = None
 
 
-class GenerationReply(BaseModel):
+class GenerationReply(DetailedReply):
     """The finished images. `images` and `data` are the same list: some clients read only one of them."""
 
     created: int

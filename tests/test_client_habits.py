@@ -118,6 +118,46 @@ def test_an_alias_answers_as_its_namesake(
     assert keys_of(generate(servers[setting], model="gpt-image-1", sync_mode=True)) == {"url"}
 
 
+def test_an_alias_of_a_gpt_image_model_has_what_its_replies_have(servers: dict[str, Scripted]) -> None:
+    """Dify reads `usage` of every reply, LangChain4j takes the type from `output_format`."""
+    used = 52500
+    for reply in (generate(servers["url"], model="gpt-image-1"), edit(servers["b64_json"], model="gpt-image-1")):
+        body = reply.json()
+        assert body["usage"] == {
+            "total_tokens": used,
+            "input_tokens": 0,
+            "output_tokens": used,
+            "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+        }
+        size = f"{body['data'][0]['width']}x{body['data'][0]['height']}"
+        assert (body["size"], body["output_format"], body["background"]) == (size, "png", "opaque")
+    for model in ("flux/srpo", "dall-e-3", "painter"):
+        body = generate(servers["url"], model=model).json()
+        assert not {"usage", "size", "output_format", "background"} & body.keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "output_format", "drawn"),
+    [
+        ("dall-e-3", None, "PNG"),
+        ("gpt-image-1", None, "PNG"),
+        ("gpt-image-1", "b64_json", "PNG"),
+        ("gpt-image-1", "webp", "WEBP"),
+        ("dall-e-3", "jpeg", "JPEG"),
+        ("painter", None, "JPEG"),
+        ("flux/srpo", None, "JPEG"),
+    ],
+)
+def test_an_alias_draws_png_as_its_namesake(
+    servers: dict[str, Scripted], model: str, output_format: str | None, drawn: str
+) -> None:
+    """LobeHub, LibreChat, AnythingLLM and Dify call the picture a PNG without looking; some services then refuse it."""
+    (item,) = generate(servers["url"], model=model, output_format=output_format, sync_mode=True).json()["data"]
+    content = base64.b64decode(item.get("b64_json") or item["url"].partition(",")[2])
+    assert Image.open(io.BytesIO(content)).format == drawn
+    assert item["content_type"] == f"image/{drawn.lower()}"
+
+
 def test_aliases_are_listed_and_an_unknown_name_is_named_as_it_was_sent(servers: dict[str, Scripted]) -> None:
     models = httpx.get(f"{servers['url'].url}/v1/models").json()["data"]
     assert {"dall-e-3", "gpt-image-1", "painter", "flux/srpo"} <= {model["id"] for model in models}

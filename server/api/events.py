@@ -13,6 +13,7 @@ import structlog
 from pipelines.errors import PipelineError
 from pipelines.job import Event, Preview, Progress
 from server.api.sse import format_event
+from server.detailed_reply import TokenUsage
 from server.envelope import envelope
 from server.errors import ServerError
 from server.images.encoding import encode
@@ -78,7 +79,6 @@ async def describe_preview(preview: Preview, generation: Generation) -> dict[str
 
 def describe_image(index: int, reply: Mapping[str, Any], spec: JobSpec, item: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a finished image: its `item`, and what the reply (as JSON) says of it."""
-    used = reply["meta"]["usage"]["tokens_used"]
     return {
         "type": f"{spec.translated.events}.completed",
         **item,
@@ -87,12 +87,7 @@ def describe_image(index: int, reply: Mapping[str, Any], spec: JobSpec, item: Ma
         "seed": reply["seed"] + index,
         "has_nsfw_concepts": reply["has_nsfw_concepts"][index],
         **{name: reply[name] for name in ("prompt", "timings", "safety", "meta")},
-        "usage": {
-            "total_tokens": used,
-            "input_tokens": 0,
-            "output_tokens": used,
-            "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-        },
+        "usage": TokenUsage.of(reply["meta"]["usage"]["tokens_used"]).model_dump(),
         **openai_fields(spec.body, item["width"], item["height"], reply["created"]),
     }
 

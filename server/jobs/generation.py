@@ -112,6 +112,9 @@ class Generation:
             items = await self._deliver()
             self._meter.stage("store", watch.lap("encode"))
             reply = GenerationReply.from_result(inspected, items, watch.seconds, self._state.settings)
+            if self.translated.detailed:
+                size = (self.request.width, self.request.height)
+                reply = reply.with_details(size, self.body.output_format, reply.meta.usage.credits_used)
             pixels, price = self.request.pixels * len(items), reply.meta.usage.credits_used
             self.usage = usage = UsageEntry(self._owner, len(items), pixels, result.timings.device, price)
             self._meter.succeed(inspected, usage)

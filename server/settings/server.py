@@ -82,7 +82,7 @@ class Settings(
     model_aliases: Names = Field(
         (),
         description="more names for models, NAME=MODEL separated by commas (dall-e-3=flux/srpo); if the request does "
-        "not name a format, dall-e-* answers with url and gpt-image-* with b64_json",
+        "not name a format, dall-e-* answers with url and gpt-image-* with b64_json, both with PNG",
     )
     edit_pictures: Literal["first", "one"] = Field(
         "first",
