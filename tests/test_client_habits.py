@@ -270,6 +270,61 @@ def test_an_edit_without_a_model_is_the_loaded_ones(servers: dict[str, Scripted]
     assert generate(servers["url"], model=None).status_code == 400  # the contract asks for it there
 
 
+def edit_in_json(server: Scripted, **fields: Any) -> httpx.Response:
+    body = {"prompt": "quick", "output_format": "png", "enable_safety_checker": False, "strength": 0.5} | fields
+    return httpx.post(f"{server.url}/v1/images/edits", json=body, timeout=START_LIMIT)
+
+
+DATA_URI = f"data:image/png;base64,{base64.b64encode(FILE).decode()}"
+OTHER_URI = f"data:image/png;base64,{base64.b64encode(OTHER).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "ignored"),
+    [
+        ({"images": [{"image_url": DATA_URI}]}, None),
+        ({"images": [{"image_url": {"url": DATA_URI}}, {"image_url": OTHER_URI}]}, "image.1"),
+        ({"image": {"url": DATA_URI, "type": "image_url"}}, None),
+        ({"image": [DATA_URI, OTHER_URI], "size": "auto"}, "size, image.1"),
+        ({"image": DATA_URI, "mask": None}, None),
+        ({"image_url": DATA_URI, "images": []}, None),
+    ],
+)
+def test_an_edit_in_json_names_its_pictures(
+    servers: dict[str, Scripted], pictures: dict[str, Any], ignored: str | None
+) -> None:
+    """OpenAI's API takes `images` in JSON, other hosts' `image`; proxies pass both on."""
+    reply = edit_in_json(servers["b64_json"], **pictures)
+    assert reply.status_code == 201, reply.text
+    assert reply.headers.get("x-ignored-fields") == ignored
+    drawn = Image.open(io.BytesIO(base64.b64decode(reply.json()["data"][0]["b64_json"])))
+    assert drawn.tobytes() == PIXELS.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "param", "said"),
+    [
+        ({}, "image", "the address or data URI of a picture"),
+        ({"images": []}, "image", "the address or data URI of a picture"),
+        ({"images": [{"file_id": "file-1"}]}, "image", "no files are kept here"),
+        ({"images": [7]}, "image_url", "received 7"),
+        ({"image": {"b64": "x"}}, "image_url", "expected"),
+        ({"image": DATA_URI, "mask": {"image_url": DATA_URI}}, "mask", "leave the mask out"),
+    ],
+)
+def test_an_edit_in_json_without_a_picture_says_so(
+    servers: dict[str, Scripted], pictures: dict[str, Any], param: str, said: str
+) -> None:
+    reply = edit_in_json(servers["b64_json"], **pictures)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
+    assert said in reply.json()["message"]
+
+
+def test_several_pictures_in_json_are_refused_by_setting(servers: dict[str, Scripted]) -> None:
+    reply = edit_in_json(servers["url"], image=[DATA_URI, OTHER_URI])
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "image")
+
+
 # --- when to come back ----------------------------------------------------------------------------------------------
 
 

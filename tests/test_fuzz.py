@@ -487,7 +487,7 @@ def is_by_contract(failure: Failure, body: Any) -> bool:
     if isinstance(failure, AcceptedNegativeData):
         size = body.get("image_size")
         return None in body.values() or (isinstance(size, dict) and None in size.values())
-    if isinstance(failure, RejectedPositiveData) and {"image", "image_url"} & set(body):
+    if isinstance(failure, RejectedPositiveData) and {"image", "images", "image_url"} & set(body):
         return True  # letters are no picture
     seed = body.get("seed")
     return isinstance(failure, RejectedPositiveData) and type(seed) is int and seed >= 2**63

@@ -16,10 +16,11 @@ from pipelines.request import ImageRequest
 from pipelines.trace_context import trace_context
 from server.aliases import TranslatedRequest, translate
 from server.api.dependencies import Drawer, JobsDep
+from server.api.edits import read_edit
 from server.api.events import EventPosition, stream_generation, stream_job
 from server.api.jobs import describe_whole_job, poll_url
 from server.api.json_body import read_object
-from server.api.multipart import read_form, sha256_of, too_many_pictures
+from server.api.multipart import sha256_of, too_many_pictures
 from server.api.openapi import EDITS, GENERATION
 from server.api.sse import EventStream, cancel_on_disconnect, knows_progress
 from server.errors import invalid_request
@@ -71,11 +72,11 @@ async def generate_images(request: Request, state: State, jobs: JobsDep, caller:
 @router.post("/images/edits", include_in_schema=False)
 @router.post("/images/edits/", include_in_schema=False)
 async def edit_image(request: Request, state: State, jobs: JobsDep, caller: Drawer) -> Response:
-    """Begin at an uploaded picture: image-to-image as OpenAI's SDKs send `images.edit`."""
+    """Begin at a picture: image-to-image as OpenAI's SDKs send `images.edit`, or as JSON."""
     with state.uploads.open() as upload:
         call = Call(request, state, jobs, caller, upload)
         await check_room(call)
-        form = await read_form(request, state.settings, upload)
+        form = await read_edit(request, state, upload)
         fields, picture = form.fields, form.picture
         with closing(picture or io.BytesIO()):
             if form.unused and state.settings.edit_pictures == "one":

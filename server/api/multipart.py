@@ -56,9 +56,7 @@ async def read_form(request: Request, settings: Settings, upload: Upload) -> For
         if picture is not None:
             fields["image_url"] = PLACEHOLDER_URL
         elif not {"image", "image_url"} & set(fields):
-            raise InvalidRequest(
-                [issue_of("required", ("image",), Issue((), "a PNG, JPEG or WebP file", None), missing=True)]
-            )
+            raise no_picture("a PNG, JPEG or WebP file")
     except Exception:
         await form.close()
         raise
@@ -89,7 +87,7 @@ def find_pictures(files: list[tuple[str, UploadFile]], limit: int) -> list[Binar
     """The pictures, of which the first is used. Raises `InvalidRequest` for other files; `BodyTooLarge`."""
     for name, _ in files:
         if name == "mask":
-            raise unsupported_part(name, "this model redraws the whole picture: leave the mask out", "no mask")
+            raise no_mask()
         if not PICTURE.fullmatch(name):
             raise unsupported_part(ascii(name)[1:-1][:80], "only one file is used, the image", "no file")
     if files and (files[0][1].size or 0) > limit:
@@ -101,8 +99,16 @@ def too_many_pictures(number: int) -> InvalidRequest:
     return unsupported_part("image", f"expected one picture, received {number}", "one picture")
 
 
-def unsupported_part(name: str, message: str, expected: str) -> InvalidRequest:
-    return invalid_request(message, path=(name,), code="unsupported", expected=expected, received="a file")
+def no_picture(expected: str) -> InvalidRequest:
+    return InvalidRequest([issue_of("required", ("image",), Issue((), expected, None), missing=True)])
+
+
+def no_mask(received: str = "a file") -> InvalidRequest:
+    return unsupported_part("mask", "this model redraws the whole picture: leave the mask out", "no mask", received)
+
+
+def unsupported_part(name: str, message: str, expected: str, received: str = "a file") -> InvalidRequest:
+    return invalid_request(message, path=(name,), code="unsupported", expected=expected, received=received)
 
 
 def sha256_of(file: BinaryIO) -> str:

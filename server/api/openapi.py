@@ -104,11 +104,22 @@ def form(served: str) -> dict[str, Any]:
     return schema
 
 
+def edit_in_json(served: str) -> dict[str, Any]:
+    """The same as JSON, with the addresses of pictures."""
+    schema = form(served)
+    schema["properties"] = {"images": ADDRESSES} | {
+        name: part for name, part in schema["properties"].items() if name != "image"
+    }
+    schema["required"] = ["prompt", "images"]
+    return schema
+
+
 def describe_bodies(document: dict[str, Any], served: str) -> None:
     """Give the two bodies, which their routes read themselves, the bounds of the loaded model."""
     for route, kind, schema in (
         ("generations", "application/json", bodies(served)),
         ("edits", "multipart/form-data", form(served)),
+        ("edits", "application/json", edit_in_json(served)),
     ):
         body = document["paths"][f"/v1/images/{route}"]["post"]["requestBody"]
         body["content"][kind]["schema"] = schema
@@ -124,6 +135,12 @@ def drop_422(document: dict[str, Any]) -> None:
 
 
 FILE = {"type": "string", "format": "binary", "description": "The picture to begin with: PNG, JPEG or WebP."}
+ADDRESSES = {
+    "type": "array",
+    "description": "The pictures, of which the first is used: https addresses or data URIs.",
+    "items": {"type": "object", "properties": {"image_url": {"type": "string"}}, "required": ["image_url"]},
+    "minItems": 1,
+}
 FINISHED: dict[str, Any] = {"model": GenerationReply, "content": {"application/json": {"example": REPLY}}}
 GENERATION: dict[str, Any] = {
     "summary": "Generate images",
@@ -150,11 +167,17 @@ GENERATION: dict[str, Any] = {
     },
 }
 EDITS: dict[str, Any] = GENERATION | {
-    "summary": "Begin at an uploaded picture",
+    "summary": "Begin at a picture",
     "operation_id": "_v1_images_edits",
     "openapi_extra": {
         "parameters": [PREFER, IDEMPOTENCY_KEY, WEBHOOK_URL],
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form(HOSTED_MODEL)}}},
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": form(HOSTED_MODEL)},
+                "application/json": {"schema": edit_in_json(HOSTED_MODEL)},
+            },
+        },
     },
 }
 

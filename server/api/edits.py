@@ -1,0 +1,54 @@
+"""What comes to `/v1/images/edits`: a form, or JSON with the pictures' addresses, as OpenAI's API takes both.
+
+In JSON a picture is an address or a data URI: alone, or as `image_url` or `url` of an object, in `image` or in the list
+`images`.
+"""
+
+from typing import Any
+
+from starlette.requests import Request
+
+from server.api.json_body import read_object
+from server.api.multipart import Form, no_mask, no_picture, read_form, unsupported_part
+from server.security.limits import Upload
+from server.state import AppState
+
+PICTURES = ("image", "images", "image[]")
+
+
+async def read_edit(request: Request, state: AppState, upload: Upload) -> Form:
+    """The fields of an edit and its picture: an open file, or an address in the field `image_url`.
+
+    Raises as `read_form` and `read_object` do.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
+        return take_addresses(await read_object(request, state, upload))
+    return await read_form(request, state.settings, upload)
+
+
+def take_addresses(fields: dict[str, Any]) -> Form:
+    """The first picture's address becomes `image_url`. Raises `InvalidRequest` where there is none, or a mask."""
+    if fields.get("mask") is not None:
+        raise no_mask("a mask")
+    listed = [part for name in PICTURES for part in as_list(fields.pop(name, None))]
+    addresses = [*as_list(fields.get("image_url")), *map(address_of, listed)]
+    if not addresses:
+        raise no_picture("the address or data URI of a picture")
+    fields["image_url"] = addresses[0]
+    return Form(fields, None, [f"image.{number}" for number in range(1, len(addresses))])
+
+
+def as_list(value: Any) -> list[Any]:
+    """None is empty, and a value alone is a list of one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def address_of(part: Any) -> Any:
+    """The address in a picture's object; what is no address is left to be refused as an `image_url`."""
+    while isinstance(part, dict):
+        if "file_id" in part:
+            raise unsupported_part(
+                "image", "no files are kept here: send the picture itself", "an address", "a file_id"
+            )
+        part = part.get("image_url", part.get("url"))
+    return part
