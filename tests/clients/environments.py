@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,6 +36,7 @@ class Client:
     pictures: int
     setting: str = ""
     light: bool = False
+    sources: str = ""  # an npm package that is unpacked into `sources/`, without what it depends on
     missing: str = ""  # why it cannot be installed anywhere
 
     @property
@@ -44,7 +46,8 @@ class Client:
     @property
     def environment(self) -> Path:
         """Clients that install the same share it."""
-        text = "+".join(part for line in self.install for part in line) or (self.name if self.missing else "none")
+        parts = [part for line in self.install for part in line] + [self.sources] * bool(self.sources)
+        text = "+".join(parts) or (self.name if self.missing else "none")
         return ENVIRONMENTS / re.sub(r"[^\w.+=-]+", "-", text).strip("-")
 
     @property
@@ -53,7 +56,7 @@ class Client:
             return "none"
         if not self.install:
             return subprocess.run([self.name, "--version"], capture_output=True, text=True).stdout.split()[1]
-        first = next(part for part in self.install[0] if not part.startswith("-"))
+        first = self.sources or next(part for part in self.install[0] if not part.startswith("-"))
         return re.split(r"==|(?<=.)@", first)[-1]
 
 
@@ -87,6 +90,10 @@ def install_with_npm(client: Client, folder: Path) -> None:
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--prefer-offline", "--save-exact"]
     for line in client.install:
         carry_out(["npm", "install", "--prefix", str(folder), *options, *line], folder, INSTALL_LIMIT)
+    if client.sources:
+        packed = carry_out(["npm", "pack", "--loglevel=error", client.sources], folder, INSTALL_LIMIT).split()[-1]
+        with tarfile.open(folder / packed) as archive:
+            archive.extractall(folder / "sources", filter="data")
 
 
 def install_with_pip(client: Client, folder: Path) -> None:
@@ -94,7 +101,7 @@ def install_with_pip(client: Client, folder: Path) -> None:
     site = next(folder.glob("lib/python*/site-packages"))
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
     for line in client.install:
-        carry_out([*pip, "install", "--quiet", *line], site, INSTALL_LIMIT)
+        carry_out([*pip, "install", "--quiet", "--no-compile", *line], site, INSTALL_LIMIT)
 
 
 # ---- Commands

@@ -58,7 +58,7 @@ class LiveServer:
         A reply can be read before its line is written, so a last request, of a path of its own, is waited for.
         """
         last = f"/asked-last/{uuid.uuid4()}"
-        httpx.get(f"{self.url}{last}", headers={"authorization": "Bearer none"})
+        httpx.get(f"{self.url}{last}", headers={"authorization": "Bearer none"}, timeout=START_LIMIT)
         deadline = time.monotonic() + START_LIMIT
         while last not in (text := self.log.read_text().rpartition("\n")[0]):
             assert time.monotonic() < deadline, f"no line for {last}:\n{text}"
