@@ -59,6 +59,14 @@ async def test_a_worker_that_stops_while_loading_is_replaced(tmp_path: Path) -> 
         assert await ready(pool) != pid
 
 
+async def test_a_worker_that_cannot_answer_because_it_works_is_not_replaced(tmp_path: Path) -> None:
+    """Importing a large library from a slow disk keeps Python's lock: no thread of the worker can answer."""
+    (tmp_path / "seconds").write_text(str(2 * QUICK.silence))
+    async with starting("importing", tmp_path, patience=QUICK) as pool:
+        await ready(pool)
+        assert pool.status().restarts == 0
+
+
 async def test_a_worker_that_stops_in_a_step_is_replaced_although_its_clients_leave() -> None:
     """Each new request used to set the clock back, and each client that left to stop it."""
     async with starting(patience=QUICK) as pool:

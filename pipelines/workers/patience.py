@@ -1,6 +1,8 @@
 """How long a worker may be silent or busy, and when a dead one is followed by the next. No torch.
 
-Two signs are watched. A worker is *alive* while its reading thread answers pings; that shows nothing of its work. It
+Two signs are watched. A worker is *alive* while its reading thread answers pings; that shows nothing of its work. One
+that cannot answer and still computes or waits for a disk is not taken for dead so soon: libraries that are read from a
+cold disk hold Python's lock for seconds, and on a machine with too much to do everything takes longer. It
 *gets on* while each activity ends within its budget: the larger of a floor and `FACTOR` times what the same work took
 before, on this device, since a step of 12B parameters on a CPU is no hang. What was never measured here gets `FACTOR`
 floors. Loading is such an activity, and begins anew with every stage or fraction that it reports.
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 
 from pipelines.workers.activity import IDLE, ActivityReport
 
-FACTOR = 10.0  # times the slowest measured pace, or times the floor where nothing was measured
+FACTOR = 10.0  # times the slowest pace, the floor where nothing was measured, the silence of a worker that works
 MAX_BACKOFF = 30.0  # seconds between restarts of a worker that will not come up
 PINGS = 5  # in each time for which a worker may be silent
 MAX_PING_INTERVAL = 1.0  # seconds
@@ -55,10 +57,13 @@ class Heartbeat:
     def hear(self) -> None:
         self.silent = 0.0
 
-    def tick(self, interval: float) -> None:
-        """Time passes: as much as went by, but no more than two intervals, in case our own loop was held up."""
+    def tick(self, interval: float, works: bool = False) -> None:
+        """Time passes: as much as went by, but no more than two intervals, in case our own loop was held up.
+
+        `works`: the worker has used a processor or a disk meanwhile, so that a fraction of the time counts.
+        """
         now = time.monotonic()
-        self.silent += min(now - self.pinged, 2 * interval)
+        self.silent += min(now - self.pinged, 2 * interval) / (FACTOR if works else 1.0)
         self.pinged = now
 
 

@@ -58,6 +58,7 @@ class WorkerProcess:
         self.heartbeat = Heartbeat()
         self.condemned = False
         self.suspects: frozenset[str] = frozenset()  # once it is dead: the jobs that it was working on
+        self._ticks = ""  # of the processor that it had used when that was last looked at
 
     @property
     def pid(self) -> int:
@@ -103,6 +104,16 @@ class WorkerProcess:
             self._writer.write(Message(header, payload).encode())
             if payload:
                 self._writer.write(payload)
+
+    def has_worked(self) -> bool:
+        """Whether it has used a processor since the last call, or waits for one or a disk. A stopped one has not."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        state, *fields = stat.rpartition(")")[2].split()
+        before, self._ticks = self._ticks, " ".join(fields[10:12])  # utime and stime of proc(5)
+        return state in "RD" or self._ticks != before
 
     def _undo_spawn(self) -> None:
         self.kill()

@@ -165,7 +165,7 @@ class WorkerSupervisor:
         if process is None or process.condemned:
             return
         heartbeat, patience = process.heartbeat, self._patience
-        heartbeat.tick(patience.interval)
+        heartbeat.tick(patience.interval, process.has_worked())
         process.send({"op": "ping"})
         for kind, seconds in heartbeat.report.pace.items():
             self._pace[kind] = max(seconds, self._pace.get(kind, 0.0))
