@@ -4,7 +4,8 @@ uvicorn gives a client all the time it wants to send a request's headers, or not
 reads, and takes any number of connections. Here each of these has a deadline, and a connection beyond the limit takes
 the place of the one that has been quiet for the longest; so whoever holds many connections open holds up nobody who has
 something to ask. What is refused here is refused with our envelope, and the connection closes: what follows cannot be
-trusted.
+trusted. A body that was cut into pieces of a byte or two is refused: h11 needs longer to read them than a client to
+send them, and nobody else is answered meanwhile.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from server.api.middleware import error_response
 from server.errors import HeaderTimeout, MalformedRequest, ServerError, TooManyConnections
 
 WARN_EVERY = 60.0  # seconds
+SHREDS = 2**12  # bytes that come at once: fewer are read in some milliseconds, whatever their pieces
+MIN_PIECE = 16  # bytes of a chunk on average, its two line ends included
 log = structlog.get_logger("srpo")
 
 
@@ -69,8 +72,17 @@ class EnvelopeProtocol(H11Protocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > SHREDS and data.count(b"\r\n") * MIN_PIECE > 2 * len(data) and self._is_chunked(data):
+            self._refuse(MalformedRequest())
+            return
         super().data_received(data)
         self._watch()
+
+    def _is_chunked(self, data: bytes) -> bool:
+        """Whether the request that `data` begins, or goes on with, has a body in chunks."""
+        if self.conn.their_state is h11.SEND_BODY:
+            return any(name == b"transfer-encoding" for name, _ in self.headers or ())
+        return b"transfer-encoding" in data.lower()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
