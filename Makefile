@@ -16,7 +16,7 @@ VERSION   = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # A file of tests is one process's, a core each, up to four: more would only wait for memory.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help faults replicas ray operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu constraints audit sbom dist image image-test clean
+.PHONY: help faults fuzz soak replicas ray operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu constraints audit sbom dist image image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -29,9 +29,15 @@ test: $(VENV)/.test  ## set up, then run the suite (style and types are tests to
 cuda-dry: $(VENV)/.test  ## the engine on a CUDA card that is not there, in FLUX.1's shapes (a part of make test)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cuda_dry.py $(ARGS)
 
-faults: $(VENV)/.test  ## kill the server ten times among 50 jobs; then a table of what good clients notice of faults
+faults: $(VENV)/.test  ## kill the server ten times among 50 jobs; then a table of what good clients notice of faults (ten minutes of saturation: SATURATION=600)
 	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed -rP
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fault_table.py
+
+fuzz: $(VENV)/.test  ## 100,000 wrong and nearly right requests over raw sockets (fewer: FUZZ=1000), by hand
+	$(BIN)/python tests/fuzz_table.py
+
+soak: $(VENV)/.test  ## half an hour of mixed requests, and what grows meanwhile (ten minutes: SOAK=600), by hand
+	OMP_NUM_THREADS=1 $(BIN)/python tests/soak_table.py
 
 replicas: $(VENV)/.test  ## three servers behind nginx, over one Postgres and one bucket; then a table of what faults cost
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_contract.py --replicas -rs

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.faults import FAULTS, MIB, PATH, STALLED_FORM, STALLED_JSON, body_head, measure
+from faults.good import PATH, measure
+from faults.outcome import MIB
+from faults.strangers import STALLED, STALLED_FORM, STALLED_JSON, body_head
 from support.server import START_LIMIT, LiveServer, running
 from support.strangers import SlowSockets
 from support.waiting import LIMIT, within
@@ -101,8 +103,7 @@ def test_a_large_text_is_no_fault(small: LiveServer) -> None:
 
 
 def test_good_requests_do_not_notice(small: LiveServer) -> None:
-    case = "30 bodies of 15 MB stall"
-    outcome = measure(case, small, FAULTS[case].hold(small), requests=2)
+    outcome = measure(STALLED, small, draws=2)
     assert outcome.finished == outcome.accepted == outcome.offered
     assert (outcome.lost, outcome.duplicated, outcome.wrong) == (0, 0, 0)
-    assert outcome.peak < 4 * BUDGET
+    assert int(outcome.peak_mib) * MIB < 4 * BUDGET

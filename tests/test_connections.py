@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.faults import FAULTS, HEADERS, UNREAD, measure
+from faults.good import PATH, measure
+from faults.strangers import HEADERS, SILENT, UNREAD
 from support.server import LiveServer, running
 from support.strangers import SlowSockets
 from support.waiting import LIMIT, within
@@ -87,6 +88,21 @@ def test_headers_that_are_too_large_are_refused_before_they_have_come(hurried: L
     assert not heard or heard.startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(("piece", "status"), [(b"1\r\n \r\n", b"400"), (b"20\r\n" + b" " * 32 + b"\r\n", b"201")])
+def test_a_body_in_pieces_of_a_byte_is_refused(hurried: LiveServer, piece: bytes, status: bytes) -> None:
+    """Reading them took seconds, in which nobody else was answered."""
+    body = b'{"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 1}'
+    head = f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n".encode()
+    whole = head + b"transfer-encoding: chunked\r\n\r\n" + 20_000 * piece + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    with socket.create_connection(("127.0.0.1", hurried.port), LIMIT) as connection:
+        with suppress(ConnectionError):  # closed while it is sent
+            connection.sendall(whole)
+        heard = b""
+        with suppress(ConnectionError):
+            heard = connection.recv(2**16)
+    assert heard.startswith(b"HTTP/1.1 " + status) or (not heard and status == b"400")
+
+
 def test_a_new_connection_takes_the_place_of_the_longest_quiet_one(narrow: LiveServer) -> None:
     with SlowSockets(narrow.port, 4 * CAP, HEADERS) as slow:
         assert within(LIMIT, lambda: slow.opened == 4 * CAP)
@@ -114,7 +130,6 @@ def refusal(server: LiveServer) -> httpx.Response | None:
 
 
 def test_good_requests_do_not_notice(narrow: LiveServer) -> None:
-    case = "500 sockets say nothing"
-    outcome = measure(case, narrow, FAULTS[case].hold(narrow), requests=2)
+    outcome = measure(SILENT, narrow, draws=2)
     assert outcome.finished == outcome.accepted == outcome.offered
     assert (outcome.lost, outcome.duplicated, outcome.wrong) == (0, 0, 0)

@@ -5,13 +5,8 @@ pixels, so that thousands of requests take seconds.
 """
 
 import json
-import math
 import re
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -19,7 +14,6 @@ from urllib.parse import quote, unquote
 import httpx
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
@@ -27,17 +21,11 @@ from schemathesis.core.failures import Failure
 from schemathesis.engine import from_schema
 from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinished
 from schemathesis.specs.openapi.checks import AcceptedNegativeData, RejectedPositiveData
-from structlog.testing import capture_logs
+from support.instant import served
 
-from pipelines.engine.base import EngineInfo
-from pipelines.job import Job
-from pipelines.request import SIZES, ImageRequest, ImageResult, Timings
-from pipelines.workers.pool import WorkerPool
-from server.app import create_app
+from pipelines.request import SIZES
 from server.envelope import TABLE
 from server.schema import ErrorReply
-from server.settings.server import Settings
-from server.state import build_engine_config
 
 PATH = "/v1/images/generations"
 BASE: dict[str, Any] = {"model": "flux/srpo", "prompt": "a red apple", "enable_safety_checker": False}
@@ -46,41 +34,6 @@ IGNORED = re.compile(r"(?:[A-Za-z0-9_.-]|%[0-9A-F]{2}){0,64}")
 UNPARSABLE = ("invalid_json", "invalid_body")  # a body that is no JSON object has no field to name
 
 few = settings(derandomize=True, deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
-
-
-class InstantPool(WorkerPool):
-    """Every request is done when it is submitted: 16 by 16 black pixels an image."""
-
-    async def start(self) -> None:
-        self._started = time.monotonic()
-        self._info = EngineInfo("tiny", "cpu", "float32", "f" * 32)
-
-    async def stop(self) -> None:
-        pass
-
-    def submit(self, request: ImageRequest, previews: object = None, channel: object = None, tenant: str = "") -> Job:
-        job = Job("job", request, deadline=math.inf)
-        black = tuple(bytes(16 * 16 * 3) for _ in request.seeds)
-        job.finish(ImageResult(replace(request, width=16, height=16), black, Timings()))
-        return job
-
-
-@contextmanager
-def served(folder: Path, **changed: Any) -> Iterator[tuple[Any, str]]:
-    """The app on a loopback port, and where it is."""
-    config = Settings(data_dir=folder, model="tiny", no_fetch=True, **changed)
-    app = create_app(config, InstantPool(build_engine_config(config)))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http="h11", ws="none", lifespan="on", log_config=None))
-    thread = threading.Thread(target=server.run)
-    with capture_logs():
-        thread.start()
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        try:
-            yield app, "http://{}:{}".format(*server.servers[0].sockets[0].getsockname())
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,8 @@ EXCEPTIONS: Mapping[str, str] = {
     "make lint": "tests/test_house.py runs the same commands",
     "make browser": "needs Chromium; CI runs it",
     "make faults": "takes minutes; CI runs it",
+    "make fuzz": "takes long; run by hand",
+    "make soak": "takes half an hour; run by hand",
     "make replicas": "takes minutes; CI runs it",
     "make ray": "takes minutes, and needs the extra `ray`; run by hand",
     "srpo cluster": "needs Ray, a Postgres and a bucket; `make ray` runs such a cluster",

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sungla
 for library in (httpx, httpx2):
     library._transports.default.create_ssl_context = cache(library.create_ssl_context)  # type: ignore[attr-defined]
 
-START_LIMIT = 300.0  # seconds; a busy machine imports torch slowly
+START_LIMIT = float(os.environ.get("START_LIMIT", "300"))  # seconds; a busy machine imports torch slowly
 
 
 def free_port() -> int:
@@ -42,6 +42,12 @@ class LiveServer:
     process: subprocess.Popen[bytes]
     log: Path
     data_dir: Path
+    env: Mapping[str, str] = field(default_factory=dict)  # the process's own, to start it again
+
+    def start_again(self) -> None:
+        """Another process in the place of one that has ended: same command, port, data folder and log."""
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(self.process.args, env=self.env, stdout=out, stderr=subprocess.STDOUT)
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=START_LIMIT, **options)
@@ -89,29 +95,35 @@ def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path, limit: flo
 
 
 @contextmanager
-def running(folder: Path, *flags: str, wait: bool = True, cwd: Path | None = None, **env: str) -> Iterator[LiveServer]:
-    """`srpo serve` in `cwd` with `flags` and SRPO_* variables `env`, stopped (then killed) at the end."""
+def running(
+    folder: Path,
+    *flags: str,
+    wait: bool = True,
+    cwd: Path | None = None,
+    wrap: Callable[..., list[str]] = lambda *command: [*command],
+    **env: str,
+) -> Iterator[LiveServer]:
+    """`srpo serve` in `cwd` with `flags` and SRPO_* variables `env`, stopped (then killed) at the end.
+
+    `wrap` makes of the words of its command those of another one, which becomes the server by `exec`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "server.log"
     variables = {name: value for name, value in os.environ.items() if not name.startswith("SRPO_")}
     variables["SRPO_MODEL"] = "tiny"
+    variables |= {f"SRPO_{name.upper()}": value for name, value in env.items()}
+    command = [sys.executable, "-m", "server", "serve", "--port", str(port), "--data-dir", str(folder / "data"), *flags]
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "server", "serve", "--port", str(port), "--data-dir", str(folder / "data"), *flags],
-            env=variables | {f"SRPO_{name.upper()}": value for name, value in env.items()},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-        )
-    server = LiveServer(f"http://127.0.0.1:{port}", port, process, log, folder / "data")
+        process = subprocess.Popen(wrap(*command), env=variables, stdout=out, stderr=subprocess.STDOUT, cwd=cwd)
+    server = LiveServer(f"http://127.0.0.1:{port}", port, process, log, folder / "data", variables)
     try:
         if wait:
             server.wait_ready()
         yield server
     finally:
-        process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGTERM)
         try:
-            process.wait(15)
+            server.process.wait(15)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            server.process.kill()
+            server.process.wait()
