@@ -16,7 +16,7 @@ from support.scripted import ask, picture
 from pipelines.errors import WorkersSuspended
 from pipelines.workers import patience as patience_module
 from pipelines.workers.activity import ActivityReport
-from pipelines.workers.patience import FACTOR, Patience, Restarts
+from pipelines.workers.patience import FACTOR, Heartbeat, Patience, Restarts
 from pipelines.workers.pool import WorkerPool
 
 LIMIT = 60.0  # seconds for what nobody's verdict depends on
@@ -59,12 +59,23 @@ async def test_a_worker_that_stops_while_loading_is_replaced(tmp_path: Path) -> 
         assert await ready(pool) != pid
 
 
-async def test_a_worker_that_cannot_answer_because_it_works_is_not_replaced(tmp_path: Path) -> None:
+def test_silence_counts_a_tenth_while_a_worker_works() -> None:
     """Importing a large library from a slow disk keeps Python's lock: no thread of the worker can answer."""
-    (tmp_path / "seconds").write_text(str(2 * QUICK.silence))
-    async with starting("importing", tmp_path, patience=QUICK) as pool:
-        await ready(pool)
-        assert pool.status().restarts == 0
+    for works, least in ((True, 0.1), (False, 1.0)):
+        heartbeat = Heartbeat()
+        heartbeat.pinged -= 1
+        heartbeat.tick(1.0, works)
+        assert least <= heartbeat.silent <= 2 * least
+
+
+async def test_a_worker_that_starts_works_and_one_that_is_stopped_does_not() -> None:
+    async with starting() as pool:
+        process = pool.supervisors[0]._process  # type: ignore[attr-defined]
+        await until(process.has_worked)
+        pid = await ready(pool)
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: not process.has_worked())
+        assert not process.has_worked()
 
 
 async def test_a_worker_that_stops_in_a_step_is_replaced_although_its_clients_leave() -> None:

@@ -89,15 +89,6 @@ class ScriptedEngine:
         return "GenerationFailed"
 
 
-def hold_lock(seconds: float) -> None:
-    """Compute in single calls, each twice as long as the one before, until one took `seconds`."""
-    took, size = 0.0, 2**20
-    while took < seconds:
-        began = time.monotonic()
-        sum(range(size))
-        took, size = time.monotonic() - began, 2 * size
-
-
 def load(config: EngineConfig, report: Report) -> ScriptedEngine:
     if config.model == "broken":
         raise FileNotFoundError("weights.safetensors is missing")
@@ -109,8 +100,6 @@ def load(config: EngineConfig, report: Report) -> ScriptedEngine:
         (folder / "begun").touch()
         while not (folder / "go").exists():
             time.sleep(0.01)
-    if config.model == "importing":  # as a large library does it: one call of C that keeps Python's lock
-        hold_lock(float(Path(config.models_dir, "seconds").read_text()))
     if config.model == "dying" and (Path(config.models_dir) / "die").exists():
         os.kill(os.getpid(), signal.SIGKILL)
     if config.device == "broken":
