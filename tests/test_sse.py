@@ -106,7 +106,9 @@ SDK = {"x-stainless-lang": "ruby"}
         ({"accept": "text/event-stream, application/json"}, True),
         ({"accept": "text/event-stream"} | SDK, False),  # OpenAI's SDKs for Ruby and Java
         ({"accept": "application/json"} | SDK, False),  # for Python, JavaScript and Go
-        ({"accept": "*/*"}, False),  # PHP and Rust
+        ({"accept": "*/*"}, True),  # curl, httpx
+        ({"accept": "*/*", "user-agent": "GuzzleHttp/7"}, False),  # SDKs for PHP
+        ({"accept": "*/*", "user-agent": ""}, False),  # and Rust
     ],
 )
 def test_progress_is_a_comment_for_those_who_may_not_know_it(

@@ -24,6 +24,10 @@ KEEP_ALIVE = b": still here\n\n"
 Result = TypeVar("Result")
 
 
+# How the SDKs for PHP (by its two HTTP clients) and Rust begin their name: they know OpenAI's events and no others.
+STRICT = ("guzzlehttp/", "symfony httpclient", "openai-php", "async-openai")
+
+
 def accepts_events(accept: str | None) -> bool:
     """Whether a client of this server's own routes reads events: all do but those that accept only JSON."""
     return accept is None or any(kind in accept for kind in ("text/event-stream", "text/*", "*/*"))
@@ -32,11 +36,13 @@ def accepts_events(accept: str | None) -> bool:
 def knows_progress(headers: Mapping[str, str]) -> bool:
     """Whether a client of OpenAI's routes reads events that OpenAI does not send.
 
-    It asks for events, and is none of OpenAI's SDKs, which hand every event to their caller: those for Java and Ruby
-    ask for events, too, but all of them name themselves. Those for PHP and Rust, which fail at an event that they do
-    not know, accept anything.
+    OpenAI's SDKs hand every event to their caller, and name themselves. Others' SDKs for PHP and Rust fail at an event
+    that they do not know; they accept anything, and go by the name of what carries them, or none.
     """
-    return "text/event-stream" in headers.get("accept", "") and "x-stainless-lang" not in headers
+    accept, agent = headers.get("accept"), headers.get("user-agent", "").lower()
+    if "x-stainless-lang" in headers or not accepts_events(accept):
+        return False
+    return accept is None or "text/event-stream" in accept or not (agent == "" or agent.startswith(STRICT))
 
 
 def format_event(data: Mapping[str, Any], identity: str | None = None, name: str | None = None) -> bytes:
