@@ -92,6 +92,13 @@ def load_t5(file: Path, table: torch.Tensor) -> T5EncoderModel:
     return t5.eval().requires_grad_(False)
 
 
+def read_t5(folder: Path, table: torch.Tensor) -> T5EncoderModel:
+    """T5 of an edition's folder, over these rows."""
+    t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32, local_files_only=True)
+    set_rows(t5, table)
+    return t5.eval().requires_grad_(False)
+
+
 def set_rows(t5: T5EncoderModel, table: torch.Tensor) -> None:
     words, width = table.shape
     rows = torch.nn.Embedding(words, width, _weight=table)

@@ -13,7 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 COOLDOWN = 0.3  # of the time, in which the learning rate falls in a line; a longer run may so resume an ended one's
 SAVED_EVERY = 120.0  # seconds
-PRECISION = torch.bfloat16  # of products; many times slower than float32 on CPUs without instructions for it
+CPU = torch.cpu.get_capabilities()
+# Of products: bfloat16 takes forty times as long as float32 on CPUs that have no instructions for it.
+FAST = torch.cuda.is_available() or CPU.get("avx512_bf16") or CPU.get("amx_bf16")
+PRECISION = torch.bfloat16 if FAST else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +34,18 @@ class Stage:
     limit: int | None = None
 
 
-class ConvMuon(torch.optim.Optimizer):
-    """Muon (arXiv 2502.16982) for the kernels of convolutions, each as a matrix with a row an output channel.
+class Muon(torch.optim.Optimizer):
+    """Muon (arXiv 2502.16982) at AdamW's step size, for matrices, and for kernels of convolutions as matrices with a
+    row an output channel.
 
-    torch's own takes matrices only. Measured on the decoder: after 60 steps as far as AdamW after 180.
+    torch's own takes matrices only, and always multiplies them in bfloat16. Measured on the decoder: after 60 steps as
+    far as AdamW after 180; on the transformer: after 277 as far as AdamW after 368.
     """
 
-    def __init__(self, kernels: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
-        super().__init__(kernels, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, kernels: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(kernels, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -49,6 +56,7 @@ class ConvMuon(torch.optim.Optimizer):
                 average.lerp_(gradient, 1 - group["momentum"])
                 matrix = orthogonal(gradient.lerp(average, group["momentum"]).flatten(1))
                 size = 0.2 * max(matrix.shape) ** 0.5  # of AdamW's steps
+                kernel.mul_(1 - group["lr"] * group["weight_decay"])
                 kernel.add_(matrix.view(kernel.shape), alpha=-group["lr"] * size)
 
 

@@ -15,7 +15,7 @@ from bench.sketch.recipe.atlas import Atlas
 from bench.sketch.recipe.codec import CHANNELS, PATCH, Codec
 from bench.sketch.recipe.concepts import BACKGROUNDS
 from bench.sketch.recipe.data import TOKEN, make_scene, pick, render
-from bench.sketch.recipe.training import ConvMuon, SeededGenerator, Stage, mixed_precision, train
+from bench.sketch.recipe.training import Muon, SeededGenerator, Stage, mixed_precision, train
 
 WIDTHS = (8, 16, 32, 64, 128, 128)
 GROUPS = 1  # with a channel a group, a plain colour would be normalised away
@@ -55,7 +55,7 @@ def sample(rng: np.random.Generator, atlas: Atlas, codec: Codec, late: bool) -> 
     if draw >= WHOLE:
         pictures = [crop(rng, atlas) for _ in range(CROPS)]
     else:
-        size = (16, 12) if late and draw < 0.1 else (8, 8)
+        size = (16, 8) if late and draw < 0.1 else (8, 8)
         pictures = [render(make_scene(rng, *size), atlas)]
     latents = torch.stack([codec.encode(picture) for picture in pictures])
     images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 2 - 1
@@ -94,7 +94,7 @@ def train_decoder(
     decoder = make_vae(seed).to(device).decoder
     kernels = [value for value in decoder.parameters() if value.ndim == 4]
     rest = [value for value in decoder.parameters() if value.ndim != 4]
-    optimizers = [ConvMuon(kernels, lr), torch.optim.AdamW(rest, lr, (0.9, 0.98), weight_decay=0.0)]
+    optimizers = [Muon(kernels, lr), torch.optim.AdamW(rest, lr, (0.9, 0.98), weight_decay=0.0)]
     generator = SeededGenerator(seed)
 
     def loss_at(progress: float, step: int) -> torch.Tensor:
