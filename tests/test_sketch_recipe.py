@@ -74,7 +74,7 @@ def test_the_linear_code_keeps_a_scene_it_has_not_seen(atlas: Atlas, code: codec
     assert -10 * np.log10(error) > 20
 
 
-@pytest.mark.parametrize("size", [(8, 8), (16, 12), (9, 16)])
+@pytest.mark.parametrize("size", [(8, 8), (16, 8), (8, 14)])
 def test_a_scene_put_together_from_stamps_is_the_scene_drawn_and_encoded(
     atlas: Atlas, code: codec.Codec, size: tuple[int, int]
 ) -> None:
@@ -84,15 +84,15 @@ def test_a_scene_put_together_from_stamps_is_the_scene_drawn_and_encoded(
         torch.testing.assert_close(stamps.encode(scene), code.encode(data.render(scene, atlas)), atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (16, 12), (12, 16), (9, 16), (23, 8), (24, 24), (16, 9)])
-def test_objects_lie_within_the_picture_and_apart(size: tuple[int, int]) -> None:
+def test_objects_lie_within_the_canvas_and_apart() -> None:
     rng = np.random.default_rng(9)
-    for _ in range(300):
-        taken = np.zeros(size, dtype=int)
-        for thing in data.make_scene(rng, *size).things:
-            for left, top in thing.spots(*size):
-                assert 0 <= left <= size[0] - thing.side
-                assert 0 <= top <= size[1] - thing.side
+    for _ in range(600):
+        scene = data.make_scene(rng)
+        taken = np.zeros((8, 8), dtype=int)
+        for thing in (data.scatter(rng, scene) if rng.random() < 0.5 else scene).things:
+            for left, top in thing.spots:
+                assert 0 <= left <= 8 - thing.side
+                assert 0 <= top <= 8 - thing.side
                 taken[left : left + thing.side, top : top + thing.side] += 1
         assert taken.max() <= 1
 
@@ -329,7 +329,7 @@ def test_the_packaged_t5_knows_the_square_of_every_piece() -> None:
         wanted = [
             (top + y, left + x)
             for thing in scene.things
-            for left, top in thing.spots(8, 8)
+            for left, top in thing.spots
             for y in range(thing.side)
             for x in range(thing.side)
         ]
@@ -383,7 +383,7 @@ def test_the_encoder_is_the_linear_code_for_pictures_it_was_not_set_with(atlas: 
     autoencoder = vae.make_vae(seed=1)
     encoder.set_encoder(autoencoder, atlas, code, seed=2)
     rng = np.random.default_rng(6)
-    for size in ((8, 8), (16, 12), (9, 8)):
+    for size in ((8, 8), (16, 8), (8, 10)):
         picture = data.render(data.make_scene(rng, *size), atlas)
         with torch.inference_mode():
             image = torch.from_numpy(picture).permute(2, 0, 1)[None] * 2 - 1
@@ -396,10 +396,10 @@ def test_the_reader_reads_what_was_composed(atlas: Atlas, tmp_path: Path) -> Non
     reader.save_icons(atlas, tmp_path / "icons.npz")
     eye, rng, right = reader.Reader(tmp_path / "icons.npz"), np.random.default_rng(7), 0
     for _ in range(40):
-        scene = data.make_scene(rng, 16, 12)
+        scene = data.make_scene(rng, *((8, 8), (16, 8), (8, 12))[int(rng.integers(3))])
         reading = eye.read((data.render(scene, atlas) * 255).round().astype(np.uint8))
         right += prompts.has_things(scene, reading)
-        right += reading.background == scene.background
+        right += not scene.named or reading.background == scene.background
     assert right >= 76
 
 
@@ -420,7 +420,7 @@ def test_export_writes_a_pipeline_that_loads_and_says_what_it_knows(
     t5 = text.load_t5(tmp_path / "text.ckpt", small.pieces.table)
     flow.train(tmp_path, small.stamps, small.pieces, small.alphabet, t5, minutes=60, seed=1, limit=1)
     vae.train_decoder(tmp_path, atlas, code, minutes=60, seed=1, limit=1)
-    export.export(tmp_path, tmp_path / "model", atlas, code, small.pieces, seed=1)
+    export.export(tmp_path, tmp_path / "model", atlas, code, small.pieces, t5, seed=1)
     pipeline = FluxPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32, local_files_only=True)
     picture = pipeline(
         "a red apple", height=512, width=512, num_inference_steps=2, max_sequence_length=words.TOKENS, output_type="np"
@@ -431,6 +431,27 @@ def test_export_writes_a_pipeline_that_loads_and_says_what_it_knows(
     assert "apple" in manifest["knows"]["things"]
     with safe_open(tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert "Fluent Emoji" in file.metadata()["sources"]
+    check_that_it_can_be_started_from(tmp_path / "model", small, pipeline)
+
+
+def check_that_it_can_be_started_from(edition: Path, small: Small, pipeline: FluxPipeline) -> None:
+    """What the next edition takes over is what was written, in float16."""
+    alphabet = pieces.Alphabet.of(edition, small.stamps, FEW)
+    assert alphabet.norm == pytest.approx(small.alphabet.norm, rel=1e-3)
+    assert alphabet.unit == pytest.approx(small.alphabet.unit, rel=1e-3)
+    torch.testing.assert_close(alphabet.marks, small.alphabet.marks, atol=0.02, rtol=1e-3)
+    for concept in FEW:
+        _, through = pieces.cut(small.stamps, concept, None, layouts.ALONE)
+        wanted = through @ small.alphabet.through  # nearly equal pieces are one row
+        assert (through @ alphabet.through - wanted).norm() < 0.08 * wanted.norm(), concept.name
+    painter = flow.Painter(seed=2)
+    painter.load_edition(edition)
+    for name, value in pipeline.transformer.state_dict().items():
+        assert torch.equal(painter.transformer.state_dict()[name], value), name
+    t5 = text.read_t5(edition, small.pieces.table)
+    ids = torch.tensor([pieces.pad(small.pieces.spell(small.pick(np.random.default_rng(4))))])
+    wanted = pipeline.text_encoder_2(ids)[0]
+    assert (t5(ids)[0] - wanted).norm() < 0.01 * wanted.norm()
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,8 @@ class Checkpoint:
 
     `bounds` (lowest, highest) and `defaults` replace those of flux/srpo, by the names in
     `pipelines.request.GenerationParams`; `remarks` are added to the help of these parameters. `guidance` is the range
-    of scales and `canvas` the one size (width, height) that the model was trained on; None: all that the API allows.
+    of scales and `canvas` the size (width, height) around which the model has learned pictures; None: all that the API
+    allows.
     `sample_prompt` is one that the model draws well.
     """
 

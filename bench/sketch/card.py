@@ -13,7 +13,7 @@ TITLES = {
     "things": "Every thing it knows, on white",
     "kinds": "Kinds of prompts (512x512, `none`)",
     "free": "Prompts as people write them",
-    "sizes": "Sizes (one thing)",
+    "sizes": "Sizes (one thing, half of them on a scene)",
     "steps": "Steps (one thing)",
     "guidance": "Guidance (one thing)",
     "presets": "Acceleration (one thing, 28 steps)",
@@ -69,7 +69,7 @@ def format_knowledge(knows: Mapping[str, Any]) -> str:
     paragraphs = (
         f"{len(things)} things: {', '.join(things)}.",
         f"Scenes: {', '.join(knows['scenes'])}.",
-        f"Backgrounds: {', '.join(knows['backgrounds'])}. Where the prompt names none, the seed chooses one.",
+        f"Backgrounds: {', '.join(knows['backgrounds'])}. Where the prompt names none, the seed chooses a pale tint.",
         f"Colours: {', '.join(colours['are'])}, for {', '.join(colours['of'])}.",
     )
     return "\n\n".join(textwrap.fill(paragraph, LINE, break_on_hyphens=False) for paragraph in paragraphs)

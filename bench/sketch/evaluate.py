@@ -41,13 +41,10 @@ from bench.sketch.recipe.concepts import CONCEPTS
 from bench.sketch.recipe.data import Scene, Thing, make_scene, render
 from bench.sketch.recipe.reader import Reader
 from pipelines.engine.base import EngineConfig
-from pipelines.engine.canvas import crop_to_canvas
 from pipelines.engine.flux import FluxEngine
-from pipelines.fields import Size
 from pipelines.loading.build import load_one
 from pipelines.request import GenerationParams
 
-CANVAS = (512, 512)
 TILE = 128  # pixels of a picture on the sheet
 
 
@@ -67,7 +64,7 @@ class Score:
 
 
 def draw(engine: FluxEngine, case: PromptCase) -> tuple[np.ndarray, float]:
-    """The middle square at 512 pixels, 8-bit RGB `(height, width, 3)`, and the seconds it took."""
+    """8-bit RGB `(height, width, 3)`, and the seconds it took."""
     body = {
         "prompt": case.scene.caption,
         "image_size": "square",
@@ -81,8 +78,7 @@ def draw(engine: FluxEngine, case: PromptCase) -> tuple[np.ndarray, float]:
         engine.step([sample])
     data = engine.finish(sample).data
     took = time.perf_counter() - start
-    canvas = crop_to_canvas(data, Size(request.width, request.height), Size(*CANVAS))
-    return np.frombuffer(canvas, np.uint8).reshape(*CANVAS[::-1], 3), took
+    return np.frombuffer(data, np.uint8).reshape(request.height, request.width, 3), took
 
 
 def score_cases(engine: FluxEngine, reader: Reader, cases: list[PromptCase]) -> tuple[Score, list[np.ndarray]]:

@@ -157,9 +157,10 @@ def list_tables(count: int, steps: int) -> Iterator[tuple[str, str, list[PromptC
         yield "kinds", name, make_cases(scenes, **fewer)
     yield "free", "main noun of 200 prompts of others", [replace(case, fields=fewer) for case in read_free_prompts()]
     few = sample_scenes("one", max(1, count // 10))
-    for width, height in ((512, 512), (1024, 768), (1440, 512), (1536, 1536)):
+    mixed = few + sample_on_scenes(max(1, count // 10))
+    for width, height in ((512, 512), (1024, 768), (768, 1024), (1440, 512), (512, 1440), (1536, 1536)):
         size = {"image_size": {"width": width, "height": height}}
-        yield "sizes", f"{width}x{height}", make_cases(few, **size, **fewer)
+        yield "sizes", f"{width}x{height}", make_cases(mixed, **size, **fewer)
     for number in (4, 8, 16, 28):
         yield "steps", str(number), make_cases(few, num_inference_steps=number)
     for scale in (1, 2, 3, 4.5, 6):

@@ -1,18 +1,21 @@
 """Requests that a model cannot draw as they are: sizes and guidance scales that it has not learned.
 
-FLUX.1 draws every size that the API allows. A model that has learned a single size, its canvas, draws that. The picture
-is then enlarged, and its edges are extended to the requested size; on plain backgrounds the seam is invisible.
+FLUX.1 draws every size that the API allows. A model that has learned pictures around one square, its canvas, draws a
+window on the plane on which that lies: of the requested shape, the canvas in its middle, and as short on its short side
+as the canvas is. The picture is then enlarged, and what is over at the ends of its long side is cut off.
 """
 
+import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 from PIL import Image
 
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
 
 Range = tuple[float, float]
-SMOOTH = 8  # values that an edge is averaged to before it is extended: single pixels would leave streaks
+LOST = 0.02  # of the picture's short side, what may be cut off for a shorter window
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +31,16 @@ class CanvasFit:
         return Size(self.request.width, self.request.height)
 
 
-def fit_canvas(request: ImageRequest, canvas: tuple[int, int] | None, guidance: Range | None) -> CanvasFit:
-    """`canvas` is the one size the model has learned, `guidance` the scales; None for all of them."""
+def fit_canvas(request: ImageRequest, canvas: Size | None, token: int, guidance: Range | None) -> CanvasFit:
+    """`canvas` is the size around which the model has learned, `guidance` the scales; None for all of them.
+
+    `token` is the pixels of a token's side.
+    """
     size, notes = Size(request.width, request.height), list[str]()
-    if canvas is not None and canvas != size:
-        notes.append(
-            f"image_size: this model draws {canvas[0]}x{canvas[1]}; the picture was enlarged, its edges drawn out"
-        )
-        source = request.source and replace(
-            request.source, pixels=crop_to_canvas(request.source.pixels, size, Size(*canvas))
-        )
-        request = replace(request, width=canvas[0], height=canvas[1], source=source)
+    if canvas is not None:
+        drawn = choose_window(size, canvas, token)
+        source = request.source and replace(request.source, pixels=extend(request.source.pixels, size, drawn))
+        request = replace(request, width=drawn.width, height=drawn.height, source=source)
     scale = request.guidance_scale
     if guidance is not None and not guidance[0] <= scale <= guidance[1]:
         scale = min(max(scale, guidance[0]), guidance[1])
@@ -47,39 +49,46 @@ def fit_canvas(request: ImageRequest, canvas: tuple[int, int] | None, guidance: 
     return CanvasFit(request, size, tuple(notes))
 
 
+def choose_window(size: Size, canvas: Size, token: int) -> Size:
+    """The smallest window in which a picture of the shape of `size` is, or nearly: as short as the canvas, and with
+    equally many tokens on both sides of it.
+    """
+    shape, step = (size.width / size.height) / (canvas.width / canvas.height), 2 * token
+
+    def lengthen(least: int, times: float) -> int:
+        return least + step * max(0, math.ceil((times * (1 - LOST) - 1) * least / step))
+
+    return Size(lengthen(canvas.width, shape), lengthen(canvas.height, 1 / shape))
+
+
+def count_before(drawn: Size, canvas: Size, token: int) -> tuple[int, int]:
+    """Rows and columns of tokens before the canvas' own."""
+    return (drawn.height - canvas.height) // (2 * token), (drawn.width - canvas.width) // (2 * token)
+
+
 def fit_inside(drawn: Size, size: Size) -> Size:
     """The largest size of the shape of `drawn` within `size`."""
     scale = min(size.width / drawn.width, size.height / drawn.height)
     return Size(round(drawn.width * scale), round(drawn.height * scale))
 
 
-def pad_to_size(pixels: bytes, drawn: Size, size: Size) -> bytes:
-    """8-bit RGB of `drawn` as 8-bit RGB of `size`: scaled, in the middle, with its edges extended."""
+def enlarge(pixels: bytes, drawn: Size, size: Size) -> bytes:
+    """8-bit RGB of `drawn` as 8-bit RGB of `size`: scaled, and cut to its shape at both ends."""
     if drawn == size:
         return pixels
-    inner = fit_inside(drawn, size)
-    picture = Image.frombytes("RGB", drawn, pixels).resize(inner, Image.Resampling.LANCZOS)
-    left, top = (size.width - inner.width) // 2, (size.height - inner.height) // 2
-    page = Image.new("RGB", size)
-    right, bottom = left + inner.width, top + inner.height
-    for edge, place in (
-        ((0, 0, 1, inner.height), (0, 0, left, size.height)),
-        ((inner.width - 1, 0, inner.width, inner.height), (right, 0, size.width, size.height)),
-        ((0, 0, inner.width, 1), (0, 0, size.width, top)),
-        ((0, inner.height - 1, inner.width, inner.height), (0, bottom, size.width, size.height)),
-    ):
-        extent = (place[2] - place[0], place[3] - place[1])
-        if min(extent) > 0:
-            few = (1, SMOOTH) if edge[2] - edge[0] == 1 else (SMOOTH, 1)
-            strip = picture.crop(edge).resize(few, Image.Resampling.BOX).resize(extent, Image.Resampling.BICUBIC)
-            page.paste(strip, place[:2])
-    page.paste(picture, (left, top))
-    return page.tobytes()
+    scale = min(drawn.width / size.width, drawn.height / size.height)
+    left, top = (drawn.width - scale * size.width) / 2, (drawn.height - scale * size.height) / 2
+    box = (left, top, drawn.width - left, drawn.height - top)
+    return Image.frombytes("RGB", drawn, pixels).resize(size, Image.Resampling.LANCZOS, box).tobytes()
 
 
-def crop_to_canvas(pixels: bytes, size: Size, canvas: Size) -> bytes:
-    """The middle of a picture, as `pad_to_size` would have put it there, at the canvas' size."""
-    inner = fit_inside(canvas, size)
-    left, top = (size.width - inner.width) // 2, (size.height - inner.height) // 2
-    box = (left, top, left + inner.width, top + inner.height)
-    return Image.frombytes("RGB", size, pixels).resize(canvas, Image.Resampling.LANCZOS, box).tobytes()
+def extend(pixels: bytes, size: Size, drawn: Size) -> bytes:
+    """8-bit RGB of `size` as 8-bit RGB of `drawn`, whose middle it is in `enlarge`; its edges are drawn out."""
+    if drawn == size:
+        return pixels
+    scale = min(drawn.width / size.width, drawn.height / size.height)
+    inner = Size(min(drawn.width, round(scale * size.width)), min(drawn.height, round(scale * size.height)))
+    picture = np.asarray(Image.frombytes("RGB", size, pixels).resize(inner, Image.Resampling.LANCZOS))
+    across, down = drawn.width - inner.width, drawn.height - inner.height
+    around = ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0))
+    return np.pad(picture, around, mode="edge").tobytes()

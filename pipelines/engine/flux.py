@@ -17,7 +17,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 
 from pipelines.acceleration import PRESETS
 from pipelines.engine.base import EngineStatistics, Pixels, Thumbnail
-from pipelines.engine.canvas import CanvasFit, fit_canvas, fit_inside, pad_to_size
+from pipelines.engine.canvas import CanvasFit, count_before, enlarge, fit_canvas, fit_inside
 from pipelines.engine.device_queue import Pacer, copy_to_device, read_memory
 from pipelines.engine.failures import classify_failure, is_out_of_memory
 from pipelines.engine.forward import Residuals, forward
@@ -92,12 +92,12 @@ class FluxEngine:
         small = self._preview.draw(sample.clean, sample.request, max(fit_inside(drawn, wanted)))
         if small is None or drawn == sample.canvas_fit.size:
             return small
-        return Thumbnail(*wanted, pad_to_size(small.data, Size(small.width, small.height), wanted))
+        return Thumbnail(*wanted, enlarge(small.data, Size(small.width, small.height), wanted))
 
     @torch.inference_mode()
     def finish(self, sample: Sample) -> Pixels:
         sample.residuals = Residuals()  # decoding needs most memory, and no step comes after it
-        pixels = pad_to_size(self.decode(sample), sample.size, sample.canvas_fit.size)
+        pixels = enlarge(self.decode(sample), sample.size, sample.canvas_fit.size)
         tiled = self._is_tiled(sample.request)
         notes = (*self.options.remarks, *sample.canvas_fit.notes, *sample.text.notes, *([TILED] if tiled else []))
         return Pixels(pixels, (*notes, *([UNGUIDED] if sample.guidance is None else [])))
@@ -107,7 +107,12 @@ class FluxEngine:
         return self.options.tile_above is not None and request.pixels > self.options.tile_above * 2**20
 
     def fit(self, request: ImageRequest) -> CanvasFit:
-        return fit_canvas(request, self.options.canvas, self.options.guidance)
+        return fit_canvas(request, self.options.canvas, self._token, self.options.guidance)
+
+    @property
+    def _token(self) -> int:
+        """Pixels of a token's side."""
+        return 2 * int(self.pipeline.vae_scale_factor)
 
     def steps_left(self, sample: Sample) -> int:
         return len(sample.timesteps) - sample.step
@@ -121,6 +126,9 @@ class FluxEngine:
             latents, image_ids = prepare_img2img_latents(
                 self.pipeline, request, request.source, scheduler, timesteps[0], seed, text.states.dtype
             )
+        if self.options.canvas is not None:  # positions count from the canvas, wherever the picture begins
+            before = count_before(canvas_fit.drawn, self.options.canvas, self._token)
+            image_ids = image_ids - image_ids.new_tensor((0, *before))
         guidance = None
         if self._transformer.config.guidance_embeds:
             guidance = torch.full([1], request.guidance_scale, device=self.device, dtype=torch.float32)
@@ -160,8 +168,8 @@ class FluxEngine:
         The schedule is made on the CPU, whose numbers are the same, so that nothing waits for the device to tell them.
         Its `sigmas` then go to the device: there a product with a number of the CPU would round differently.
         """
-        steps, side = request.num_inference_steps, 2 * self.pipeline.vae_scale_factor  # pixels of a token's side
-        tokens = (request.height // side) * (request.width // side)
+        steps = request.num_inference_steps
+        tokens = (request.height // self._token) * (request.width // self._token)
         config = self.pipeline.scheduler.config
         scheduler = type(self.pipeline.scheduler).from_config(config)
         mu = calculate_shift(

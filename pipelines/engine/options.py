@@ -15,8 +15,8 @@ class EngineOptions:
     """The model's own limits, the operator's choices and what optimizations have changed.
 
     Of the model: `text_tokens` is the number of tokens that T5 reads; `preview` maps latents to colours (None: no
-    previews); `guidance` is the range of scales it has learned and `canvas` the one size in pixels (None: all);
-    `words` are the only ones it knows (None: a whole language).
+    previews); `guidance` is the range of scales it has learned and `canvas` the size around which it has learned
+    pictures (None: all); `words` are the only ones it knows (None: a whole language).
     Of the operator: images of more than `tile_above` megapixels (2^20 pixels) are decoded in tiles (None: never);
     `remarks` are notes that every reply carries.
     Of the optimizations: `variants` are the transformers by preset (a preset that is missing uses the pipeline's own);
@@ -28,7 +28,7 @@ class EngineOptions:
     text_tokens: int
     preview: LatentRGB | None = None
     guidance: Range | None = None
-    canvas: tuple[int, int] | None = None
+    canvas: Size | None = None
     words: frozenset[str] | None = None
     tile_above: float | None = None
     remarks: tuple[str, ...] = ()

@@ -87,7 +87,7 @@ def build_plain_engine(
         text_tokens=row.text_tokens,
         preview=row.preview,
         guidance=row.guidance,
-        canvas=row.canvas,
+        canvas=row.canvas and Size(*row.canvas),
         words=row.words,
         tile_above=config.tile_above,
         remarks=placement.notes,

@@ -3,7 +3,8 @@
 
 Stages, in order; each resumes from its checkpoint in DIR: `codec` (principal components), `decoder`, `alphabet` (what
 T5's rows have in common), `text` (T5 learns to spell), `flow`. `export` then writes the model's files to DIR/model.
-With `--start-from`, `codec` is that of an earlier edition's folder, and `export` takes its autoencoder: no `decoder`.
+With `--start-from`, an earlier edition's folder, `codec` and `alphabet` are that edition's, its autoencoder and T5 are
+kept (no `decoder`, no `text`), and `flow` begins with its transformer.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0, help="of training in all, earlier runs counted in")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--start-from", type=Path, help="an earlier edition, whose autoencoder is kept")
+    parser.add_argument("--start-from", type=Path, help="the folder of an earlier edition")
     parser.add_argument("--smoke", action="store_true", help=f"{SMOKE_STEPS} small steps, to see that the stage runs")
     arguments = parser.parse_args()
     out, seed, limit = arguments.out, arguments.seed, SMOKE_STEPS if arguments.smoke else None
@@ -48,17 +49,19 @@ def main() -> None:
         vae.train_decoder(out, atlas, code, minutes, seed, device, limit=limit)
         return
     if arguments.stage == "alphabet":
-        Alphabet.fit(stamps, CONCEPTS, seed).save(out / "alphabet.safetensors")
+        made = Alphabet.fit(stamps, CONCEPTS, seed) if earlier is None else Alphabet.of(earlier, stamps, CONCEPTS)
+        made.save(out / "alphabet.safetensors")
         return
     alphabet = Alphabet.load(out / "alphabet.safetensors")
     pieces = Pieces(stamps, alphabet, CONCEPTS)
     if arguments.stage == "text":
         text.train_text(out, pieces, alphabet, minutes, seed, limit)
-    elif arguments.stage == "flow":
-        t5 = text.load_t5(out / "text.ckpt", pieces.table).to(device)
-        flow.train(out, stamps, pieces, alphabet, t5, minutes, seed, device, limit=limit)
+        return
+    t5 = text.load_t5(out / "text.ckpt", pieces.table) if earlier is None else text.read_t5(earlier, pieces.table)
+    if arguments.stage == "flow":
+        flow.train(out, stamps, pieces, alphabet, t5.to(device), minutes, seed, device, limit=limit, earlier=earlier)
     else:
-        export(out, out / "model", atlas, code, pieces, seed, earlier)
+        export(out, out / "model", atlas, code, pieces, t5, seed, earlier)
 
 
 if __name__ == "__main__":

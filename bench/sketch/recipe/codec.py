@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from bench.sketch.recipe.atlas import Atlas
-from bench.sketch.recipe.concepts import BACKGROUNDS, Concept
-from bench.sketch.recipe.data import TOKEN, Scene, Thing, draw_ground, make_scene, render
+from bench.sketch.recipe.concepts import SCENES, Concept
+from bench.sketch.recipe.data import TOKEN, Scene, Thing, draw_ground, make_scene, plain_colour, render
+from bench.sketch.recipe.layouts import window_start
 
 PATCH = 32  # pixels of a latent's side: the VAE's scale factor
 CHANNELS = 32  # a token holds four latents: its 128 numbers must fit the transformer's width with room to spare
@@ -79,7 +80,7 @@ def split(image: np.ndarray) -> np.ndarray:
 def fit(atlas: Atlas, scenes: int, seed: int) -> Codec:
     """Principal components over the patches of random scenes, plain background thinned out."""
     rng = np.random.default_rng(seed)
-    sizes = [(8, 8), (8, 8), (8, 8), (16, 12), (24, 24)]
+    sizes = [(8, 8), (8, 8), (8, 8), (16, 8), (8, 16)]
     total = np.zeros(PATCH * PATCH * 3, dtype=np.float64)
     square = np.zeros((PATCH * PATCH * 3,) * 2, dtype=np.float64)
     count = 0
@@ -115,37 +116,44 @@ class Stamps:
     atlas: Atlas
     codec: Codec
     kept: dict[tuple[str, str | None, int], torch.Tensor] = field(default_factory=dict)
-    grounds: dict[tuple[str, int, int], tuple[np.ndarray, torch.Tensor]] = field(default_factory=dict)
+    scenes: dict[tuple[str, int, int], tuple[np.ndarray, torch.Tensor]] = field(default_factory=dict)
 
     def encode(self, scene: Scene) -> torch.Tensor:
         """What `codec.encode(render(scene))` gives, `(32, 2 height, 2 width)`."""
         per = TOKEN // PATCH
-        picture, empty = self._ground(scene.background, scene.width, scene.height)
-        latents = empty.clone()
+        latents = self._ground(scene)
         for thing in scene.things:
-            for left, top in thing.spots(scene.width, scene.height):
-                made = self._over(thing, scene.background, picture, left * TOKEN, top * TOKEN)
+            for spot in thing.spots:
+                left, top = spot[0] - window_start(scene.width), spot[1] - window_start(scene.height)
                 x, y, side = left * per, top * per, thing.side * per
-                latents[:, y : y + side, x : x + side] = made
+                latents[:, y : y + side, x : x + side] = self._over(thing, scene, left * TOKEN, top * TOKEN)
         return latents
 
-    def _ground(self, name: str, width: int, height: int) -> tuple[np.ndarray, torch.Tensor]:
-        """The empty background as a picture and as latents."""
-        key = (name, width, height)
-        if key not in self.grounds:
-            picture = draw_ground(name, width, height)
-            self.grounds[key] = picture, self.codec.encode(picture)
-        return self.grounds[key]
+    def _ground(self, scene: Scene) -> torch.Tensor:
+        """The latents of the empty background."""
+        if scene.background in SCENES:
+            return self._scene(scene)[1].clone()
+        patch = self.codec.encode(np.broadcast_to(plain_colour(scene.background), (PATCH, PATCH, 3)))
+        per = TOKEN // PATCH
+        return patch.expand(-1, scene.height * per, scene.width * per).clone()
 
-    def _over(self, thing: Thing, ground: str, picture: np.ndarray, left: int, top: int) -> torch.Tensor:
+    def _scene(self, scene: Scene) -> tuple[np.ndarray, torch.Tensor]:
+        """The empty scene as a picture and as latents."""
+        key = (scene.background, scene.width, scene.height)
+        if key not in self.scenes:
+            picture = draw_ground(*key)
+            self.scenes[key] = picture, self.codec.encode(picture)
+        return self.scenes[key]
+
+    def _over(self, thing: Thing, scene: Scene, left: int, top: int) -> torch.Tensor:
         """The latents of an object's square over the background."""
         side = thing.side * TOKEN
-        if ground in BACKGROUNDS:
+        if scene.background not in SCENES:
             maps = self.maps(thing.concept, thing.colour, side)
-            colour = torch.from_numpy(picture[0, 0])
+            colour = torch.from_numpy(plain_colour(scene.background))
             return maps[0] + torch.einsum("c,cdhw->dhw", colour, maps[1:]) + self.codec.offset[:, None, None]
         drawn = self.atlas.picture(thing.concept, thing.colour, side)
-        below = picture[top : top + side, left : left + side]
+        below = self._scene(scene)[0][top : top + side, left : left + side]
         return self.codec.encode(drawn[..., :3] + (1 - drawn[..., 3:]) * below)
 
     def maps(self, concept: Concept, colour: str | None, size: int) -> torch.Tensor:

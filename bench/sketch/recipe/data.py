@@ -3,7 +3,7 @@
 A model learns deterministic pictures sharply, so the scenes are simple: one picture for each concept, plain
 backgrounds or one of a few scenes, objects in two sizes at fixed places, and everything on the grid of the
 transformer's tokens (64 pixels). Only a background that the caption does not name is random, so that another seed
-gives another picture.
+gives another picture: one of many pale tints, since what lies between two of them is one of them too.
 
 A tenth of the (concept, background), (concept, colour), (concept, place) and (concept, concept) pairs are held out of
 training for the evaluation, except for those that people try first (`NEVER_HELD_OUT`).
@@ -18,15 +18,16 @@ import numpy as np
 
 from bench.sketch.recipe.atlas import Atlas
 from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, NEVER_HELD_OUT, SCENES, Concept
-from bench.sketch.recipe.layouts import PLACES, Spot, assign_slots, side_of, spots_of
+from bench.sketch.recipe.layouts import CANVAS, PLACES, Spot, assign_slots, side_of, spots_of, window_start
 from bench.sketch.recipe.scenery import draw_scene
 
 T = TypeVar("T")
 TOKEN = 64  # pixels of a token's side
 NUMBERS = {2: "two", 3: "three"}
-SCENE_KINDS = {"one": 0.12, "coloured": 0.10, "place": 0.04, "count": 0.05, "two": 0.28, "three": 0.07, "scene": 0.34}
+SCENE_KINDS = {"one": 0.12, "coloured": 0.08, "place": 0.04, "count": 0.05, "two": 0.22, "three": 0.07, "scene": 0.42}
 SCENE_THINGS = (0.15, 0.45, 0.30, 0.10)  # shares of scenes with none, one, two, three things
-RANDOM_BACKGROUND_SHARE, NAMED_BACKGROUND_SHARE = 0.80, 0.80  # of scenes, of captions
+NAMED_BACKGROUND_SHARE, COLOURED_BACKGROUND_SHARE = 0.75, 0.85  # of captions, of named backgrounds
+TINT_LIGHT, TINT_CHROMA = 0.88, 0.11  # of the tints: the mean of their channels, the most that one is above it
 TWO_COLOURED = 0.4  # share of colourable things in a colour where there are several
 SCATTER_TRIES = 30
 COLOURABLE = [concept for concept in CONCEPTS if concept.colourable]
@@ -41,8 +42,9 @@ class Thing:
     slot: str
     scattered: tuple[Spot, ...] = ()
 
-    def spots(self, width: int, height: int) -> list[Spot]:
-        return list(self.scattered) or spots_of(self.slot, width, height)
+    @property
+    def spots(self) -> list[Spot]:
+        return list(self.scattered) or spots_of(self.slot)
 
     @property
     def side(self) -> int:
@@ -51,7 +53,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn on `width` x `height` tokens, the words for it, and whether they name the background."""
+    """What is drawn on `width` x `height` tokens, the words for it, and whether they name the background.
+
+    `background` is the name of a colour or a scene, or a tint, "#rrggbb".
+    """
 
     width: int
     height: int
@@ -100,12 +105,12 @@ def make_scene(rng: np.random.Generator, width: int = 8, height: int = 8, train:
 
 def scatter(rng: np.random.Generator, scene: Scene) -> Scene:
     """The scene with its things anywhere, so that the model learns every square; as it is where they find no room."""
-    taken, things = np.zeros((scene.height, scene.width), dtype=bool), list[Thing]()
+    taken, things = np.zeros((CANVAS, CANVAS), dtype=bool), list[Thing]()
     for thing in scene.things:
         spots = list[Spot]()
-        for _ in thing.spots(scene.width, scene.height):
+        for _ in thing.spots:
             for _ in range(SCATTER_TRIES):
-                left, top = (int(rng.integers(0, size + 1 - thing.side)) for size in (scene.width, scene.height))
+                left, top = (int(rng.integers(0, CANVAS + 1 - thing.side)) for _ in range(2))
                 square = taken[top : top + thing.side, left : left + thing.side]
                 if not square.any():
                     break
@@ -120,7 +125,8 @@ def scatter(rng: np.random.Generator, scene: Scene) -> Scene:
 def pairs(scene: Scene) -> list[tuple[str, ...]]:
     """The combinations in a scene that may be held out."""
     names = [thing.concept.name for thing in scene.things]
-    found: list[tuple[str, ...]] = [("ground", name, scene.background) for name in names if scene.background != "white"]
+    ground = scene.background if scene.named and scene.background != "white" else None
+    found: list[tuple[str, ...]] = [("ground", name, ground) for name in names if ground]
     found += [("colour", thing.concept.name, thing.colour) for thing in scene.things if thing.colour]
     found += [("place", name, scene.place) for name in names if scene.place]
     found += [("two", *sorted((first, second))) for index, first in enumerate(names) for second in names[:index]]
@@ -130,8 +136,8 @@ def pairs(scene: Scene) -> list[tuple[str, ...]]:
 def build(rng: np.random.Generator, kind: str, width: int, height: int) -> Scene:
     if kind == "scene":
         return build_on_scene(rng, width, height)
-    background = pick(rng, list(BACKGROUNDS)) if rng.random() < RANDOM_BACKGROUND_SHARE else "white"
     named = bool(rng.random() < NAMED_BACKGROUND_SHARE)
+    background = pick_background(rng) if named else draw_tint(rng)
     place = pick(rng, PLACES) if kind == "place" else None
     if kind in ("two", "three"):
         concepts, above = pick_unlike(rng, 2 if kind == "two" else 3), kind == "two" and rng.random() < 0.4
@@ -150,6 +156,17 @@ def build(rng: np.random.Generator, kind: str, width: int, height: int) -> Scene
             phrase += f" {'on' if place in ('left', 'right') else 'at'} the {place}"
     caption = make_caption(rng, phrase, background if named else None)
     return Scene(width, height, tuple(things), background, caption, kind, place, named)
+
+
+def pick_background(rng: np.random.Generator) -> str:
+    return pick(rng, list(BACKGROUNDS)) if rng.random() < COLOURED_BACKGROUND_SHARE else "white"
+
+
+def draw_tint(rng: np.random.Generator) -> str:
+    """A pale colour, evenly from the disc of those of one lightness."""
+    hue, chroma = 2 * np.pi * rng.random(), TINT_CHROMA * np.sqrt(rng.random())
+    channels = TINT_LIGHT + chroma * np.cos(hue - 2 * np.pi * np.arange(3) / 3)
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in channels)
 
 
 def build_on_scene(rng: np.random.Generator, width: int, height: int) -> Scene:
@@ -226,12 +243,18 @@ def make_caption(rng: np.random.Generator, phrase: str, background: str | None) 
     )
 
 
+def plain_colour(background: str) -> np.ndarray:
+    """The colour of a background that is no scene, float32 RGB in 0..1, `(3,)`."""
+    levels = list(bytes.fromhex(background[1:])) if background.startswith("#") else BACKGROUNDS[background]
+    return np.array(levels, dtype=np.float32) / 255
+
+
 def draw_ground(background: str, width: int, height: int) -> np.ndarray:
     """The background alone, float32 RGB in 0..1, `(64 height, 64 width, 3)`."""
     if background in SCENES:
-        return draw_scene(background, width * TOKEN, height * TOKEN).copy()
+        return draw_scene(background, width, height, TOKEN).copy()
     canvas = np.empty((height * TOKEN, width * TOKEN, 3), dtype=np.float32)
-    canvas[:] = np.array(BACKGROUNDS[background], dtype=np.float32) / 255
+    canvas[:] = plain_colour(background)
     return canvas
 
 
@@ -241,8 +264,9 @@ def render(scene: Scene, atlas: Atlas) -> np.ndarray:
     for thing in scene.things:
         side = thing.side * TOKEN
         picture = atlas.picture(thing.concept, thing.colour, side)
-        for left, top in thing.spots(scene.width, scene.height):
-            spot = canvas[top * TOKEN : top * TOKEN + side, left * TOKEN : left * TOKEN + side]
+        for left, top in thing.spots:
+            x, y = (left - window_start(scene.width)) * TOKEN, (top - window_start(scene.height)) * TOKEN
+            spot = canvas[y : y + side, x : x + side]
             spot *= 1 - picture[..., 3:]
             spot += picture[..., :3]
     return canvas

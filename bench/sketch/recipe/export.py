@@ -23,7 +23,6 @@ from bench.sketch.recipe.flow import GUIDANCE, SHIFT, Painter
 from bench.sketch.recipe.grammar import make_clip_tokenizer, make_t5_tokenizer
 from bench.sketch.recipe.layouts import CANVAS
 from bench.sketch.recipe.pieces import Pieces
-from bench.sketch.recipe.text import load_t5
 from bench.sketch.recipe.training import load_averaged_weights
 from bench.sketch.recipe.vae import make_vae
 from bench.sketch.recipe.words import TOKENS
@@ -41,7 +40,14 @@ IDEAS = (
 
 
 def export(
-    out: Path, target: Path, atlas: Atlas, codec: Codec, pieces: Pieces, seed: int, earlier: Path | None = None
+    out: Path,
+    target: Path,
+    atlas: Atlas,
+    codec: Codec,
+    pieces: Pieces,
+    t5: T5EncoderModel,
+    seed: int,
+    earlier: Path | None = None,
 ) -> None:
     """Write the model to `target`. The autoencoder is `earlier`'s, an edition's folder, unless that is None."""
     painter = Painter(seed)
@@ -51,9 +57,7 @@ def export(
     else:
         autoencoder = make_autoencoder(out, atlas, codec, seed)
     shutil.rmtree(target, ignore_errors=True)
-    assemble(painter, load_t5(out / "text.ckpt", pieces.table), autoencoder, pieces).to(torch.float16).save_pretrained(
-        target
-    )
+    assemble(painter, t5, autoencoder, pieces).to(torch.float16).save_pretrained(target)
     if earlier is not None:  # as it is: diffusers would write down the folder that it was read from
         shutil.copytree(earlier / "vae", target / "vae", dirs_exist_ok=True)
     for file in target.rglob("*.safetensors"):

@@ -1,9 +1,12 @@
 """Where things lie: a slot is a name for one or more squares on the grid of tokens, and a thing's size there.
 
 The tokenizer chooses the slots (see `grammar`), so that the transformer need not find out which thing goes where.
+A picture of another shape is a window on the same plane: the canvas is in its middle, with things on it, and the ground
+goes on around it. So nothing but the position ids says what shape a picture has.
 """
 
-CANVAS = 8  # tokens of a side of the size that the model draws
+CANVAS = 8  # tokens of the canvas' side
+WINDOWS = ((8, 8), (12, 8), (8, 12), (16, 8), (8, 16), (24, 8), (8, 24))  # tokens, width and height, of trained shapes
 ALONE, AMONG = 6, 4  # tokens of a thing's side: the same in every picture, since each size is drawn anew
 PLACES = ("left", "right", "top", "bottom")
 SLOTS = ("alone", *PLACES, "low left", "low right", "pair", "three")
@@ -44,21 +47,24 @@ def side_of(slot: str) -> int:
     return ALONE if slot == "alone" else AMONG
 
 
-def spots_of(slot: str, width: int = CANVAS, height: int = CANVAS) -> list[Spot]:
-    """The squares of a slot on `width` by `height` tokens."""
-    middle = ((width - AMONG) // 2, (height - AMONG) // 2)
-    margin, above = (width // 2 - AMONG) // 2, (height // 2 - AMONG) // 2
-    right, low = width - AMONG - margin, height - AMONG - above
+def window_start(tokens: int) -> int:
+    """The first row or column of a picture of so many, counted from the canvas' own."""
+    return (CANVAS - tokens) // 2
+
+
+def spots_of(slot: str) -> list[Spot]:
+    """The squares of a slot on the canvas."""
+    middle, far = (CANVAS - AMONG) // 2, CANVAS - AMONG
     squares = {
-        "left": (margin, middle[1]),
-        "right": (right, middle[1]),
-        "top": (middle[0], above),
-        "bottom": (middle[0], low),
-        "low left": (margin, low),
-        "low right": (right, low),
+        "left": (0, middle),
+        "right": (far, middle),
+        "top": (middle, 0),
+        "bottom": (middle, far),
+        "low left": (0, far),
+        "low right": (far, far),
     }
     if slot == "alone":
-        return [((width - ALONE) // 2, (height - ALONE) // 2)]
+        return [((CANVAS - ALONE) // 2,) * 2]
     if slot == "pair":
         return [squares["left"], squares["right"]]
     if slot == "three":

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, T5EncoderModel
 
 from bench.sketch.recipe.codec import CHANNELS, Stamps
 from bench.sketch.recipe.concepts import COLOURS, Concept
@@ -72,6 +73,22 @@ class Alphabet:
         count = len(MARKS) - len(ROW_CHARACTERS)
         marks = torch.randn(count, CONTENT, generator=generator) * 0.7 * size / CONTENT**0.5
         return cls(through, marks, size / 4, (size**2 + 3 * (size / 4) ** 2) ** 0.5)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, folder: Path, stamps: Stamps, concepts: Sequence[Concept]) -> "Alphabet":
+        """That of an edition's folder, by what its tokenizer makes of the concepts and its T5's rows hold of them."""
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True)
+        t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=torch.float32, local_files_only=True)
+        table = t5.get_input_embeddings().weight
+        throughs, found = list[torch.Tensor](), list[torch.Tensor]()
+        for concept in concepts:
+            ids = torch.tensor(tokenizer(f"a {concept.name}", add_special_tokens=False).input_ids)
+            found.append(table[ids[ids >= len(MARKS)], LOOK:CONTENT])
+            throughs.append(cut(stamps, concept, None, ALONE)[1])
+        through = torch.linalg.lstsq(torch.cat(throughs), torch.cat(found)).solution
+        marks = table[: len(MARKS) - len(ROW_CHARACTERS)]
+        return cls(through, marks[:, :CONTENT].clone(), float(marks[0, KIND + 2]), float(marks[0].norm()))
 
     def save(self, path: Path) -> None:
         sizes = torch.tensor([self.unit, self.norm])
@@ -135,7 +152,7 @@ class Pieces:
 
     def spell(self, scene: Scene) -> list[int]:
         """T5's ids of a scene, without registers, end and padding."""
-        ids = [word for thing in scene.things for spot in thing.spots(CANVAS, CANVAS) for word in self._at(thing, spot)]
+        ids = [word for thing in scene.things for spot in thing.spots for word in self._at(thing, spot)]
         return ids + ([IDS[GROUND_CHARACTERS[scene.background]]] if scene.named else [])
 
     def _at(self, thing: Thing, spot: Spot) -> list[int]:

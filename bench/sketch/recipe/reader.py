@@ -15,10 +15,9 @@ from PIL import Image
 from bench.sketch.recipe.atlas import Atlas, recolour
 from bench.sketch.recipe.concepts import BACKGROUNDS, COLOURS, CONCEPTS, SCENES
 from bench.sketch.recipe.data import TOKEN, draw_ground
-from bench.sketch.recipe.layouts import ALONE, AMONG, PLACES, Spot, side_of, spots_of
+from bench.sketch.recipe.layouts import ALONE, AMONG, CANVAS, PLACES, Spot, side_of, spots_of
 
 PIXELS = 4  # a token's side here: pictures are read at a sixteenth of their size
-CANVAS = 8  # tokens of the side on which scenes are kept
 ICONS = Path(__file__).with_name("icons.npz")
 LEAST = 0.1  # squared error that a thing must explain: noise makes a white star on white fit a little better than none
 LAYOUTS = (
@@ -64,17 +63,15 @@ class Reader:
         self._scenes = {name: pictures[f"scene {name}"] for name in SCENES}
 
     def read(self, picture: np.ndarray) -> Reading:
-        """`picture` is 8-bit RGB, `(height, width, 3)`."""
-        small = downsample(picture)
-        rows, columns = small.shape[0] // PIXELS, small.shape[1] // PIXELS
-        small = small[: rows * PIXELS, : columns * PIXELS]
+        """`picture` is 8-bit RGB, `(height, width, 3)`. What is read is the canvas, its middle square."""
+        small = downsample(crop_canvas(picture))
         background, ground = self._ground(small)
         empty, found = ((small - ground) ** 2).sum(-1), dict[str, tuple[str, str | None, float]]()
         best, reading = np.inf, Reading((), (), (), background)
         for layout in LAYOUTS:
             error = float(empty.sum())
             for slot in layout:
-                (spot,), side = spots_of(slot, columns, rows), side_of(slot)
+                (spot,), side = spots_of(slot), side_of(slot)
                 if slot not in found:
                     found[slot] = self._nearest(small, ground, spot, side)
                 error += found[slot][2] + LEAST - float(crop_window(empty, spot, side).sum())
@@ -86,11 +83,10 @@ class Reader:
 
     def _ground(self, small: np.ndarray) -> tuple[str, np.ndarray]:
         """What the border shows: a scene, or a plain colour as it is, by the name of the nearest one."""
-        height, width = small.shape[:2]
         colour = np.median(border_of(small), axis=0)
         name = min(BACKGROUNDS, key=lambda name: float(((colour - np.array(BACKGROUNDS[name]) / 255) ** 2).sum()))
         grounds = {name: np.broadcast_to(colour.astype(np.float32), small.shape)}
-        grounds |= {name: resize(scene, height, width) for name, scene in self._scenes.items()}
+        grounds |= self._scenes
 
         def distance(name: str) -> float:
             error = border_of(((grounds[name] - small) ** 2).sum(-1, keepdims=True))
@@ -169,6 +165,15 @@ def recolour_premultiplied(icon: np.ndarray, colour: str) -> np.ndarray:
     result = painted.astype(np.float32) / 255
     result[..., :3] *= result[..., 3:]
     return result
+
+
+def crop_canvas(picture: np.ndarray) -> np.ndarray:
+    """The middle square of a picture, 512 pixels a side."""
+    height, width = picture.shape[:2]
+    short, side = min(height, width), CANVAS * TOKEN
+    left, top = (width - short) // 2, (height - short) // 2
+    square = Image.fromarray(picture[top : top + short, left : left + short])
+    return np.asarray(square if short == side else square.resize((side, side), Image.Resampling.LANCZOS))
 
 
 def downsample(picture: np.ndarray) -> np.ndarray:
