@@ -111,8 +111,8 @@ class Jobs:
         while not health(self._server)["running"]:
             self._post(max(self._jobs, default=0) + 1)
 
-    def settle(self) -> None:
-        """Wait for the end of each, and count. The server is well again."""
+    def settle(self, others: int = 0) -> None:
+        """Wait for the end of each, and count. The server is well again; it has kept so many other images meanwhile."""
         for seed, job in self._jobs.items():
             ended = within(START_LIMIT, lambda job=job: self._state(job) in ENDED)  # type: ignore[misc]
             found = ask(self._server, f"/v1/jobs/{job}") if ended else {}
@@ -121,7 +121,7 @@ class Jobs:
                 self._tally.wrong += pictures(found["reply"]) != draw_quietly(self._server, seed, self._steps)
             else:
                 self._tally.lost += 1
-        self._tally.duplicated += max(0, count_images(self._server) - self._stored - len(self._jobs))
+        self._tally.duplicated += max(0, count_images(self._server) - self._stored - len(self._jobs) - others)
 
     def _state(self, job: str) -> str:
         try:

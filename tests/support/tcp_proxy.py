@@ -66,7 +66,7 @@ class TcpProxy:
             return
         self._writers.add(writer)
         try:
-            with suppress(OSError):
+            with suppress(OSError, asyncio.CancelledError):  # the latter when the proxy closes
                 upstream, onward = await asyncio.open_connection("127.0.0.1", self._target)
                 self._writers.add(onward)
                 copies = (self._copy(reader, onward, answers=False), self._copy(upstream, writer, answers=True))
