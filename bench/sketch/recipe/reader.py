@@ -82,11 +82,12 @@ class Reader:
         return reading
 
     def _ground(self, small: np.ndarray) -> tuple[str, np.ndarray]:
-        """What the border shows: a scene, or a plain colour as it is, by the name of the nearest one."""
+        """What the border shows: a scene, or a plain colour, by the name of the nearest one."""
         colour = np.median(border_of(small), axis=0)
         name = min(BACKGROUNDS, key=lambda name: float(((colour - np.array(BACKGROUNDS[name]) / 255) ** 2).sum()))
         grounds = {name: np.broadcast_to(colour.astype(np.float32), small.shape)}
-        grounds |= self._scenes
+        for name, scene in self._scenes.items():  # as a plain one, as light as the picture is
+            grounds[name] = scene + (colour - np.median(border_of(scene), axis=0)).astype(np.float32)
 
         def distance(name: str) -> float:
             error = border_of(((grounds[name] - small) ** 2).sum(-1, keepdims=True))
