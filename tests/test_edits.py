@@ -128,7 +128,9 @@ def test_what_is_wrong_is_said(
 
 def test_a_body_that_is_no_form_is_said(server: Scripted) -> None:
     url = f"{server.url}/v1/images/edits"
-    refused(httpx.post(url, json=FIELDS), "content-type", "invalid_content_type")
+    refused(httpx.post(url, json=FIELDS), "image", "required")
+    plain = httpx.post(url, content=b"a picture", headers={"content-type": "text/plain"})
+    assert (plain.status_code, plain.json()["error"]["code"]) == (400, "invalid_content_type")
     for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
         reply = httpx.post(url, content=b"\r\n--y\r\nnonsense", headers={"content-type": kind})
         assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_form")
