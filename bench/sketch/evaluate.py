@@ -148,7 +148,6 @@ def measure_diversity(engine: FluxEngine, reader: Reader) -> dict[str, float]:
     return {
         "same_thing": mean("apple" in reader.read(picture).things for picture in pictures),
         "psnr_between_seeds": mean(distances),
-        "backgrounds": len({reader.read(picture).background for picture in pictures}),
     }
 
 
