@@ -57,7 +57,8 @@ def format_sentences(results: Results) -> list[str]:
         ]
     for prompt, row in results.get("seeds", {}).items():
         lines.append(
-            f"{prompt.capitalize()}: {row['same_thing']:.0%} show one, {row['psnr_between_seeds']:.1f} dB from each other."
+            f"{prompt.capitalize()}: {row['same_thing']:.0%} show one, "
+            f"{row['psnr_between_seeds']:.1f} dB from each other."
         )
     return lines
 
