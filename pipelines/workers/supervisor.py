@@ -189,7 +189,7 @@ class WorkerSupervisor:
         return WorkerStatus(
             device=self.device,
             state=state,
-            stage=process.stage if process is not None else "asleep" if state == "asleep" else "starting",
+            stage="asleep" if state == "asleep" else "starting" if process is None else process.stage,
             progress=process.progress if loading and process else 1.0,
             eta=self.seconds_to_ready,
             pid=process.pid if process is not None else None,
