@@ -86,8 +86,7 @@ def extend(pixels: bytes, size: Size, drawn: Size) -> bytes:
     """8-bit RGB of `size` as 8-bit RGB of `drawn`, whose middle it is in `enlarge`; its edges are drawn out."""
     if drawn == size:
         return pixels
-    scale = min(drawn.width / size.width, drawn.height / size.height)
-    inner = Size(min(drawn.width, round(scale * size.width)), min(drawn.height, round(scale * size.height)))
+    inner = fit_inside(size, drawn)
     picture = np.asarray(Image.frombytes("RGB", size, pixels).resize(inner, Image.Resampling.LANCZOS))
     across, down = drawn.width - inner.width, drawn.height - inner.height
     around = ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0))
