@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import support.convolution  # noqa: F401
 import torch
 from support.written_formats import Tensors
 
