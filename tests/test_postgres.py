@@ -127,6 +127,13 @@ def test_a_lease_that_is_renewed_or_released_is_held_or_free(database: Database)
     assert [job.id for job in other.take_over(None)] == ["a"]
 
 
+def test_a_server_that_was_too_slow_to_renew_does_not_take_over_what_it_still_does(database: Database) -> None:
+    store, slow = JobStore(database), JobLeases(database, 0.0)
+    for name in ("a", "b"):
+        store.add(leased(name, slow))
+    assert [job.id for job in slow.take_over(None, ["a"])] == ["b"]
+
+
 # --- two versions at a time ------------------------------------------------------------------------------------------
 
 

@@ -33,15 +33,16 @@ class JobLeases:
         """Make a job that is about to be written down this server's."""
         record.replica, record.lease_until = self.replica, self._end()
 
-    def take_over(self, limit: int | None) -> list[JobRecord]:
+    def take_over(self, limit: int | None, besides: Collection[str] = ()) -> list[JobRecord]:
         """At most `limit` unfinished jobs whose server is gone, in the order of acceptance; from now on they are ours.
 
-        No two servers get the same one, and none waits for another.
+        No two servers get the same one, and none waits for another. `besides` are jobs that this server carries out: it
+        may have been too slow to renew their leases, and is not gone for that.
         """
         orphaned = [JobRecord.state == ACCEPTED]
         if self._database.shared:  # a version without leases writes none
             lease_until = sa.func.coalesce(JobRecord.lease_until, JobRecord.created + self.seconds)
-            orphaned.append(lease_until < self._database.now())
+            orphaned += [lease_until < self._database.now(), JobRecord.id.not_in(besides)]
         query = sa.select(JobRecord).where(*orphaned).order_by(JobRecord.number).limit(limit)
         with self._database.transaction() as session:
             records = list(session.scalars(query.with_for_update(skip_locked=True)))

@@ -98,7 +98,8 @@ class Upkeep:
         busy = self._resuming is not None and not self._resuming.done()
         if busy or time.monotonic() < self._patient_until or self._state.pool.status().state != "ready":
             return
-        records = await self._state.pools.run("ledger", self._leases.take_over, TAKEN_AT_ONCE)
+        ours = list(self._runner.active)
+        records = await self._state.pools.run("ledger", self._leases.take_over, TAKEN_AT_ONCE, ours)
         if records:
             log.warning("jobs_taken_over", jobs=[record.id for record in records])
             jobs = [self._runner.register(record) for record in records]
