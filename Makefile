@@ -43,8 +43,8 @@ replicas: $(VENV)/.test  ## three servers behind nginx, over one Postgres and on
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_contract.py --replicas -rs
 	OMP_NUM_THREADS=1 $(BIN)/python tests/replica_table.py
 
-ray: $(VENV)/.ray  ## a cluster of Ray Serve on this machine; then a table of what faults cost
-	OMP_NUM_THREADS=1 $(BIN)/python tests/cluster_table.py
+ray: $(VENV)/.ray  ## a cluster of Ray Serve on this machine; then a table of what faults cost (more of them: ARGS=--all)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/cluster_table.py $(ARGS)
 
 operate: $(VENV)/.test  ## a real Prometheus beside the server, Caddy and nginx before it (apt-get install them); then twenty sleeps
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m operate -rs $(ARGS)

@@ -1,4 +1,4 @@
-"""`make ray`: what clients of a cluster notice when an engine dies or freezes, as a table.
+"""`make ray`: what clients of a cluster notice when a part of it dies or freezes, as a table.
 
 Ray Serve on this machine with logical GPUs, over one Postgres and one bucket. Fails where anything was lost, done twice
 without need, or drawn wrongly; where two engines are hardly faster than one; or where Ray takes a control call
@@ -20,14 +20,28 @@ from pathlib import Path
 
 import httpx
 from support.buckets import S3Service
+from support.cluster_nodes import running_nodes
 from support.cluster_site import ClusterSite, running_cluster_site, running_stores
 from support.jobs import KEYS, PREFER, call, ended
 from support.postgres import Postgres, find_binaries
-from support.replicas import BODY, PASSING, PATH, Load
+from support.replicas import BODY, PASSING, PATH, Load, count_work
 from support.waiting import LIMIT, within
 
 REQUESTS = 24
-COLUMNS = ("case", "offered", "accepted", "finished", "lost", "duplicated", "wrong", "recovery")
+OUTAGE = 20.0  # seconds without a bucket
+GIVES_UP = 240.0  # seconds: a busy machine starts a cluster slowly
+COLUMNS = (
+    "case",
+    "offered",
+    "accepted",
+    "finished",
+    "lost",
+    "duplicated",
+    "drawn again",
+    "retries",
+    "wrong",
+    "recovery",
+)
 SPEEDUP = 1.5  # nearly 2 where the machine has nothing else to do
 HEADERS = {"authorization": f"Bearer {KEYS[0]}"}
 
@@ -48,26 +62,71 @@ def kill_api(site: ClusterSite) -> None:
     site.kill("Api")
 
 
+def kill_proxy(site: ClusterSite) -> None:
+    """Serve's own HTTP server, which all connections end at."""
+    (pid,) = site.find("ray::ProxyActor")
+    os.kill(pid, signal.SIGKILL)
+
+
+def redeploy(site: ClusterSite) -> None:
+    """Every replica, one after the other."""
+    old = {*site.replicas("Api"), *site.replicas("Engine")}
+    done = command(site, "redeploy")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert within(LIMIT, lambda: not old & {*site.replicas("Api"), *site.replicas("Engine")})
+
+
+def kill_head(site: ClusterSite) -> None:
+    """`up` and all that runs below it; then it is started again, over what Postgres and the bucket have."""
+    site.stop(signal.SIGKILL)
+    site.start()
+    site.wait_ready()
+
+
+def kill_database(site: ClusterSite) -> None:
+    site.postgres.kill()
+    time.sleep(5)
+    site.postgres.start()
+
+
+def refuse_bucket(site: ClusterSite) -> None:
+    site.network.cut()
+    time.sleep(OUTAGE)
+    site.network.mode = "pass"
+
+
 FAULTS: Mapping[str, Callable[[ClusterSite], None]] = {
     "nothing": nothing,
     "an engine is killed": kill_engine,
     "an engine freezes": freeze_engine,
     "the only Api replica is killed": kill_api,
+    "Serve's HTTP proxy is killed": kill_proxy,
+    "every replica is replaced": redeploy,
+    "Postgres is killed, back after 5 s": kill_database,
+    "the bucket refuses for 20 s": refuse_bucket,
+    "all of Ray is killed, and started again": kill_head,
 }
 
 
-def count(site: ClusterSite) -> int:
-    return int(site.query("SELECT count(*) FROM jobs"))
+QUICK = ("nothing", "an engine is killed", "an engine freezes", "the only Api replica is killed")
 
 
-def run_case(case: str, site: ClusterSite, expected: dict[int, set[str]]) -> tuple[dict[str, object], list[str]]:
-    """A row, and what is wrong with it. `expected`: the digests of each seed's file, filled by the first row."""
+def run_case(
+    case: str, site: ClusterSite, fault: Callable[[ClusterSite], None], expected: dict[int, set[str]]
+) -> list[str]:
+    """Prints a row, and returns what is wrong. `expected`: the digests of each seed's file, filled by the first row."""
     site.wait_ready()
-    jobs = count(site)
-    load = Load(case, site.url, REQUESTS, {*PASSING, 500})  # Serve's own, as every SDK tries again after it
-    over = load.run_through(lambda: FAULTS[case](site))
-    row = load.judge(count(site) - jobs, expected, over)
-    return row, load.list_troubles(row)
+    before = count_work(site)
+    load = Load(case, site.url, REQUESTS, {*PASSING, 500}, GIVES_UP)  # Serve's own, as every SDK tries again after it
+    over = load.run_through(lambda: fault(site))
+    site.wait_settled()
+    jobs, objects, retries = (now - then for now, then in zip(count_work(site), before, strict=True))
+    row = load.judge(jobs, expected, over) | {"drawn again": objects - REQUESTS, "retries": retries}
+    print("| " + " | ".join(str(row[name]) for name in COLUMNS) + " |", flush=True)
+    bad = load.list_troubles(row)
+    if objects - REQUESTS > retries:
+        bad.append(f"{objects - REQUESTS} drawn again, {retries} retries")
+    return [f"{case}: {trouble}" for trouble in bad]
 
 
 def check_contract(site: ClusterSite) -> list[str]:
@@ -151,28 +210,45 @@ def measure_rate(site: ClusterSite) -> float:
     return 16 * 60 / (time.monotonic() - begun)
 
 
+def command(site: ClusterSite, verb: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "server", "cluster", verb]
+    return subprocess.run(words, env=site.env, capture_output=True, text=True, timeout=LIMIT, check=False)
+
+
 def check_command(folder: Path, stores: tuple[Postgres, S3Service]) -> list[str]:
     """`srpo cluster up`, `status` and `down`, with an engine on the CPU that draws the tiny model's pictures."""
     bad = []
     with running_cluster_site(folder, stores, 1, "server", "cluster", "up", "--engine-gpus", "0") as site:
-
-        def say(verb: str) -> subprocess.CompletedProcess[str]:
-            command = [sys.executable, "-m", "server", "cluster", verb]
-            return subprocess.run(command, env=site.env, capture_output=True, text=True, timeout=120, check=False)
-
-        status = say("status")
+        status = command(site, "status")
         if status.returncode or "ready" not in status.stdout:
             bad.append(f"status: {status.stdout}{status.stderr}")
         drawn = httpx.post(f"{site.url}{PATH}", json=BODY | {"num_inference_steps": 1}, headers=HEADERS, timeout=120)
         if drawn.status_code != 201:
             bad.append(f"an image: {drawn.status_code}")
-        down = say("down")
-        if down.returncode or site.process.wait(10) or say("status").returncode != 1:
+        down = command(site, "down")
+        if down.returncode or site.process.wait(10) or command(site, "status").returncode != 1:
             bad.append(f"down: {down.stdout}{down.stderr}{site.log.read_text()}")
     return bad
 
 
-def main() -> int:
+def check_nodes(folder: Path, stores: tuple[Postgres, S3Service], expected: dict[int, set[str]]) -> list[str]:
+    """The row of a node that is lost. It is started again afterwards, and its engine comes back."""
+    with running_nodes(folder, stores) as (site, worker):
+
+        def kill_node(site: ClusterSite) -> None:
+            worker.kill()
+            worker.start()
+
+        return run_case("the other node is killed, and started again", site, kill_node, expected)
+
+
+def check_several(folder: Path, stores: tuple[Postgres, S3Service], expected: dict[int, set[str]]) -> list[str]:
+    """The row of an `Api` replica that is lost while there is another one."""
+    with running_cluster_site(folder, stores, 2, apis="2") as site:
+        return run_case("one of two Api replicas is killed", site, kill_api, expected)
+
+
+def main(arguments: list[str]) -> int:
     if importlib.util.find_spec("ray") is None or not find_binaries():
         print("Ray (the extra `ray`) or Postgres is not installed, so this is not tried")
         return 0
@@ -185,10 +261,12 @@ def main() -> int:
                 troubles += bad
             two = measure_rate(site)
             print("| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS), sep="\n", flush=True)
-            for case in FAULTS:
-                row, bad = run_case(case, site, expected)
-                print("| " + " | ".join(str(row[name]) for name in COLUMNS) + " |", flush=True)
-                troubles += [f"{case}: {trouble}" for trouble in bad]
+            for case, fault in FAULTS.items():
+                if case in QUICK or "--all" in arguments:
+                    troubles += run_case(case, site, fault, expected)
+        if "--all" in arguments:
+            for check_site in (check_several, check_nodes):
+                troubles += check_site(Path(folder, check_site.__name__), stores, expected)
         with running_cluster_site(Path(folder, "one"), stores, 1) as site:
             one = measure_rate(site)
         bad = check_command(Path(folder, "command"), stores)
@@ -202,4 +280,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.buckets import S3Service, running_s3
 from support.clients import failing, failing_server
+from support.cluster_site import running_cluster
 from support.node import clients, node
 from support.pictures import canary, public
 from support.postgres import Postgres, running_postgres
@@ -26,12 +27,13 @@ __all__ = ["canary", "clients", "failing", "failing_server", "node", "public"]  
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cluster", action="store_true", help="the shared server is a cluster of Ray Serve (make ray)")
     parser.addoption("--replicas", action="store_true", help="the shared server is two behind nginx (make replicas)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Before two servers behind nginx come only the tests of the shared server, without those of one server itself."""
-    if config.getoption("replicas"):
+    """Before several servers come only the tests of the shared server, without those of one server itself."""
+    if config.getoption("replicas") or config.getoption("cluster"):
         shared = [item for item in items if "live" in getattr(item, "fixturenames", ())]
         items[:] = [item for item in shared if item.get_closest_marker("direct") is None]
 
@@ -45,6 +47,8 @@ def pytest_collection_finish() -> None:
 def live(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     """One server with default settings, shared by all tests that do not change it."""
     start = running_pair if request.config.getoption("replicas") else running
+    if request.config.getoption("cluster"):
+        start = running_cluster
     with start(tmp_path_factory.mktemp("live")) as server:
         yield server
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.nginx import find_nginx
 from support.postgres import find_binaries
-from support.replicas import LEASE, Load, Site, running_site
+from support.replicas import LEASE, Load, Site, count_work, running_site
 
 REPLICAS, REQUESTS = 3, 48
 OUTAGE = 20.0  # seconds without a bucket
@@ -86,7 +86,7 @@ FAULTS: Mapping[str, Callable[[Site], None]] = {
 
 def run_case(case: str, site: Site, expected: dict[int, set[str]]) -> tuple[dict[str, object], list[str]]:
     """A row, and what is wrong with it. `expected`: the digests of each seed's file, filled by the first row."""
-    jobs, objects, retries = count(site)
+    before = count_work(site)
     load = Load(case, site.url, REQUESTS)
     over = load.run_through(lambda: FAULTS[case](site))
     for replica in site.replicas:  # whoever is dead is started again
@@ -94,18 +94,12 @@ def run_case(case: str, site: Site, expected: dict[int, set[str]]) -> tuple[dict
             replica.start()
         replica.wait_ready()
     site.wait_settled()
-    jobs, objects, retries = (now - before for now, before in zip(count(site), (jobs, objects, retries), strict=True))
+    jobs, objects, retries = (now - then for now, then in zip(count_work(site), before, strict=True))
     row = load.judge(jobs, expected, over) | {"drawn again": objects - REQUESTS, "retries": retries}
     bad = load.list_troubles(row)
     if objects - REQUESTS > retries:
         bad.append(f"{objects - REQUESTS} drawn again, {retries} retries")
     return row, bad
-
-
-def count(site: Site) -> tuple[int, int, int]:
-    """Jobs, stored images, and how often a job was taken over."""
-    jobs, retries = site.query("SELECT count(*) FROM jobs"), site.query("SELECT coalesce(sum(attempt), 0) FROM jobs")
-    return int(jobs), sum(key.startswith("images/") for key in site.s3.keys(site.bucket)), int(retries)
 
 
 def main() -> int:

@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
-import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
 
 import httpx2
 from filelock import FileLock, Timeout
@@ -13,45 +15,51 @@ from pydantic_settings import CliPositionalArg
 
 from server import logs
 from server.cli.parsing import format_error, parse
-from server.cluster.session import prepare_environment, running_cluster
+from server.cluster.session import Cluster, prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
 from server.data_folder import lock_data_folder, make_private
 from server.extras import missing_extra
+from weights.durable_file import write_durably
 
 INSTALL = missing_extra("a cluster", "ray")
 LOCK = "server.lock"
+OUTCOME = "redeployed"  # the file that says how the last redeployment ended: empty, or why it failed
+REDEPLOY = signal.SIGUSR1
 ANSWER = 5.0  # seconds
-VERBS = ("up", "status", "down")
+Orders = SimpleQueue[int]  # signals: putting one is safe in a handler
 
 
 class ClusterCommand(ClusterSettings):
-    """`up` serves until it is stopped; `status` says how a cluster is; `down` stops it."""
+    """`up` serves until it is stopped; `status` says how a cluster is; `down` stops it.
 
-    verb: CliPositionalArg[str] = Field(description="up, status or down")
+    `redeploy` starts every replica anew, one after another, while the others serve.
+    """
+
+    verb: CliPositionalArg[str] = Field(description="up, status, redeploy or down")
 
 
 def main(arguments: list[str]) -> int:
     settings = parse(ClusterCommand, "cluster", arguments)
-    if settings.verb not in VERBS:
-        print(f"srpo cluster: {settings.verb!r}: expected up, status or down", file=sys.stderr)
+    verb = {"up": up, "status": status, "redeploy": redeploy, "down": down}.get(settings.verb)
+    if verb is None:
+        print(f"srpo cluster: {settings.verb!r}: expected up, status, redeploy or down", file=sys.stderr)
         return 2
-    return {"up": up, "status": status, "down": down}[settings.verb](settings)
+    return verb(settings)
 
 
 def up(settings: ClusterSettings) -> int:
     """Serve until a signal. What was accepted is finished then."""
     logs.configure(settings)
     console = logs.make_console(settings)
-    over = threading.Event()
+    orders = take_orders(REDEPLOY)
     try:
         make_private(settings.data_dir)
         with lock_data_folder(settings.data_dir):
             prepare_environment(settings)
-            with running_cluster(settings) as address:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    signal.signal(number, lambda *_: over.set())
-                console.print(f"Serving on {address}: {settings.engines} engines. Ctrl-C stops.", markup=False)
-                over.wait()
+            with running_cluster(settings) as cluster:
+                take_orders(signal.SIGTERM, signal.SIGINT, orders=orders)
+                console.print(f"Serving on {cluster.address}: {settings.engines} engines. Ctrl-C stops.", markup=False)
+                operate(cluster, orders, settings.data_dir, lambda text: console.print(text, markup=False))
                 console.print("Stopping: what was accepted is finished.")
     except ModuleNotFoundError as error:
         if error.name != "ray":
@@ -62,6 +70,27 @@ def up(settings: ClusterSettings) -> int:
         print(f"srpo cluster: {format_error(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def take_orders(*numbers: int, orders: Orders | None = None) -> Orders:
+    """From now on these signals end up in a queue."""
+    queue = orders or Orders()
+    for number in numbers:
+        signal.signal(number, lambda number, _: queue.put(number))
+    return queue
+
+
+def operate(cluster: Cluster, orders: Orders, folder: Path, say: Callable[[str], None]) -> None:
+    """Carry out orders until one of them is to stop. How a redeployment ended is written into a file in `folder`."""
+    while orders.get() == REDEPLOY:
+        say("Starting every replica anew, while the others serve.")
+        try:
+            cluster.deploy()
+            outcome = ""
+        except RuntimeError as error:
+            outcome = str(error)
+        write_durably(folder / OUTCOME, outcome.encode())
+        say(f"Some could not be started: {outcome}" if outcome else "All have been started anew.")
 
 
 def find_pid(settings: ClusterSettings) -> int | None:
@@ -88,6 +117,24 @@ def status(settings: ClusterSettings) -> int:
         return 1
     print(f"{health['state']}: {health['running']} running, {health['waiting']} waiting (process {pid})")
     return 0
+
+
+def redeploy(settings: ClusterSettings) -> int:
+    """Let the cluster of this data folder replace its replicas, and wait for that. 1 where new ones do not start."""
+    pid = find_pid(settings)
+    if pid is None:
+        print("no cluster runs here")
+        return 1
+    outcome = settings.data_dir / OUTCOME
+    outcome.unlink(missing_ok=True)
+    os.kill(pid, REDEPLOY)
+    while not outcome.exists():
+        if find_pid(settings) != pid:
+            print("the cluster has stopped")
+            return 1
+        time.sleep(0.1)
+    print(outcome.read_text() or "all replicas are new")
+    return int(outcome.stat().st_size > 0)
 
 
 def down(settings: ClusterSettings) -> int:

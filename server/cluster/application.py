@@ -146,6 +146,7 @@ def build_application(settings: ClusterSettings, factory: str | None = None) -> 
         num_replicas=settings.apis,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=settings.max_connections,
+        max_surge_percent=100,  # new ones come before old ones go, as they need no device
         graceful_shutdown_timeout_s=grace,
         **HEALTH,
     )

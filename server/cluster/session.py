@@ -3,43 +3,75 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 from server.cluster.proxy import CALLBACK
 from server.cluster.settings import ClusterSettings
 
 TOKEN_FILE = "ray.token"  # noqa: S105 - its name
+ADDRESS = "RAY_ADDRESS"  # where a cluster that runs already is
 CPUS = 4  # logical: replicas ask for none
 
 
 def prepare_environment(settings: ClusterSettings) -> None:
-    """What Ray and the replicas read, set before Ray is imported. The token is made where there is none."""
-    token = settings.data_dir.absolute() / TOKEN_FILE
+    """What Ray and the replicas read, set before Ray is imported."""
+    secure_ray(settings.data_dir.absolute() / TOKEN_FILE)
+    os.environ.update(settings.to_environment())
+    os.environ.update(CALLBACK)
+    os.environ.update(
+        RAY_SERVE_ENABLE_HA_PROXY="0",  # it listens on all addresses
+        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="2",  # a dead proxy is replaced after three failures
+        RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",  # a new one is not taken for dead while a busy machine starts it
+        RAY_SERVE_LOG_TO_STDERR="0",
+    )
+
+
+def secure_ray(token: Path) -> None:
+    """Let Ray, when it is started, ask for the token in this file. It is made where there is none."""
     if not token.exists():
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
-    os.environ.update(settings.to_environment())
-    os.environ.update(CALLBACK)
     os.environ.update(
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
         RAY_USAGE_STATS_ENABLED="0",
-        RAY_SERVE_ENABLE_HA_PROXY="0",  # it listens on all addresses
-        RAY_SERVE_LOG_TO_STDERR="0",
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+        RAY_worker_niceness="0",  # else all other programs of the machine come before ours
     )
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that serves at `address`."""
+
+    address: str
+    _settings: ClusterSettings
+    _factory: str | None
+
+    def deploy(self) -> None:
+        """Replace every replica by a new one, some at a time, while the others serve. The first time: start them.
+
+        Raises `RuntimeError` where new ones do not start.
+        """
+        from ray import serve
+
+        from server.cluster.application import NAME, build_application
+
+        serve.run(build_application(self._settings, self._factory), name=NAME, route_prefix="/")
+
+
 @contextmanager
-def running_cluster(settings: ClusterSettings, factory: str | None = None) -> Iterator[str]:
-    """The address of a cluster that serves, until the context ends. Call `prepare_environment` before.
+def running_cluster(settings: ClusterSettings, factory: str | None = None) -> Iterator[Cluster]:
+    """A cluster that serves, until the context ends. Call `prepare_environment` before.
 
     At the end replicas finish what they have, within `request_timeout`.
     """
     import ray
     from ray import serve
 
-    from server.cluster.application import NAME, build_application
+    from server.cluster.application import NAME
 
     gpus = settings.engines * settings.engine_gpus
     ray.init(
@@ -51,13 +83,15 @@ def running_cluster(settings: ClusterSettings, factory: str | None = None) -> It
         configure_logging=False,
     )
     try:
-        serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": settings.host, "port": settings.port},
-            logging_config={"enable_access_log": False},
-        )
-        serve.run(build_application(settings, factory), name=NAME, route_prefix="/")
-        yield f"http://{settings.host}:{settings.port}"
+        with suppress(TimeoutError):  # the proxy takes longer than a minute on a busy machine, and comes all the same
+            serve.start(
+                proxy_location="HeadOnly",
+                http_options={"host": settings.host, "port": settings.port},
+                logging_config={"enable_access_log": False},
+            )
+        cluster = Cluster(f"http://{settings.host}:{settings.port}", settings, factory)
+        cluster.deploy()
+        yield cluster
         serve.delete(NAME)
     finally:
         serve.shutdown()

@@ -1,25 +1,26 @@
-"""A cluster whose engines do what the prompt says: `python -m support.ray_cluster FOLDER`. It ends with SIGTERM."""
+"""As `srpo cluster up`, with engines that do what the prompt says: `python -m support.ray_cluster`."""
 
 import signal
 import sys
-import threading
 
+from server.cli.cluster import REDEPLOY, operate, take_orders
 from server.cluster.session import prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
+from server.data_folder import lock_data_folder
 
 
 def main() -> None:
     settings = ClusterSettings()
     settings.data_dir.mkdir(exist_ok=True)
-    prepare_environment(settings)
-    over = threading.Event()
-    with running_cluster(settings, "support.scripted_engine:load"):
-        import ray  # not before its environment is prepared
+    orders = take_orders(REDEPLOY)
+    with lock_data_folder(settings.data_dir):
+        prepare_environment(settings)
+        with running_cluster(settings, "support.scripted_engine:load") as cluster:
+            import ray  # not before its environment is prepared
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: over.set())
-        print(f"control: {ray.get_runtime_context().gcs_address}", flush=True)
-        over.wait()
+            take_orders(signal.SIGTERM, signal.SIGINT, orders=orders)
+            print(f"control: {ray.get_runtime_context().gcs_address}", flush=True)
+            operate(cluster, orders, settings.data_dir, print)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import psycopg
@@ -120,6 +120,21 @@ class Site:
         return row and row[0]
 
 
+class Stores(Protocol):
+    """Where a site's jobs and images are."""
+
+    s3: S3Service
+    bucket: str
+
+    def query(self, statement: str) -> Any: ...
+
+
+def count_work(site: Stores) -> tuple[int, int, int]:
+    """Jobs, stored images, and how often a job was taken over."""
+    jobs, retries = site.query("SELECT count(*) FROM jobs"), site.query("SELECT coalesce(sum(attempt), 0) FROM jobs")
+    return int(jobs), sum(key.startswith("images/") for key in site.s3.keys(site.bucket)), int(retries)
+
+
 @contextmanager
 def running_site(folder: Path, count: int) -> Iterator[Site]:
     with ExitStack() as stack:
@@ -222,6 +237,7 @@ class Load:
     url: str
     count: int
     passing: Collection[int] = PASSING
+    gives_up: float = GIVES_UP
     digests: dict[int, set[str]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     acknowledged: set[str] = field(default_factory=set)
@@ -271,7 +287,7 @@ class Load:
         return [f"{name} {row[name]}" for name in ("lost", "duplicated", "wrong") if row[name]] + self.failures
 
     def _draw(self, seed: int) -> None:
-        client = Client(self.url, passing=self.passing)
+        client = Client(self.url, self.gives_up, self.passing)
         self.begun.setdefault(seed, time.monotonic())
         try:
             digest = hashlib.sha256(client.draw(self.case, seed)).hexdigest()
