@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -177,6 +178,20 @@ async def test_an_engine_that_would_draw_other_bytes_draws_none() -> None:
         call = engines.draw(ask().to_json(), b"", asdict(PreviewPlan()), "another fingerprint")
         with pytest.raises(CallLost, match="other bytes"):
             await anext(call.messages())
+
+
+def test_a_process_that_stops_is_killed_so_that_its_device_is_free() -> None:
+    program = (
+        "import asyncio, os, signal\n"
+        "from server.cluster.watchdog import keep_watched\n"
+        "async def main():\n"
+        "    watched = asyncio.create_task(keep_watched(3))\n"
+        "    await asyncio.sleep(0.5)\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "asyncio.run(main())"
+    )
+    stopped = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, timeout=120)
+    assert stopped.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("missing", TRUTH)

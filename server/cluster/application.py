@@ -25,12 +25,14 @@ from server.app import create_app
 from server.cluster.engine import Said, build_engine
 from server.cluster.settings import ClusterSettings
 from server.cluster.slots import CallLost, make_slots
+from server.cluster.watchdog import keep_watched
 from server.data_folder import make_private
 from server.state import build_engine_config, build_patience
 
 NAME = "srpo"
 ENGINE = "Engine"
 DESCRIBE_LIMIT = 10.0  # seconds
+STANDSTILL = 2.0  # of the time after which an engine counts as lost: then its process is killed
 HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 10}
 
 
@@ -116,6 +118,7 @@ class EngineReplica:
         config = replace(build_engine_config(settings), log_format=logs.log_format_of(settings))
         if factory is not None:
             config = replace(config, factory=factory)
+        self._watched = asyncio.create_task(keep_watched(STANDSTILL * settings.engine_timeout))
         self._service = build_engine(settings, config)
         await self._service.load()
 
