@@ -103,6 +103,28 @@ def test_a_retry_joins_its_first_try(server: Scripted, tmp_path: Path) -> None:
     assert not {reply.headers.get("idempotent-replayed") for reply in apart} - {None}
 
 
+def test_the_retry_of_a_refused_try_joins_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two users of one key ask for the same; one is refused, and comes back while the other's still runs."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    gate = Gate(tmp_path / "gate")
+    with (
+        Scripted(tmp_path, safety_checker="none", api_keys=(KEY,), queue_size=1) as server,
+        ThreadPoolExecutor(3) as threads,
+    ):
+        first = [threads.submit(tried, server, 0, gate.prompt) for _ in range(2)]
+        Scripted.until(lambda: server.in_flight == 2 and gate.begun == 1)
+        assert tried(server, 0, gate.prompt).status_code == 429
+        again = threads.submit(tried, server, 1, gate.prompt)
+        Scripted.until(lambda: again.done())
+        assert again.result().status_code == 429
+        gate.allow(1000)
+        replies = [reply.result() for reply in first]
+        replies.append(tried(server, 2, gate.prompt))
+    assert [reply.status_code for reply in replies] == [201] * 3
+    assert not {reply.headers.get("idempotent-replayed") for reply in replies} - {None}
+    assert len({reply.json()["seed"] for reply in replies}) == 3
+
+
 def test_an_sdk_that_loses_patience_gets_the_reply_of_its_first_try(server: Scripted, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=1.0, max_retries=0) as client:

@@ -9,10 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 from support.scripted_server import Scripted
+from support.waiting import LIMIT
 
 from server.loop_watch import LoopWatch
-
-LIMIT = 60.0  # seconds
 
 
 def systemd(address: str) -> socket.socket:

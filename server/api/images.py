@@ -130,8 +130,9 @@ async def answer(
     if prefers_async(request) or "idempotency-key" in request.headers or webhook is not None:
         spec = replace(spec, webhook=webhook)
         return await answer_with_job(call, spec, fields)
-    image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
-    generation = await start_generation(call, spec.drop_source(), image_request)
+    with call.jobs.joins.starting(identity):
+        image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
+        generation = await start_generation(call, spec.drop_source(), image_request)
     del spec, body
     fields.clear()
     call.upload.close()

@@ -5,7 +5,9 @@ comes back within seconds, so what it leaves behind goes on for as long; other c
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from server.jobs.generation import Generation
@@ -13,6 +15,7 @@ from server.schema import GenerationReply
 
 TRIES = "x-stainless-retry-count"
 PAUSE = 10.0  # seconds that work outlives its client: the SDKs pause for at most 8 before a retry
+REFUSED = 1000  # refused tries that are remembered
 
 
 class RequestIdentity(NamedTuple):
@@ -65,11 +68,37 @@ class Joins:
 
     def __init__(self) -> None:
         self._open: dict[RequestIdentity, list[SharedGeneration]] = {}
+        self._refused: OrderedDict[RequestIdentity, int] = OrderedDict()
 
     def find(self, identity: RequestIdentity, tries: str) -> SharedGeneration | None:
-        """The first try of a retry: of equal ones the one that fewest wait for, and of those the oldest."""
-        is_retry = tries.isdecimal() and int(tries[:9]) > 0
-        return min(self._open.get(identity, []), key=lambda shared: shared.waiting, default=None) if is_retry else None
+        """The first try of a retry: of equal ones the one that fewest wait for, and of those the oldest.
+
+        None where the first try was refused: equal ones that others wait for are theirs.
+        """
+        if not tries.isdecimal() or int(tries[:9]) == 0:
+            return None
+        found = min(self._open.get(identity, []), key=lambda shared: shared.waiting, default=None)
+        return None if found is not None and found.waiting and self._forget_refusal(identity) else found
+
+    @contextmanager
+    def starting(self, identity: RequestIdentity | None) -> Iterator[None]:
+        """Remember, where what is done in it fails, that the try was refused: its retry has nothing to join."""
+        try:
+            yield
+        except BaseException:
+            if identity is not None:
+                self._refused[identity] = self._refused.pop(identity, 0) + 1
+                while len(self._refused) > REFUSED:
+                    self._refused.popitem(last=False)
+            raise
+
+    def _forget_refusal(self, identity: RequestIdentity) -> bool:
+        """Whether a try was refused of which no retry has come yet; one fewer from now on."""
+        if not (refused := self._refused.pop(identity, 0)):
+            return False
+        if refused > 1:
+            self._refused[identity] = refused - 1
+        return True
 
     def open(self, identity: RequestIdentity | None, generation: Generation) -> SharedGeneration:
         """Share a generation with retries, until nobody waits for it; with nobody where it has no identity."""
