@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import support.convolution  # noqa: F401
 from support.compilers import torch_as_it_was
 
 from bench.gpu import __main__ as kit
