@@ -5,7 +5,8 @@
 The engine draws every picture and `bench.sketch.recipe.reader` reads it without knowing the prompt. Prompts and seeds
 are fixed. Figures are shares of the pictures; `right` means everything that
 the prompt asks for. The reader's ceiling is its result on the training generator's own pictures after the VAE
-(`--recipe DIR` fetches the icons with npm); its floor is its result against another picture's prompt.
+(`--recipe DIR` fetches the icons with npm); its floor is its result against the prompt of another picture that asks
+for something else.
 `--card` writes the tables into the model card.
 """
 
@@ -34,6 +35,7 @@ from bench.sketch.prompts import (
     is_right,
     list_tables,
     make_cases,
+    next_other,
     one_of_each,
     read_free_prompts,
 )
@@ -92,7 +94,7 @@ def score_cases(engine: FluxEngine, reader: Reader, cases: list[PromptCase]) -> 
             total.thing.append(has_things(case.scene, reading))
         if case.scene.named:
             total.ground.append(reading.background == case.scene.background)
-        total.floor.append(is_right(case, readings[(number + 1) % len(readings)]))
+        total.floor.append(is_right(case, readings[next_other(cases, number)]))
     return total, pictures
 
 

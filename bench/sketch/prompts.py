@@ -1,6 +1,6 @@
 """The prompts by which `flux/sketch` is measured, and the test whether a reading is right. Nothing here draws."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,16 @@ def wanted_things(scene: Scene) -> dict[str, tuple[str, str | None]]:
         for thing in scene.things
         for slot in several.get(thing.slot, (thing.slot,))
     }
+
+
+def next_other(cases: Sequence[PromptCase], number: int) -> int:
+    """The number of the next case that asks for something else, or `number` where none does."""
+
+    def asked(case: PromptCase) -> object:
+        return case.noun or (wanted_things(case.scene), case.scene.background)
+
+    following = (other % len(cases) for other in range(number + 1, number + len(cases)))
+    return next((other for other in following if asked(cases[other]) != asked(cases[number])), number)
 
 
 def has_things(scene: Scene, reading: Reading) -> bool:
