@@ -7,9 +7,9 @@ import time
 from bench.support.comparison import Comparison, Figures, make_request
 from pipelines.acceleration import PRESETS
 from pipelines.engine.sample import Sample
+from pipelines.queueing.cost_model import CostModel
+from pipelines.queueing.run_queue import RunQueue
 from pipelines.request import ImageRequest
-from pipelines.workers.cost_model import CostModel
-from pipelines.workers.run_queue import RunQueue
 
 LOAD = 0.8  # of what the device can do, for the Poisson stream
 

@@ -16,8 +16,8 @@ from support.scripted_server import Scripted
 from support.server import START_LIMIT, LiveServer
 
 from pipelines.errors import QueueFull
-from pipelines.workers.cost_model import CostModel
-from pipelines.workers.refusals import Refusals
+from pipelines.queueing.cost_model import CostModel
+from pipelines.queueing.refusals import Refusals
 from server.aliases import translate
 from server.app import create_app
 from server.settings.server import Settings

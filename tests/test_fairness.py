@@ -14,9 +14,9 @@ from support.jobs import KEYS, PREFER, call, ended
 from support.scripted_server import Gate, Scripted
 
 from pipelines.job import Job
+from pipelines.queueing.run_queue import RunQueue
+from pipelines.queueing.waiting_line import WaitingLine
 from pipelines.request import GenerationParams
-from pipelines.workers.run_queue import RunQueue
-from pipelines.workers.waiting_line import WaitingLine
 
 PATH = "/v1/images/generations"
 SMALL = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 1}

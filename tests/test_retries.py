@@ -10,7 +10,7 @@ import pytest
 from support.scripted_server import Gate, Scripted
 
 from pipelines.errors import NotReady
-from pipelines.workers.refusals import Refusals
+from pipelines.queueing.refusals import Refusals
 from server.envelope import headers_of
 
 FIELDS = {"image_size": "square", "num_inference_steps": 1, "enable_safety_checker": False}
@@ -58,7 +58,7 @@ def test_whoever_obeys_is_served_within_the_default_retries(
 ) -> None:
     """All come at once, one request runs at a time and takes `seconds`; by a clock of its own."""
     clock = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("pipelines.workers.refusals.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("pipelines.queueing.refusals.time", SimpleNamespace(monotonic=lambda: clock.now))
     refusals = Refusals()
     arrivals = [(clock.now + number / 1000, RETRIES) for number in range(clients)]
     ends: list[float] = []

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.queueing.cost_model import CostModel
+from pipelines.queueing.run_queue import AGEING, RunQueue
 from pipelines.request import ImageRequest
-from pipelines.workers.cost_model import CostModel
-from pipelines.workers.run_queue import AGEING, RunQueue
 
 COSTS = st.lists(st.integers(1, 200), min_size=1, max_size=16)
 

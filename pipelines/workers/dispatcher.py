@@ -7,10 +7,10 @@ have killed its worker (a suspect) runs alone.
 from collections.abc import Iterator, Sequence
 
 from pipelines.job import Job, Progress
-from pipelines.workers.cost_model import CostModel
+from pipelines.queueing.cost_model import CostModel
+from pipelines.queueing.waiting_line import WaitingLine
 from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.supervision import EngineSupervisor
-from pipelines.workers.waiting_line import WaitingLine
 
 RESERVED = 4  # one place of so many is kept for other tenants: they must not wait for a large job to end
 

@@ -29,14 +29,14 @@ from pipelines.errors import (
     WorkersSuspended,
 )
 from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
+from pipelines.queueing.cost_model import CostModel
+from pipelines.queueing.refusals import Refusals
 from pipelines.request import ImageRequest, ImageResult, Stage, Timings
-from pipelines.workers.cost_model import CostModel
 from pipelines.workers.dispatcher import Dispatcher
 from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.observer import PoolObserver
 from pipelines.workers.patience import Patience
 from pipelines.workers.protocol import Message
-from pipelines.workers.refusals import Refusals
 from pipelines.workers.status import PoolStatus, join_failures
 from pipelines.workers.supervision import EngineSupervisor, Supervise
 from pipelines.workers.supervisor import WorkerSupervisor

@@ -19,10 +19,10 @@ from pipelines.engine.base import Engine
 from pipelines.errors import GenerationFailed
 from pipelines.job import PreviewPlan
 from pipelines.logs import format_error
+from pipelines.queueing.cost_model import CostModel
+from pipelines.queueing.run_queue import RunQueue
 from pipelines.request import ImageRequest, Stage
 from pipelines.workers.activity import Activity
-from pipelines.workers.cost_model import CostModel
-from pipelines.workers.run_queue import RunQueue
 
 log = structlog.get_logger("srpo")
 

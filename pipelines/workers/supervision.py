@@ -8,8 +8,8 @@ from typing import Protocol
 
 from pipelines.engine.base import EngineInfo
 from pipelines.job import Job
+from pipelines.queueing.cost_model import CostModel
 from pipelines.workers.activity import ActivityReport
-from pipelines.workers.cost_model import CostModel
 from pipelines.workers.observer import PoolObserver
 from pipelines.workers.protocol import Message
 from pipelines.workers.status import WorkerStatus
