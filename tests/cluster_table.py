@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+from support.batch_checks import check_batch, check_memory
 from support.buckets import S3Service
 from support.cluster_nodes import running_nodes
 from support.cluster_site import ClusterSite, running_cluster_site, running_stores
@@ -265,6 +266,9 @@ def main(arguments: list[str]) -> int:
                 if case in QUICK or "--all" in arguments:
                     troubles += run_case(case, site, fault, expected)
         if "--all" in arguments:
+            bad = check_batch(Path(folder, "batch"), stores[1]) + check_memory()
+            print(f"batch: {bad or 'as it should be'}", flush=True)
+            troubles += bad
             for check_site in (check_several, check_nodes):
                 troubles += check_site(Path(folder, check_site.__name__), stores, expected)
         with running_cluster_site(Path(folder, "one"), stores, 1) as site:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
@@ -16,15 +17,18 @@ from pipelines.job import Job, Preview, PreviewPlan
 from pipelines.request import ImageResult
 from pipelines.safety.guard import InspectedResult
 from pipelines.workers.pool import WorkerPool
+from server.batch.drawing import Drawing
+from server.batch.items import BatchItem
+from server.batch.lines import CannotGenerate
 from server.cli.banner import describe_substitute
-from server.cli.batch import BatchItem, CannotGenerate, GenerateSettings, add_parameter_flags, plan_batch
+from server.cli.batch import GenerateSettings, Output, add_parameter_flags, plan_batch
+from server.cli.offline import draw_file
 from server.cli.parsing import format_error, parse
 from server.cli.terminal import Renderer, choose_renderer
+from server.errors import StoreUnavailable
 from server.images.decoding import UnusableImage
-from server.images.source import Sources
 from server.jobs.generation import BLURRED, SHARP
-from server.state import build_engine_config, build_guard, build_patience, build_prompt_guard, build_signer
-from server.threads import ThreadPools
+from server.state import build_engine_config, build_patience
 from weights.checkpoints import CHECKPOINTS
 
 PREVIEWS = 3  # of each image, with --preview
@@ -34,12 +38,14 @@ def main(arguments: list[str]) -> int:
     settings = parse(add_parameter_flags(), "generate", arguments)
     logs.configure("console")
     try:
-        work = plan_batch(settings)
+        if settings.ray:
+            return draw_file(settings)
+        work, output = plan_batch(settings)
         if not work:
             print("srpo generate: everything is drawn already", file=sys.stderr)
             return 0
-        return asyncio.run(draw_all(work, settings))
-    except (CannotGenerate, OSError, ValueError) as error:
+        return asyncio.run(draw_all(work, output, settings))
+    except (CannotGenerate, StoreUnavailable, OSError, ValueError) as error:
         print(f"srpo generate: {format_error(error)}", file=sys.stderr)
         return 2
     except SafetyUnavailable as error:
@@ -50,7 +56,7 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-async def draw_all(work: list[BatchItem], settings: GenerateSettings) -> int:
+async def draw_all(work: list[BatchItem], output: Output, settings: GenerateSettings) -> int:
     """Draw the requests in order. Returns the exit code: 1 if one of them could not be drawn."""
     render = choose_renderer(os.environ) if settings.preview else None
     if settings.preview and render is None:
@@ -62,51 +68,27 @@ async def draw_all(work: list[BatchItem], settings: GenerateSettings) -> int:
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), patience=build_patience(settings))
     failures = 0
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
-        display = Display(progress, render, images=sum(len(item.files) for item in work))
-        runner = BatchRunner(settings, pool, engine.model, display)
+        display = Display(progress, render, images=sum(len(item.names) for item in work))
+        drawing = Drawing(settings, pool, engine.model)
         await pool.start()
         try:
             await display.follow_loading(pool)
             for item in work:
+                files = output.files(item)
                 try:
-                    inspected = await runner.draw(item)
-                    print(format_json(item, inspected) if settings.as_json else format_line(item), flush=True)
+                    inspected = await display.draw(drawing, item)
+                    await asyncio.to_thread(output.save, item, inspected, settings, drawing.signer)
+                    display.show_result(inspected, files[0])
+                    line = format_json(item, files, inspected) if settings.as_json else format_line(item, files)
+                    print(line, flush=True)
                 except (PipelineError, UnusableImage) as error:
                     failures += 1
                     if settings.as_json:
                         print(json.dumps({"files": [], "seed": item.params.seed, "error": str(error)}), flush=True)
-                    progress.console.print(f"[red]not drawn:[/] {item.files[0]}: {error}", soft_wrap=True)
+                    progress.console.print(f"[red]not drawn:[/] {files[0]}: {error}", soft_wrap=True)
         finally:
             await pool.stop()
     return 1 if failures else 0
-
-
-class BatchRunner:
-    """Draws one request after the other, with the checks and marks that the server applies."""
-
-    def __init__(self, settings: GenerateSettings, pool: WorkerPool, model: str, display: "Display") -> None:
-        self._settings = settings
-        self._pool = pool
-        self._model = model
-        self._display = display
-        self._signer = build_signer(settings)
-        self._guard = build_guard(settings)
-        self._prompts = build_prompt_guard(settings)
-        self._sources = Sources(ThreadPools(), may_fetch=True)
-
-    async def draw(self, item: BatchItem) -> InspectedResult:
-        """Draw and save a request's images. Raises `PipelineError` or `UnusableImage`."""
-        is_checked = item.params.enable_safety_checker
-        await asyncio.to_thread(self._prompts.check, item.params.prompt)
-        previews = PreviewPlan()
-        if self._display.shows_pictures:
-            previews = PreviewPlan(PREVIEWS, BLURRED if self._guard.withholds(is_checked) else SHARP)
-        job = self._pool.submit(await item.request(self._model, self._sources), previews)
-        result = await self._display.follow_job(job)
-        inspected = await asyncio.to_thread(self._guard.inspect, result, is_checked)
-        await asyncio.to_thread(item.save, inspected, self._settings, self._signer)
-        self._display.show_result(inspected, item)
-        return inspected
 
 
 class Display:
@@ -118,9 +100,13 @@ class Display:
         self._overall = progress.add_task("images", total=images)
         self._steps = progress.add_task("loading the model", total=None)
 
-    @property
-    def shows_pictures(self) -> bool:
-        return self._render is not None
+    async def draw(self, drawing: Drawing, item: BatchItem) -> InspectedResult:
+        """Show a request being drawn. Raises what `Drawing` does."""
+        previews = PreviewPlan()
+        if self._render is not None:
+            blurred = drawing.guard.withholds(item.params.enable_safety_checker)
+            previews = PreviewPlan(PREVIEWS, BLURRED if blurred else SHARP)
+        return await drawing.draw(item, previews, self.follow_job)
 
     async def follow_loading(self, pool: WorkerPool) -> None:
         """Show the stages until the model is loaded. Raises `CannotGenerate` if it cannot be."""
@@ -143,10 +129,10 @@ class Display:
                 self._progress.advance(self._overall)
         return await job.result()
 
-    def show_result(self, inspected: InspectedResult, item: BatchItem) -> None:
+    def show_result(self, inspected: InspectedResult, file: Path) -> None:
         """Show the finished images, and whether the safety checker flagged some."""
         if any(inspected.flagged):
-            self._progress.console.print(f"flagged by the safety checker: {item.files[0]}", soft_wrap=True)
+            self._progress.console.print(f"flagged by the safety checker: {file}", soft_wrap=True)
         request = inspected.result.request
         for pixels in inspected.result.pixels:
             self._show_picture(pixels, request.width, request.height)
@@ -162,16 +148,16 @@ class Display:
         self._progress.start()
 
 
-def format_line(item: BatchItem) -> str:
-    return f"{' '.join(map(str, item.files))} (seed {item.params.seed})"
+def format_line(item: BatchItem, files: list[Path]) -> str:
+    return f"{' '.join(map(str, files))} (seed {item.params.seed})"
 
 
-def format_json(item: BatchItem, inspected: InspectedResult) -> str:
+def format_json(item: BatchItem, files: list[Path], inspected: InspectedResult) -> str:
     """The files and facts of a drawn request, as one line of JSON."""
     request = inspected.result.request
     return json.dumps(
         {
-            "files": [str(file) for file in item.files],
+            "files": [str(file) for file in files],
             "seed": item.params.seed,
             "width": request.width,
             "height": request.height,

@@ -27,6 +27,15 @@ class EngineUnavailable(Exception):
     """This replica cannot carry the request out; another one can."""
 
 
+async def wait_ready(pool: WorkerPool) -> None:
+    """Until it can draw. Raises `EngineUnavailable` if its model cannot be loaded, and stops it."""
+    while (status := pool.status()).state != "ready":
+        if status.state == "failed":
+            await pool.stop()
+            raise EngineUnavailable(f"the model cannot be loaded: {status.failure}")
+        await asyncio.sleep(0.1)
+
+
 class EnginePool(WorkerPool):
     """A pool that also hands on what its worker says of a job."""
 
@@ -59,11 +68,7 @@ class EngineService:
     async def load(self) -> None:
         """Returns when the engine is ready. Raises `EngineUnavailable` if it cannot be loaded."""
         await self._pool.start()
-        while (status := self._pool.status()).state != "ready":
-            if status.state == "failed":
-                await self._pool.stop()
-                raise EngineUnavailable(f"the model cannot be loaded: {status.failure}")
-            await asyncio.sleep(0.1)
+        await wait_ready(self._pool)
 
     def describe(self) -> dict[str, Any]:
         """The fields of `EngineInfo`."""

@@ -7,14 +7,19 @@ from typing import Any
 from pydantic import Field, SecretStr, model_validator
 
 from server.settings.server import Settings
-from server.settings.types import PREFIX
+from server.settings.types import PREFIX, EnvironmentSettings
 
 
-class ClusterSettings(Settings):
-    """Serve from several processes, each engine with a device of its own (see docs/cluster.md)."""
+class FleetSettings(EnvironmentSettings):
+    """The engines of a cluster."""
 
     engines: int = Field(1, ge=1, description="how many engines there are")
     engine_gpus: float = Field(1.0, ge=0, description="GPUs that Ray gives each engine; 0: none, it draws on the CPU")
+
+
+class ClusterSettings(FleetSettings, Settings):
+    """Serve from several processes, each engine with a device of its own (see docs/cluster.md)."""
+
     apis: int = Field(1, ge=1, description="how many replicas answer HTTP")
     engine_timeout: float = Field(
         30.0, gt=0, description="seconds without a sign of an engine that has begun a request, then another one gets it"

@@ -42,16 +42,28 @@ class ReplicaSettings(DatabaseSettings):
     )
 
 
-class StoreSettings(EnvironmentSettings):
+class BucketSettings(EnvironmentSettings):
+    """Where buckets are."""
+
+    store_endpoint: str | None = Field(
+        None, description="address of the S3 service, if it is not AWS: https://HOST, or http:// for one without TLS"
+    )
+
+    @field_validator("store_endpoint")
+    @classmethod
+    def _check_store_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and (not value.startswith(("http://", "https://")) or "@" in value):
+            raise ValueError("expected an address that begins with https:// or http://, without a password")
+        return value
+
+
+class StoreSettings(BucketSettings):
     """Where finished images are kept."""
 
     store_url: str | None = Field(
         None,
         description="where images are kept: file:///FOLDER, or s3://BUCKET/PREFIX, which several servers share (see "
         "docs/replicas.md); none: in data_dir",
-    )
-    store_endpoint: str | None = Field(
-        None, description="address of the S3 service, if it is not AWS: https://HOST, or http:// for one without TLS"
     )
     store_links: Literal["proxied", "signed"] = Field(
         "proxied",
@@ -70,10 +82,3 @@ class StoreSettings(EnvironmentSettings):
         ):
             return value
         raise ValueError("expected file:///FOLDER or s3://BUCKET/PREFIX")
-
-    @field_validator("store_endpoint")
-    @classmethod
-    def _check_store_endpoint(cls, value: str | None) -> str | None:
-        if value is not None and (not value.startswith(("http://", "https://")) or "@" in value):
-            raise ValueError("expected an address that begins with https:// or http://, without a password")
-        return value

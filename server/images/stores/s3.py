@@ -199,7 +199,7 @@ def open_bucket(url: str, endpoint: str | None, environment: Mapping[str, str]) 
     except ModuleNotFoundError:
         raise ValueError(INSTALL) from None
     if not any(environment.get(name) for name in CREDENTIALS):  # else obstore would ask the machine's own network
-        raise ValueError(f"SRPO_STORE_URL={url} needs credentials in the environment, such as {CREDENTIALS[0]}")
+        raise ValueError(f"{url} needs credentials in the environment, such as {CREDENTIALS[0]}")
     parts = urlsplit(url)
     options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
     bucket = Bucket(
