@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 import yaml
+from httpx import ASGITransport, AsyncClient
 from pydantic import ValidationError
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from support.scripted import ask, picture
 
@@ -233,6 +235,20 @@ async def test_headers_that_ray_would_obey_do_not_reach_it() -> None:
     scope = {"type": "http", "headers": [(name, b"1") for name in names]}
     await middleware.cls(app)(scope, None, None)  # type: ignore[arg-type]
     assert seen == [b"accept"]
+
+
+@pytest.mark.parametrize(("kind", "status"), [("text/plain; charset=utf-8", 503), ("application/json", 404)])
+async def test_serves_own_404_is_an_answer_to_come_back_for_and_the_apps_stays(kind: str, status: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response("Path '/' not found.", 404, media_type=kind)(scope, receive, send)
+
+    asked = ASGITransport(list_middlewares()[1].cls(app))  # type: ignore[call-arg, arg-type]
+    async with AsyncClient(transport=asked, base_url="http://cluster") as client:
+        reply = await client.get("/v1/jobs/job_1")
+    assert reply.status_code == status
+    if status == 503:
+        assert reply.json()["error"]["code"] == "not_ready"
+        assert int(reply.headers["retry-after"]) >= 1
 
 
 def test_the_server_does_not_import_ray() -> None:
