@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -150,6 +151,12 @@ def for_model(model: str, base: type[P]) -> type[P]:
     return create_model(base.__name__, __base__=base, __module__=base.__module__, **fields)
 
 
+@cache
+def weigh_steps(acceleration: str, steps: int) -> float:
+    """In computed steps. Asked for every unfinished request at every step of one, so it is remembered."""
+    return sum(1.0 if compute else SKIPPED_STEP for compute in PRESETS[acceleration](steps))
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The picture that image-to-image begins with: 8-bit RGB, row-major, of the request's own size.
@@ -191,9 +198,7 @@ class ImageRequest:
     @property
     def cost(self) -> float:
         """Work in computed megapixel-steps; `CostModel` turns it into seconds by what was measured."""
-        mask = PRESETS[self.acceleration](self.steps)
-        steps = sum(1.0 if compute else SKIPPED_STEP for compute in mask)
-        return self.pixels * steps * len(self.seeds) / 2**20
+        return self.pixels * weigh_steps(self.acceleration, self.steps) * len(self.seeds) / 2**20
 
     def to_json(self) -> dict[str, Any]:
         """All but the source's pixels, which travel beside it as they are."""

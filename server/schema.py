@@ -219,6 +219,11 @@ class GenerationReply(DetailedReply):
             safety=Safety(**asdict(inspected.verdict)),
         )
 
+    @property
+    def length(self) -> int:
+        """Characters of the images and the prompt, which are nearly all of the reply."""
+        return len(self.prompt) + sum(len(item.url or "") + len(item.b64_json or "") for item in self.images)
+
     def text(self) -> str:
         """The body of the reply."""
         return self.model_dump_json(exclude_none=True)

@@ -32,7 +32,9 @@ class CostModel:
         """Predicted device seconds for a part of a request, from the measured size nearest to the request's."""
         if not self._per_cost:
             return DEFAULT_RATE * request.cost * remaining_fraction
-        nearest = min(self._per_cost, key=lambda pixels: abs(log(pixels / request.pixels)))
+        nearest = request.pixels
+        if nearest not in self._per_cost:
+            nearest = min(self._per_cost, key=lambda pixels: abs(log(pixels / request.pixels)))
         return self._per_cost[nearest] * request.cost * remaining_fraction
 
     def record_load(self, seconds: float) -> None:

@@ -91,15 +91,16 @@ class Guard:
 
     def withholds(self, wanted: bool) -> bool:
         """Whether an image of such a request may be withheld at the end."""
-        return self._checks(wanted) and self._action != "flag"
+        return self.checks(wanted) and self._action != "flag"
 
-    def _checks(self, wanted: bool) -> bool:
+    def checks(self, wanted: bool) -> bool:
+        """Whether the images of such a request are checked."""
         return self._checker is not None and (self._policy == "always" or wanted)
 
     def inspect(self, result: ImageResult, wanted: bool) -> InspectedResult:
         """Check every image and replace what must not be shown. Raises `SafetyUnavailable` or `ContentWithheld`."""
         count = len(result.pixels)
-        if self._checker is None or not self._checks(wanted):
+        if self._checker is None or not self.checks(wanted):
             return InspectedResult(result, (False,) * count, Verdict(False, "none"))
         size = (result.request.width, result.request.height)
         pictures = [Image.frombuffer("RGB", size, pixels, "raw", "RGB", 0, 1) for pixels in result.pixels]

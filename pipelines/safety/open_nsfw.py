@@ -50,7 +50,8 @@ class OpenNsfw:
     def score(self, picture: Image.Image) -> float:
         import numpy as np
 
-        small = picture.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
+        coloured = picture if picture.mode == "RGB" else picture.convert("RGB")  # which copies all pixels
+        small = coloured.resize((256, 256), Image.Resampling.BILINEAR).crop((16, 16, 240, 240))
         with io.BytesIO() as file:  # the reference reads JPEG files: without this the scores move by 0.02
             small.save(file, "jpeg")
             pixels = np.asarray(Image.open(file), dtype=np.float32)

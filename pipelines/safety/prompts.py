@@ -72,6 +72,11 @@ class PromptGuard:
         """For `/health`."""
         return {"rules": len(self._rules), "hook": self._hook is not None, "refused": self._last}
 
+    @property
+    def checks(self) -> bool:
+        """Whether there is anything to check."""
+        return bool(self._rules or self._hook)
+
     def check(self, prompt: str) -> None:
         """Raises `PromptRefused`, or `SafetyUnavailable` if the check fails. Blocks: call it in a thread."""
         if (reason := self._reason(prompt)) is not None:

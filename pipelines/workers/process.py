@@ -25,7 +25,8 @@ from pipelines.workers.activity import ActivityReport, read_record
 from pipelines.workers.patience import Heartbeat
 from pipelines.workers.protocol import PREFIX, Message
 
-PIPE_BUFFER = 2**24  # bytes read ahead: an image arrives in a few wakes of the event loop, not in hundreds
+LINE_LIMIT = 2**24  # bytes of a line that a worker prints
+READ_AHEAD = 2**16  # bytes: all that a step says, many times over
 READ_TO_END = 2.0  # seconds; a grandchild that escaped can hold the pipes open
 PACKAGES = str(Path(__file__).parents[2])  # the folder with `pipelines`
 log = structlog.get_logger("srpo")
@@ -41,6 +42,71 @@ def with_our_packages(environment: Mapping[str, str]) -> dict[str, str]:
         return dict(environment)
     paths = [path for path in (environment.get("PYTHONPATH"), PACKAGES) if path]
     return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+class MessageReader(asyncio.BufferedProtocol):
+    """Reads a worker's messages off its pipe; `on_message` gets them one by one, and its exceptions go to `on_failure`.
+
+    An image has megabytes. A `StreamReader` would copy it three times, each time into fresh memory, which takes the
+    event loop longer than all else of the request. Here it goes into one buffer, used again and again, and from there
+    into its own bytes. `ended` is done when the pipe is closed, or a message could not be handled.
+    """
+
+    def __init__(self, on_message: Callable[[Message], None], on_failure: Callable[[Exception], None]) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._on_message = on_message
+        self._on_failure = on_failure
+        self._buffer = bytearray(READ_AHEAD)
+        self._filled = 0
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's own
+        return memoryview(self._buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filled += nbytes
+        try:
+            needed = self._take_messages()
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is told, and nothing more is heard
+            self._end()
+            self._on_failure(error)
+        if self.ended.done():
+            self._filled = 0
+            return
+        if needed > len(self._buffer):
+            larger = bytearray(needed)
+            larger[: self._filled] = memoryview(self._buffer)[: self._filled]
+            self._buffer = larger
+
+    def eof_received(self) -> bool:
+        self._end()
+        return True  # the other direction stays open until the death is reported
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the death is reported by another way
+        self._end()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _take_messages(self) -> int:
+        """Hand on all messages that are there. Returns the bytes that the next one needs."""
+        begin, view = 0, memoryview(self._buffer)
+        needed = PREFIX.size
+        while self._filled - begin >= PREFIX.size and not self.ended.done():
+            header, payload = PREFIX.unpack_from(view, begin)
+            middle = begin + PREFIX.size + header
+            end = middle + payload
+            if end > self._filled:
+                needed = end - begin
+                break
+            message = Message.decode(bytes(view[begin + PREFIX.size : middle]), bytes(view[middle:end]))
+            begin = end
+            self._on_message(message)
+        if begin:
+            rest = bytes(view[begin : self._filled])
+            self._buffer[: len(rest)] = rest
+            self._filled = len(rest)
+        return needed
 
 
 class WorkerProcess:
@@ -91,9 +157,10 @@ class WorkerProcess:
         undo.callback(self._undo_spawn)
         self._pidfd = os.pidfd_open(self._process.pid)
         undo.callback(os.close, self._pidfd)
-        reader, self._writer = await asyncio.open_connection(sock=ours, limit=PIPE_BUFFER)
+        self._writer, reader = await loop.create_connection(lambda: MessageReader(self._hear, self._give_up), sock=ours)
         self.send(self._config.to_json())
-        self._listening = asyncio.create_task(self._listen(reader))
+        self._listening = reader.ended
+        self._listening.add_done_callback(lambda _: self.kill())
         self._logging = asyncio.create_task(self._log_output())
         self.dead = loop.create_future()
         loop.add_reader(self._pidfd, self._reap, on_death)
@@ -131,27 +198,21 @@ class WorkerProcess:
         self.kill()
         await self.dead
 
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                header, payload = PREFIX.unpack(await reader.readexactly(PREFIX.size))
-                message = Message.decode(await reader.readexactly(header), await reader.readexactly(payload))
-                self.heartbeat.hear()
-                if message.header["event"] == "pong":
-                    self.heartbeat.report = ActivityReport.parse(message.header)
-                else:
-                    self._on_event(self, message)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        except Exception as error:
-            log.error("worker_message_failed", pid=self.pid, exc_info=error)
-        self.kill()
+    def _hear(self, message: Message) -> None:
+        self.heartbeat.hear()
+        if message.header["event"] == "pong":
+            self.heartbeat.report = ActivityReport.parse(message.header)
+        else:
+            self._on_event(self, message)
+
+    def _give_up(self, error: Exception) -> None:
+        log.error("worker_message_failed", pid=self.pid, exc_info=error)
 
     async def _log_output(self) -> None:
         """Log what the worker prints. Not all is JSON: libraries have handlers of their own, and C++ knows no log."""
         if (output := self._process.stdout) is None:
             return
-        reader = asyncio.StreamReader(limit=PIPE_BUFFER)
+        reader = asyncio.StreamReader(limit=LINE_LIMIT)
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), output)
         with contextlib.closing(transport):

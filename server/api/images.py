@@ -19,7 +19,7 @@ from server.api.dependencies import Drawer, JobsDep
 from server.api.edits import read_edit
 from server.api.events import EventPosition, stream_generation, stream_job
 from server.api.jobs import describe_whole_job, poll_url
-from server.api.json_body import read_object
+from server.api.json_body import AT_ONCE, read_object
 from server.api.multipart import sha256_of, too_many_pictures
 from server.api.openapi import EDITS, GENERATION
 from server.api.sse import EventStream, cancel_on_disconnect, knows_progress
@@ -131,7 +131,8 @@ async def answer(
         spec = replace(spec, webhook=webhook)
         return await answer_with_job(call, spec, fields)
     with call.jobs.joins.starting(identity):
-        image_request = await cancel_on_disconnect(spec.build_request(state), request.receive)
+        building = spec.build_request(state)
+        image_request = await (cancel_on_disconnect(building, request.receive) if spec.has_source else building)
         generation = await start_generation(call, spec.drop_source(), image_request)
     del spec, body
     fields.clear()
@@ -191,7 +192,7 @@ async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str
         reply: GenerationReply = await cancel_on_disconnect(shared.reply(), call.request.receive)
     finally:
         shared.leave()
-    content = await call.state.pools.run("encoding", reply.text)
+    content = reply.text() if reply.length <= AT_ONCE else await call.state.pools.run("encoding", reply.text)
     headers = reply_headers(reply, shared.generation.translated, call.state) | headers
     return Response(content, call.state.settings.success_status, headers, "application/json")
 

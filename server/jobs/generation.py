@@ -135,10 +135,11 @@ class Generation:
 
     async def _inspect(self, result: ImageResult) -> InspectedResult:
         """The result with flagged images withheld. A checker that fails or hangs is a 503, never an unchecked image."""
+        guard, wanted = self._state.guard, self.body.enable_safety_checker
+        if not guard.checks(wanted):
+            return guard.inspect(result, wanted)
         async with fail_closed(self._state.settings.safety_timeout):
-            return await self._state.pools.run(
-                "safety", self._state.guard.inspect, result, self.body.enable_safety_checker
-            )
+            return await self._state.pools.run("safety", guard.inspect, result, wanted)
 
     async def _deliver(self) -> list[ImageItem]:
         """Each image as the client asked for it: bare base64, a data URI, a URL of the stored file, or two of them.
@@ -178,6 +179,8 @@ class Generation:
 
 async def check_prompt(prompt: str, state: AppState) -> None:
     """Refuse what the operator refuses, before any work. Checks that fail or hang are a 503."""
+    if not state.prompts.checks:
+        return
     try:
         async with fail_closed(state.settings.safety_timeout):
             await state.pools.run("prompts", state.prompts.check, prompt)

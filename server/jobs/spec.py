@@ -27,6 +27,11 @@ class JobSpec:
     webhook: tuple[str, str] | None = None  # where its end is told, and the host of that; kept apart from the request
     trace: Mapping[str, str] = field(default_factory=dict)  # the headers of the trace that it belongs to
 
+    @property
+    def has_source(self) -> bool:
+        """Whether it begins at a picture, which may have to be fetched."""
+        return not isinstance(self.body, GenerationBody)
+
     async def build_request(self, state: AppState) -> ImageRequest:
         """What is to be drawn; a source picture is fetched and decoded.
 

@@ -77,7 +77,8 @@ class UsageLedger:
 
     def release(self, session: Session, identities: Iterable[str]) -> None:
         """Part of a transaction: forget reservations, whether or not they are there."""
-        session.execute(sa.delete(ImageReservation).where(ImageReservation.id.in_(list(identities))))
+        if known := list(identities):
+            session.execute(sa.delete(ImageReservation).where(ImageReservation.id.in_(known)))
 
     def charge(self, session: Session, entries: Iterable[UsageEntry]) -> None:
         """Part of a transaction: add what requests have used to their owners' day."""
