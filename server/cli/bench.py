@@ -11,6 +11,8 @@ BENCHES: Mapping[str, Command] = {
         "engine": "the engine compared with FluxPipeline, at every size and preset, and under mixed load",
         "optimizations": "each optimization alone and all together, at every size; continues an interrupted run",
         "load": "what our part of a request costs, one by one and with many clients at once",
+        "api": "requests a second that one API process carries, and CPU time by part, without an engine",
+        "capacity": "latencies, refusals and costs with so many cards, simulated; or held against a real server",
         "quality": "what the presets do to the pictures of a model, with a contact sheet",
         "safety": "which of your harmless pictures a safety checker flags, and its milliseconds",
         "page": "seconds from opening the playground to a first image, in Chromium",

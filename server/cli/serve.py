@@ -10,6 +10,7 @@ import sys
 import prometheus_client
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
@@ -61,16 +62,26 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:
         console.print(f"srpo serve: {format_error(error)}", markup=False, soft_wrap=True)
         return 2
-    config = uvicorn.Config(
+    server = DrainingServer(configure_server(app, settings), app.state.app_state, console)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
+    with lock:
+        code = asyncio.run(run(server, app.state.app_state, listeners))
+        leave_if_threads_hang(app.state.app_state, code)
+    return code
+
+
+def configure_server(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """uvicorn with our protocol and its deadlines."""
+    limits = ConnectionLimits(
+        settings.header_timeout,
+        settings.body_timeout,
+        limit_connections(settings),
+        app.state.app_state.metrics.count_connection,
+    )
+    return uvicorn.Config(
         app,
-        http=limited_protocol(
-            ConnectionLimits(
-                settings.header_timeout,
-                settings.body_timeout,
-                limit_connections(settings),
-                app.state.app_state.metrics.count_connection,
-            )
-        ),
+        http=limited_protocol(limits),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -81,13 +92,6 @@ def main(arguments: list[str]) -> int:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.shutdown_grace,
     )
-    server = DrainingServer(config, app.state.app_state, console)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
-    with lock:
-        code = asyncio.run(run(server, app.state.app_state, listeners))
-        leave_if_threads_hang(app.state.app_state, code)
-    return code
 
 
 async def run(server: DrainingServer, parts: AppState, listeners: list[socket.socket]) -> int:

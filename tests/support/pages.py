@@ -74,6 +74,8 @@ EXCEPTIONS: Mapping[str, str] = {
     "make bench": "takes minutes on an idle machine; tests/test_bench.py measures a little",
     "srpo bench engine": "takes minutes; tests/test_bench.py measures a little",
     "srpo bench quality --model flux/srpo": "needs the gated weights and a GPU",
+    "srpo bench api": "takes minutes; tests/test_capacity.py measures a little",
+    "srpo bench capacity": "takes a minute; tests/test_capacity.py simulates a little",
     "srpo bench start": "takes minutes and 10 GB of memory",
     "srpo serve --transformer": "the reader's own files; tests/test_formats.py serves every format, LoRAs too",
     "srpo weights pull safety-compvis": "its digest is pinned, so no other file passes; tests/test_pull.py",
