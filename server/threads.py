@@ -10,6 +10,7 @@ import contextvars
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from threading import Lock
 from typing import Literal, ParamSpec, TypeVar
@@ -50,12 +51,40 @@ class ThreadPools:
     def __init__(self) -> None:
         self._pools = {name: ThreadPoolExecutor(size, name) for name, size in POOLS.items()}
         self._running: Counter[PoolName] = Counter()
+        self._waiting: Mapping[PoolName, dict[asyncio.Timeout, float]] = {name: {} for name in POOLS}
         self._lock = Lock()
 
     async def run(self, pool: PoolName, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result, from a thread of `pool`. If the wait is cancelled, a call that has begun goes on."""
         call = partial(contextvars.copy_context().run, self._count, pool, partial(function, *args, **kwargs))
         return await asyncio.get_running_loop().run_in_executor(self._pools[pool], call)
+
+    async def run_within(
+        self, seconds: float, pool: PoolName, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """As `run`. Raises `TimeoutError` if the call takes longer than that, or none of the pool begins for as long.
+
+        So a call may wait for many others that are quick, and never for threads that all hang.
+        """
+        loop, waiting = asyncio.get_running_loop(), self._waiting[pool]
+
+        def begin(limit: asyncio.Timeout) -> None:
+            for other in waiting:
+                if not other.expired():
+                    other.reschedule(loop.time() + waiting[other])
+            waiting.pop(limit, None)
+
+        def call(limit: asyncio.Timeout) -> R:
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(begin, limit)
+            return function(*args, **kwargs)
+
+        async with asyncio.timeout(seconds) as limit:
+            waiting[limit] = seconds
+            try:
+                return await self.run(pool, call, limit)
+            finally:
+                waiting.pop(limit, None)
 
     def running(self) -> dict[PoolName, int]:
         """How many calls each pool is carrying out now, of those that carry out any."""

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import structlog
@@ -138,8 +138,9 @@ class Generation:
         guard, wanted = self._state.guard, self.body.enable_safety_checker
         if not guard.checks(wanted):
             return guard.inspect(result, wanted)
-        async with fail_closed(self._state.settings.safety_timeout):
-            return await self._state.pools.run("safety", guard.inspect, result, wanted)
+        seconds = self._state.settings.safety_timeout
+        with fail_closed(seconds):
+            return await self._state.pools.run_within(seconds, "safety", guard.inspect, result, wanted)
 
     async def _deliver(self) -> list[ImageItem]:
         """Each image as the client asked for it: bare base64, a data URI, a URL of the stored file, or two of them.
@@ -181,20 +182,20 @@ async def check_prompt(prompt: str, state: AppState) -> None:
     """Refuse what the operator refuses, before any work. Checks that fail or hang are a 503."""
     if not state.prompts.checks:
         return
+    seconds = state.settings.safety_timeout
     try:
-        async with fail_closed(state.settings.safety_timeout):
-            await state.pools.run("prompts", state.prompts.check, prompt)
+        with fail_closed(seconds):
+            await state.pools.run_within(seconds, "prompts", state.prompts.check, prompt)
     except PromptRefused as error:
         log.info("prompt_refused", reason=error.reason)
         raise
 
 
-@asynccontextmanager
-async def fail_closed(seconds: float) -> AsyncIterator[None]:
-    """A check that fails, or gives no verdict in time, is `SafetyUnavailable`, with its cause in the log."""
+@contextmanager
+def fail_closed(seconds: float) -> Iterator[None]:
+    """A check that fails, or gave no verdict within `seconds`, is `SafetyUnavailable`, with its cause in the log."""
     try:
-        async with asyncio.timeout(seconds):
-            yield
+        yield
     except TimeoutError:
         log.error("safety", cause=f"no verdict within {seconds:g} s")
         raise SafetyUnavailable("timeout") from None

@@ -112,7 +112,8 @@ class EngineSettings(WorkerSettings):
     safety_timeout: float = Field(
         10.0,
         gt=0,
-        description="seconds that the check of a prompt or of an image may take; then the answer is 503",
+        description="seconds that the check of a prompt or of an image may take, without its wait for others; then the "
+        "answer is 503",
     )
     prompt_hook: str | None = Field(None, description="URL of a moderation service that judges each prompt")
     prompt_list: Path | None = Field(
