@@ -179,6 +179,14 @@ def test_a_flipped_byte_is_never_put_in_place(pull: Pull, hub: Hub, models: Path
     assert_true(models, hub)
 
 
+def test_a_file_that_ends_too_early_is_gone_on_with(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
+    data = files[SRPO.name][SRPO_FILE]
+    hub.cut = [sha256(data)]
+    assert pull("flux/srpo", "--accept-license")[0] == 0
+    assert f"bytes={len(data) - 100}-" in [span for _, _, span in hub.requests]
+    assert_true(models, hub)
+
+
 def test_a_truncated_file_is_named_and_never_put_in_place(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
     data = files[SRPO.name][SRPO_FILE]
     hub.served[sha256(data)] = data[:-100]

@@ -17,6 +17,7 @@ from weights.errors import FileMismatch, PullError
 from weights.hub.listing import RemoteFile
 from weights.progress import Advance
 
+INCOMPLETE = "onsistency check failed"  # the client's words for a file that ended too early, as behind some proxies
 TOKENS = "https://huggingface.co/settings/tokens"
 
 
@@ -45,7 +46,10 @@ class ProgressFile(io.FileIO):
 
 
 def download_http(repository: Repository, file: RemoteFile, commit: str, partial: Path, advance: Advance) -> None:
-    """Download over HTTP to `partial`, from where an earlier attempt stopped. Raises `FileMismatch`, client errors."""
+    """Download over HTTP to `partial`, from where an earlier attempt stopped. Raises `FileMismatch`, client errors.
+
+    A file that ends too early is gone on with, twice.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not re-exported
@@ -57,14 +61,22 @@ def download_http(repository: Repository, file: RemoteFile, commit: str, partial
     if metadata.size is not None and metadata.size != file.size:
         raise FileMismatch(file.path, "bytes:", file.size, metadata.size)
     with ProgressFile(partial, advance) as target:
-        http_get(
-            url,
-            target,
-            resume_size=target.tell(),
-            headers=build_hf_headers(),
-            expected_size=file.size,
-            tqdm_class=NoProgressBar,
-        )
+        truncated: OSError | None = None
+        for last in (False, False, True):
+            try:
+                http_get(
+                    url,
+                    target,
+                    resume_size=target.tell(),
+                    headers=build_hf_headers(),
+                    expected_size=file.size,
+                    tqdm_class=NoProgressBar,
+                )
+                break
+            except OSError as error:  # the client's are too
+                if last or INCOMPLETE not in str(error) or target.tell() >= file.size:
+                    raise truncated or error from None
+                truncated = error
         os.fsync(target.fileno())
 
 
@@ -114,7 +126,7 @@ def translate_hub_errors(repository: Repository, path: str = "") -> Iterator[Non
             "Behind a proxy set HTTPS_PROXY, for another hub HF_ENDPOINT; without a network use --offline"
         ) from error
     except OSError as error:
-        if "onsistency check failed" not in str(error):
+        if INCOMPLETE not in str(error):
             raise
         raise PullError(f"{what}: the file came truncated ({str(error).splitlines()[0]}). Pull again") from error
 
