@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -153,9 +153,10 @@ def measure_diversity(engine: FluxEngine, reader: Reader) -> dict[str, float]:
     }
 
 
-def draw_sheet(engine: FluxEngine) -> Image.Image:
+def draw_sheet(engine: FluxEngine, steps: int) -> Image.Image:
     """A contact sheet: every thing once, then half of the free prompts."""
     cases = make_cases(one_of_each(lambda concept: concept.name)) + read_free_prompts()[::2]
+    cases = [replace(case, fields={"num_inference_steps": steps}) for case in cases]
     columns = 10
     page = Image.new("RGB", (columns * (TILE + 4), -(-len(cases) // columns) * (TILE + 18)), "white")
     for number, case in enumerate(cases):
@@ -205,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
             shown.add_row(row, *(f"{values[column]:.3g}" if column in values else "" for column in columns))
         console.print(shown)
     if options.sheet:
-        draw_sheet(engine).save(options.sheet)
+        draw_sheet(engine, options.steps).save(options.sheet)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
     if options.card:
