@@ -30,7 +30,7 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     members: set[str] = field(default_factory=lambda: {TOKEN})
     served: dict[str, bytes] = field(default_factory=dict)  # by sha256: what the store sends in place of the truth
-    cut: list[str] = field(default_factory=list)  # by sha256: what the store ends a hundred bytes early, once for each
+    once: dict[str, bytes] = field(default_factory=dict)  # by sha256: what the store sends instead, the first time
     stall_after: int | None = None  # bytes of a large file, then silence until `released`
     released: threading.Event = field(default_factory=threading.Event)
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -115,9 +115,8 @@ class Handler(BaseHTTPRequestHandler):
         data = self.hub.served.get(digest, self.hub.contents()[digest])
         headers = {"ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
         asked = self.headers.get("Range")
-        if digest in self.hub.cut:
-            self.hub.cut.remove(digest)
-            data = data[:-100]
+        if digest in self.hub.once:
+            return self.send(200, self.hub.once.pop(digest), headers)
         if asked is None:
             return self.send(200, data, headers)
         start = int(asked.removeprefix("bytes=").split("-")[0])

@@ -45,10 +45,10 @@ class ProgressFile(io.FileIO):
         return left
 
 
-def download_http(repository: Repository, file: RemoteFile, commit: str, partial: Path, advance: Advance) -> None:
+def download_http(repository: Repository, file: RemoteFile, commit: str, partial: Path, advance: Advance) -> bool:
     """Download over HTTP to `partial`, from where an earlier attempt stopped. Raises `FileMismatch`, client errors.
 
-    A file that ends too early is gone on with, twice.
+    A file that ends too early is gone on with, twice. Returns whether the file was put together from several replies.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -61,6 +61,7 @@ def download_http(repository: Repository, file: RemoteFile, commit: str, partial
     if metadata.size is not None and metadata.size != file.size:
         raise FileMismatch(file.path, "bytes:", file.size, metadata.size)
     with ProgressFile(partial, advance) as target:
+        resumed = target.tell() > 0
         truncated: OSError | None = None
         for last in (False, False, True):
             try:
@@ -78,9 +79,10 @@ def download_http(repository: Repository, file: RemoteFile, commit: str, partial
                     raise truncated or error from None
                 truncated = error
         os.fsync(target.fileno())
+    return resumed or truncated is not None
 
 
-def download_fast(repository: Repository, file: RemoteFile, commit: str, partial: Path, advance: Advance) -> None:
+def download_fast(repository: Repository, file: RemoteFile, commit: str, partial: Path, advance: Advance) -> bool:
     """Download with the client's own transfer: xet where the hub offers it, so in parallel, but never resumed."""
     from huggingface_hub import hf_hub_download
 
@@ -91,6 +93,7 @@ def download_fast(repository: Repository, file: RemoteFile, commit: str, partial
     Path(downloaded).replace(partial)
     shutil.rmtree(folder)
     advance(file.size)
+    return False
 
 
 class NoProgressBar:

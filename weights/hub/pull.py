@@ -96,24 +96,38 @@ def is_in_place(path: Path, file: RemoteFile, known: Entries) -> bool:
 def fetch_file(
     repository: Repository, file: RemoteFile, commit: str, incoming: Path, options: PullOptions, advance: Advance
 ) -> None:
-    """Fetch one file into the incoming folder and verify it."""
+    """Fetch one file into the incoming folder and verify it.
+
+    One that came in pieces and is wrong is fetched once more: a piece may have been a proxy's page.
+    """
     partial = partial_path(incoming, file)
     partial.parent.mkdir(parents=True, exist_ok=True)
+    for last in (False, True):
+        pieced = transfer_file(repository, file, commit, partial, options, advance)
+        try:
+            verify_file(partial, file)
+            break
+        except FileMismatch:
+            partial.unlink()
+            if last or not pieced:
+                raise
+            advance(-file.size)
+    partial.rename(verified_path(incoming, file))
+
+
+def transfer_file(
+    repository: Repository, file: RemoteFile, commit: str, partial: Path, options: PullOptions, advance: Advance
+) -> bool:
+    """Bring a file to `partial`, from this machine or the hub. Returns whether it came in several pieces."""
     if copy := find_local_copy(repository, file, commit, options):
         copy_file(copy, partial, advance)
-    elif options.offline:
+        return False
+    if options.offline:
         where = options.source or "the hub client's cache"
         raise PullError(f"{file.path}: {where} does not have it in this size. Without --offline the hub is asked")
-    else:
-        with download.translate_hub_errors(repository, file.path):
-            transfer = download.download_fast if options.fast else download.download_http
-            transfer(repository, file, commit, partial, advance)
-    try:
-        verify_file(partial, file)
-    except FileMismatch:
-        partial.unlink()
-        raise
-    partial.rename(verified_path(incoming, file))
+    with download.translate_hub_errors(repository, file.path):
+        transfer = download.download_fast if options.fast else download.download_http
+        return transfer(repository, file, commit, partial, advance)
 
 
 def verify_file(path: Path, file: RemoteFile) -> None:
