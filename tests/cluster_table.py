@@ -25,11 +25,10 @@ from support.cluster_nodes import running_nodes
 from support.cluster_site import ClusterSite, running_cluster_site, running_stores
 from support.jobs import KEYS, PREFER, call, ended
 from support.postgres import Postgres, find_binaries
-from support.replicas import BODY, PASSING, PATH, Load, count_work
+from support.replicas import BODY, PASSING, PATH, Load, count_work, kill_database, refuse_bucket
 from support.waiting import LIMIT, within
 
 REQUESTS = 24
-OUTAGE = 20.0  # seconds without a bucket
 GIVES_UP = 240.0  # seconds: a busy machine starts a cluster slowly
 COLUMNS = (
     "case",
@@ -82,18 +81,6 @@ def kill_head(site: ClusterSite) -> None:
     site.stop(signal.SIGKILL)
     site.start()
     site.wait_ready()
-
-
-def kill_database(site: ClusterSite) -> None:
-    site.postgres.kill()
-    time.sleep(5)
-    site.postgres.start()
-
-
-def refuse_bucket(site: ClusterSite) -> None:
-    site.network.cut()
-    time.sleep(OUTAGE)
-    site.network.mode = "pass"
 
 
 FAULTS: Mapping[str, Callable[[ClusterSite], None]] = {

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from support.nginx import find_nginx
 from support.postgres import find_binaries
-from support.replicas import LEASE, Load, Site, count_work, running_site
+from support.replicas import LEASE, Load, Site, count_work, kill_database, refuse_bucket, running_site
 
 REPLICAS, REQUESTS = 3, 48
-OUTAGE = 20.0  # seconds without a bucket
 COLUMNS = (
     "case",
     "offered",
@@ -53,18 +52,6 @@ def restart_all(site: Site) -> None:
         replica.stop()
         replica.start()
         replica.wait_ready()
-
-
-def kill_database(site: Site) -> None:
-    site.postgres.kill()
-    time.sleep(5)
-    site.postgres.start()
-
-
-def refuse_bucket(site: Site) -> None:
-    site.network.cut()
-    time.sleep(OUTAGE)
-    site.network.mode = "pass"
 
 
 def lose_confirmations(site: Site) -> None:

@@ -299,3 +299,25 @@ class Load:
                 self.ended[seed] = time.monotonic()
         if client.job:
             self.acknowledged.add(client.job)
+
+
+class Stored(Protocol):
+    """Servers or a cluster over one Postgres and one bucket."""
+
+    @property
+    def postgres(self) -> Postgres: ...
+
+    @property
+    def network(self) -> TcpProxy: ...
+
+
+def kill_database(site: Stored) -> None:
+    site.postgres.kill()
+    time.sleep(5)
+    site.postgres.start()
+
+
+def refuse_bucket(site: Stored) -> None:
+    site.network.cut()
+    time.sleep(20)
+    site.network.mode = "pass"
