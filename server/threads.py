@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from threading import Lock
 from typing import Literal, ParamSpec, TypeVar
 
@@ -74,6 +74,7 @@ class ThreadPools:
                     other.reschedule(loop.time() + waiting[other])
             waiting.pop(limit, None)
 
+        @wraps(function)  # whoever measures calls knows them by name
         def call(limit: asyncio.Timeout) -> R:
             with suppress(RuntimeError):  # the loop has ended, and nobody waits
                 loop.call_soon_threadsafe(begin, limit)
