@@ -83,6 +83,8 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         await state.pools.run("metrics", state.traces.stop)
         for task in watching:
             task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+        await state.pools.run("ledger", state.database.close)
         state.pools.close()
 
     app = ImageServer(

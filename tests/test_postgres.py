@@ -15,6 +15,7 @@ from support.jobs import record
 from support.ledgers import opened
 from support.postgres import PASSWORD, Postgres
 from support.tcp_proxy import proxy_to
+from support.waiting import LIMIT, within
 
 from server.database.base import Base
 from server.database.database import MIGRATIONS, Database, resolve_url
@@ -68,6 +69,17 @@ def test_jobs_are_kept_as_in_a_file(database: Database) -> None:
     found = store.find("a")
     assert found is not None
     assert (found.state, found.outcome, found.idempotency_key) == ("expired", None, None)
+
+
+def test_a_connection_that_is_in_use_when_the_database_closes_is_closed_after_it(url: str) -> None:
+    """As that of a thread which a server that stops does not wait for."""
+    count = sa.text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+    with opened(url) as other, other.connection() as watching:
+        database = Database(sa.make_url(url))
+        with database.transaction() as session:
+            assert session.execute(count).scalar() == 2
+            database.close()
+        assert within(LIMIT, lambda: watching.execute(count).scalar() == 1)
 
 
 def test_the_migrations_make_the_tables_that_the_models_describe(database: Database) -> None:

@@ -15,13 +15,12 @@ import pytest
 from PIL import Image
 from support.buckets import S3Service
 from support.jobs import KEYS, PREFER, call, ended, events_of, record
-from support.ledgers import job_store
+from support.ledgers import job_store, opened
 from support.postgres import PASSWORD, Postgres
 from support.scripted_server import Gate, Scripted
 from support.server import START_LIMIT
 from support.waiting import within
 
-from server.database.database import Database, resolve_url
 from server.jobs.leases import JobLeases
 from server.settings.server import Settings
 
@@ -127,10 +126,11 @@ def test_the_jobs_of_a_server_that_is_gone_are_taken_over(replicas: Replicas, ur
     """They were accepted, and their server has not renewed its lease."""
     here, there = replicas(2)
     settings = Settings.model_validate({"database_url": url})
-    gone = JobLeases(Database(resolve_url(settings.database_url, Path())), 0.0)
+    address = str(settings.database_url and settings.database_url.get_secret_value())
     made = accept(here, prompt="quick")
     ended(here, made)
-    with job_store(str(settings.database_url and settings.database_url.get_secret_value())) as store:
+    with opened(address) as database, job_store(address) as store:
+        gone = JobLeases(database, 0.0)
         done = store.find(made)
         assert done is not None
         for number in range(6):

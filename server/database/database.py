@@ -109,6 +109,7 @@ class Database:
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:
         """The database's errors as ours. A violated constraint passes as it is."""
+        pool = self._engine.pool
         try:
             yield
         except sa.exc.IntegrityError:
@@ -119,6 +120,9 @@ class Database:
             raise
         except sa.exc.TimeoutError as error:  # all connections are in use
             raise DatabaseUnavailable from error
+        finally:
+            if pool is not self._engine.pool:  # closed meanwhile, by another thread: so is what came back to it since
+                pool.dispose()
 
 
 def resolve_url(url: SecretStr | None, folder: Path) -> sa.URL:

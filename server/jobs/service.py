@@ -73,7 +73,6 @@ class JobService:
         await self._runner.stop()
         with suppress(StorageFailure):  # then they are taken over when their leases end
             await self.pools.run("ledger", self._leases.release)
-        await self.pools.run("ledger", self._state.database.close)
 
     async def accept(self, spec: JobSpec, caller: Caller, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
         """Admit a request and write it down, or find the one that has its key. True: it had been accepted before.
