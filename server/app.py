@@ -19,7 +19,6 @@ from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
 from server.api import admin, files, health, images, jobs, metrics, models, workers
 from server.api.metrics import MetricsPage, MetricsPort
-from server.api.middleware import RequestMiddleware
 from server.api.openapi import describe_bodies, drop_422
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.jobs.service import JobService
@@ -29,6 +28,7 @@ from server.playground import routes as pages
 from server.schema import issues_of
 from server.settings.server import Settings
 from server.state import AppState
+from server.transport.middleware import RequestMiddleware
 from weights.checkpoints import HOSTED_MODEL
 
 TITLE = "srpo: a self-hosted FLUX image server"

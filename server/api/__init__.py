@@ -1,1 +1,1 @@
-"""The wire: routes, bodies, event streams, the OpenAPI document and the outermost middleware."""
+"""The routes: what each reads, does and answers, and the OpenAPI document that says so."""

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.fields import Choice, Integer, Number, ParamType, Text
 from server.api.dependencies import with_scope
-from server.api.json_body import read_object
 from server.api.query import QueryChoice
 from server.errors import InvalidRequest, invalid_request
 from server.schema import issues_of
@@ -21,6 +20,7 @@ from server.security.callers import SCOPES, Quota, Scope
 from server.security.store import describe_key
 from server.settings.limits import MAX_RATE
 from server.state import AppState, State
+from server.transport.json_body import read_object
 from server.usage.ledger import day_of
 from server.usage.report import describe_usage, format_csv, parse_day
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from server.api.json_body import read_object
-from server.api.multipart import Form, no_mask, no_picture, read_form, unsupported_part
 from server.security.limits import Upload
 from server.state import AppState
+from server.transport.json_body import read_object
+from server.transport.multipart import Form, no_mask, no_picture, read_form, unsupported_part
 
 PICTURES = ("image", "images", "image[]")
 

@@ -12,7 +12,6 @@ import structlog
 
 from pipelines.errors import PipelineError
 from pipelines.job import Event, Preview, Progress
-from server.api.sse import format_event
 from server.detailed_reply import TokenUsage
 from server.envelope import envelope
 from server.errors import ServerError
@@ -24,6 +23,7 @@ from server.jobs.runner import ActiveJob
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
 from server.schema import Body, GenerationReply
+from server.transport.sse import format_event
 
 PREVIEW_QUALITY = 85
 log = structlog.get_logger("srpo")

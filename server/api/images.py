@@ -19,10 +19,7 @@ from server.api.dependencies import Drawer, JobsDep
 from server.api.edits import read_edit
 from server.api.events import EventPosition, stream_generation, stream_job
 from server.api.jobs import describe_whole_job, poll_url
-from server.api.json_body import AT_ONCE, read_object
-from server.api.multipart import sha256_of, too_many_pictures
 from server.api.openapi import EDITS, GENERATION
-from server.api.sse import EventStream, cancel_on_disconnect, knows_progress
 from server.errors import invalid_request
 from server.jobs.generation import Generation, check_prompt, reply_headers, start_headers
 from server.jobs.joining import TRIES, RequestIdentity, SharedGeneration
@@ -34,6 +31,9 @@ from server.schema import GenerationReply, read_body
 from server.security.callers import Caller
 from server.security.limits import UNCOUNTED, Upload
 from server.state import AppState, State
+from server.transport.json_body import AT_ONCE, read_object
+from server.transport.multipart import sha256_of, too_many_pictures
+from server.transport.sse import EventStream, cancel_on_disconnect, knows_progress
 
 WEBHOOK = "webhook-url"
 LATE = 60.0  # seconds: what comes after the work on the device

@@ -10,7 +10,6 @@ from server.api.dependencies import JobsDep, Owner
 from server.api.events import EventPosition, describe_progress, stream_job
 from server.api.openapi import JOB, JOB_EVENTS, JOB_PAGE
 from server.api.query import QueryChoice, QueryInteger
-from server.api.sse import EventStream, accepts_events
 from server.errors import NotFound
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord, WebhookDelivery
 from server.jobs.remote import progress_of
@@ -19,6 +18,7 @@ from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
 from server.jobs.webhooks import format_secret
 from server.state import AppState, State
+from server.transport.sse import EventStream, accepts_events
 
 MAX_PAGE = 100  # jobs
 STATES = {"queued": ACCEPTED, "running": ACCEPTED, "succeeded": SUCCEEDED, "failed": FAILED, "cancelled": CANCELLED}

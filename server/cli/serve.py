@@ -15,7 +15,6 @@ from fastapi import FastAPI
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
 from server import logs, memory
-from server.api.protocol import ConnectionLimits, limited_protocol
 from server.app import create_app
 from server.cli import banner
 from server.cli.parsing import format_error, parse
@@ -26,6 +25,7 @@ from server.settings.server import Settings
 from server.settings.types import find_unknown_variables
 from server.start_check import NotNow, check_data_folder
 from server.state import AppState
+from server.transport.protocol import ConnectionLimits, limited_protocol
 
 KEEP_ALIVE = 75  # seconds: longer than the idle time of common proxies and SDK connection pools
 UNREAD = 60  # seconds that a client may leave its reply unread before the connection is closed

@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from bench.support.instant import InstantPool, draw_black
-from server.api.protocol import ConnectionLimits, limited_protocol
 from server.app import create_app
 from server.settings.server import Settings
 from server.state import build_engine_config
+from server.transport.protocol import ConnectionLimits, limited_protocol
 
 
 @contextmanager

@@ -20,8 +20,8 @@ import h11
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.api.middleware import error_response
 from server.errors import HeaderTimeout, MalformedRequest, ServerError, TooManyConnections
+from server.transport.middleware import error_response
 
 WARN_EVERY = 60.0  # seconds
 SHREDS = 2**12  # bytes that come at once: fewer are read in some milliseconds, whatever their pieces
