@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 
-from server.cli.parsing import Command, Group, run
+from server.cli.terminal.parsing import Command, Group, run
 from weights.version import read_version
 
 WEIGHTS: Mapping[str, Command] = {

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.server import LiveServer
 
-from server.cli.terminal import choose_renderer
+from server.cli.terminal.text import choose_renderer
 
 SURROUNDINGS = {
     "PATH": "/usr/bin:/bin",

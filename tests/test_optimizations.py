@@ -34,8 +34,8 @@ from pipelines.optimize.optimizations import (
 )
 from pipelines.optimize.projections import join_layers, split_layer
 from pipelines.optimize.tuning_cache import TuningCache
-from server.cli.parsing import parse
 from server.cli.selfcheck import forget_results
+from server.cli.terminal.parsing import parse
 from server.settings.server import Settings
 from server.state import build_engine_config
 from weights.formats.fp8_linear import Float8Linear

@@ -26,7 +26,7 @@ from pipelines.safety.checkers import SafetyChecker
 from pipelines.safety.guard import Guard, InspectedResult, make_guard
 from pipelines.safety.open_nsfw import OpenNsfw, Weights, canaries, canary, load_open_nsfw
 from server.app import create_app
-from server.cli.banner import show_start
+from server.cli.terminal.banner import show_start
 from server.settings.server import Settings
 
 

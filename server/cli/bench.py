@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 
-from server.cli.parsing import Command, run
+from server.cli.terminal.parsing import Command, run
 
 BENCHES: Mapping[str, Command] = {
     name: Command(text, f"bench.{name}:main")

@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from server import logs
-from server.cli.parsing import format_error, parse
+from server.cli.terminal.parsing import format_error, parse
 from server.cluster.session import Cluster, prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
 from server.data_folder import lock_data_folder, make_private

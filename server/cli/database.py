@@ -7,7 +7,7 @@ from pathlib import Path
 from alembic.util import CommandError
 from pydantic import Field
 
-from server.cli.parsing import format_error
+from server.cli.terminal.parsing import format_error
 from server.data_folder import make_private
 from server.database.database import Database, explain_version, resolve_url
 from server.database.sqlite import FILE

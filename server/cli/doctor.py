@@ -20,8 +20,8 @@ from rich.text import Text
 from pipelines.errors import SafetyUnavailable
 from pipelines.loading.cards import Card, DriverUnavailable, explain_too_old, explain_unusable, list_cards, list_holders
 from pipelines.loading.placement import DoesNotFit, choose_placement, get_placement, measure_host_memory
-from server.cli.parsing import parse
 from server.cli.serve import listen
+from server.cli.terminal.parsing import parse
 from server.database.database import Database, resolve_url
 from server.errors import StorageFailure
 from server.images.stores.table import open_store

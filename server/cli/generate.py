@@ -20,11 +20,11 @@ from pipelines.workers.pool import WorkerPool
 from server.batch.drawing import Drawing
 from server.batch.items import BatchItem
 from server.batch.lines import CannotGenerate
-from server.cli.banner import describe_substitute
 from server.cli.batch import GenerateSettings, Output, add_parameter_flags, plan_batch
 from server.cli.offline import draw_file
-from server.cli.parsing import format_error, parse
-from server.cli.terminal import Renderer, choose_renderer
+from server.cli.terminal.banner import describe_substitute
+from server.cli.terminal.parsing import format_error, parse
+from server.cli.terminal.text import Renderer, choose_renderer
 from server.errors import StoreUnavailable
 from server.images.decoding import UnusableImage
 from server.jobs.generation import BLURRED, SHARP

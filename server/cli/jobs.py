@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from server.cli.database import RecordsSettings, print_table, with_database
-from server.cli.parsing import parse
+from server.cli.terminal.parsing import parse
 from server.database.database import Database
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import CliPositionalArg
 
 from server.cli.database import RecordsSettings, print_table, with_database
-from server.cli.parsing import Arguments, Command, parse, run
+from server.cli.terminal.parsing import Arguments, Command, parse, run
 from server.database.database import Database
 from server.security.callers import SCOPES, Quota, Scope
 from server.security.keys import new_key

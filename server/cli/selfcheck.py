@@ -12,7 +12,7 @@ from pipelines import logs
 from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, NAME, TuningCache
 from pipelines.workers.pool import WorkerPool
-from server.cli.parsing import parse
+from server.cli.terminal.parsing import parse
 from server.settings.engine import EngineSettings
 from server.state import build_engine_config
 

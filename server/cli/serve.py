@@ -16,9 +16,9 @@ from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
 from server import logs, memory
 from server.app import create_app
-from server.cli import banner
-from server.cli.parsing import format_error, parse
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
+from server.cli.terminal import banner
+from server.cli.terminal.parsing import format_error, parse
 from server.data_folder import lock_data_folder, make_private
 from server.errors import StorageFailure
 from server.settings.server import Settings

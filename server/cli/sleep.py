@@ -8,7 +8,7 @@ import httpx2
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from server.cli.parsing import format_error, parse
+from server.cli.terminal.parsing import format_error, parse
 from server.settings.types import EnvironmentSettings
 
 POLL = 0.2  # seconds

@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 from rich.console import Console
 
-from server.cli import banner
+from server.cli.terminal import banner
 from server.state import AppState
 
 MARGIN = 5.0  # seconds after the grace, in which workers are stopped and jobs are written down

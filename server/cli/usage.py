@@ -7,7 +7,7 @@ import time
 from pydantic import Field, field_validator
 
 from server.cli.database import RecordsSettings, print_table, with_database
-from server.cli.parsing import parse
+from server.cli.terminal.parsing import parse
 from server.database.database import Database
 from server.errors import NotFound
 from server.security.store import KeyStore

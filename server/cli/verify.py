@@ -8,8 +8,8 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from server.cli.parsing import Arguments, format_error, parse
-from server.cli.terminal import escape
+from server.cli.terminal.parsing import Arguments, format_error, parse
+from server.cli.terminal.text import escape
 from server.images.metadata import Marks, read_marks
 from server.images.signing import Signature, read_signature
 

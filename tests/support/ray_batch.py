@@ -14,7 +14,7 @@ from typing import Any
 from server.batch.lines import Line, read_lines
 from server.cli.batch import add_parameter_flags
 from server.cli.offline import draw_file
-from server.cli.parsing import parse
+from server.cli.terminal.parsing import parse
 from server.cluster.session import TOKEN_FILE, secure_ray
 from server.cluster.settings import FleetSettings
 

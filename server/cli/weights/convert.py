@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from server.cli.parsing import Arguments, parse
-from server.cli.terminal import escape
+from server.cli.terminal.parsing import Arguments, parse
+from server.cli.terminal.text import escape
 from server.cli.weights.progress import ProgressBars, make_progress
 from weights.errors import WeightsError
 

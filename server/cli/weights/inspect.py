@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.cli.parsing import Arguments, parse
-from server.cli.terminal import escape
+from server.cli.terminal.parsing import Arguments, parse
+from server.cli.terminal.text import escape
 from weights.errors import WeightsError
 from weights.formats.inspection import Inspection, inspect
 

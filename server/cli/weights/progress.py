@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from server.cli.terminal import escape
+from server.cli.terminal.text import escape
 from weights.progress import Advance
 
 

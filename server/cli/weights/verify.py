@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from server.cli.parsing import parse
+from server.cli.terminal.parsing import parse
 from server.cli.weights.progress import ProgressBars, make_progress
 from server.settings.types import EnvironmentSettings
 from weights.checkpoints import list_downloads

@@ -18,7 +18,7 @@ from pydantic_settings import (
 )
 
 from pipelines.imports import import_name
-from server.cli.metavars import POSITIONAL, add_argument_of
+from server.cli.terminal.metavars import POSITIONAL, add_argument_of
 
 S = TypeVar("S", bound=BaseSettings)
 IS_POSITIONAL = get_args(CliPositionalArg[str])[1]
