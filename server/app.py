@@ -23,8 +23,8 @@ from server.api.openapi import describe_bodies, drop_422
 from server.errors import InvalidRequest, MethodNotAllowed, NotFound
 from server.jobs.service import JobService
 from server.jobs.store import JobStore
-from server.loop_watch import LoopWatch
 from server.playground import routes as pages
+from server.process.loop_watch import LoopWatch
 from server.schema import issues_of
 from server.settings.server import Settings
 from server.state import AppState

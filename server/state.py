@@ -17,7 +17,6 @@ from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from server.aliases import Dialect
-from server.data_folder import FolderClock
 from server.database.database import Database, resolve_url
 from server.images.constant import ConstantImages
 from server.images.signing import FileSigner, load_signer
@@ -26,6 +25,8 @@ from server.images.stores.base import Store
 from server.images.stores.table import open_store
 from server.logs import log_format_of
 from server.metrics.recorder import Metrics
+from server.process.data_folder import FolderClock
+from server.process.threads import ThreadPools
 from server.security.callers import Quota
 from server.security.keys import KeyRing
 from server.security.limits import FailedKeys, KeyLimits, UploadBudget
@@ -35,7 +36,6 @@ from server.security.service import KeyService
 from server.security.store import KeyStore
 from server.settings.engine import EngineSettings
 from server.settings.server import Settings
-from server.threads import ThreadPools
 from server.tracing.opening import open_traces
 from server.tracing.traces import Traces
 from server.usage.ledger import UsageLedger

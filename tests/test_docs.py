@@ -84,6 +84,14 @@ def test_every_path_setting_target_and_command_that_a_page_names_exists(page: st
             assert typed[2] in {"bench": BENCHES, "weights": WEIGHTS}[typed[1]], span
 
 
+def test_every_folder_of_the_code_is_in_the_table_of_folders() -> None:
+    table = PAGES["docs/architecture.md"].read_text()
+    rows = set(re.findall(r"^\| `((?:server|pipelines|weights)/[\w/]*)` \|", table, re.MULTILINE))
+    rooms = [ROOT / room for room in ("server", "pipelines", "weights")]
+    packages = {file.parent.relative_to(ROOT).as_posix() + "/" for room in rooms for file in room.rglob("__init__.py")}
+    assert rows == packages
+
+
 @each_page
 def test_every_code_block_says_what_it_is(page: str) -> None:
     assert {block.language for block in blocks(page)} <= {*RUN, *SHOWN}

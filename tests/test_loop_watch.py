@@ -11,7 +11,7 @@ import pytest
 from support.scripted_server import Scripted
 from support.waiting import LIMIT
 
-from server.loop_watch import LoopWatch
+from server.process.loop_watch import LoopWatch
 
 
 def systemd(address: str) -> socket.socket:

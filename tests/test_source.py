@@ -20,8 +20,8 @@ from server.images import fetch
 from server.images import source as inputs
 from server.images.decoding import UnusableImage, decode, has_several_scans
 from server.images.fetch import Unfetchable
+from server.process.threads import ThreadPools
 from server.settings.limits import SOURCE_MEMORY
-from server.threads import ThreadPools
 
 
 @pytest.mark.parametrize("host", INWARD)
@@ -185,7 +185,7 @@ PEAK = """
 import io, sys
 from pathlib import Path
 from PIL import Image
-from server import memory
+from server.process import memory
 from server.images.decoding import UnusableImage, decode, has_several_scans
 from server.settings.limits import SOURCE_MEMORY
 
@@ -315,7 +315,7 @@ import asyncio, base64, io
 from pathlib import Path
 from PIL import Image
 from server.images.source import Sources
-from server.threads import ThreadPools
+from server.process.threads import ThreadPools
 file = io.BytesIO()
 Image.new("RGBA", (5792, 5792), (9, 8, 7, 100)).save(file, "PNG", compress_level=1)
 uri = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

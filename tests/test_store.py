@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from server.data_folder import FolderClock
 from server.errors import Gone, StorageFull
 from server.images.encoding import EncodedImage
 from server.images.stores.base import Retention
 from server.images.stores.local import LocalStore
+from server.process.data_folder import FolderClock
 
 BASE = "http://127.0.0.1:8000"
 
@@ -88,7 +88,7 @@ def test_a_date_that_is_set_anew_expires_nothing_and_keeps_nothing(
     """The clock is set while the server runs, or while it is restarted. Ages go on as if nothing had happened."""
     slept = 0.0
     since_boot = time.clock_gettime
-    monkeypatch.setattr("server.data_folder.time.clock_gettime", lambda clock: since_boot(clock) + slept)
+    monkeypatch.setattr("server.process.data_folder.time.clock_gettime", lambda clock: since_boot(clock) + slept)
     images = LocalStore(tmp_path, Retention(3600, 10**6), FolderClock(tmp_path))
     name = images.put(image(), BASE).name
     wall = time.time
@@ -108,7 +108,7 @@ def test_after_a_start_of_the_machine_its_date_counts_but_never_an_earlier_one(
 ) -> None:
     now = FolderClock(tmp_path)()
     wall = time.time
-    monkeypatch.setattr("server.data_folder.BOOT_ID", tmp_path / "another")
+    monkeypatch.setattr("server.process.data_folder.BOOT_ID", tmp_path / "another")
     (tmp_path / "another").write_text("another")
     monkeypatch.setattr("time.time", lambda: wall() + 1000)
     assert FolderClock(tmp_path)() == pytest.approx(now + 1000, abs=100)

@@ -17,7 +17,7 @@ from support.waiting import LIMIT, within
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.safety.moderation import ImageHook, PromptHook
-from server.threads import POOLS
+from server.process.threads import POOLS
 
 BODY = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 1}
 VERDICT = b'{"flagged": false}'

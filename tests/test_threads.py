@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from server.threads import POOLS, ThreadPools
+from server.process.threads import POOLS, ThreadPools
 
 LIMIT = 3.0  # seconds
 CALLS = 30

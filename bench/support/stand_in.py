@@ -26,12 +26,13 @@ from bench.support.instant import InstantPool, draw_noise
 from bench.support.sleeping_engine import VARIABLE
 from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
-from server import logs, memory
+from server import logs
 from server.app import create_app
 from server.cli.serve import configure_server
+from server.process import memory
+from server.process.threads import PoolName, ThreadPools
 from server.settings.server import Settings
 from server.state import build_engine_config
-from server.threads import PoolName, ThreadPools
 
 LOOP, ALL = "loop", "all"
 Usage = dict[str, float]  # CPU seconds so far: of the event loop's thread, of the process, of each function in a thread

@@ -13,7 +13,6 @@ from server.api.dependencies import AnyCaller
 from server.api.health import find_readiness
 from server.errors import NotFound, ServerError
 from server.jobs.service import JobService
-from server.loop_watch import LoopWatch
 from server.metrics.readings import CardReader, Exposition, Reading, read_disk, read_pool, read_store
 from server.metrics.table import (
     BUILD_INFO,
@@ -25,10 +24,11 @@ from server.metrics.table import (
     READY,
     UPLOAD_BYTES,
 )
+from server.process.loop_watch import LoopWatch
+from server.process.threads import POOLS
 from server.security.origins import LOOPBACK_NAMES, host_of
 from server.settings.types import is_loopback
 from server.state import AppState
-from server.threads import POOLS
 from weights.version import read_version
 
 PATIENCE = 2.0  # seconds for what may take long; what takes longer is missing from the scrape

@@ -15,9 +15,9 @@ from server.images.encoding import EncodedImage, encode_one
 from server.images.signing import FileSigner
 from server.images.source import Sources
 from server.jobs.spec import PLACEHOLDER_URL
+from server.process.threads import ThreadPools
 from server.schema import issues_of
 from server.settings.engine import EngineSettings
-from server.threads import ThreadPools
 
 Params = GenerationParams | ImageToImageParams
 

@@ -17,8 +17,8 @@ from server import logs
 from server.cli.terminal.parsing import format_error, parse
 from server.cluster.session import Cluster, prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
-from server.data_folder import lock_data_folder, make_private
 from server.extras import missing_extra
+from server.process.data_folder import lock_data_folder, make_private
 from weights.durable_file import write_durably
 
 INSTALL = missing_extra("a cluster", "ray")

@@ -8,10 +8,10 @@ from alembic.util import CommandError
 from pydantic import Field
 
 from server.cli.terminal.parsing import format_error
-from server.data_folder import make_private
 from server.database.database import Database, explain_version, resolve_url
 from server.database.sqlite import FILE
 from server.errors import NotFound, StorageFailure
+from server.process.data_folder import make_private
 from server.settings.storage import DatabaseSettings
 
 

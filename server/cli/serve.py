@@ -14,13 +14,14 @@ from fastapi import FastAPI
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
-from server import logs, memory
+from server import logs
 from server.app import create_app
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.cli.terminal import banner
 from server.cli.terminal.parsing import format_error, parse
-from server.data_folder import lock_data_folder, make_private
 from server.errors import StorageFailure
+from server.process import memory
+from server.process.data_folder import lock_data_folder, make_private
 from server.settings.server import Settings
 from server.settings.types import find_unknown_variables
 from server.start_check import NotNow, check_data_folder

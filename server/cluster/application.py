@@ -26,7 +26,7 @@ from server.cluster.engine import Said, build_engine
 from server.cluster.settings import ClusterSettings
 from server.cluster.slots import CallLost, make_slots
 from server.cluster.watchdog import keep_watched
-from server.data_folder import make_private
+from server.process.data_folder import make_private
 from server.state import build_engine_config, build_patience
 
 NAME = "srpo"

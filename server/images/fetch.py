@@ -5,7 +5,7 @@ import http.client
 from urllib.parse import urljoin
 
 from server.outbound import Exchange, NotPublic, Unreachable
-from server.threads import ThreadPools
+from server.process.threads import ThreadPools
 
 MAX_BYTES = 50 * 2**20
 SECONDS = 10.0  # time limit of a whole download

@@ -9,8 +9,8 @@ from typing import BinaryIO
 from pipelines.fields import Size
 from server.images.decoding import UnusableImage, decode
 from server.images.fetch import Unfetchable, fetch
+from server.process.threads import ThreadPools
 from server.settings.limits import SOURCE_MEMORY
-from server.threads import ThreadPools
 
 MAX_DATA_URI = 10 * 2**20  # characters
 FILES = 8  # in memory at once

@@ -12,9 +12,9 @@ from typing import Self
 
 from pipelines.workers.pool import WorkerPool
 from server.errors import KeyLimitReached, KeyRateReached, UploadsFull
+from server.process.threads import ThreadPools
 from server.security.callers import Caller, Quota
 from server.security.rates import RequestRates
-from server.threads import ThreadPools
 
 RESERVED = 4  # one place of so many is kept for other keys, where no limit is set
 FREE, RECOVERY = 20.0, 3.0  # failures, and seconds

@@ -7,10 +7,10 @@ from typing import TypeVar
 import structlog
 
 from server.errors import StorageFailure
+from server.process.threads import ThreadPools
 from server.security.keys import KeyRing
 from server.security.models import KeyRecord
 from server.security.store import KeyStore
-from server.threads import ThreadPools
 
 INTERVAL = 2.0  # seconds: so long may a key that was revoked elsewhere still be used
 log = structlog.get_logger("srpo")

@@ -10,7 +10,7 @@ import secrets
 import structlog
 
 from server.errors import StorageFailure
-from server.threads import ThreadPools
+from server.process.threads import ThreadPools
 from server.usage.ledger import Reservation, UsageEntry, UsageLedger
 
 PATIENCE = 2.0  # seconds that a reply waits for its usage to be written

@@ -6,7 +6,7 @@ import sys
 from server.cli.cluster import REDEPLOY, operate, take_orders
 from server.cluster.session import prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
-from server.data_folder import lock_data_folder
+from server.process.data_folder import lock_data_folder
 
 
 def main() -> None:
