@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
@@ -25,11 +25,9 @@ from PIL import Image
 from structlog.testing import capture_logs
 from support.server import LiveServer, running
 
-from pipelines.engine.base import EngineInfo
+from bench.support.instant import InstantPool
 from pipelines.errors import QueueFull
-from pipelines.job import Job
 from pipelines.request import ImageRequest
-from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.settings.server import Settings
 from server.state import build_engine_config
@@ -607,26 +605,14 @@ def test_a_full_line_says_when_to_come_back(tuned: LiveServer) -> None:
             )
 
 
-class Broken(WorkerPool):
-    """A pool that takes nothing: `submit` raises what it was given."""
-
-    failure: Exception
-
-    async def start(self) -> None:
-        self._started = time.monotonic()
-        self._info = EngineInfo("tiny", "cpu", "float32", "f" * 32)
-
-    async def stop(self) -> None:
-        pass
-
-    def submit(self, request: ImageRequest, previews: object = None, channel: object = None, tenant: str = "") -> Job:
-        raise self.failure
-
-
 def post_to_broken(folder: Path, failure: Exception) -> httpx.Response:
+    """The reply of a server whose pool takes nothing, but raises `failure`."""
     settings = Settings(data_dir=folder, model="tiny")
-    pool = Broken(build_engine_config(settings))
-    pool.failure = failure
+
+    def fail(_: ImageRequest) -> NoReturn:
+        raise failure
+
+    pool = InstantPool(build_engine_config(settings), fail)
 
     async def post() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(settings, pool))

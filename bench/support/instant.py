@@ -17,7 +17,7 @@ Draw = Callable[[ImageRequest], tuple[int, int, bytes]]  # width, height, and th
 
 
 class InstantPool(WorkerPool):
-    """Every request is done when it is submitted, with what `draw` returns for it."""
+    """Every request is done when it is submitted, with what `draw` returns for it, or fails with what it raises."""
 
     def __init__(self, config: EngineConfig, draw: Draw) -> None:
         super().__init__(config)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import openai
@@ -18,11 +18,9 @@ from structlog.testing import capture_logs
 from support.pictures import open_image
 from support.server import PROMPT, START_LIMIT, LiveServer, free_port
 
+from bench.support.instant import InstantPool
 from pipelines import errors
-from pipelines.engine.base import EngineInfo
-from pipelines.job import Job
 from pipelines.request import ImageRequest
-from pipelines.workers.pool import WorkerPool
 from server.app import create_app
 from server.settings.server import Settings
 from server.state import build_engine_config
@@ -82,18 +80,8 @@ FAULTS: dict[str, Callable[[], Exception]] = {
 }
 
 
-class FailingPool(WorkerPool):
-    """A pool that fails each request in the way its prompt names."""
-
-    async def start(self) -> None:
-        self._started = time.monotonic()
-        self._info = EngineInfo("tiny", "cpu", "float32", "f" * 32)
-
-    async def stop(self) -> None:
-        pass
-
-    def submit(self, request: ImageRequest, previews: object = None, channel: object = None, tenant: str = "") -> Job:
-        raise FAULTS[request.prompt]()
+def fail_as_prompted(request: ImageRequest) -> NoReturn:
+    raise FAULTS[request.prompt]()
 
 
 @dataclass
@@ -111,7 +99,7 @@ def failing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failing
     settings = Settings(
         data_dir=tmp_path_factory.mktemp("failing"), model="tiny", api_keys=(KEY,), max_body=2**12, port=port
     )
-    app = create_app(settings, FailingPool(build_engine_config(settings)))
+    app = create_app(settings, InstantPool(build_engine_config(settings), fail_as_prompted))
 
     async def counted(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
