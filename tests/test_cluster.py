@@ -182,6 +182,14 @@ async def test_an_engine_that_would_draw_other_bytes_draws_none() -> None:
             await anext(call.messages())
 
 
+async def test_an_engine_whose_worker_dies_at_each_start_gives_up(tmp_path: Path) -> None:
+    (tmp_path / "die").touch()
+    config = EngineConfig(factory="support.scripted_engine:load", model="dying", models_dir=str(tmp_path))
+    service = EngineService(EnginePool(config, patience=Patience(max_deaths=2)), Patience(), beat=1.0)
+    with pytest.raises(EngineUnavailable, match="died in a row"):
+        await service.load()
+
+
 def test_a_process_that_stops_is_killed_so_that_its_device_is_free() -> None:
     program = (
         "import asyncio, os, signal\n"

@@ -145,15 +145,22 @@ async def test_a_worker_that_comes_back_on_another_device_is_refused(tmp_path: P
     (tmp_path / "card").write_text("H200")
     async with pool_of(model="placed", models_dir=tmp_path) as pool:
         (tmp_path / "card").write_text("RTX")
+        unfinished = pool.submit(ask("slow", SLOW))
+        await until(lambda: pool.status().running == 1)
         os.kill(pool.status().worker_pids[0], signal.SIGKILL)
         await until(pool.failed.is_set)
         failure = pool.status().failure
         assert failure == "the device has changed from cuda, H200 to cuda, RTX: start the server again"
+        with pytest.raises(Draining):  # for the server after this one, which waits for the last request
+            await result_of(unfinished)
+        with pytest.raises(NotReady):
+            pool.submit(ask())
 
 
-async def test_a_job_that_kills_its_worker_twice_fails_alone() -> None:
+@pytest.mark.parametrize("prompt", ["die", "lose"])
+async def test_a_job_that_kills_its_worker_twice_fails_alone(prompt: str) -> None:
     async with pool_of() as pool:
-        poison = pool.submit(ask("die"))
+        poison = pool.submit(ask(prompt))
         jobs = [pool.submit(ask("slow", steps=3, seed=index)) for index in range(1, 5)]
         with pytest.raises(WorkerCrashed):
             await result_of(poison)

@@ -58,13 +58,12 @@ class Activity:
             self._learn()
             self._current = kind, amount, time.monotonic()
 
-    def end(self, learn: bool = True) -> None:
-        """Nothing is going on. `learn`: how long it took is a measure for the next time."""
+    def end(self) -> None:
+        """Nothing is going on. How long it took is a measure for the next time."""
         if self._record >= 0:
             os.pwrite(self._record, b" " * RECORD, 0)
         with self._lock:
-            if learn:
-                self._learn()
+            self._learn()
             self._current = None
 
     @contextmanager
@@ -72,8 +71,9 @@ class Activity:
         self.begin(kind, amount, jobs)
         try:
             yield
-        except BaseException:
-            self.end(learn=False)
+        except BaseException:  # the record stays: where the device is lost, the process ends next
+            with self._lock:
+                self._current = None
             raise
         self.end()
 

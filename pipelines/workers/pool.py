@@ -95,9 +95,7 @@ class WorkerPool:
         self._draining = True
         for task in self._watching:
             task.cancel()
-        for job in [*self._dispatcher.unfinished()]:
-            job.finish(Draining())
-        self._queue.clear()
+        self._give_up()
         await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
 
     def drain(self) -> None:
@@ -111,7 +109,7 @@ class WorkerPool:
         suspended = [supervisor.suspended or supervisor.failed for supervisor in self._supervisors]
         if all(suspended) and not self.failed.is_set():
             raise WorkersSuspended(self.status().eta)
-        if self._info is None:
+        if self._info is None or self.failed.is_set():
             status = self.status()
             raise NotReady(status.stage, status.progress, status.eta)
         if len(self._queue) + len(self._dispatcher.running()) >= self.capacity:
@@ -228,8 +226,15 @@ class WorkerPool:
     def on_failed(self, supervisor: EngineSupervisor) -> None:
         if all(other.failed for other in self._supervisors):
             self.failed.set()
+            self._give_up()
         else:
             log.error("worker_failed", device=supervisor.device, reason=supervisor.failure)
+
+    def _give_up(self) -> None:
+        """Nobody here draws any more: what is unfinished, another pool may carry out."""
+        for job in [*self._dispatcher.unfinished()]:
+            job.finish(Draining())
+        self._queue.clear()
 
     def requeue(self, jobs: list[Job], suspects: frozenset[str]) -> None:
         """Put the jobs of a dead worker back at the head of the queue.

@@ -61,7 +61,8 @@ async def draw_all(work: list[BatchItem], output: Output, settings: GenerateSett
     render = choose_renderer(os.environ) if settings.preview else None
     if settings.preview and render is None:
         raise CannotGenerate("this terminal is not known to show images or 24-bit colour; leave --preview out")
-    engine = build_engine_config(settings)
+    # Where there is a server's data folder, its choices and compiled kernels hold: the same bytes as the server's.
+    engine = build_engine_config(settings, settings.data_dir if settings.data_dir.is_dir() else None)
     if CHECKPOINTS[engine.model].embedded:
         print(f"srpo generate: {describe_substitute(settings, engine.model)}", file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -82,6 +83,8 @@ async def draw_all(work: list[BatchItem], output: Output, settings: GenerateSett
                     line = format_json(item, files, inspected) if settings.as_json else format_line(item, files)
                     print(line, flush=True)
                 except (PipelineError, UnusableImage) as error:
+                    if pool.failed.is_set():
+                        raise CannotGenerate(f"nothing more can be drawn: {pool.status().failure}") from error
                     failures += 1
                     if settings.as_json:
                         print(json.dumps({"files": [], "seed": item.params.seed, "error": str(error)}), flush=True)

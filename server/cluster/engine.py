@@ -28,11 +28,12 @@ class EngineUnavailable(Exception):
 
 
 async def wait_ready(pool: WorkerPool) -> None:
-    """Until it can draw. Raises `EngineUnavailable` if its model cannot be loaded, and stops it."""
+    """Until it can draw. Raises `EngineUnavailable` if its model cannot be loaded, or each worker dies of it."""
     while (status := pool.status()).state != "ready":
-        if status.state == "failed":
+        if status.state in ("failed", "suspended"):
             await pool.stop()
-            raise EngineUnavailable(f"the model cannot be loaded: {status.failure}")
+            reason = status.failure or "its worker dies again and again"
+            raise EngineUnavailable(f"the model cannot be loaded: {reason}")
         await asyncio.sleep(0.1)
 
 

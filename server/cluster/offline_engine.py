@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipelines.errors import NotReady, PipelineError, WorkersSuspended
+from pipelines.errors import Draining, NotReady, PipelineError, WorkersSuspended
 from pipelines.request import MAX_DRAWN_SEED
 from pipelines.workers.pool import WorkerPool
 from server.batch.bucket import BatchBucket
@@ -34,7 +34,8 @@ class OfflineEngine:
     """`url` and `endpoint` are the bucket's; its credentials come from this process's environment."""
 
     def __init__(self, settings: EngineSettings, url: str, endpoint: str | None, factory: str | None = None) -> None:
-        config = build_engine_config(settings)
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config = build_engine_config(settings, settings.data_dir)
         if factory is not None:
             config = replace(config, factory=factory)
         self._settings = settings
@@ -94,7 +95,7 @@ class OfflineEngine:
             try:
                 inspected = await self._drawing.draw(item)
                 break
-            except (NotReady, WorkersSuspended) as error:  # its own worker is being replaced
+            except (Draining, NotReady, WorkersSuspended) as error:  # its own worker is being replaced
                 if self._pool.failed.is_set() or time.monotonic() - begun > STUCK:
                     raise EngineUnavailable(str(error)) from error
                 await asyncio.sleep(0.5)

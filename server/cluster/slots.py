@@ -12,9 +12,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import structlog
 
+from pipelines.duties import keep_up
 from pipelines.engine.base import EngineInfo
 from pipelines.errors import CannotSleep
 from pipelines.job import Job
@@ -66,7 +68,7 @@ class Fleet:
         self.info: EngineInfo | None = None
         self.ready = 0
         self.most_ready = 0  # so far
-        self.lost: dict[str, int] = {}  # calls of a job
+        self.lost: WeakKeyDictionary[Job, int] = WeakKeyDictionary()  # calls of a job
         self.started = time.monotonic()
         self.slots: Sequence[EngineSlot] = ()
 
@@ -119,7 +121,7 @@ class EngineSlot:
 
     async def start(self) -> None:
         if self._number == 0:
-            self._watching = asyncio.create_task(self._fleet.watch())
+            self._watching = asyncio.create_task(keep_up("engines", self._fleet.watch))
 
     async def stop(self) -> None:
         tasks = [*self._calls.values(), *([self._watching] if self._watching else [])]
@@ -149,12 +151,10 @@ class EngineSlot:
 
     def cancel(self, job: Job) -> None:
         if self.running.pop(job.id, None) is not None:
-            self._fleet.lost.pop(job.id, None)
             self._calls[job.id].cancel()
 
     def release(self, job: Job) -> None:
         del self.running[job.id]
-        self._fleet.lost.pop(job.id, None)
 
     def watch(self) -> None:
         """Nothing to do: each call has its own clock."""
@@ -231,7 +231,7 @@ class EngineSlot:
         is given up at the third.
         """
         self._lost += 1
-        lost = self._fleet.lost[job.id] = self._fleet.lost.get(job.id, 0) + begun
+        lost = self._fleet.lost[job] = self._fleet.lost.get(job, 0) + begun
         log.warning("engine_call_lost", job=job.id, times=lost, begun=begun, reason=reason)
         self._fleet.callbacks.requeue([job], frozenset({job.id} if lost > 1 else ()))
 

@@ -1,9 +1,10 @@
 """An engine without torch for the pool's tests: it does what the prompt says.
 
 Up to `limit` samples of one size share a step. `die` ends the process in the first step, `die-once FILE` only if FILE
-does not exist yet, `hang` never finishes a step, `raise`, `raise at STEP` and `oom` fail, `crowd-oom` fails in company
-only, `slow` takes 50 ms a step; `gated FOLDER` adds a byte to FOLDER/begun at each step and waits until FOLDER/allowed
-is as long. Pixels are the seed's last byte, or the source's own. The fingerprint is SCRIPTED_FINGERPRINT.
+does not exist yet, `lose` fails so that only a new process helps, `hang` never finishes a step, `raise`, `oom` and
+`raise at STEP` fail, `crowd-oom` fails in company only, `slow` takes 50 ms a step; `gated FOLDER` adds a byte to
+FOLDER/begun at each step and waits until FOLDER/allowed is as long. Pixels are the seed's last byte, or the source's
+own. The fingerprint is SCRIPTED_FINGERPRINT.
 """
 
 import os
@@ -15,6 +16,10 @@ from pathlib import Path
 from pipelines.engine.base import EngineConfig, EngineInfo, EngineStatistics, Pixels, Report, StartAgain, Thumbnail
 from pipelines.errors import OutOfMemory
 from pipelines.request import ImageRequest
+
+
+class DeviceLost(Exception):
+    """As CUDA's errors after which the process can use the device no more."""
 
 
 @dataclass(eq=False)
@@ -43,6 +48,8 @@ class ScriptedEngine:
                 case ["die-once", marker] if not Path(marker).exists():
                     Path(marker).touch()
                     os.kill(os.getpid(), signal.SIGKILL)
+                case ["lose"]:
+                    raise DeviceLost
                 case ["hang"]:
                     time.sleep(3600)
                 case ["raise"]:
@@ -85,8 +92,8 @@ class ScriptedEngine:
     def statistics(self) -> EngineStatistics:
         return EngineStatistics({}, {})
 
-    def failure(self, error: Exception) -> str:
-        return "GenerationFailed"
+    def failure(self, error: Exception) -> str | None:
+        return None if isinstance(error, DeviceLost) else "GenerationFailed"
 
 
 def load(config: EngineConfig, report: Report) -> ScriptedEngine:
