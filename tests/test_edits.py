@@ -134,6 +134,11 @@ def test_a_body_that_is_no_form_is_said(server: Scripted) -> None:
     for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
         reply = httpx.post(url, content=b"\r\n--y\r\nnonsense", headers={"content-type": kind})
         assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_form")
+    field = b'--x\r\ncontent-disposition: form-data; name="prompt"\r\n\r\n!\r\n--x--\r\n'
+    for charset, code in (("punycode", "invalid_form"), ("unicode_escape", "invalid_form"), ("UTF-8", "required")):
+        kind = f"multipart/form-data; boundary=x; charset={charset}"
+        reply = httpx.post(url, content=field, headers={"content-type": kind})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, code)
     refused(httpx.post(url, files={"prompt": (None, "x")}), "image", "required")
     many = {f"field{number}": (None, "x") for number in range(101)}
     assert httpx.post(url, files=many).json()["error"]["code"] == "invalid_form"

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -24,6 +25,7 @@ from server.transport.json_body import chunks_of, expect_body
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`
 NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII)
+UTF8 = (b"utf-8", b"utf8")
 MAX_FIELDS = 100
 PIECE = 2**20
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # its warnings quote the body
@@ -67,6 +69,9 @@ async def read_form(request: Request, settings: Settings, upload: Upload) -> For
 
 async def parse(request: Request, max_text: int, max_picture: int, upload: Upload) -> FormData:
     """Every part; files are on disk. A refused body is read to its end: a client that still sends reads no reply."""
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if parameters.get(b"charset", b"utf-8").lower() not in UTF8:  # Python's other codecs may take hours for a field
+        raise invalid_form("its charset is not utf-8", "a form in utf-8", "another charset")
     limit = max_text + max_picture
     body = chunks_of(request, limit, f"The form, with a picture of at most {max_picture:,} bytes,", upload)
     limits = {"max_files": MAX_FIELDS, "max_fields": MAX_FIELDS, "max_part_size": limit}
@@ -75,12 +80,14 @@ async def parse(request: Request, max_text: int, max_picture: int, upload: Uploa
     except MultiPartException as error:
         async for _ in body:
             pass
-        problem = f"the body is not a valid form: {error.message}"
-        raise invalid_request(
-            problem, code="invalid_form", expected="a multipart form", received="a broken one"
-        ) from error
+        raise invalid_form(error.message, "a multipart form", "a broken one") from error
     except OSError as error:
         raise StorageFull from error
+
+
+def invalid_form(problem: str, expected: str, received: str) -> InvalidRequest:
+    message = f"the body is not a valid form: {problem}"
+    return invalid_request(message, code="invalid_form", expected=expected, received=received)
 
 
 def find_pictures(files: list[tuple[str, UploadFile]], limit: int) -> list[BinaryIO]:

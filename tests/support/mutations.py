@@ -41,6 +41,7 @@ HEADERS = (
 HEADER_VALUES = (
     "", "respond-async", "a" * 300, "Bearer secret-key", "Bearer \xff\xfe", "bytes=0-0", "bytes=0-0,2-3", "bytes=-0",
     "bytes=--1", "bytes=" + "0-0," * 500, "application/json", "multipart/form-data; boundary=b", "multipart/form-data",
+    "multipart/form-data; boundary=b; charset=punycode",
     "text/plain; charset=\xff", "gzip", "chunked", "100-continue", "127.0.0.1", "evil.example", "http://evil.example",
     "\x0b", "*", "W/\"x\"", "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "-1", "99999999999999999999", "http://[::1]/",
 )  # fmt: skip
