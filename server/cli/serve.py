@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
         log.warning("unknown_setting", name=name, nearest=nearest)
     try:
         make_private(settings.data_dir)
+        lock = lock_data_folder(settings.data_dir)  # before anything looks into it: the store sweeps what has expired
         app = create_app(settings)
-        lock = lock_data_folder(settings.data_dir)
         check_data_folder(settings.data_dir, settings.damaged_data, app.state.app_state.database)
         app.state.app_state.key_service.load()
         listeners = [listen(settings.host, settings.port, "--port")]
