@@ -123,14 +123,18 @@ async def answer(
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
     identity = await identify_try(call, fields, translated) if webhook is None else None
     if identity and (shared := call.jobs.joins.find(identity, request.headers[TRIES])):
+        del body  # with its source picture: the first try has it
+        translated.native.clear()
+        fields.clear()
+        call.upload.close()
         return await finished_reply(call, shared, {"idempotent-replayed": "true"})
-    await check_prompt(body.prompt, state)
     base_url = state.origins.base_url(request.scope, request.headers)
     spec = JobSpec(translated, body, base_url, picture, trace=trace_context.get())
     if prefers_async(request) or "idempotency-key" in request.headers or webhook is not None:
         spec = replace(spec, webhook=webhook)
         return await answer_with_job(call, spec, fields)
     with call.jobs.joins.starting(identity):
+        await check_prompt(body.prompt, state)
         building = spec.build_request(state)
         image_request = await (cancel_on_disconnect(building, request.receive) if spec.has_source else building)
         generation = await start_generation(call, spec.drop_source(), image_request)

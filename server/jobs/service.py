@@ -18,7 +18,7 @@ from pipelines.job import Progress
 from pipelines.request import ImageRequest
 from server.errors import Gone, KeyReused, NotFound, StorageFailure
 from server.jobs.delivery import restore_reply
-from server.jobs.generation import Generation
+from server.jobs.generation import Generation, check_prompt
 from server.jobs.joining import Joins
 from server.jobs.leases import JobLeases
 from server.jobs.models import ACCEPTED, EXPIRED, SUCCEEDED, JobRecord, WebhookDelivery
@@ -80,7 +80,7 @@ class JobService:
         Raises `KeyReused`, `StorageFull`, `StorageBusy`, and what `Generation.start` raises before any work.
         """
         if key is None:
-            request = await spec.build_request(self._state)
+            request = await self._build_request(spec)
             admission = asyncio.ensure_future(self._admit(spec, request, caller, None, body_hash))
             return await asyncio.shield(admission), False  # a row without its generation would wait for a restart
         return await asyncio.shield(asyncio.ensure_future(self._accept_once(spec, caller, key, body_hash)))
@@ -173,13 +173,17 @@ class JobService:
         async with lock:  # a source picture is not fetched for a second answer
             if known := await self._find_key(caller.owner, key, body_hash):
                 return known, True
-        request = await spec.build_request(self._state)
+        request = await self._build_request(spec)
         while True:
             async with lock:
                 if known := await self._find_key(caller.owner, key, body_hash):
                     return known, True
                 with suppress(KeyTaken):  # another server was quicker: its job is the one to find
                     return await self._admit(spec, request, caller, key, body_hash), False
+
+    async def _build_request(self, spec: JobSpec) -> ImageRequest:
+        await check_prompt(spec.body.prompt, self._state)
+        return await spec.build_request(self._state)
 
     async def _find_key(self, owner: str, key: str, body_hash: str) -> JobRecord | None:
         record = await self.pools.run("ledger", self._store.find_key, owner, key)
