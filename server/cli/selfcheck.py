@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -20,7 +19,6 @@ from server.state import build_engine_config
 class SelfcheckSettings(EngineSettings):
     """Draw the fixed pictures, and compare them with earlier ones in the data folder. The first ones are stored."""
 
-    data_dir: Path = Field(Path("data"), description="the server's folder for images and other state")
     renew: bool = Field(False, description="forget earlier pictures and failed optimizations; store new ones")
 
 
@@ -42,7 +40,7 @@ def forget_results(data_dir: Path) -> None:
 
 async def compare_pictures(settings: SelfcheckSettings, cache: TuningCache) -> int:
     known = cache.section(SECTION)
-    engine = replace(build_engine_config(settings), tuning_cache=str(cache.path.absolute()))
+    engine = build_engine_config(settings, settings.data_dir)
     pool = WorkerPool(engine, devices=settings.devices)
     await pool.start()
     try:

@@ -4,12 +4,12 @@ Replicas read their settings from the environment of their node, so that no key 
 """
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fastapi import FastAPI
@@ -92,9 +92,9 @@ class ApiReplica:
         self._engines = RayEngines(engine)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        folder = Path(tempfile.mkdtemp(prefix="srpo-api-"))  # truth is in the database and the bucket
-        make_private(folder)
-        settings = ClusterSettings().model_copy(update={"data_dir": folder})
+        self._folder = TemporaryDirectory(prefix="srpo-api-")  # truth is in the database and the bucket
+        settings = ClusterSettings().model_copy(update={"data_dir": Path(self._folder.name)})
+        make_private(settings.data_dir)
         logs.configure(settings)
         pool = WorkerPool(
             build_engine_config(settings),
@@ -112,10 +112,9 @@ class EngineReplica:
 
     async def __init__(self, factory: str | None) -> None:  # type: ignore[misc]  # Serve awaits it
         settings = ClusterSettings()
-        folder = Path(tempfile.mkdtemp(prefix="srpo-engine-"))
-        make_private(folder)
+        make_private(settings.data_dir)
         logs.configure(settings)
-        config = replace(build_engine_config(settings), log_format=logs.log_format_of(settings))
+        config = replace(build_engine_config(settings, settings.data_dir), log_format=logs.log_format_of(settings))
         if factory is not None:
             config = replace(config, factory=factory)
         self._watched = asyncio.create_task(keep_watched(STANDSTILL * settings.engine_timeout))

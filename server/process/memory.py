@@ -18,9 +18,3 @@ def fix_thresholds() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, THRESHOLD)
-
-
-def trim() -> None:
-    """Give back what is free inside the heap; takes milliseconds."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

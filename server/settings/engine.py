@@ -18,6 +18,11 @@ from weights.lora_file import parse_lora
 class EngineSettings(WorkerSettings):
     """What is served, and on what: the settings that `srpo serve` and `srpo generate` share."""
 
+    data_dir: Path = Field(
+        Path("data"),
+        description="folder for images and other state, with what was measured about the device; only one server at a "
+        "time can use it",
+    )
     models_dir: Path = Field(Path("models"), description="folder with the model files")
     model: str = Field(
         "auto",

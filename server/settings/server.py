@@ -27,9 +27,6 @@ class Settings(
         description="the server's address as clients see it, if it runs behind a proxy or in a container; image URLs "
         "begin with it",
     )
-    data_dir: Path = Field(
-        Path("data"), description="folder for images and other state; only one server at a time can use it"
-    )
     api_keys: Keys = Field(
         (),
         description="keys that clients may use, separated by commas; none: every client on this machine may use the "
