@@ -301,6 +301,22 @@ def test_a_job_that_another_engine_finishes_says_so(
     assert then not in str(fresh["timings"])
 
 
+def test_what_waits_for_the_model_after_a_restart_is_cancelled_at_once_or_left_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    gate = Gate(tmp_path / "gate")
+    with Scripted(tmp_path) as server:
+        first, second, third = (accept(server, prompt=gate.prompt, seed=seed)["id"] for seed in (1, 2, 3))
+    with Scripted(tmp_path, loading=True) as server:
+        assert call(server, "DELETE", f"/v1/jobs/{third}").json()["status"] == "cancelled"
+        assert {call(server, "GET", f"/v1/jobs/{job}").json()["status"] for job in (first, second)} == {"queued"}
+    gate.allow(100)
+    with Scripted(tmp_path) as server:
+        assert {ended(server, job)["status"] for job in (first, second)} == {"succeeded"}
+        assert ended(server, third)["status"] == "cancelled"
+
+
 # --- the database and its command ------------------------------------------------------------------------------------
 
 

@@ -141,6 +141,8 @@ def test_a_job_waits_for_a_store_that_is_away_and_a_plain_request_is_told(
             assert within(START_LIMIT, lambda: "image store cannot be reached" in reason(server))
             refused = call(server, "POST", PATH, json=BODY | {"prompt": "quick"})
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+            unwanted = accept(server, prompt="quick", seed=8)
+            assert call(server, "DELETE", f"/v1/jobs/{unwanted}").json()["status"] == "cancelled"
             network.mode = "pass"
             done = ended(server, identity)
             assert done["status"] == "succeeded"

@@ -102,6 +102,13 @@ class WorkerPool:
         """Accept no new jobs; accepted ones are finished."""
         self._draining = True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `submit` is worth a try now: unlike a refusal, the question promises nobody a place in the line."""
+        able = self._info is not None and any(not (one.suspended or one.failed) for one in self._supervisors)
+        room = self.capacity - len(self._queue) - len(self._dispatcher.running())
+        return self._draining or self.failed.is_set() or (able and room > 0)
+
     def check_capacity(self) -> None:
         """Raise what `submit` would raise now: `NotReady`, `WorkersSuspended`, `Draining` or `QueueFull`."""
         if self._draining:

@@ -9,7 +9,6 @@ from typing import Any, BinaryIO
 
 import structlog
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from pipelines.request import ImageRequest
@@ -18,7 +17,7 @@ from server.aliases import TranslatedRequest, translate
 from server.api.dependencies import Drawer, JobsDep
 from server.api.edits import read_edit
 from server.api.events import EventPosition, stream_generation, stream_job
-from server.api.jobs import describe_whole_job, poll_url
+from server.api.jobs import poll_url, reply_with_job
 from server.api.openapi import EDITS, GENERATION
 from server.errors import invalid_request
 from server.jobs.generation import Generation, check_prompt, reply_headers, start_headers
@@ -229,8 +228,13 @@ async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> 
 
 async def accepted_reply(call: Call, record: JobRecord, headers: dict[str, str]) -> Response:
     """202, and where the job is."""
-    job = await describe_whole_job(call.request, call.state, call.jobs, record, call.jobs.active(record.id))
-    return JSONResponse(job, 202, {"location": job["poll_url"], "preference-applied": "respond-async"} | headers)
+    headers = headers | {
+        "location": poll_url(call.request, call.state, record),
+        "preference-applied": "respond-async",
+    }
+    return await reply_with_job(
+        call.request, call.state, call.jobs, record, call.jobs.active(record.id), status=202, headers=headers
+    )
 
 
 def job_stream(call: Call, spec: JobSpec, record: JobRecord, headers: dict[str, str]) -> EventStream:

@@ -1,6 +1,7 @@
 """Jobs on the wire: looked at, watched, cancelled, listed. The words are docs/streaming.md's."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -54,13 +55,13 @@ async def list_jobs(
 @router.get("/v1/jobs/{identity}", **JOB)
 async def get_job(request: Request, state: State, jobs: JobsDep, owner: Owner, identity: str) -> Response:
     """One job; with its reply when it has one."""
-    return JSONResponse(await describe_whole_job(request, state, jobs, *await jobs.find(identity, owner)))
+    return await reply_with_job(request, state, jobs, *await jobs.find(identity, owner))
 
 
 @router.delete("/v1/jobs/{identity}", **JOB)
 async def cancel_job(request: Request, state: State, jobs: JobsDep, owner: Owner, identity: str) -> Response:
     """Cancel a job within a step. Idempotent: one that has ended stays as it is."""
-    return JSONResponse(await describe_whole_job(request, state, jobs, await jobs.cancel(identity, owner), None))
+    return await reply_with_job(request, state, jobs, await jobs.cancel(identity, owner), None)
 
 
 @router.get("/v1/webhooks/secret", include_in_schema=False)
@@ -87,15 +88,22 @@ def poll_url(request: Request, state: AppState, record: JobRecord) -> str:
     return f"{state.origins.base_url(request.scope, request.headers)}/v1/jobs/{record.id}"
 
 
-async def describe_whole_job(
-    request: Request, state: AppState, jobs: JobService, record: JobRecord, active: ActiveJob | None
-) -> dict[str, Any]:
+async def reply_with_job(
+    request: Request,
+    state: AppState,
+    jobs: JobService,
+    record: JobRecord,
+    active: ActiveJob | None,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
     """A job with its reply or its error, when it has ended. Raises `Gone` if they hold images that have expired."""
     job = describe_job(request, state, record, active)
-    if record.state != ACCEPTED:
-        outcome = await jobs.read_outcome(record)
-        job["reply" if record.state == SUCCEEDED else "error"] = json.loads(outcome)
-    return job
+    if record.state == ACCEPTED:
+        return JSONResponse(job, status, headers)
+    name, outcome = "reply" if record.state == SUCCEEDED else "error", await jobs.read_outcome(record)
+    content = await state.pools.run("encoding", lambda: f'{json.dumps(job)[:-1]}, "{name}": {outcome}}}'.encode())
+    return Response(content, status, headers, "application/json")  # the outcome, of up to 100 MB, is JSON as it is
 
 
 def describe_job(request: Request, state: AppState, record: JobRecord, active: ActiveJob | None) -> dict[str, Any]:

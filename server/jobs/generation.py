@@ -60,6 +60,7 @@ class Generation:
         self._durable = durable
         self._meter = GenerationMeter(state.metrics, state.traces, request, spec.body.model, spec.trace)
         self._replying = False
+        self._cancelled = False
 
     @classmethod
     def start(
@@ -89,6 +90,7 @@ class Generation:
 
     def cancel(self) -> None:
         """Stop the work within a step; nothing to do if it has ended."""
+        self._cancelled = True
         self._state.pool.cancel(self.job)
         if not self._replying:
             self._meter.fail(Cancelled())
@@ -163,7 +165,10 @@ class Generation:
         return [item for item, _ in delivered]
 
     async def _put(self, image: EncodedImage) -> StoredImage:
-        """Store an image; that of a job as soon as the store takes it. Raises `Draining` if the server ends before."""
+        """Store an image; that of a job as soon as the store takes it.
+
+        Raises `Draining` or `Cancelled` if the server or the job ends before.
+        """
         pause = FIRST_PAUSE
         while True:
             try:
@@ -173,6 +178,8 @@ class Generation:
                     raise
                 if self._state.pool.status().state == "draining":
                     raise Draining from error
+                if self._cancelled:
+                    raise Cancelled from error
                 log.error("image_not_stored", error=type(error).__name__, again_in=pause)
             await asyncio.sleep(pause)
             pause = min(MAX_PAUSE, 2 * pause)

@@ -7,7 +7,7 @@ import asyncio
 
 import structlog
 
-from pipelines.errors import Cancelled, Draining, NotReady, PipelineError, QueueFull, WorkersSuspended
+from pipelines.errors import Draining, NotReady, PipelineError, QueueFull, WorkersSuspended
 from server.errors import ServerError, StorageFailure
 from server.jobs.generation import Generation
 from server.jobs.runner import ActiveJob, JobRunner
@@ -22,31 +22,41 @@ REREAD = 1.0  # seconds between two tries to read its source picture
 
 
 async def resume_jobs(jobs: list[ActiveJob], runner: JobRunner, store: JobStore, state: AppState) -> None:
-    """Hand every job to the runner, as soon as the pool has room for it."""
-    for job in jobs:
-        try:
-            generation = await start_again(job, store, state)
-        except Draining:
-            return
-        except (PipelineError, ServerError) as error:
-            await runner.refuse(job, error)
-            continue
-        except Exception as error:
+    """Hand every job to the runner, as soon as the pool has room for it; to the next server where this one ends."""
+    try:
+        for job in jobs:
+            await resume_job(job, runner, store, state)
+    except Draining:
+        pass
+    finally:
+        for job in jobs:
+            runner.give_back(job)
+
+
+async def resume_job(job: ActiveJob, runner: JobRunner, store: JobStore, state: AppState) -> None:
+    """Raises `Draining`."""
+    try:
+        generation = await start_again(job, store, state)
+    except Draining:
+        raise
+    except Exception as error:
+        if not isinstance(error, PipelineError | ServerError):
             log.error("job_not_resumed", job=job.record.id, exc_info=error)
-            await runner.refuse(job, error)
-            continue
-        if generation is None:
-            await runner.refuse(job, Cancelled())
-        else:
+        runner.refuse(job, error)
+    else:
+        if generation is not None:
             runner.run(job, generation)
 
 
 async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Generation | None:
-    """The job's generation when the pool admits it; None if the job is cancelled before."""
+    """The job's generation when the pool admits it; None if the job is cancelled before, which has ended it."""
     assert job.record.request is not None
     spec = JobSpec.from_json(job.record.request, state.served)
     request = spec.rebuild_request(state.served, await read_source(job, store, state))
     while not job.cancelled:
+        if not state.pool.has_room:
+            await asyncio.sleep(RETRY)
+            continue
         try:
             return Generation.start(state, spec, request, Caller(job.record.owner), resumed=True, durable=True)
         except (NotReady, QueueFull, WorkersSuspended):
@@ -56,9 +66,10 @@ async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Gener
 
 async def read_source(job: ActiveJob, store: JobStore, state: AppState) -> bytes:
     """The source's pixels, as soon as the database gives them: its failure is not the job's."""
-    while True:
+    while not job.cancelled:
         try:
             return await state.pools.run("ledger", store.source, job.record.id)
         except StorageFailure as error:
             log.error("source_not_read", job=job.record.id, error=type(error).__name__, again_in=REREAD)
             await asyncio.sleep(REREAD)
+    return b""

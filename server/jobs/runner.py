@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import structlog
 
@@ -71,19 +71,34 @@ class JobRunner:
     def run(self, job: ActiveJob, generation: Generation) -> None:
         """Carry out an admitted job in the background."""
         job.generation.set_result(generation)
-        task = asyncio.ensure_future(self._run(job, generation))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._begin(self._run(job, generation))
 
-    async def refuse(self, job: ActiveJob, error: Exception) -> None:
-        """End a job that is not going to be admitted."""
-        job.generation.set_result(None)
-        await self._fail(job, error)
+    def cancel(self, job: ActiveJob) -> None:
+        """Cancel a job. One that waits to be admitted does not wait any more."""
+        job.cancel()
+        self.refuse(job, Cancelled())
+
+    def refuse(self, job: ActiveJob, error: Exception) -> None:
+        """End a job, in the background, unless it has been admitted."""
+        if not job.generation.done():
+            job.generation.set_result(None)
+            self._begin(self._fail(job, error))
+
+    def give_back(self, job: ActiveJob) -> None:
+        """Leave a job that has not been admitted to the server after this one."""
+        if not job.generation.done():
+            job.generation.set_result(None)
+            self._abandon(job, Draining())
 
     async def stop(self) -> None:
         """Wait until every job has ended. Call it when the pool has stopped: what is unfinished stays so."""
         self._stopping.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _run(self, job: ActiveJob, generation: Generation) -> None:
         try:

@@ -161,7 +161,7 @@ class JobService:
         """Cancel a job; one that has ended stays as it is."""
         record, job = await self.find(identity, owner)
         if job is not None:
-            job.cancel()
+            self._runner.cancel(job)
         elif record.state == ACCEPTED:  # another server's, which looks for this
             await self.pools.run("ledger", self._store.cancel, identity)
         else:

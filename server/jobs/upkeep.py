@@ -73,7 +73,7 @@ class Upkeep:
     def _cancel(self, identities: set[str]) -> None:
         """Stop the work of jobs that were cancelled elsewhere, or taken over."""
         for identity in identities & set(self._runner.active):
-            self._runner.active[identity].cancel()
+            self._runner.cancel(self._runner.active[identity])
 
     async def _renew_leases(self) -> None:
         if self._runner.active and time.monotonic() > self._renewed + self._leases.seconds / RENEWALS:
