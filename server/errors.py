@@ -157,7 +157,7 @@ class StorageFull(StorageFailure):
     retry_after = 30.0  # seconds
 
     def __init__(self) -> None:
-        super().__init__("The image could not be stored: the server's disk is full or not writable.")
+        super().__init__("The server could not write: its disk is full or not writable. Try again later.")
 
 
 class StorageBusy(StorageFailure):
@@ -171,7 +171,7 @@ class StorageDamaged(StorageFailure):
     retry_after = 30.0  # seconds
 
     def __init__(self) -> None:
-        super().__init__("The job database is damaged.")
+        super().__init__("The job database is damaged. The server's operator finds in docs/upkeep.md what to do.")
 
 
 class DatabaseUnavailable(StorageFailure):

@@ -147,7 +147,7 @@ def short(value: Any) -> str:
 
 
 class ImageItem(BaseModel):
-    """One image. Exactly one of `url` and `b64_json` is there; never a null."""
+    """One image. `url` or `b64_json` is there, or both where `response_format` says so; never a null."""
 
     url: str | None = Field(None, description="Where the file is, or a data URI under sync_mode.")
     b64_json: str | None = Field(None, description="The file in base64, under response_format b64_json.")

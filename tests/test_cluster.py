@@ -165,11 +165,12 @@ async def test_waiting_for_an_engine_is_no_silence() -> None:
         assert engines.calls == 2
 
 
-async def test_cancelling_ends_the_work_at_the_engine() -> None:
+async def test_an_engine_knows_whose_the_work_is_and_cancelling_ends_it() -> None:
     async with running() as (pool, _, engine):
-        job = pool.submit(ask("slow", steps=50))
+        job = pool.submit(ask("slow", steps=50), tenant="somebody")
         while not engine.status().running:
             await asyncio.sleep(0.01)
+        assert len(engine.unfinished_of("somebody")) == 1
         pool.cancel(job)
         while engine.status().running:
             await asyncio.sleep(0.01)

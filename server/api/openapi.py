@@ -21,10 +21,10 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     for status, text in {
         400: "A field is wrong; `error.param` names it.",
         401: "The API key is missing or wrong.",
-        403: "The request comes from a foreign page and the server has no keys.",
+        403: "The key's quota is spent or it lacks the scope, or a foreign page asks a server without keys.",
         408: "The body did not arrive in time.",
         413: "The body is too large.",
-        429: "The queue is full; `retry-after` says when to come back.",
+        429: "The queue is full, or the key's rate is reached; `retry-after` says when to come back.",
         500: "The image could not be generated.",
         503: "The model is loading, or the server is shutting down.",
         504: "The request did not finish in time.",

@@ -80,9 +80,10 @@ class RayEngines:
             async with asyncio.timeout(DESCRIBE_LIMIT):
                 return EngineInfo(**await self._handle.describe.remote())
 
-    def draw(self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str) -> RayCall:
-        call = self._handle.options(stream=True).draw.remote(request, pixels, previews, fingerprint)
-        return RayCall(call)
+    def draw(
+        self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str, tenant: str
+    ) -> RayCall:
+        return RayCall(self._handle.options(stream=True).draw.remote(request, pixels, previews, fingerprint, tenant))
 
 
 class ApiReplica:

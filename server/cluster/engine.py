@@ -78,17 +78,18 @@ class EngineService:
         return asdict(info)
 
     async def draw(
-        self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str
+        self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str, tenant: str = ""
     ) -> AsyncIterator[Said]:
         """What the worker says of the request, to `done` or `failed`; `alive` at the beginning and in each pause.
 
         Raises `EngineUnavailable` where it should be asked of another replica: too, if this one would draw other bytes
-        than those of `fingerprint`. Closing the iterator ends the work within a step.
+        than those of `fingerprint`. Tenants take turns, as at one server. Closing the iterator ends the work within a
+        step.
         """
         if self.describe()["fingerprint"] != fingerprint:
             raise EngineUnavailable("this engine draws other bytes than the one that was described")
         try:
-            job = self._pool.submit(ImageRequest.from_json(request, pixels), PreviewPlan(**previews))
+            job = self._pool.submit(ImageRequest.from_json(request, pixels), PreviewPlan(**previews), tenant=tenant)
         except PipelineError as error:
             raise EngineUnavailable(type(error).__name__) from None
         queue = self._pool.hear(job)

@@ -55,7 +55,9 @@ class Engines(Protocol):
         """Any of them. Raises `CallLost`."""
         ...
 
-    def draw(self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str) -> Call: ...
+    def draw(
+        self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str, tenant: str
+    ) -> Call: ...
 
 
 class Fleet:
@@ -193,9 +195,8 @@ class EngineSlot:
     async def _draw(self, job: Job) -> None:
         fleet, source = self._fleet, job.request.source
         assert fleet.info is not None
-        call = fleet.engines.draw(
-            job.request.to_json(), source.pixels if source else b"", asdict(job.previews), fleet.info.fingerprint
-        )
+        pixels, previews = source.pixels if source else b"", asdict(job.previews)
+        call = fleet.engines.draw(job.request.to_json(), pixels, previews, fleet.info.fingerprint, job.tenant)
         try:
             await self._follow(job, call)
         except CallLost as error:

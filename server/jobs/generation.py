@@ -74,7 +74,7 @@ class Generation:
         durable: bool = False,
         reservation: str | None = None,
     ) -> Self:
-        """Submit the caller's request. Raises `NotReady`, `Draining` or `QueueFull` before any work.
+        """Submit the caller's request. Raises what the pool's `submit` does, before any work.
 
         Raises `KeyLimitReached` too, unless the request is `resumed`: it has been accepted before. `durable`: it is a
         job's, which is not lost where its images cannot be stored for a time, and whose usage is written with its end.
