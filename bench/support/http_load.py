@@ -35,9 +35,10 @@ class Connection:
         body = await reader.readexactly(length)
         return Reply(int(head.split(maxsplit=2)[1]), time.perf_counter() - start, body)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
+            await self._streams[1].wait_closed()
 
 
 def make_post(body: dict[str, Any], path: str = GENERATIONS) -> bytes:
@@ -56,7 +57,7 @@ async def send_in_turn(port: int, messages: Sequence[bytes]) -> list[Reply]:
     try:
         return [await connection.send(message) for message in messages]
     finally:
-        connection.close()
+        await connection.close()
 
 
 async def send_from_clients(port: int, message: bytes, clients: int, seconds: float) -> list[Reply]:
@@ -70,7 +71,7 @@ async def send_from_clients(port: int, message: bytes, clients: int, seconds: fl
             while not replies or time.perf_counter() < end:
                 replies.append(await connection.send(message))
         finally:
-            connection.close()
+            await connection.close()
         return replies
 
     return [reply for replies in await asyncio.gather(*(keep_sending() for _ in range(clients))) for reply in replies]
@@ -87,7 +88,7 @@ async def send_at(port: int, arrivals: Sequence[tuple[float, bytes]]) -> list[Re
         try:
             reply = await connection.send(message)
         except BaseException:
-            connection.close()
+            await connection.close()
             raise
         idle.append(connection)
         return reply
@@ -96,4 +97,4 @@ async def send_at(port: int, arrivals: Sequence[tuple[float, bytes]]) -> list[Re
         return await asyncio.gather(*(send(at, message) for at, message in arrivals))
     finally:
         for connection in idle:
-            connection.close()
+            await connection.close()

@@ -77,11 +77,13 @@ class SlowSockets:
         for task in holding:
             task.cancel()
         await asyncio.gather(*holding, return_exceptions=True)
+        await asyncio.sleep(0)  # in which their sockets are closed
 
     async def _hold(self, port: int, start: bytes, patient: bool) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         self.opened += 1
-        dripping = asyncio.ensure_future(self._drip(writer, start, patient))
+        writer.write(start)
+        dripping = asyncio.ensure_future(self._drip(writer, patient))
         heard = bytearray()
         self._hearing.append(heard)
         try:
@@ -91,12 +93,11 @@ class SlowSockets:
             self.heard.append(bytes(heard))
         finally:
             dripping.cancel()
-            writer.close()
+            writer.transport.abort()
 
     @staticmethod
-    async def _drip(writer: asyncio.StreamWriter, start: bytes, patient: bool) -> None:
+    async def _drip(writer: asyncio.StreamWriter, patient: bool) -> None:
         with suppress(ConnectionError):
-            writer.write(start)
             while not patient:
                 await asyncio.sleep(DRIP)
                 writer.write(b"x")
