@@ -115,6 +115,16 @@ def test_what_would_not_work_fails(examine: Any, tmp_path: Path) -> None:
     assert (code, found["keys"]["state"]) == (1, "failed")
 
 
+def test_what_compiles_for_a_card_is_looked_for(examine: Any, driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert examine("--devices", "cpu")[1]["compiler"]["state"] == "ok"
+    driver("NVIDIA H200", 143771, 143000)
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = examine()[1]["compiler"]
+    assert found["state"] == "warning"
+    assert "apt-get install g++ python3-dev" in found["text"]
+    assert examine("--optimizations", "none")[1]["compiler"]["state"] == "ok"
+
+
 def test_a_card_that_is_too_small_or_a_torch_without_cuda_fails(
     examine: Any, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,12 +45,12 @@ ROUNDED = [name for name, optimization in OPTIMIZATIONS.items() if optimization.
 
 
 class Refusing:
-    """A compiler that is not there."""
+    """A compiler that does not know the device."""
 
     def __call__(
         self, graph: torch.fx.GraphModule, _: list[torch.Tensor], options: Mapping[str, object]
     ) -> Callable[..., object]:
-        raise RuntimeError("Failed to find C compiler")
+        raise RuntimeError("no kernel image for this device")
 
 
 class Wrong(Counting):
@@ -396,18 +396,18 @@ def test_an_attention_that_loses_the_device_ends_the_search(
         ),
         (Wrong(), ["texts", "compile_vae"], "texts"),
     ],
-    ids=["missing", "wrong"],
+    ids=["refusing", "wrong"],
 )
 def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: object, default: list[str], works: str
 ) -> None:
-    """As on a GPU machine without a C compiler: the first start, and the next, which does not try again."""
+    """As on a GPU that the compiler does not know: the first start, and the next, which does not try again."""
     monkeypatch.setattr("pipelines.optimize.attention.find_fastest", lambda _: "native")
     request = ask(512, 512, 2, seed=4)
     first = made_fast(tmp_path, "default", default=default, compiler=compiler)
     assert first.info.optimizations.startswith(f"{works}; without compile")
     for reason in first.info.optimizations.split("; without ")[1:]:
-        assert "which fails here: RuntimeError: Failed to find C compiler" in reason or "results are wrong" in reason
+        assert "which fails here: RuntimeError: no kernel image for this device" in reason or "results are wrong" in reason
     failed = {key.split()[1] for key in TuningCache(tmp_path / "engine.json").section("levers")}
     assert failed == set(default) & set(COMPILED)
     counting = Counting()
@@ -431,8 +431,9 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cc1plus: error: /tmp/main.cpp: No space left on device"),
+        RuntimeError("Failed to find C compiler. Please specify via CC environment variable."),
     ],
-    ids=["memory", "disk", "cublas", "compiler"],
+    ids=["memory", "disk", "cublas", "compiler", "no compiler"],
 )
 def test_a_shortage_is_said_but_the_next_start_tries_again(tmp_path: Path, shortage: Exception) -> None:
     class Short(Counting):
@@ -447,7 +448,7 @@ def test_a_shortage_is_said_but_the_next_start_tries_again(tmp_path: Path, short
 
 def test_an_optimization_that_was_named_must_work(tmp_path: Path) -> None:
     with pytest.raises(
-        OptimizationFailed, match=r"^compile does .*: Failed to find C compiler. Without: SRPO_OPTIMIZATIONS=rotary$"
+        OptimizationFailed, match=r"^compile does .*: no kernel image for this device. Without: SRPO_OPTIMIZATIONS=rotary$"
     ):
         made_fast(tmp_path, "default", "compile", default=["rotary"], compiler=Refusing())
     assert not TuningCache(tmp_path / "engine.json").section("levers")

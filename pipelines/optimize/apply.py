@@ -26,7 +26,13 @@ from pipelines.request import ImageRequest
 
 TOLERANCE = 0.25  # of the largest value: more than any optimization's rounding moves a result, float8's included
 TEMPORARY_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-TEMPORARY_TEXTS = ("No space left on device", "Disk quota exceeded", "Cannot allocate memory")
+TEMPORARY_TEXTS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Cannot allocate memory",
+    "Failed to find C compiler",  # Triton's and Inductor's words where there is none: it may be installed tomorrow
+    "No working C++ compiler found",
+)
 TRIAL = ImageRequest("", "a red apple", 512, 512, 28, 4.5, (1,), "regular")
 
 
@@ -147,7 +153,7 @@ def trial_outputs(engine: FluxEngine) -> list[torch.Tensor]:
 
 
 def is_temporary(error: Exception) -> bool:
-    """Whether memory or disk space was short, also where a compiler wraps the error or quotes it."""
+    """Whether memory, disk space or a compiler was missing, also where a compiler wraps the error or quotes it."""
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         return True
     if isinstance(error, OSError) and error.errno in TEMPORARY_ERRNOS:

@@ -1,8 +1,10 @@
 """`srpo doctor`: what works and what is missing, on one screen, before the server is started. Imports no torch."""
 
 import json
+import os
 import platform
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -20,6 +22,7 @@ from rich.text import Text
 from pipelines.errors import SafetyUnavailable
 from pipelines.loading.cards import Card, DriverUnavailable, explain_too_old, explain_unusable, list_cards, list_holders
 from pipelines.loading.placement import DoesNotFit, choose_placement, get_placement, measure_host_memory
+from pipelines.optimize.optimizations import select_optimizations
 from server.cli.serve import listen
 from server.cli.terminal.parsing import parse
 from server.database.database import Database, resolve_url
@@ -37,6 +40,7 @@ from weights.hub import manifest
 from weights.hub.listing import MANIFEST
 from weights.version import DISTRIBUTION, read_version
 
+COMPILE = "compile"  # a row of OPTIMIZATIONS
 LOW_DISK = 2 * 2**30  # bytes
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
@@ -98,6 +102,17 @@ def check_gpu(settings: DoctorSettings) -> Finding:
     if unusable := explain_unusable(found[0], read_torch_build().get("cuda"), version("torch")):
         return Finding("failed", f"{'; '.join(listed)}: but {unusable}")
     return Finding("ok", f"{'; '.join(listed)}; driver {found[0].driver}")
+
+
+def check_compiler(settings: DoctorSettings) -> Finding:
+    cards = [] if set(settings.devices) == {"cpu"} else list_cards_or_none()
+    if not cards or COMPILE not in select_optimizations(settings.optimizations, "cuda"):
+        return Finding("ok", "not needed: nothing is compiled")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    names = (os.environ.get("CC", "gcc"), "clang", "cc")
+    if any(map(shutil.which, names)) and shutil.which(os.environ.get("CXX", "g++")) and header.exists():
+        return Finding("ok", "there, with Python's headers")
+    return Finding("warning", "optimizations need one, and Python's headers (Debian: apt-get install g++ python3-dev)")
 
 
 def read_torch_build() -> dict[str, str | None]:
@@ -225,6 +240,7 @@ def check_keys(settings: DoctorSettings) -> Finding:
 CHECKS: dict[str, Callable[[DoctorSettings], Finding]] = {
     "software": check_software,
     "gpu": check_gpu,
+    "compiler": check_compiler,
     "placement": check_placement,
     "disk": check_disk,
     "storage": check_storage,
