@@ -50,7 +50,7 @@ class Refusing:
     def __call__(
         self, graph: torch.fx.GraphModule, _: list[torch.Tensor], options: Mapping[str, object]
     ) -> Callable[..., object]:
-        raise RuntimeError("no kernel image for this device")
+        raise RuntimeError("no kernel image")
 
 
 class Wrong(Counting):
@@ -407,7 +407,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     first = made_fast(tmp_path, "default", default=default, compiler=compiler)
     assert first.info.optimizations.startswith(f"{works}; without compile")
     for reason in first.info.optimizations.split("; without ")[1:]:
-        assert "which fails here: RuntimeError: no kernel image for this device" in reason or "results are wrong" in reason
+        assert "which fails here: RuntimeError: no kernel image" in reason or "results are wrong" in reason
     failed = {key.split()[1] for key in TuningCache(tmp_path / "engine.json").section("levers")}
     assert failed == set(default) & set(COMPILED)
     counting = Counting()
@@ -448,7 +448,8 @@ def test_a_shortage_is_said_but_the_next_start_tries_again(tmp_path: Path, short
 
 def test_an_optimization_that_was_named_must_work(tmp_path: Path) -> None:
     with pytest.raises(
-        OptimizationFailed, match=r"^compile does .*: no kernel image for this device. Without: SRPO_OPTIMIZATIONS=rotary$"
+        OptimizationFailed,
+        match=r"^compile does .*: no kernel image. Without: SRPO_OPTIMIZATIONS=rotary$",
     ):
         made_fast(tmp_path, "default", "compile", default=["rotary"], compiler=Refusing())
     assert not TuningCache(tmp_path / "engine.json").section("levers")

@@ -12,6 +12,8 @@ from bench.gpu.setup import Setup
 from bench.support.comparison import make_request
 from pipelines.engine.base import EngineConfig
 from pipelines.loading.golden import GOLDEN, digest_pixels
+from pipelines.optimize.context import OptimizationContext
+from pipelines.optimize.tuning_cache import TuningCache
 
 
 def load(config: dict[str, Any]) -> dict[str, Any]:
@@ -22,7 +24,9 @@ def load(config: dict[str, Any]) -> dict[str, Any]:
 
 def draw(config: dict[str, Any]) -> dict[str, Any]:
     setup = Setup(Path(config["folder"]), config["rehearse"])
-    engine = setup.compare().engine
+    cache = TuningCache(Path(config["kept"]))
+    context = OptimizationContext(remember=lambda section, measure: str(cache.remember(section, "pixels", measure)))
+    engine = setup.compare(context=context).engine
     requests = {
         f"{preset} {width}x{height}": make_request(width, height, setup.steps, preset)
         for width, height in setup.sizes

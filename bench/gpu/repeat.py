@@ -34,11 +34,15 @@ def start_twice(setup: Setup) -> Results:
 
 
 def draw_twice(setup: Setup) -> Results:
-    """The model with the default optimizations, in two processes with compile caches of their own."""
+    """The model with the default optimizations, in two processes with compile caches of their own.
+
+    What is chosen by timing is chosen once, as the processes of a server do.
+    """
     runs = []
     for name in ("one", "other"):
         folder = setup.folder / f"compiled-{name}"
-        runs.append(draw_elsewhere("draw", {"folder": str(folder), "rehearse": setup.rehearse}))
+        config = {"folder": str(folder), "rehearse": setup.rehearse, "kept": str(setup.folder / "choices")}
+        runs.append(draw_elsewhere("draw", config))
         yield f"digests, {name} process", runs[-1]["digests"]
     yield "the same bytes", runs[0]["digests"] == runs[1]["digests"]
     yield "exact batches 512x512", find_exact_batches(setup.compare().engine, Size(512, 512))

@@ -18,7 +18,7 @@ STAGES: Mapping[str, Stage] = {
     "tiny": Stage("`tiny` checks itself; its compile cache is wiped; the same bytes?", 3, f"{HERE}.repeat:start_twice"),
     "bf16": Stage("bfloat16: each stage, whole requests, a profile, who waits", 5, f"{HERE}.speed:measure_default"),
     "fp8": Stage("float8: the same", 3, f"{HERE}.speed:measure_fp8"),
-    "variants": Stage("a computed step with one choice changed at a time", 3, f"{HERE}.variants:measure"),
+    "variants": Stage("a computed step with one choice changed at a time", 3.4, f"{HERE}.variants:measure"),
     "sizes": Stage("twelve new sizes after the warm-up: what runs eagerly, first calls", 2, f"{HERE}.sizes:measure"),
     "pixels": Stage("the same pixels in two processes; exact batches", 3, f"{HERE}.repeat:draw_twice"),
     "memory": Stage("peaks at 1536x1536 and with 16 jobs; out of memory on purpose", 2, f"{HERE}.memory:measure"),

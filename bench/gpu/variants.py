@@ -1,5 +1,6 @@
 """A computed step with one choice changed at a time, beside the defaults. What is faster becomes a default."""
 
+import gc
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -55,6 +56,9 @@ def measure_attention(setup: Setup, name: str) -> float | str:
 def measure_variant(setup: Setup, names: Sequence[str]) -> float | str:
     """Milliseconds of a computed step at the first size; or why a variant does not work."""
     torch.compiler.reset()
+    gc.collect()  # compiled blocks are cycles, and the model of the variant before hangs on them
+    if setup.device.type == "cuda":
+        torch.cuda.empty_cache()
     comparison = setup.compare(names)
     if comparison.failed:
         return "; ".join(f"{name} fails: {reason}" for name, reason in comparison.failed.items())
