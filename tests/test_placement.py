@@ -38,6 +38,7 @@ from pipelines.loading.placement import (
     choose_placement,
     measure_host_memory,
 )
+from pipelines.optimize.apply import OptimizationFailed
 from server.cli.weights.convert import main as convert
 from server.settings.engine import EngineSettings
 from server.settings.server import Settings
@@ -347,6 +348,11 @@ def test_what_an_engine_needs_is_said_while_it_loads() -> None:
     stages: list[str] = []
     load_engine(config("offload"), lambda stage, _: stages.append(stage))
     assert any("placing (offload: " in stage for stage in stages)
+
+
+def test_a_streamed_transformer_takes_only_what_is_exact() -> None:
+    with pytest.raises(OptimizationFailed, match=r"^attention .*: it needs .*SRPO_OPTIMIZATIONS=default$"):
+        load_engine(config("offload", optimizations=("default", "attention")), lambda *_: None)
 
 
 def test_the_working_memory_is_part_of_what_is_needed() -> None:

@@ -22,7 +22,7 @@ from pipelines.loading.fingerprint import add_choices, compute_fingerprint
 from pipelines.loading.golden import check_golden_images
 from pipelines.loading.offload import stream_parts
 from pipelines.loading.placement import Placement, choose_placement, get_placement, measure_host_memory
-from pipelines.optimize.apply import AppliedOptimizations, apply_optimizations
+from pipelines.optimize.apply import AppliedOptimizations, OptimizationFailed, apply_optimizations
 from pipelines.optimize.batching import COUNTS, find_exact_batches
 from pipelines.optimize.compile import COMPILED, forbid_compilation, set_cache_folder, warm_up
 from pipelines.optimize.context import OptimizationContext
@@ -47,6 +47,9 @@ def load_one(config: EngineConfig, report: Report, join_group: JoinGroup | None 
     cache = TuningCache(Path(config.tuning_cache)) if config.tuning_cache is not None else None
     # A transformer that is streamed or shared with other processes cannot be compiled: only what is exact is applied.
     restricted = "transformer" in placement.spec.streamed or group_size() > 1
+    if restricted and (unusable := select_inexact(dict.fromkeys(config.optimizations, ""))):
+        reason = "it needs a transformer that is whole on one device"
+        raise OptimizationFailed(next(iter(unusable)), reason, config.optimizations)
     kind = "cpu" if restricted else engine.device.type
     engine, applied = optimize_engine(engine, kind, config, cache, report)
     choose_convolutions(engine, applied, report)

@@ -114,8 +114,9 @@ def validate_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def select_inexact(choices: Mapping[str, str]) -> dict[str, str]:
-    """Those of the applied optimizations that are not exact, with their choices: part of the fingerprint."""
-    return {name: choice for name, choice in choices.items() if OPTIMIZATIONS[name].accuracy != "exact"}
+    """Those of the optimizations that are not exact, with their choices: part of the fingerprint where applied."""
+    known = {name: choice for name, choice in choices.items() if name in OPTIMIZATIONS}
+    return {name: choice for name, choice in known.items() if OPTIMIZATIONS[name].accuracy != "exact"}
 
 
 def describe_optimizations(choices: Mapping[str, str], failed: Mapping[str, str]) -> str:
