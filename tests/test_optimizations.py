@@ -464,6 +464,8 @@ def test_an_optimization_that_breaks_the_device_is_kept_and_a_new_process_goes_o
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr("pipelines.optimize.attention.find_fastest", broken)
+    with pytest.raises(OptimizationFailed, match="illegal memory access"):  # nothing would remember it
+        apply_optimizations(tiny_engine(torch.float32), ["attention"], ["attention"])
     with pytest.raises(StartAgain, match="attention broke the device: AcceleratorError: CUDA error"):
         made_fast(tmp_path, "default", default=["texts", "attention"])
     engine = made_fast(tmp_path, "default", default=["texts", "attention"])

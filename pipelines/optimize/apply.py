@@ -75,7 +75,8 @@ def apply_optimizations(
 ) -> tuple[FluxEngine, AppliedOptimizations]:
     """The engine with all `wanted` optimizations that work, applied in order; the given one must not be used again.
 
-    Raises `OptimizationFailed` where one that is not `optional` fails, and `StartAgain` where the device is lost.
+    Raises `OptimizationFailed` where one that is not `optional` fails, and `StartAgain` where the device is lost
+    and the `cache` remembers by what.
     """
     applied, optional, base = AppliedOptimizations(), set(optional), engine.info.fingerprint
     context = context or OptimizationContext()
@@ -89,9 +90,9 @@ def apply_optimizations(
         if not isinstance(outcome, Failure):
             engine, applied.choices[name] = outcome
             continue
-        if name not in optional:
-            raise OptimizationFailed(name, outcome.reason, wanted)
         # One that loses the device is always recorded: otherwise the worker would start again without end.
+        if name not in optional or (outcome.device_lost and cache is None):
+            raise OptimizationFailed(name, outcome.reason, wanted)
         temporary = outcome.temporary and not outcome.device_lost
         reason = outcome.reason if temporary else record_failure(cache, key, outcome.reason)
         if outcome.device_lost:
