@@ -14,18 +14,25 @@ TOKEN_FILE = "ray.token"  # noqa: S105 - its name
 ADDRESS = "RAY_ADDRESS"  # where a cluster that runs already is
 CPUS = 4  # logical: replicas ask for none
 
+# Where others start Ray, these are to be set on each machine (docs/cluster.md).
+RAY = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # else all other programs of the machine come before ours
+}
+SERVE = CALLBACK | {
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",  # it listens on all addresses
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is replaced after three failures
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a new one is not taken for dead while a busy machine starts it
+}
+
 
 def prepare_environment(settings: ClusterSettings) -> None:
     """What Ray and the replicas read, set before Ray is imported."""
     secure_ray(settings.data_dir.absolute() / TOKEN_FILE)
     os.environ.update(settings.to_environment())
-    os.environ.update(CALLBACK)
-    os.environ.update(
-        RAY_SERVE_ENABLE_HA_PROXY="0",  # it listens on all addresses
-        RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S="2",  # a dead proxy is replaced after three failures
-        RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S="60",  # a new one is not taken for dead while a busy machine starts it
-        RAY_SERVE_LOG_TO_STDERR="0",
-    )
+    os.environ.update(SERVE)
+    os.environ.update(RAY_SERVE_LOG_TO_STDERR="0")
 
 
 def secure_ray(token: Path) -> None:
@@ -33,13 +40,8 @@ def secure_ray(token: Path) -> None:
     if not token.exists():
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
-    os.environ.update(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN_PATH=str(token),
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
-        RAY_worker_niceness="0",  # else all other programs of the machine come before ours
-    )
+    os.environ.update(RAY)
+    os.environ.update(RAY_AUTH_TOKEN_PATH=str(token), RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
 
 
 @dataclass(frozen=True)

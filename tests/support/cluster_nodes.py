@@ -16,7 +16,7 @@ from support.postgres import Postgres
 from support.server import free_port
 from support.waiting import LIMIT, within
 
-from server.cluster.proxy import CALLBACK
+from server.cluster.session import RAY, SERVE
 
 BIN = Path(sys.executable).parent
 NODE = ("--num-cpus=2", "--num-gpus=1", "--object-store-memory=100000000", "--block")
@@ -54,12 +54,7 @@ def running_nodes(folder: Path, stores: tuple[Postgres, S3Service]) -> Iterator[
         token = folder / "ray.token"
         token.write_text(secrets.token_hex(32))
         address = f"127.0.0.1:{port}"
-        site.env |= CALLBACK | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ADDRESS": address,
-        }
+        site.env |= RAY | SERVE | {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": address}
         worker = Worker(site, address)
         site.start()
         try:
