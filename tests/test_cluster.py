@@ -247,6 +247,19 @@ async def test_headers_that_ray_would_obey_do_not_reach_it() -> None:
     assert seen == [b"accept"]
 
 
+async def test_a_reply_has_one_request_id_though_serve_adds_another() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        reply = Response(headers={"x-request-id": "ours"})
+        reply.raw_headers.append((b"x-request-id", b"serve's"))
+        await reply(scope, receive, send)
+
+    wrapped = app
+    for middleware in list_middlewares():
+        wrapped = middleware.cls(wrapped)  # type: ignore[call-arg, arg-type, assignment]
+    async with AsyncClient(transport=ASGITransport(wrapped), base_url="http://x") as client:
+        assert (await client.get("/")).headers.get_list("x-request-id") == ["ours"]
+
+
 @pytest.mark.parametrize(("kind", "status"), [("text/plain; charset=utf-8", 503), ("application/json", 404)])
 async def test_serves_own_404_is_an_answer_to_come_back_for_and_the_apps_stays(kind: str, status: int) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,7 +28,10 @@ STRIPPED = (
 
 
 class HeaderFilter:
-    """ASGI middleware: the headers in `STRIPPED`, with hyphens or underscores, do not get any further."""
+    """ASGI middleware: the headers in `STRIPPED`, with hyphens or underscores, do not get any further.
+
+    Of a reply's request ids the first one stays, the app's: Serve adds its own.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -37,7 +40,15 @@ class HeaderFilter:
         if "headers" in scope:
             kept = [item for item in scope["headers"] if item[0].lower().replace(b"-", b"_") not in STRIPPED]
             scope = {**scope, "headers": kept}
-        await self._app(scope, receive, send)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = list(message["headers"])
+                second = [index for index, (name, _) in enumerate(headers) if name.lower() == b"x-request-id"][1:]
+                message["headers"] = [item for index, item in enumerate(headers) if index not in second]
+            await send(message)
+
+        await self._app(scope, receive, answer)
 
 
 class StartAnswer:
