@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.request import ImageRequest, ImageResult
+from pipelines.request import ImageRequest, ImageResult, Stage, Timings
 
 EVENT_CAPACITY = 128  # for a reader that is slow or comes late; the oldest go first
 
@@ -122,6 +123,13 @@ class Job:
     @property
     def finished(self) -> bool:
         return self._result.done()
+
+    def build_result(self, done: dict[str, Any]) -> ImageResult:
+        """The images that have come, with what the worker's last message says of them. The queue's time is added."""
+        pixels = tuple(self.pixels[index] for index in range(len(self.request.seeds)))
+        done["timings"]["queue"] += (self.dispatched or self.admitted) - self.admitted
+        stages = tuple(Stage(*stage) for stage in done["stages"])
+        return ImageResult(self.request, pixels, Timings(**done["timings"]), tuple(done["notes"]), stages)
 
     async def result(self) -> ImageResult:
         """The finished images; raises a `PipelineError`. Cancelling the wait does not cancel the job."""

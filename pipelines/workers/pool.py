@@ -31,7 +31,7 @@ from pipelines.errors import (
 from pipelines.job import EventChannel, Job, Preview, PreviewPlan, Progress
 from pipelines.queueing.cost_model import CostModel
 from pipelines.queueing.refusals import Refusals
-from pipelines.request import ImageRequest, ImageResult, Stage, Timings
+from pipelines.request import ImageRequest, ImageResult
 from pipelines.workers.dispatcher import Dispatcher
 from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.observer import PoolObserver
@@ -68,14 +68,14 @@ class WorkerPool:
         self.observer = PoolObserver()  # may be replaced before the pool starts
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
         own = [replace(config, device=device) for device in devices or (config.device,)]
-        self._supervisors: Sequence[EngineSupervisor] = (
+        self.supervisors: Sequence[EngineSupervisor] = (  # one a device, to be looked at
             supervise(self) if supervise else [WorkerSupervisor(one, self, patience) for one in own]
         )
-        self.capacity = queue_size + max_running * len(self._supervisors)
+        self.capacity = queue_size + max_running * len(self.supervisors)
         self._request_timeout = request_timeout
         self._patience = patience
-        self.idleness = IdleRelease(self._supervisors, idle_release, lambda: any(self._dispatcher.unfinished()))
-        self._dispatcher = Dispatcher(self._supervisors, self.cost_model, max_running, self.idleness)
+        self.idleness = IdleRelease(self.supervisors, idle_release, lambda: any(self._dispatcher.unfinished()))
+        self._dispatcher = Dispatcher(self.supervisors, self.cost_model, max_running, self.idleness)
         self._queue = self._dispatcher.waiting
         self._draining = False
         self._refusals = Refusals()
@@ -87,7 +87,7 @@ class WorkerPool:
         """Spawn the workers. Returns at once; `status()` follows the loading."""
         duties = {"deadlines": self._watch_deadlines, "workers": self._watch_workers}
         self._watching = [asyncio.create_task(keep_up(name, duty)) for name, duty in duties.items()]
-        for supervisor in self._supervisors:
+        for supervisor in self.supervisors:
             await supervisor.start()
 
     async def stop(self) -> None:
@@ -96,7 +96,7 @@ class WorkerPool:
         for task in self._watching:
             task.cancel()
         self._give_up()
-        await asyncio.gather(*(supervisor.stop() for supervisor in self._supervisors))
+        await asyncio.gather(*(supervisor.stop() for supervisor in self.supervisors))
 
     def drain(self) -> None:
         """Accept no new jobs; accepted ones are finished."""
@@ -104,22 +104,20 @@ class WorkerPool:
 
     @property
     def has_room(self) -> bool:
-        """Whether `submit` is worth a try now: unlike a refusal, the question promises nobody a place in the line."""
-        able = self._info is not None and any(not (one.suspended or one.failed) for one in self._supervisors)
-        room = self.capacity - len(self._queue) - len(self._dispatcher.running())
-        return self._draining or self.failed.is_set() or (able and room > 0)
+        """Whether a place is free. Unlike a refusal, the question promises nobody one."""
+        return len(self._queue) + len(self._dispatcher.running()) < self.capacity
 
     def check_capacity(self) -> None:
         """Raise what `submit` would raise now: `NotReady`, `WorkersSuspended`, `Draining` or `QueueFull`."""
         if self._draining:
             raise Draining
-        suspended = [supervisor.suspended or supervisor.failed for supervisor in self._supervisors]
+        suspended = [supervisor.suspended or supervisor.failed for supervisor in self.supervisors]
         if all(suspended) and not self.failed.is_set():
             raise WorkersSuspended(self.status().eta)
         if self._info is None or self.failed.is_set():
             status = self.status()
             raise NotReady(status.stage, status.progress, status.eta)
-        if len(self._queue) + len(self._dispatcher.running()) >= self.capacity:
+        if not self.has_room:
             raise self._refusals.error(self.estimate_wait(), self._dispatcher.running(), len(self._queue))
 
     def submit(
@@ -159,7 +157,7 @@ class WorkerPool:
         if job.finished:
             return
         job.finish(reason or Cancelled())
-        for supervisor in self._supervisors:
+        for supervisor in self.supervisors:
             supervisor.cancel(job)
         if job in self._queue:
             self._queue.remove(job)
@@ -177,13 +175,8 @@ class WorkerPool:
         """Predicted seconds of work before a request that arrives now would start."""
         return self._dispatcher.estimate_wait()
 
-    @property
-    def supervisors(self) -> Sequence[EngineSupervisor]:
-        """One a device, to be looked at."""
-        return self._supervisors
-
     def status(self) -> PoolStatus:
-        workers = tuple(supervisor.status() for supervisor in self._supervisors)
+        workers = tuple(supervisor.status() for supervisor in self.supervisors)
         state = self._state()
         best = max(workers, key=lambda worker: (worker.state == "ready", worker.state != "failed", worker.progress))
         return PoolStatus(
@@ -205,13 +198,13 @@ class WorkerPool:
             return "draining"
         if self.failed.is_set():
             return "failed"
-        if any(supervisor.ready for supervisor in self._supervisors):
+        if any(supervisor.ready for supervisor in self.supervisors):
             return "ready"
         if self.idleness.waking:
             return "waking"
         if self.idleness.asleep:
             return "asleep"
-        if any(supervisor.suspended for supervisor in self._supervisors):
+        if any(supervisor.suspended for supervisor in self.supervisors):
             return "suspended"
         return "loading" if self._info is None else "restarting"
 
@@ -219,7 +212,7 @@ class WorkerPool:
 
     def on_ready(self, supervisor: EngineSupervisor, info: EngineInfo) -> None:
         """Dispatch to the worker, unless it would produce other bytes than the workers that are already ready."""
-        others = any(other.ready for other in self._supervisors if other is not supervisor)
+        others = any(other.ready for other in self.supervisors if other is not supervisor)
         if others and self._info is not None and info.fingerprint != self._info.fingerprint:
             supervisor.fail(
                 f"{info.device} (fingerprint {info.fingerprint}) draws other bytes than {self._info.device} "
@@ -231,7 +224,7 @@ class WorkerPool:
         self._dispatcher.dispatch()
 
     def on_failed(self, supervisor: EngineSupervisor) -> None:
-        if all(other.failed for other in self._supervisors):
+        if all(other.failed for other in self.supervisors):
             self.failed.set()
             self._give_up()
         else:
@@ -276,7 +269,7 @@ class WorkerPool:
             case "image":
                 job.pixels[header["image"]] = message.payload
             case "done":
-                self._finish_job(supervisor, job, self._build_result(job, header))
+                self._finish_job(supervisor, job, job.build_result(header))
                 self.cost_model.record_job(job.request, header["timings"])
             case "failed":
                 self._finish_job(supervisor, job, FAILURES[header["error"]]())
@@ -292,17 +285,10 @@ class WorkerPool:
     async def _watch_workers(self) -> None:
         while True:
             await asyncio.sleep(self._patience.interval)
-            for supervisor in self._supervisors:
+            for supervisor in self.supervisors:
                 supervisor.watch()
             self.idleness.look()
             self._dispatcher.publish_waking()
-
-    def _build_result(self, job: Job, header: dict[str, Any]) -> ImageResult:
-        queued = (job.dispatched or job.admitted) - job.admitted
-        pixels = tuple(job.pixels[index] for index in range(len(job.request.seeds)))
-        header["timings"]["queue"] += queued
-        stages = tuple(Stage(*stage) for stage in header["stages"])
-        return ImageResult(job.request, pixels, Timings(**header["timings"]), tuple(header["notes"]), stages)
 
     def _finish_job(self, supervisor: EngineSupervisor, job: Job, outcome: ImageResult | PipelineError) -> None:
         supervisor.release(job)

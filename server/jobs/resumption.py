@@ -4,10 +4,11 @@ Jobs are pure: their seeds were chosen when they were accepted, so the same engi
 """
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
-from pipelines.errors import Draining, NotReady, PipelineError, QueueFull, WorkersSuspended
+from pipelines.errors import Draining, NotReady, PipelineError, WorkersSuspended
 from server.errors import ServerError, StorageFailure
 from server.jobs.generation import Generation
 from server.jobs.runner import ActiveJob, JobRunner
@@ -54,13 +55,10 @@ async def start_again(job: ActiveJob, store: JobStore, state: AppState) -> Gener
     spec = JobSpec.from_json(job.record.request, state.served)
     request = spec.rebuild_request(state.served, await read_source(job, store, state))
     while not job.cancelled:
-        if not state.pool.has_room:
-            await asyncio.sleep(RETRY)
-            continue
-        try:
-            return Generation.start(state, spec, request, Caller(job.record.owner), resumed=True, durable=True)
-        except (NotReady, QueueFull, WorkersSuspended):
-            await asyncio.sleep(RETRY)
+        with suppress(NotReady, WorkersSuspended):
+            if state.pool.has_room:  # else the refusal would move the line of those who wait for a place
+                return Generation.start(state, spec, request, Caller(job.record.owner), resumed=True, durable=True)
+        await asyncio.sleep(RETRY)
     return None
 
 
