@@ -386,6 +386,17 @@ def test_an_attention_that_loses_the_device_ends_the_search(
         assert find_fastest(transformer) != "_native_cudnn"
 
 
+@pytest.mark.parametrize(("ratio", "chosen"), [(0.99, "native"), (0.9, "_native_efficient")])
+def test_another_kernel_is_taken_only_where_it_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, ratio: float, chosen: str
+) -> None:
+    seconds = {"_native_efficient": ratio, "native": 1.0}
+    monkeypatch.setattr("pipelines.optimize.attention.CANDIDATES", tuple(seconds))
+    monkeypatch.setattr("pipelines.optimize.attention.measure_seconds", lambda *tensors: seconds[tensors[-1].value])
+    monkeypatch.setattr("pipelines.optimize.attention.dispatch_attention_fn", lambda query, *_, **__: query)
+    assert find_fastest(tiny_engine(torch.float32).pipeline.transformer) == chosen
+
+
 @pytest.mark.parametrize(
     ("compiler", "default", "works"),
     [

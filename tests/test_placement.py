@@ -351,8 +351,10 @@ def test_what_an_engine_needs_is_said_while_it_loads() -> None:
 
 
 def test_a_streamed_transformer_takes_only_what_is_exact() -> None:
+    stages: list[str] = []
     with pytest.raises(OptimizationFailed, match=r"^attention .*: it needs .*SRPO_OPTIMIZATIONS=default$"):
-        load_engine(config("offload", optimizations=("default", "attention")), lambda *_: None)
+        load_engine(config("offload", optimizations=("default", "attention")), lambda stage, _: stages.append(stage))
+    assert stages == ["reading the weights"]  # before minutes of it
 
 
 def test_the_working_memory_is_part_of_what_is_needed() -> None:

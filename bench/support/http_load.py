@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 GENERATIONS = "/v1/images/generations"
@@ -38,7 +39,8 @@ class Connection:
     async def close(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
-            await self._streams[1].wait_closed()
+            with suppress(OSError):  # the server was quicker
+                await self._streams[1].wait_closed()
 
 
 def make_post(body: dict[str, Any], path: str = GENERATIONS) -> bytes:

@@ -45,12 +45,7 @@ def load_one(config: EngineConfig, report: Report, join_group: JoinGroup | None 
     fix_convolutions()
     engine, placement = build_plain_engine(config, report, join_group)
     cache = TuningCache(Path(config.tuning_cache)) if config.tuning_cache is not None else None
-    # A transformer that is streamed or shared with other processes cannot be compiled: only what is exact is applied.
-    restricted = "transformer" in placement.spec.streamed or group_size() > 1
-    if restricted and (unusable := select_inexact(dict.fromkeys(config.optimizations, ""))):
-        reason = "it needs a transformer that is whole on one device"
-        raise OptimizationFailed(next(iter(unusable)), reason, config.optimizations)
-    kind = "cpu" if restricted else engine.device.type
+    kind = "cpu" if is_restricted(placement) else engine.device.type
     engine, applied = optimize_engine(engine, kind, config, cache, report)
     choose_convolutions(engine, applied, report)
     if cache is not None:
@@ -76,6 +71,10 @@ def build_plain_engine(
     device = choose_device(config.device, row)
     dtype = choose_dtype(config.dtype, device)
     placement = place_on_device(row, device, dtype, config.placement)
+    if is_restricted(placement) and (unusable := select_inexact(select_optimizations(config.optimizations, "cpu"))):
+        raise OptimizationFailed(
+            unusable[0], "it needs a transformer that is whole on one device", config.optimizations
+        )
     report(f"placing ({placement})", 0.06)
     streamed = placement.spec.streamed
     pipeline = load_pipeline(located, dtype, device, report, config.loras, placement.spec.float8, streamed)
@@ -98,6 +97,11 @@ def build_plain_engine(
     return FluxEngine(pipeline, options), placement
 
 
+def is_restricted(placement: Placement) -> bool:
+    """Whether the transformer is streamed or shared with other processes: only what is exact can be applied to it."""
+    return "transformer" in placement.spec.streamed or group_size() > 1
+
+
 def optimize_engine(
     engine: FluxEngine, kind: str, config: EngineConfig, cache: TuningCache | None, report: Report, compiler: Any = None
 ) -> tuple[FluxEngine, AppliedOptimizations]:
@@ -115,7 +119,7 @@ def optimize_engine(
     wanted = select_optimizations(config.optimizations, kind)
     optional = set(wanted) - set(config.optimizations)
     engine, applied = apply_optimizations(engine, wanted, optional, cache, context, report)
-    inexact = select_inexact(applied.choices)
+    inexact = {name: applied.choices[name] for name in select_inexact(applied.choices)}
     # "levers" is what older versions wrote: another word would be another fingerprint
     fingerprint = add_choices(base, {"levers": inexact}) if inexact else base
     described = describe_optimizations(applied.choices, applied.failed)

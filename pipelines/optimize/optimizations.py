@@ -113,10 +113,9 @@ def validate_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def select_inexact(choices: Mapping[str, str]) -> dict[str, str]:
-    """Those of the optimizations that are not exact, with their choices: part of the fingerprint where applied."""
-    known = {name: choice for name, choice in choices.items() if name in OPTIMIZATIONS}
-    return {name: choice for name, choice in known.items() if OPTIMIZATIONS[name].accuracy != "exact"}
+def select_inexact(names: Iterable[str]) -> list[str]:
+    """Those of the optimizations that are not exact: part of the fingerprint where they are applied."""
+    return [name for name in names if OPTIMIZATIONS[name].accuracy != "exact"]
 
 
 def describe_optimizations(choices: Mapping[str, str], failed: Mapping[str, str]) -> str:
