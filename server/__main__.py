@@ -14,7 +14,9 @@ WEIGHTS: Mapping[str, Command] = {
 }
 COMMANDS: Mapping[str, Command | Group] = {
     "serve": Command("serve the HTTP API", "server.cli.serve:main"),
-    "generate": Command("draw images without a server, from prompts or a JSONL file", "server.cli.generate:main"),
+    "generate": Command(
+        "draw images without a server, from prompts or a JSONL file", "server.cli.generate.command:main"
+    ),
     "verify": Command("read an image file's marks: made by a model? with which parameters?", "server.cli.verify:main"),
     "selfcheck": Command("draw the fixed pictures, and compare them with earlier ones", "server.cli.selfcheck:main"),
     "bench": Command("measure speed or quality on this device (from a checkout)", "server.cli.bench:main"),

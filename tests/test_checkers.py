@@ -13,12 +13,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from pydantic import ValidationError
 from support.canaries import SLOTS, pictures_below, post
+from support.scripted_server import Scripted
+from support.server import START_LIMIT
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -219,6 +222,26 @@ def test_a_service_that_is_not_there_is_refused_at_the_start() -> None:
         make_guard("hook:http://127.0.0.1:9/", 0.5, "client", "black")
     with pytest.raises(SafetyUnavailable):
         make_guard("hook:ftp://127.0.0.1/", 0.5, "client", "black")
+
+
+def test_a_finished_request_is_found_by_its_key_while_the_service_is_away(
+    tmp_path: Path, moderator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    hook = f"http://127.0.0.1:{moderator.server_port}/"
+    with Scripted(tmp_path, prompt_hook=hook, safety_checker="none") as server:
+
+        def ask(key: str) -> httpx.Response:
+            body = {"model": "flux/srpo", "prompt": "a horse", "image_size": "square", "num_inference_steps": 1}
+            headers = {"idempotency-key": key}
+            return httpx.post(f"{server.url}/v1/images/generations", json=body, headers=headers, timeout=START_LIMIT)
+
+        first = ask("one")
+        moderator.shutdown()
+        moderator.server_close()
+        again, another = ask("one"), ask("another")
+    assert (first.status_code, again.status_code, another.status_code) == (201, 201, 503)
+    assert again.text == first.text
 
 
 async def test_the_service_may_refuse_prompts(tmp_path: Path, moderator: Any) -> None:

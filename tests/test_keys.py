@@ -1,5 +1,6 @@
 """Wrong keys are refused late, and a retry of an SDK joins its first try."""
 
+import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from PIL import Image
+from support.pictures import file_of
 from support.scripted_server import Gate, Scripted
 from support.server import START_LIMIT
 
@@ -76,6 +79,21 @@ def tried(server: Scripted, tries: int, prompt: str, key: str = KEY, **fields: A
     headers = {"authorization": f"Bearer {key}", "x-stainless-retry-count": str(tries)}
     body = BODY | {"prompt": prompt} | fields
     return httpx.post(server.url + PATH, json=body, headers=headers, timeout=START_LIMIT)
+
+
+def test_a_retry_that_joins_holds_no_picture_while_it_waits(server: Scripted, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    picture = base64.b64encode(file_of(Image.effect_noise((512, 512), 60))).decode()
+    fields = {"model": "flux/srpo/image-to-image", "image_url": f"data:image/png;base64,{picture}", "image_size": None}
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(tried, server, 0, gate.prompt, **fields)
+        Scripted.until(lambda: gate.begun == 1)
+        again = threads.submit(tried, server, 1, gate.prompt, **fields)
+        Scripted.until(lambda: server.waiting_clients == 2)
+        assert server.app.state.app_state.uploads.taken == 0
+        gate.allow(1000)
+    assert first.result().status_code == again.result().status_code == 201
+    assert again.result().headers["idempotent-replayed"] == "true"
 
 
 def test_a_retry_joins_its_first_try(server: Scripted, tmp_path: Path) -> None:

@@ -163,10 +163,15 @@ def test_a_port_that_is_taken_is_said_at_once(live: LiveServer, serve: Callable[
 
 
 def test_a_data_folder_has_one_server_at_a_time(live: LiveServer, serve: Callable[..., LiveServer]) -> None:
-    """Two would both carry out its unfinished jobs."""
+    """Two would both carry out its unfinished jobs, and clean up after each other."""
+    half_written = live.data_dir / "images" / "ab" / "abcdef.partial"
+    half_written.parent.mkdir(exist_ok=True)
+    half_written.touch()
     second = serve("--data-dir", str(live.data_dir), wait=False)
     assert second.process.wait(START_LIMIT) == 2
     assert f"another server (pid {live.process.pid}) uses the data folder" in second.log.read_text()
+    assert half_written.exists()
+    half_written.unlink()
     assert live.generate().status_code == 201
 
 

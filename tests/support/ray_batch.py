@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from server.batch.lines import Line, read_lines
-from server.cli.batch import add_parameter_flags
-from server.cli.offline import draw_file
+from server.cli.generate.batch import add_parameter_flags
+from server.cli.generate.offline import draw_file
 from server.cli.terminal.parsing import parse
 from server.cluster.session import TOKEN_FILE, secure_ray
 from server.cluster.settings import FleetSettings

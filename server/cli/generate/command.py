@@ -20,8 +20,8 @@ from pipelines.workers.pool import WorkerPool
 from server.batch.drawing import Drawing
 from server.batch.items import BatchItem
 from server.batch.lines import CannotGenerate
-from server.cli.batch import GenerateSettings, Output, add_parameter_flags, plan_batch
-from server.cli.offline import draw_file
+from server.cli.generate.batch import GenerateSettings, Output, add_parameter_flags, plan_batch
+from server.cli.generate.offline import draw_file
 from server.cli.terminal.banner import describe_substitute
 from server.cli.terminal.parsing import format_error, parse
 from server.cli.terminal.text import Renderer, choose_renderer

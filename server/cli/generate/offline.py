@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from server.batch.bucket import BatchBucket
 from server.batch.lines import CannotGenerate, Line, read_lines, to_native
-from server.cli.batch import BUCKET, GenerateSettings, read_shared
+from server.cli.generate.batch import BUCKET, GenerateSettings, read_shared
 from server.cli.terminal.banner import describe_substitute
 from server.cluster.session import ADDRESS, TOKEN_FILE, secure_ray
 from server.extras import missing_extra
