@@ -5,8 +5,10 @@ server: only its address, and the hub's, are others than on the page. What canno
 `pages.EXCEPTIONS` with a reason.
 """
 
+import contextlib
 import functools
 import importlib.util
+import io
 import os
 import re
 import shlex
@@ -23,7 +25,7 @@ from support.pages import EXCEPTIONS, PAGES, ROOT, RUN, SHOWN, anchors, blocks, 
 from support.published import DEV, publish
 from support.server import LiveServer
 
-from server.__main__ import COMMANDS, WEIGHTS
+from server.__main__ import COMMANDS, WEIGHTS, main
 from server.cli.bench import BENCHES
 from server.settings.server import Settings
 from weights.checkpoints import SAFETY
@@ -132,8 +134,9 @@ def test_the_commands_and_programs_of_a_page_run(page: str, checkout: Checkout) 
 @functools.cache
 def options(*names: str) -> set[str]:
     """The options of a subcommand of `srpo`, as its help lists them."""
-    usage = run([sys.executable, "-m", "server", *names, "--help"], ROOT, os.environ).stdout
-    return set(re.findall(r"--[a-z0-9-]+", usage))
+    with contextlib.redirect_stdout(io.StringIO()) as usage, pytest.raises(SystemExit, match="0"):
+        main([*names, "--help"])
+    return set(re.findall(r"--[a-z0-9-]+", usage.getvalue()))
 
 
 def test_what_no_test_runs_would_be_understood() -> None:

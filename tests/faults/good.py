@@ -1,11 +1,13 @@
 """Good clients: what they ask for, what they must get, and the measuring of a fault by them."""
 
-import http.client
-import threading
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,7 +38,6 @@ GOOD = {
 }
 KEY = {"authorization": f"Bearer {KEYS[0]}"}
 REFUSED = (408, 413, 429, 503)
-PAUSE = 0.02  # seconds between two looks at /health
 ENDED = ("succeeded", "failed", "cancelled")
 
 _drawn_quietly: dict[tuple[int, int], Any] = {}  # what each seed and number of steps gives, on any server of this model
@@ -137,30 +138,17 @@ def count_images(server: LiveServer) -> int:
 
 @contextmanager
 def pinging(server: LiveServer) -> Iterator[list[float]]:
-    """The seconds of each look at /health meanwhile, one after the other."""
+    """The seconds of each look at /health meanwhile, one after the other; they are there at the end."""
     seconds: list[float] = []
-    going = True
-
-    def ping() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=START_LIMIT)
-        while going:
-            began = time.monotonic()
-            try:
-                connection.request("GET", "/health")
-                connection.getresponse().read()
-                seconds.append(time.monotonic() - began)
-            except (OSError, http.client.HTTPException):
-                connection.close()
-            time.sleep(PAUSE)
-        connection.close()
-
-    thread = threading.Thread(target=ping)
-    thread.start()
-    try:
-        yield seconds
-    finally:
-        going = False
-        thread.join()
+    command = [sys.executable, "-S", str(Path(__file__).with_name("pings.py")), str(server.port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        try:
+            yield seconds
+        finally:
+            process.terminate()
+            seconds += json.loads(process.stdout.read())
 
 
 def measure(fault: Fault, server: LiveServer, draws: int | None = None) -> Outcome:
