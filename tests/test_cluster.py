@@ -71,17 +71,17 @@ class LocalEngines:
     """Engines in this process, with a worker process each. `faults` are those of the next calls."""
 
     def __init__(self, services: list[EngineService], faults: list[str]) -> None:
-        self._services, self.faults, self.calls = services, faults, 0
+        self.services, self.faults, self.calls = services, faults, 0
 
     async def count_ready(self) -> int:
-        return len(self._services)
+        return len(self.services)
 
     async def describe(self) -> EngineInfo:
-        return EngineInfo(**self._services[0].describe())
+        return EngineInfo(**self.services[0].describe())
 
     def draw(self, *asked: Any) -> LocalCall:
         self.calls += 1
-        service = self._services[self.calls % len(self._services)]
+        service = self.services[self.calls % len(self.services)]
         return LocalCall(service.draw(*asked), self.faults.pop(0) if self.faults else None)
 
 
@@ -90,15 +90,19 @@ def engines_find_the_scripted_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
+def scripted_config() -> EngineConfig:
+    return EngineConfig("tiny", device="none", factory="support.scripted_engine:load")
+
+
 @asynccontextmanager
-async def running(*faults: str) -> AsyncIterator[tuple[WorkerPool, LocalEngines, EnginePool]]:
-    config = EngineConfig("tiny", device="none", factory="support.scripted_engine:load")
+async def running(*faults: str, slots: int = 1) -> AsyncIterator[tuple[WorkerPool, LocalEngines, EnginePool]]:
+    config = scripted_config()
     engine = EnginePool(config, max_running=4)
     service = EngineService(engine, Patience(), SILENCE / 5)
     await service.load()
-    engines = LocalEngines([service], list(faults))
+    engines = LocalEngines([service] * slots, list(faults))
     pool = WorkerPool(
-        config, max_running=4, supervise=lambda callbacks: make_slots(engines, callbacks, 1, timeout=SILENCE)
+        config, max_running=4, supervise=lambda callbacks: make_slots(engines, callbacks, slots, timeout=SILENCE)
     )
     await pool.start()
     try:
@@ -182,6 +186,25 @@ async def test_an_engine_that_would_draw_other_bytes_draws_none() -> None:
         call = engines.draw(ask().to_json(), b"", asdict(PreviewPlan()), "another fingerprint")
         with pytest.raises(CallLost, match="other bytes"):
             await anext(call.messages())
+
+
+async def test_new_engines_that_draw_other_bytes_take_the_place_of_all_old_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A redeployment with other weights: the servers that came first described an old engine."""
+    async with running(slots=2) as (pool, engines, _):
+        monkeypatch.setenv("SCRIPTED_FINGERPRINT", "new weights")
+        new = EnginePool(scripted_config(), max_running=4)
+        service = EngineService(new, Patience(), SILENCE / 5)
+        await service.load()
+        engines.services = [service] * 2
+        jobs = [pool.submit(ask()) for _ in range(8)]  # more than one slot takes
+        assert [(await job.result()).pixels for job in jobs] == [(picture(7),)] * 8
+        status = pool.status()
+        assert status.info is not None
+        assert status.info.fingerprint == "new weights"
+        assert [(worker.state, worker.failure) for worker in status.workers] == [("ready", None)] * 2
+        await new.stop()
 
 
 async def test_an_engine_whose_worker_dies_at_each_start_gives_up(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ that replica dies, is silent or sends the call back, the job goes back to the po
 takes while no engine has begun with it, and at most twice after one has, since then the job may be the cause. Serve may
 choose a replica that is frozen until its health check has failed, so that one call after another is lost there. Jobs
 are pure: another call draws the same bytes.
+
+After a change of weights or code the new engines draw other bytes, and refuse what is asked in the name of the old
+ones. So after a call that was lost before it began an engine is asked again what it is.
 """
 
 import asyncio
@@ -68,6 +71,7 @@ class Fleet:
         self.callbacks = callbacks
         self.timeout = timeout
         self.info: EngineInfo | None = None
+        self.doubted = False  # whether `info` may be that of engines which are gone
         self.ready = 0
         self.most_ready = 0  # so far
         self.lost: WeakKeyDictionary[Job, int] = WeakKeyDictionary()  # calls of a job
@@ -78,21 +82,33 @@ class Fleet:
         while True:
             try:
                 count = await self.engines.count_ready()
-                if self.info is None and count:
-                    self.info = await self.engines.describe()
-                    self.callbacks.cost_model.record_load(time.monotonic() - self.started)
+                if count and (self.info is None or self.doubted):
+                    self._learn(await self.engines.describe())
             except CallLost as error:
                 log.warning("engines_not_counted", reason=str(error))
             else:
                 self._update(count)
             await asyncio.sleep(LOOK)
 
+    def _learn(self, info: EngineInfo) -> None:
+        """What an engine says of itself. Where others have taken the place of those that were known, all begin anew."""
+        self.doubted = False
+        if self.info is None:
+            self.callbacks.cost_model.record_load(time.monotonic() - self.started)
+        elif self.info.fingerprint != info.fingerprint:
+            log.info("engines_replaced", before=self.info.fingerprint, now=info.fingerprint)
+            self.ready = 0
+        self.info = info
+
     def _update(self, count: int) -> None:
-        before, self.ready = self.ready, count
+        """One slot after the other is ready: the pool compares each with those that are ready already."""
+        before, self.ready = self.ready, min(self.ready, count)
         self.most_ready = max(self.most_ready, count)
         if self.info is not None:
             for slot in self.slots[before:count]:
+                self.ready += 1
                 self.callbacks.on_ready(slot, self.info)
+        self.ready = count
 
 
 class EngineSlot:
@@ -203,6 +219,7 @@ class EngineSlot:
             call.cancel()
             begun = job.id in self._begun
             if not begun:
+                fleet.doubted = True
                 await asyncio.sleep(LOOK)  # in which Serve may learn that the replica is gone
             if self.running.pop(job.id, None) is not None:
                 self._call_again(job, str(error), begun)
