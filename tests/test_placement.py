@@ -25,7 +25,7 @@ from bench.support.geometry import MODELS
 from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine
 from pipelines.loading import placement
-from pipelines.loading.build import load_engine
+from pipelines.loading.build import load_engine, load_one
 from pipelines.loading.cards import Card, Holder
 from pipelines.loading.placement import (
     BYTES,
@@ -355,6 +355,14 @@ def test_a_streamed_transformer_takes_only_what_is_exact() -> None:
     with pytest.raises(OptimizationFailed, match=r"^attention .*: it needs .*SRPO_OPTIMIZATIONS=default$"):
         load_engine(config("offload", optimizations=("default", "attention")), lambda stage, _: stages.append(stage))
     assert stages == ["reading the weights"]  # before minutes of it
+
+
+def test_a_shared_transformer_takes_only_what_is_exact() -> None:
+    joined: list[object] = []
+    named = config("resident", optimizations=("default", "attention"))
+    with pytest.raises(OptimizationFailed, match=r"^attention .*: it needs .*SRPO_OPTIMIZATIONS=default$"):
+        load_one(named, lambda *_: None, lambda *parts: joined.append(parts))
+    assert not joined  # nor are the weights read
 
 
 def test_the_working_memory_is_part_of_what_is_needed() -> None:

@@ -8,11 +8,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from pipelines.engine.base import Report
+from pipelines.workers.activity import Activity, ActivityReport
+from pipelines.workers.patience import FACTOR, Patience
 from pipelines.workers.protocol import PREFIX, Message
-from pipelines.workers.worker import UNSENT, Pipe
+from pipelines.workers.worker import UNSENT, Pipe, load
 
 SIZE = 3 * 2**20  # bytes of an image: more than a socket's buffer holds
 
@@ -106,3 +111,19 @@ def test_a_broken_pipe_ends_the_worker(ends: tuple[socket.socket, socket.socket]
     for sock in ends:
         sock.close()
     assert process.wait() == 0
+
+
+def test_a_quick_stage_of_loading_is_no_measure_for_the_next() -> None:
+    """On a CPU a large model is read in seconds and tried for minutes: it would be killed at each start."""
+    activity, patience = Activity(), Patience()
+
+    def build(report: Report) -> list[float]:
+        budgets = []
+        for stage in ("reading", "placing (here)", "trying batches: 2 of 512x512", "trying batches: 4 of 512x512"):
+            report(stage, 0.5)
+            seen = ActivityReport(**activity.report())
+            budgets.append(patience.budget(seen, seen.pace))
+        return budgets
+
+    budgets: Any = load(Mock(build=build), Mock(), activity)
+    assert budgets == [FACTOR * patience.floor] * 3 + [patience.floor]

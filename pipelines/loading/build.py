@@ -43,14 +43,13 @@ def load_one(config: EngineConfig, report: Report, join_group: JoinGroup | None 
     """The engine of one process, on one device. `join_group` makes it one of several that draw each image together."""
     silence_libraries()
     fix_convolutions()
-    engine, placement = build_plain_engine(config, report, join_group)
+    engine, restricted = build_plain_engine(config, report, join_group)
     cache = TuningCache(Path(config.tuning_cache)) if config.tuning_cache is not None else None
-    kind = "cpu" if is_restricted(placement) else engine.device.type
+    kind = "cpu" if restricted else engine.device.type
     engine, applied = optimize_engine(engine, kind, config, cache, report)
     choose_convolutions(engine, applied, report)
     if cache is not None:
-        report("trying which sizes can be batched", 0.96)
-        engine = allow_exact_batches(engine, config, cache)
+        engine = allow_exact_batches(engine, config, cache, report)
     if not applied.choices.keys().isdisjoint(COMPILED):
         forbid_compilation()
     if cache is not None:
@@ -59,10 +58,10 @@ def load_one(config: EngineConfig, report: Report, join_group: JoinGroup | None 
     return engine
 
 
-def build_plain_engine(
-    config: EngineConfig, report: Report, join_group: JoinGroup | None
-) -> tuple[FluxEngine, Placement]:
-    """The engine without optimizations, and where its parts are."""
+def build_plain_engine(config: EngineConfig, report: Report, join_group: JoinGroup | None) -> tuple[FluxEngine, bool]:
+    """The engine without optimizations; and whether its transformer is streamed, or shared with other processes: only
+    what is exact can be applied to it. Raises `OptimizationFailed` where something else is wanted.
+    """
     report("reading the weights", 0.05)
     transformer = Path(config.transformer) if config.transformer else None
     located = locate_files(CHECKPOINTS[config.model], Path(config.models_dir), transformer)
@@ -71,7 +70,8 @@ def build_plain_engine(
     device = choose_device(config.device, row)
     dtype = choose_dtype(config.dtype, device)
     placement = place_on_device(row, device, dtype, config.placement)
-    if is_restricted(placement) and (unusable := select_inexact(select_optimizations(config.optimizations, "cpu"))):
+    restricted = join_group is not None or "transformer" in placement.spec.streamed
+    if restricted and (unusable := select_inexact(select_optimizations(config.optimizations, "cpu"))):
         raise OptimizationFailed(
             unusable[0], "it needs a transformer that is whole on one device", config.optimizations
         )
@@ -94,12 +94,7 @@ def build_plain_engine(
         tile_above=config.tile_above,
         remarks=placement.notes,
     )
-    return FluxEngine(pipeline, options), placement
-
-
-def is_restricted(placement: Placement) -> bool:
-    """Whether the transformer is streamed or shared with other processes: only what is exact can be applied to it."""
-    return "transformer" in placement.spec.streamed or group_size() > 1
+    return FluxEngine(pipeline, options), restricted
 
 
 def optimize_engine(
@@ -126,7 +121,7 @@ def optimize_engine(
     return engine.change(info=replace(engine.info, fingerprint=fingerprint, optimizations=described)), applied
 
 
-def allow_exact_batches(engine: FluxEngine, config: EngineConfig, cache: TuningCache) -> FluxEngine:
+def allow_exact_batches(engine: FluxEngine, config: EngineConfig, cache: TuningCache, report: Report) -> FluxEngine:
     """The engine with batches of the configured sizes, as far as they are exact here; measured once.
 
     A compiled engine brings those that were compiled, and no other number of samples is tried.
@@ -135,7 +130,7 @@ def allow_exact_batches(engine: FluxEngine, config: EngineConfig, cache: TuningC
     batches = {}
     for size in read_sizes(config):
         candidates = engine.options.batches.get(size, COUNTS)
-        find = partial(find_exact_batches, engine, size, candidates)
+        find = partial(find_exact_batches, engine, size, candidates, report)
         exact = cache.remember("batches", f"{base} {size.width}x{size.height}", find)
         batches[size] = tuple(count for count in exact if count in candidates)
     choices = {"batches": sorted(batches.items()), "tile_above": config.tile_above}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from pipelines.acceleration import PRESETS
+from pipelines.engine.base import Report
 from pipelines.engine.failures import is_out_of_memory
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.sample import Sample
@@ -23,20 +24,27 @@ STEPS = 28  # enough for the presets to differ
 PROMPTS = ("a red apple", "", "two boats on a lake, seen from above", "7")
 
 
-def find_exact_batches(engine: FluxEngine, size: Size, candidates: Sequence[int] = COUNTS) -> list[int]:
-    """Those of the numbers of samples that may share a forward pass at a size."""
-    return [count for count in candidates if is_exact(engine, size, count)]
+def find_exact_batches(
+    engine: FluxEngine, size: Size, candidates: Sequence[int] = COUNTS, report: Report = lambda *_: None
+) -> list[int]:
+    """Those of the numbers of samples that may share a forward pass at a size. Each try is reported: 12B parameters
+    take minutes for it on a CPU."""
+    return [count for count in candidates if is_exact(engine, size, count, report)]
 
 
 @torch.inference_mode()
-def is_exact(engine: FluxEngine, size: Size, count: int) -> bool:
+def is_exact(engine: FluxEngine, size: Size, count: int, report: Report) -> bool:
     """Whether `count` samples of one size take steps together as each does alone. False if they do not fit."""
-    try:
-        return all(compare_steps(engine, size, count, preset) for preset in PRESETS)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
+    for preset in PRESETS:
+        report(f"trying batches: {count} of {size.width}x{size.height}, {preset}", 0.96)
+        try:
+            if not compare_steps(engine, size, count, preset):
+                return False
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+    return True
 
 
 def compare_steps(engine: FluxEngine, size: Size, count: int, preset: str) -> bool:

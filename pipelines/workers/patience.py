@@ -5,7 +5,7 @@ that cannot answer and still computes or waits for a disk is not taken for dead 
 cold disk hold Python's lock for seconds, and on a machine with too much to do everything takes longer. It
 *gets on* while each activity ends within its budget: the larger of a floor and `FACTOR` times what the same work took
 before, on this device, since a step of 12B parameters on a CPU is no hang. What was never measured here gets `FACTOR`
-floors. Loading is such an activity, and begins anew with every stage or fraction that it reports.
+floors. Each stage of loading is such an activity, and begins anew with every fraction that it reports.
 
 Deaths are followed by a new worker at once, then with growing pauses. After `max_deaths` within `window` seconds, and
 no finished job between, the circuit opens: the pool takes no work, and a worker is tried only every `retry` seconds,

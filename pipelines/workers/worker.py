@@ -98,7 +98,7 @@ def load(config: EngineConfig, pipe: Pipe, activity: Activity) -> Engine[Any]:
     """Build the engine. If that fails, the reason is sent to the pool and the process ends."""
 
     def report(stage: str, progress: float) -> None:
-        activity.begin("load")
+        activity.begin(f"load: {stage.partition(':')[0]}")  # a quick stage is no measure for another one
         pipe.send("loading", stage=stage, progress=progress)
 
     activity.begin("load")
