@@ -4,6 +4,7 @@ Every subcommand describes its flags as a pydantic-settings class: one with the 
 environment variable, then default), or a subclass of `Arguments`, which reads no environment.
 """
 
+import json
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar, get_args
@@ -15,6 +16,7 @@ from pydantic_settings import (
     CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from pipelines.imports import import_name
@@ -36,6 +38,17 @@ class Group(NamedTuple):
 
     help: str
     commands: Mapping[str, Command]
+
+
+class CommandLine(CliSettingsSource[S]):
+    """Takes each argument of a list as it was typed.
+
+    pydantic-settings reads each as a list of its own: it splits a prompt at its commas, and fails at its quotation
+    marks. It offers no other place to say so. What names separated by commas are (`Names`) does not come through here.
+    """
+
+    def _merge_parsed_list(self, parsed_list: list[str], field_name: str) -> str:  # noqa: ARG002
+        return json.dumps(parsed_list)
 
 
 class Arguments(BaseSettings):
@@ -88,13 +101,13 @@ def format_usage(program: str, commands: Mapping[str, Command | Group]) -> str:
 def parse(kind: type[S], command: str, arguments: list[str]) -> S:
     """Read `kind` from flags, then environment variables, then defaults. Prints each problem and exits with 2."""
     hyphenated = [with_hyphens(argument) for argument in arguments]
-    source: CliSettingsSource[S] = CliSettingsSource(
-        kind,
-        cli_prog_name=f"srpo {command}",
-        cli_parse_args=hyphenated,
-        add_argument_method=add_argument_of(kind),
-    )
     try:
+        source: CommandLine[S] = CommandLine(
+            kind,
+            cli_prog_name=f"srpo {command}",
+            cli_parse_args=hyphenated,
+            add_argument_method=add_argument_of(kind),
+        )
         return kind(_cli_settings_source=source)
     except ValidationError as error:
         for issue in error.errors(include_url=False):
@@ -102,7 +115,7 @@ def parse(kind: type[S], command: str, arguments: list[str]) -> S:
             place = f"{describe_setting(kind, name)}: " if name else ""
             print(f"srpo {command}: {place}{issue['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
+    except (OSError, SettingsError) as error:
         print(f"srpo {command}: {format_error(error)}", file=sys.stderr)
         sys.exit(2)
 
