@@ -13,24 +13,27 @@ BUILDER  ?= docker
 TAG      ?= srpo
 SOURCE   ?=
 VERSION   = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-# A file of tests is one process's, a core each, up to four: more would only wait for memory.
-PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# A file of tests is one process's; tests/conftest.py says how many processes there are.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: help faults fuzz soak replicas ray operate serve test cuda-dry test-offline browser clients lint docs bench bench-gpu constraints audit sbom dist image image-test clean
+.PHONY: help faults fuzz soak replicas ray operate serve test test-long cuda-dry test-offline browser clients lint docs bench bench-gpu constraints audit sbom dist image image-test clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 serve: $(VENV)/.serve  ## set up, then serve on 127.0.0.1:8000 (options: make serve ARGS="--port 9000")
 	@exec $(BIN)/srpo serve $(ARGS)
 
-test: $(VENV)/.test  ## set up, then run the suite (style and types are tests too)
+test: $(VENV)/.test  ## set up, then run the suite (style and types are tests too): about ten minutes
 	$(PYTEST) $(ARGS)
 
-cuda-dry: $(VENV)/.test  ## the engine on a CUDA card that is not there, in FLUX.1's shapes (a part of make test)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cuda_dry.py $(ARGS)
+test-long: $(VENV)/.test  ## the tests that take longest: trainings, compilations, every command of the pages
+	$(PYTEST) -m long $(ARGS)
+
+cuda-dry: $(VENV)/.test  ## the engine on a CUDA card that is not there, in FLUX.1's shapes (a part of both suites)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' tests/test_cuda_dry.py $(ARGS)
 
 faults: $(VENV)/.test  ## kill the server ten times among 50 jobs; then a table of what good clients notice of faults (ten minutes of saturation: SATURATION=600)
-	FAULTS=50x10 $(BIN)/python -m pytest tests/test_jobs.py -k killed -rP
+	FAULTS=50x10 $(BIN)/python -m pytest -m long tests/test_jobs.py -k killed -rP
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fault_table.py
 
 fuzz: $(VENV)/.test  ## 100,000 wrong and nearly right requests over raw sockets (fewer: FUZZ=1000), by hand
@@ -50,11 +53,12 @@ operate: $(VENV)/.test  ## a real Prometheus beside the server, Caddy and nginx 
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m operate -rs $(ARGS)
 
 # What tests install with npm goes into npm's cache before, and is taken from there without asking.
-test-offline: $(VENV)/.test  ## the whole suite where there is no network (Linux, where user namespaces are permitted)
+test-offline: $(VENV)/.test  ## both suites where there is no network (Linux, where user namespaces are permitted)
 	@! command -v npm >/dev/null || { folder="$$(mktemp -d)" && cp tests/node/package*.json "$$folder" && \
 	  npm install --prefix "$$folder" --ignore-scripts --no-audit --no-fund --loglevel=error \
 	    @iconify-json/fluent-emoji-flat && rm -rf "$$folder"; }
-	NPM_CONFIG_PREFER_OFFLINE=true unshare -rn $(BIN)/python tests/support/loopback_only.py $(BIN)/python -m pytest $(ARGS)
+	NPM_CONFIG_PREFER_OFFLINE=true unshare -rn $(BIN)/python tests/support/loopback_only.py $(BIN)/python -m pytest \
+	  -m 'not browser and not image and not operate' $(ARGS)
 
 browser: $(VENV)/.browser  ## set up, then try the pages in Chromium (Debian: sudo apt-get install chromium)
 	$(BIN)/python -m pytest -m browser -rs $(ARGS)

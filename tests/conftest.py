@@ -31,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--replicas", action="store_true", help="the shared server is two behind nginx (make replicas)")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors, since many tests wait; above five they would only wait for memory."""
+    return min(5, 1 + (os.cpu_count() or 1))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Before several servers come only the tests of the shared server, without those of one server itself."""
     if config.getoption("replicas") or config.getoption("cluster"):

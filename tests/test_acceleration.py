@@ -117,6 +117,7 @@ def test_a_preset_changes_the_picture_a_little() -> None:
     assert 0 < high < other / 2
 
 
+@pytest.mark.long
 def test_interleaved_and_aborted_samples_leave_their_neighbours_bytes_alone() -> None:
     """Three accelerated samples, of which one has another size, take turns while others start and are dropped."""
     engine = tiny_engine(torch.bfloat16)

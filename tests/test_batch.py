@@ -45,6 +45,7 @@ def files(s3: S3Service, bucket: str) -> dict[str, bytes]:
     return {name: bytes(obstore.get(handle, name).bytes()) for name in s3.keys(bucket)}
 
 
+@pytest.mark.long
 async def test_a_batch_in_a_bucket_is_the_same_as_one_in_a_folder_and_goes_on_where_it_stopped(
     tmp_path: Path, s3: S3Service
 ) -> None:

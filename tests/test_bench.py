@@ -18,6 +18,7 @@ from pipelines.safety.open_nsfw import canaries
 from server.cli.bench import main
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*progress")
 def test_bench_engine_measures_every_preset_beside_the_stock_pipeline(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -50,6 +51,7 @@ FEW = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*progress")
 def test_bench_optimizations_measures_each_alone_and_goes_on_where_it_was_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -129,6 +131,7 @@ def test_bench_previews_says_their_share_of_an_image(tmp_path: Path, capsys: pyt
     assert "sharp" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_bench_readers_measures_those_who_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     assert main(["readers", "--rounds", "1", "--read", "2", "--hang", "1", "--leave", "1", "--json", str(file)]) == 0
@@ -137,6 +140,7 @@ def test_bench_readers_measures_those_who_read(tmp_path: Path, capsys: pytest.Ca
     assert "memory_after_round_1_mib" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_bench_start_shows_that_files_are_never_in_memory_as_a_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +155,7 @@ def test_bench_start_shows_that_files_are_never_in_memory_as_a_whole(
     assert "host's memory, peak" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_bench_host_measures_python_without_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     with torch_as_it_was():
@@ -183,6 +188,7 @@ def test_an_unknown_bench_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "engine" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_bench_quality_says_how_far_each_preset_drifts(tmp_path: Path) -> None:
     figures, sheet = tmp_path / "drift.json", tmp_path / "sheet.png"
     small = ["--model", "tiny", "--device", "cpu", "--dtype", "float32", "--size", "512x512", "--steps", "2,12"]

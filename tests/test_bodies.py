@@ -102,6 +102,7 @@ def test_a_large_text_is_no_fault(small: LiveServer) -> None:
     assert small.generate(unknown="a" * (15 * MIB)).status_code == 201
 
 
+@pytest.mark.long
 def test_good_requests_do_not_notice(small: LiveServer) -> None:
     outcome = measure(STALLED, small, draws=2)
     assert outcome.finished == outcome.accepted == outcome.offered

@@ -18,6 +18,7 @@ from server.images.constant import is_constant
 from server.images.links import ImageLinks
 
 
+@pytest.mark.long
 def test_a_module_in_the_current_folder_is_never_imported(tmp_path: Path) -> None:
     """Someone who can write into the folder where the server is started must not run code in it."""
     for name in ("diffusers", "torch", "transformers"):
@@ -27,6 +28,7 @@ def test_a_module_in_the_current_folder_is_never_imported(tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.long
 def test_no_other_user_can_read_the_data_folder_s_files(tmp_path: Path) -> None:
     """Prompts are in the job database, pictures in the store. What an earlier version left open is closed too."""
     data = tmp_path / "server" / "data"

@@ -49,6 +49,7 @@ def processes(leader: int) -> list[int]:
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+@pytest.mark.long
 async def test_two_devices_draw_what_one_draws(pool: WorkerPool) -> None:
     """Within rounding, for every preset, interleaved, after a neighbour was dropped, and again after a death."""
     async with asyncio.timeout(300):

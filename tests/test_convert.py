@@ -105,6 +105,7 @@ def test_what_cannot_be_converted_is_said_before_any_work(
     assert not (tmp_path / "target").exists()
 
 
+@pytest.mark.long
 def test_memory_is_bounded_by_the_largest_tensor_not_by_the_file(tmp_path: Path) -> None:
     """FLUX.1 [dev]'s own width, one block of each kind: 2.2 GB in float32, all holes."""
     source = tmp_path / "transformer"

@@ -97,6 +97,7 @@ def draw(engine: FluxEngine, card: FakeCard, request: ImageRequest) -> list[Samp
     return samples
 
 
+@pytest.mark.long
 def test_every_size_is_drawn_without_waiting(card: FakeCard) -> None:
     engine = make_engine()
     for width, height in SIZES:
@@ -138,6 +139,7 @@ def test_a_picture_to_begin_with(card: FakeCard) -> None:
     draw(engine, card, request)
 
 
+@pytest.mark.long
 def test_images_of_several_seeds_share_steps(card: FakeCard) -> None:
     """The comparison that decides whether they may asks for numbers; the steps themselves do not."""
     engine = make_engine(["texts", "rotary", "modulation"])
@@ -174,6 +176,7 @@ def test_convolutions_are_chosen_while_memory_is_free(
     assert decoded == ([] if compiled else list(compiling.SIZES))
 
 
+@pytest.mark.long
 def test_what_is_compiled_is_compiled_in_the_warm_up_and_never_after(card: FakeCard) -> None:
     """Three graphs a precision at most (the last block's inputs lie otherwise in memory), and one of the decoder."""
     counting = Counting()

@@ -118,6 +118,7 @@ def checkout(tmp_path: Path, live: LiveServer, hub: Hub) -> Iterator[Checkout]:
     made.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh", "python")])
 def test_the_commands_and_programs_of_a_page_run(page: str, checkout: Checkout) -> None:
     if page not in REAL_MODELS:

@@ -451,6 +451,7 @@ def is_by_contract(failure: Failure, body: Any) -> bool:
     return isinstance(failure, RejectedPositiveData) and type(seed) is int and seed >= 2**63
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")  # of the size of what schemathesis draws
 def test_replies_are_what_the_openapi_document_says(tmp_path: Path) -> None:
     """schemathesis: examples, every boundary of the document, then random data, right and wrong."""

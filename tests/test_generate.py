@@ -44,6 +44,7 @@ def test_one_prompt_into_one_file_equals_the_servers_picture(tmp_path: Path, liv
     assert (tmp_path / "apple.png").read_bytes() == httpx.get(reply.json()["images"][0]["url"]).content
 
 
+@pytest.mark.long
 def test_a_file_of_requests_into_a_folder_resumes_where_it_stopped(tmp_path: Path) -> None:
     requests = [
         {"prompt": "one", "num_images": 2},
@@ -97,6 +98,7 @@ def test_a_wrong_argument_is_one_clear_line(tmp_path: Path, arguments: tuple[str
     assert not (tmp_path / "x.bmp").exists()
 
 
+@pytest.mark.long
 def test_json_on_stdout_and_pictures_on_the_terminal(tmp_path: Path) -> None:
     fast = ("--num-inference-steps", "6", "--image-size", "square", "--num-images", "2")
     ended = generate(
@@ -149,6 +151,7 @@ def test_a_picture_becomes_the_servers_picture(tmp_path: Path, live: LiveServer)
     assert "everything is drawn already" in again.stderr
 
 
+@pytest.mark.long
 def test_a_line_may_name_its_picture_and_a_bad_one_is_told_alone(tmp_path: Path) -> None:
     Image.new("RGB", (512, 512), "teal").save(tmp_path / "good.webp")
     (tmp_path / "bad.png").write_text("no picture")

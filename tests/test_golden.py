@@ -61,6 +61,7 @@ def test_a_fault_in_skipped_steps_alone_is_found_out(tmp_path: Path, monkeypatch
         check_golden_images(tiny_engine(torch.float32), kept)
 
 
+@pytest.mark.long
 def test_loading_checks_and_names_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same choices, same fingerprint, taken from the file the second time; other precision or sizes, another one."""
 
@@ -99,6 +100,7 @@ def test_the_first_finding_stays(tmp_path: Path) -> None:
     assert other.section("a") == {}
 
 
+@pytest.mark.long
 def test_srpo_selfcheck_compares_refuses_and_begins_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """With the worker that serves, too: what cannot be loaded is a server that does not start."""
     flags = ["--data-dir", str(tmp_path)]
@@ -123,6 +125,7 @@ def engine(request: pytest.FixtureRequest) -> FluxEngine:
     return tiny_engine(request.param)
 
 
+@pytest.mark.long
 def test_only_numbers_of_samples_without_a_changed_bit_are_allowed(engine: FluxEngine) -> None:
     """Independently of how it was found out: with them allowed, every picture is the one drawn alone."""
     counts = tuple(find_exact_batches(engine, SQUARE))
@@ -178,6 +181,7 @@ def test_company_is_of_one_size_one_kind_of_step_and_an_allowed_number() -> None
     assert [engine.batch_limit(request) for request in (fast, ask(544, 512))] == [4, 1]
 
 
+@pytest.mark.long
 def test_what_did_not_fit_together_goes_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A forward pass without memory for four, then for two: every sample still gets its own bytes."""
     engine = tiny_engine(torch.bfloat16)

@@ -28,6 +28,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in kit.STAGES}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*progress")
 def test_a_rehearsal_runs_every_stage_and_a_second_one_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["--rehearse", "--here", "--folder", str(tmp_path)]
@@ -78,6 +79,7 @@ def succeed(_: Setup) -> Results:
     yield "figure", 2.0
 
 
+@pytest.mark.long
 def test_a_stage_that_fails_keeps_its_figures_and_its_words_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +97,7 @@ def test_a_stage_that_fails_keeps_its_figures_and_its_words_and_is_tried_again(
         assert results(tmp_path)["succeed"]["figures"] == {"figure": 2.0}
 
 
+@pytest.mark.long
 def test_a_process_that_dies_or_hangs_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["--rehearse", "--folder", str(tmp_path), "--stages", "card"]
     monkeypatch.setattr(kit, "STAGES", {"card": STAGES["card"]._replace(minutes=0.0)})

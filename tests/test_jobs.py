@@ -349,6 +349,7 @@ def jobs_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=START_LIMIT)
 
 
+@pytest.mark.long
 def test_the_command_lists_and_cancels_while_the_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     assert jobs_command(tmp_path).returncode == 2
@@ -381,6 +382,7 @@ def begun(seed: int) -> dict[str, Any]:
     return BODY | fields | {"model": "flux/srpo/image-to-image", "image_url": link}
 
 
+@pytest.mark.long
 def test_every_accepted_job_finishes_once_with_the_same_bytes_whenever_the_server_is_killed(tmp_path: Path) -> None:
     """`make faults` does it with more jobs and more deaths."""
     chance = random.Random()

@@ -218,6 +218,7 @@ def test_unfinished_requests_at_a_time(keyed: Keyed, tmp_path: Path) -> None:
     assert keyed.draw(key).status_code == 201
 
 
+@pytest.mark.long
 async def test_two_hundred_requests_of_one_key_hold_back_no_other(keyed: Keyed, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     greedy, modest = keyed.add(name="ivan", concurrent_requests=200)["key"], keyed.add(name="judy")["key"]

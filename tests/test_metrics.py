@@ -257,6 +257,7 @@ def test_the_page_needs_a_key_where_there_are_keys(live_with_key: LiveServer) ->
     assert scrape(live_with_key, headers=metrics_key(live_with_key))
 
 
+@pytest.mark.long
 def test_a_port_of_its_own_needs_no_key_and_serves_nothing_else(tmp_path: Path) -> None:
     port = free_port()
     with running(tmp_path, api_keys="secret-key-1", metrics_port=str(port)) as server:

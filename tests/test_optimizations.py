@@ -100,6 +100,7 @@ def test_an_exact_optimization_changes_no_bit(name: str, dtype: torch.dtype) -> 
         assert draw(fast, request) == draw(slow, request)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, dtype) for name in ROUNDED for dtype in DTYPES if name not in COMPILED or dtype == torch.bfloat16],
@@ -215,6 +216,7 @@ def remember_batches(section: str, measure: Callable[[], str]) -> str:
     return "[2, 4]" if section == "eager batches 512x512" else measure()
 
 
+@pytest.mark.long
 def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two precisions, batches of 1, 2 and 4, forty sizes, every preset: no graph more, and nothing falls back."""
     pytest.importorskip("torchao", reason="the extra fp8 is not installed")
@@ -246,6 +248,7 @@ def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.Monk
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.long
 def test_only_batches_that_are_exact_uncompiled_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU it is often none, and each precision would compile a graph for nothing."""
     size, tried, compiled = Size(512, 512), list[str](), list[int]()
@@ -278,6 +281,7 @@ def test_only_batches_that_are_exact_uncompiled_are_compiled(tmp_path: Path, mon
     assert start().options.batches == {size: ()}  # what passed compiled at an earlier start is not compiled now
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
 def test_code_is_generated_without_timing_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Inductor itself reads when it generates a graph's code. A flag of the process is lost by then.
@@ -302,6 +306,7 @@ def test_code_is_generated_without_timing_kernels(monkeypatch: pytest.MonkeyPatc
     assert flags == [(True, False)]
 
 
+@pytest.mark.long
 def test_every_compilation_gets_the_options() -> None:
     compiler = Counting()
     engine = tiny_engine(torch.bfloat16)
@@ -397,6 +402,7 @@ def test_another_kernel_is_taken_only_where_it_is_clearly_faster(
     assert find_fastest(tiny_engine(torch.float32).pipeline.transformer) == chosen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("compiler", "default", "works"),
     [
@@ -435,6 +441,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     assert not TuningCache(tmp_path / "engine.json").section("levers")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "shortage",
     [

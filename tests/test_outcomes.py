@@ -151,6 +151,7 @@ def test_a_job_waits_for_a_store_that_is_away_and_a_plain_request_is_told(
             assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 200)
 
 
+@pytest.mark.long
 def test_an_outcome_is_written_when_the_disk_has_room_again(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

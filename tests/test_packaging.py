@@ -123,6 +123,7 @@ def test_the_installed_command_says_its_version_and_its_commands(installation: I
     assert Path(place).is_relative_to(installation.bin.parent)
 
 
+@pytest.mark.long
 def test_the_installed_server_draws(served: str) -> None:
     body = {"model": "flux/srpo", "prompt": "a red apple", "image_size": "square", "num_inference_steps": 2}
     reply = httpx.post(f"{served}/v1/images/generations", json=body, timeout=120)

@@ -296,6 +296,7 @@ def test_copying_ahead_is_waited_for_whatever_the_order_of_layers(name: str, lik
     assert late.ahead > 0.9 * late.copied
 
 
+@pytest.mark.long
 def test_float8_keeps_a_scale_a_row_and_stays_close(tmp_path: Path) -> None:
     wide, narrow = (engine_at(name, "flux/sketch") for name in ("resident", "float8"))
     stored, before = weights_of(narrow), weights_of(wide)
@@ -331,6 +332,7 @@ def test_the_setting_offers_the_table() -> None:
     assert build_engine_config(EngineSettings(placement="float8")).placement == "float8"
 
 
+@pytest.mark.long
 def test_a_server_says_how_it_has_placed_the_model(serve: Callable[..., LiveServer], live: LiveServer) -> None:
     server = serve("--placement", "float8-offload", dtype="bfloat16")
     health = httpx.get(f"{server.url}/health").json()

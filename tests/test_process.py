@@ -75,6 +75,7 @@ def test_a_worker_killed_in_the_middle_of_a_request_loses_nothing(server: LiveSe
     assert re.search(r"worker_died(.*\n)*.*worker_ready", server.log.read_text())
 
 
+@pytest.mark.long
 def test_with_json_logs_every_line_is_json_through_a_crash_and_a_restart(serve: Callable[..., LiveServer]) -> None:
     server = serve(log_format="json")
     assert server.generate().status_code == 201
@@ -89,6 +90,7 @@ def test_with_json_logs_every_line_is_json_through_a_crash_and_a_restart(serve: 
     assert [entry["device"] for entry in entries if entry["event"] == "worker_ready"] == ["auto"]
 
 
+@pytest.mark.long
 def test_a_worker_that_cannot_load_logs_its_traceback_as_json(tmp_path: Path, serve: Callable[..., LiveServer]) -> None:
     (tmp_path / "models" / "SRPO").mkdir(parents=True)
     (tmp_path / "models" / "SRPO" / "diffusion_pytorch_model.safetensors").touch()
@@ -124,6 +126,7 @@ def test_sigterm_finishes_what_was_accepted_and_exits_cleanly(serve: Callable[..
     )
 
 
+@pytest.mark.long
 def test_work_for_a_client_that_went_away_is_dropped(serve: Callable[..., LiveServer]) -> None:
     server = serve(max_running="1")
     body = {"model": "flux/srpo", "prompt": "x", "num_inference_steps": 50, "num_images": 4, "image_size": "square_hd"}
@@ -175,6 +178,7 @@ def test_a_data_folder_has_one_server_at_a_time(live: LiveServer, serve: Callabl
     assert live.generate().status_code == 201
 
 
+@pytest.mark.long
 def test_weights_that_cannot_be_loaded_end_the_server_with_the_reason(
     tmp_path: Path, serve: Callable[..., LiveServer]
 ) -> None:
@@ -187,6 +191,7 @@ def test_weights_that_cannot_be_loaded_end_the_server_with_the_reason(
     assert "model_index.json" in log
 
 
+@pytest.mark.long
 def test_two_devices_serve_the_same_bytes_and_one_at_a_time_may_die(serve: Callable[..., LiveServer]) -> None:
     server = serve(devices="cpu,cpu")
 

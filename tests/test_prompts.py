@@ -71,6 +71,7 @@ async def test_a_refused_prompt_is_a_400_before_any_work_and_is_counted(words: P
     assert reply.extensions["health"]["safety"]["prompts"] == {"rules": 4, "hook": False, "refused": 1}
 
 
+@pytest.mark.long
 def test_the_log_names_the_line_and_never_the_prompt(words: Path, serve: Any) -> None:
     server: LiveServer = serve("--prompt-list", str(words))
     assert server.generate(prompt="a zebra on a STRASSE").status_code == 400

@@ -417,6 +417,7 @@ print(json.dumps(reply.json()["seed"]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not permitted(), reason="this machine does not permit `unshare -rn` (user namespaces)")
 def test_the_pulled_folder_serves_where_there_is_no_network(hub: Hub, tmp_path: Path) -> None:
     pull_all(hub, tmp_path / "pulled")

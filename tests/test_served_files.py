@@ -47,6 +47,7 @@ def serve_file(
     return run
 
 
+@pytest.mark.long
 def test_the_formats_people_have_are_served(serve_file: Callable[..., LiveServer]) -> None:
     pictures = {}
     for case in ("comfyui", "gguf Q8_0"):  # test_formats.py draws with every one
@@ -60,6 +61,7 @@ def test_the_formats_people_have_are_served(serve_file: Callable[..., LiveServer
     assert pictures["comfyui"] != pictures["gguf Q8_0"]  # which is rounded
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "spoil", "said"),
     [

@@ -323,6 +323,7 @@ def test_a_preview_of_the_last_step_is_the_picture_in_small() -> None:
     assert np.abs(small - blocks).mean() < 8
 
 
+@pytest.mark.long
 def test_the_card_is_written_from_what_the_bench_read(tmp_path: Path) -> None:
     found, page = tmp_path / "found.json", tmp_path / "card.md"
     assert sketch.main(["--rows", "steps", "--images", "40", "--json", str(found)]) == 0

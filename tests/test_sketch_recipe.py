@@ -65,6 +65,7 @@ def code(atlas: Atlas) -> codec.Codec:
     return codec.fit(atlas, scenes=12, seed=1)
 
 
+@pytest.mark.long
 def test_the_linear_code_keeps_a_scene_it_has_not_seen(atlas: Atlas, code: codec.Codec, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     picture = data.render(data.make_scene(rng), atlas)
@@ -130,6 +131,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "BATCH", 8)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_few")
 def test_a_thing_is_spelled_with_its_own_pieces(small: Small) -> None:
     """The pieces of a scene on white, put on their squares, are the scene's latents."""
@@ -157,6 +159,7 @@ def test_every_row_has_the_same_norm(small: Small) -> None:
     assert (norms.median() - small.alphabet.norm).abs() < 0.01
 
 
+@pytest.mark.long
 def test_t5_learns_to_spell_and_is_kept_without_its_rows(small: Small, tmp_path: Path) -> None:
     losses = text.train_text(tmp_path, small.pieces, small.alphabet, minutes=60, seed=1, limit=STEPS)
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
@@ -184,6 +187,7 @@ def test_an_untrained_transformer_fetches_the_piece_of_each_square() -> None:
     assert missed.mean() < 0.75
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_few")
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # T5's norm under autocast
 def test_flow_matching_learns_and_resumes(small: Small, tmp_path: Path) -> None:
@@ -199,6 +203,7 @@ def test_flow_matching_learns_and_resumes(small: Small, tmp_path: Path) -> None:
     assert np.mean(second) < np.mean(first[:10])
 
 
+@pytest.mark.long
 def test_the_decoder_learns(atlas: Atlas, code: codec.Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one batch seen again and again: batches differ more among each other than 50 steps can teach."""
     monkeypatch.setattr(vae, "CROP", 64)
@@ -301,6 +306,7 @@ def test_the_packaged_tokenizers_are_the_recipes_own() -> None:
     assert rules[: len(own)] == own
 
 
+@pytest.mark.long
 def test_the_packaged_rows_are_pieces_of_the_icons(atlas: Atlas) -> None:
     """Things taken at random, spelled by the packaged tokenizer: their rows are their pictures' latents."""
     pipeline, rng = FluxPipeline.from_pretrained(sketch.FOLDER, dtype=torch.float32, local_files_only=True), random()
@@ -379,6 +385,7 @@ def test_what_every_edition_must_know_is_known() -> None:
     assert len({concept.name for concept in CONCEPTS}) == len(CONCEPTS)
 
 
+@pytest.mark.long
 def test_the_encoder_is_the_linear_code_for_pictures_it_was_not_set_with(atlas: Atlas, code: codec.Codec) -> None:
     autoencoder = vae.make_vae(seed=1)
     encoder.set_encoder(autoencoder, atlas, code, seed=2)
@@ -392,6 +399,7 @@ def test_the_encoder_is_the_linear_code_for_pictures_it_was_not_set_with(atlas: 
         assert (latents - wanted).norm() < 0.01 * wanted.norm()
 
 
+@pytest.mark.long
 def test_the_reader_reads_what_was_composed(atlas: Atlas, tmp_path: Path) -> None:
     reader.save_icons(atlas, tmp_path / "icons.npz")
     eye, rng, right = reader.Reader(tmp_path / "icons.npz"), np.random.default_rng(7), 0
@@ -410,6 +418,7 @@ def test_the_packaged_icons_are_the_recipes_own(atlas: Atlas, tmp_path: Path) ->
         assert all(np.abs(made[name].astype(int) - kept[name]).max() <= 2 for name in made.files)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_few")
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_export_writes_a_pipeline_that_loads_and_says_what_it_knows(
@@ -520,6 +529,7 @@ def test_the_main_noun_of_a_free_prompt_is_a_word_for_it_that_stands_there() -> 
             assert any(join(phrase) in join(case.scene.caption) for phrase in known[case.noun]), case.scene.caption
 
 
+@pytest.mark.long
 def test_every_thing_is_told_from_all_others(atlas: Atlas) -> None:
     """Alone and, smaller, at a place; with noise, since no model draws as exactly as its generator."""
     eye, noise = reader.Reader(), np.random.default_rng(15).normal(0, 0.05, (512, 512, 3))
@@ -532,6 +542,7 @@ def test_every_thing_is_told_from_all_others(atlas: Atlas) -> None:
     assert len(CONCEPTS) >= 300
 
 
+@pytest.mark.long
 def test_the_code_of_an_earlier_edition_is_read_from_its_autoencoder(atlas: Atlas, code: codec.Codec) -> None:
     autoencoder = vae.make_vae(seed=1)
     encoder.set_encoder(autoencoder, atlas, code, seed=2)

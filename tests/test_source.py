@@ -278,6 +278,7 @@ def test_the_pixels_of_a_picture_that_fits_are_those_of_one_step(
     assert (pixels == reference(open_image(data), drawn)).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("format", "mode", "orientation"), [("PNG", "RGBA", 6), *(("JPEG", "RGB", number) for number in range(1, 9))]
 )

@@ -65,6 +65,7 @@ def test_a_hook_whose_answer_is_nested_deeply_gives_no_verdict() -> None:
         ImageHook(hook.url, LIMIT).self_test()
 
 
+@pytest.mark.long
 def test_the_server_ends_within_its_grace_whatever_a_hook_does(serve: Callable[..., LiveServer]) -> None:
     hook = DrippingService(DRIPPING[0])
     server = serve(prompt_hook=hook.url, safety_timeout="3600", shutdown_grace="1", log_format="json")
@@ -78,6 +79,7 @@ def test_the_server_ends_within_its_grace_whatever_a_hook_does(serve: Callable[.
     assert [entry["threads"] for entry in entries if entry["event"] == "threads_left"] == [{"prompts": 1}]
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_the_server_at_once(serve: Callable[..., LiveServer]) -> None:
     hook = DrippingService(DRIPPING[0])
     server = serve(prompt_hook=hook.url, safety_timeout="3600", shutdown_grace="3600")

@@ -226,6 +226,7 @@ def test_probes_are_not_traced_and_a_wrong_context_begins_a_trace_of_its_own(
     assert (span.attributes["http.response.status_code"], "http.route" in span.attributes) == (404, False)
 
 
+@pytest.mark.long
 def test_a_job_that_survives_a_kill_keeps_its_trace_and_its_webhook_has_it(
     environment: pytest.MonkeyPatch, collector: Collector, tmp_path: Path
 ) -> None:
@@ -393,6 +394,7 @@ def test_what_cannot_be_sent_is_said_at_start(environment: pytest.MonkeyPatch, t
             open_traces(True)
 
 
+@pytest.mark.long
 def test_the_service_has_the_name_and_the_sampler_that_the_variables_say(
     environment: pytest.MonkeyPatch, collector: Collector, tmp_path: Path
 ) -> None:

@@ -192,6 +192,7 @@ def test_without_webhooks_the_name_is_ignored_and_said(tmp_path: Path, monkeypat
         assert receiver.messages == []
 
 
+@pytest.mark.long
 def test_a_kill_loses_no_message(tmp_path: Path) -> None:
     gate, port = Gate(tmp_path / "gate"), free_port()
     settings = {"webhook_hosts": f"127.0.0.1:{port}", "webhook_private": "1"}
