@@ -35,6 +35,13 @@ def url(postgres: Postgres) -> str:
 
 
 @pytest.fixture
+def address(url: str) -> str:
+    """The database's, as the settings have it."""
+    settings = Settings.model_validate({"database_url": url})
+    return str(settings.database_url and settings.database_url.get_secret_value())
+
+
+@pytest.fixture
 def replicas(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replicas]:
     """Starts servers over one database."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
@@ -122,26 +129,37 @@ def test_images_in_a_bucket_can_be_read_from_any_server(replicas: Replicas, s3: 
     assert [httpx.get(server.url + path).status_code for server in (here, there)] == [410, 410]
 
 
-def test_the_jobs_of_a_server_that_is_gone_are_taken_over(replicas: Replicas, url: str) -> None:
-    """They were accepted, and their server has not renewed its lease."""
-    here, there = replicas(2)
-    settings = Settings.model_validate({"database_url": url})
-    address = str(settings.database_url and settings.database_url.get_secret_value())
-    made = accept(here, prompt="quick")
-    ended(here, made)
-    with opened(address) as database, job_store(address) as store:
+def leave_jobs(url: str, like: str, names: list[str]) -> None:
+    """Jobs that a server accepted which is gone, and has not renewed its lease."""
+    with opened(url) as database, job_store(url) as store:
         gone = JobLeases(database, 0.0)
-        done = store.find(made)
+        done = store.find(like)
         assert done is not None
-        for number in range(6):
-            job = record(f"job_{number}")
+        for name in names:
+            job = record(name)
             job.owner, job.request = done.owner, done.request
             gone.grant(job)
             store.add(job)
-        for number in range(6):
-            assert ended(there, f"job_{number}")["status"] == "succeeded"
-        attempts = [getattr(store.find(f"job_{number}"), "attempt", None) for number in range(6)]
-        assert attempts == [1] * 6
+
+
+def test_the_jobs_of_a_server_that_is_gone_are_taken_over(replicas: Replicas, address: str) -> None:
+    here, there = replicas(2)
+    made = accept(here, prompt="quick")
+    ended(here, made)
+    names = [f"job_{number}" for number in range(6)]
+    leave_jobs(address, made, names)
+    assert [ended(there, name)["status"] for name in names] == ["succeeded"] * 6
+    with job_store(address) as store:
+        assert [getattr(store.find(name), "attempt", None) for name in names] == [1] * 6
+
+
+def test_a_server_that_sleeps_wakes_for_the_jobs_of_one_that_is_gone(replicas: Replicas, address: str) -> None:
+    (server,) = replicas(1, api_keys=())
+    made = accept(server, prompt="quick")
+    ended(server, made)
+    assert call(server, "POST", "/v1/admin/sleep").json()["state"] == "asleep"
+    leave_jobs(address, made, ["job_0"])
+    assert ended(server, "job_0")["status"] == "succeeded"
 
 
 def test_a_server_that_stops_hands_its_jobs_over_at_once(replicas: Replicas, tmp_path: Path, url: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import structlog
 
 from pipelines.job import Progress
+from pipelines.workers.status import SERVING
 from server.errors import StorageFailure
 from server.jobs.leases import JobLeases
 from server.jobs.resumption import resume_jobs
@@ -96,7 +97,7 @@ class Upkeep:
     async def _take_over(self) -> None:
         """Resume jobs of servers that are gone, a few at a time, so that all who are left share them."""
         busy = self._resuming is not None and not self._resuming.done()
-        if busy or time.monotonic() < self._patient_until or self._state.pool.status().state != "ready":
+        if busy or time.monotonic() < self._patient_until or self._state.pool.status().state not in SERVING:
             return
         ours = list(self._runner.active)
         records = await self._state.pools.run("ledger", self._leases.take_over, TAKEN_AT_ONCE, ours)
