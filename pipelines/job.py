@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -134,6 +134,13 @@ class Job:
     async def result(self) -> ImageResult:
         """The finished images; raises a `PipelineError`. Cancelling the wait does not cancel the job."""
         return await asyncio.shield(self._result)
+
+    def drop_pixels(self) -> None:
+        """Of a job with images, when these have been encoded: its memory is free. Its result has none any more."""
+        result = replace(self._result.result(), pixels=())
+        self.pixels.clear()
+        self._result = self._result.get_loop().create_future()
+        self._result.set_result(result)
 
     async def events(self) -> AsyncIterator[Event]:
         """The job's events, until it ends."""

@@ -12,12 +12,15 @@ from typing import Any
 import httpx
 import pytest
 from support.buckets import S3Service
+from support.instant import served
 from support.jobs import PREFER, call, ended, events_of
 from support.ledgers import disks_permitted, fill, locked, small_disk
 from support.scripted_server import Gate, Scripted
 from support.server import START_LIMIT, free_port, wait_ready
 from support.tcp_proxy import proxy_to
 from support.waiting import within
+
+from server.images.stores.local import LocalStore
 
 PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {"model": "flux/srpo", "image_size": "square", "num_inference_steps": 3, "seed": 7}
@@ -149,6 +152,42 @@ def test_a_job_waits_for_a_store_that_is_away_and_a_plain_request_is_told(
             path = httpx.URL(done["reply"]["images"][0]["url"]).path
             assert httpx.get(server.url + path).headers["content-type"] == "image/jpeg"
             assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 200)
+
+
+def test_jobs_that_wait_for_the_store_are_so_many_and_keep_no_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have left the queue, so that it would let in any number while the disk is full."""
+    alive: set[object] = set()
+
+    class Pixels(bytes):
+        def __init__(self, _: object) -> None:
+            alive.add(id(self))
+
+        def __del__(self) -> None:
+            alive.discard(id(self))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("support.instant.draw_black", lambda _: (16, 16, Pixels(bytes(16 * 16 * 3))))
+    body = {"model": "flux/srpo", "prompt": "x", "image_size": "square"}
+    with served(tmp_path) as (app, url), httpx.Client(base_url=url, timeout=START_LIMIT) as client:
+        app.state.app_state.pool.capacity = 4
+        with monkeypatch.context() as disk:
+            disk.setattr(LocalStore, "_write", full)
+            disk.setattr("server.images.stores.local.write_synced", full)
+            posted = []
+            for _ in range(12):
+                posted.append(client.post("/v1/images/generations", json=body, headers=PREFER))
+                assert within(START_LIMIT, lambda: app.state.app_state.store.failure is not None)
+            assert [reply.status_code for reply in posted] == [202] * 4 + [503] * 8
+            assert posted[-1].json()["error"]["code"] == "storage_full"
+            assert int(posted[-1].headers["retry-after"]) >= 1
+            assert within(START_LIMIT, lambda: not alive)
+        places = [f"/v1/jobs/{reply.json()['id']}" for reply in posted[:4]]
+        assert within(START_LIMIT, lambda: {client.get(place).json()["status"] for place in places} == {"succeeded"})
+        assert client.post("/v1/images/generations", json=body, headers=PREFER).status_code == 202
 
 
 @pytest.mark.long

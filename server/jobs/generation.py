@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Self
 
 import structlog
@@ -111,6 +112,9 @@ class Generation:
             self._publish_stage("encode")
             self.images = await encode_all(inspected, self.body.output_format, self._state)
             self._meter.stage("encode", watch.lap("encode"))
+            self.job.drop_pixels()  # files are smaller, and a store may be away for long
+            result = replace(inspected.result, pixels=())
+            inspected = replace(inspected, result=result)
             items = await self._deliver()
             self._meter.stage("store", watch.lap("encode"))
             reply = GenerationReply.from_result(inspected, items, watch.seconds, self._state.settings)

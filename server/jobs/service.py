@@ -77,7 +77,7 @@ class JobService:
     async def accept(self, spec: JobSpec, caller: Caller, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
         """Admit a request and write it down, or find the one that has its key. True: it had been accepted before.
 
-        Raises `KeyReused`, `StorageFull`, `StorageBusy`, and what `Generation.start` raises before any work.
+        Raises `KeyReused`, a `StorageFailure`, and what `Generation.start` raises before any work.
         """
         if key is None:
             request = await self._build_request(spec)
@@ -194,6 +194,7 @@ class JobService:
     async def _admit(
         self, spec: JobSpec, request: ImageRequest, caller: Caller, key: str | None, body_hash: str
     ) -> JobRecord:
+        self._check_store()
         spec = replace(spec.drop_source(), fingerprint=self._state.fingerprint)
         generation = Generation.start(self._state, spec, request, caller, durable=True)
         identity = f"job_{secrets.token_hex(16)}"
@@ -210,3 +211,12 @@ class JobService:
             raise
         self._runner.run(self._runner.register(record), generation)
         return record
+
+    def _check_store(self) -> None:
+        """Raises the failure of a store that takes nothing, where as many jobs are unfinished as the pool has places.
+
+        It does not count those that are drawn and wait for the store, with their images in memory.
+        """
+        failure = self._state.store.failure
+        if failure is not None and len(self._runner.active) >= self._state.pool.capacity:
+            raise type(failure)
