@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from support.server import LiveServer
 
+from server.cli.generate.batch import add_parameter_flags, plan_batch
+from server.cli.terminal.parsing import parse
 from server.cli.terminal.text import choose_renderer
 
 SURROUNDINGS = {
@@ -69,6 +71,42 @@ def test_a_file_of_requests_into_a_folder_resumes_where_it_stopped(tmp_path: Pat
     assert "everything is drawn already" in generate(tmp_path, "--jsonl", "in.jsonl", "-o", "out", *FAST).stderr
     with Image.open(files["0001-1.jpeg"]) as picture:
         assert picture.size == (512, 544)
+
+
+def pretend(folder: Path, *arguments: str) -> list[str]:
+    """What `srpo generate` would draw into a folder, which then has these files, and the record of them."""
+    settings = parse(add_parameter_flags(), "generate", [*arguments, "-o", str(folder), "--model", "tiny"])
+    work, output = plan_batch(settings)
+    assert output.record is not None
+    for item in work:
+        for file in output.files(item):
+            file.write_text(item.line["prompt"])
+        with output.record.open("a") as record:
+            record.write(json.dumps(item.record()) + "\n")
+    return [name for item in work for name in item.names]
+
+
+def test_another_prompt_replaces_no_picture(tmp_path: Path) -> None:
+    assert pretend(tmp_path, "a cat") == ["0001.jpeg"]
+    assert pretend(tmp_path, "a dog") == ["0002.jpeg"]
+    assert (tmp_path / "0001.jpeg").read_text() == "a cat"
+    for drawn in ("a cat", "a dog"):
+        assert pretend(tmp_path, drawn) == []
+    (tmp_path / "0004.png").write_text("the user's own")
+    assert pretend(tmp_path, "a bird", "a dog", "a fish", "a fish") == ["0003.jpeg", "0005.jpeg", "0006.jpeg"]
+    assert pretend(tmp_path, "a cat", "--num-images", "2") == ["0007-1.jpeg", "0007-2.jpeg"]
+    (tmp_path / "0002.jpeg").unlink()
+    assert pretend(tmp_path, "a cat", "a dog") == ["0002.jpeg"]
+
+
+def test_the_last_line_of_the_record_says_whose_a_picture_is(tmp_path: Path) -> None:
+    """A changed line of a file is drawn in its place, and so is one that was changed back."""
+    file = tmp_path / "in.jsonl"
+    for prompt in ("a cat", "a dog", "a cat"):
+        file.write_text(json.dumps({"prompt": prompt}))
+        assert pretend(tmp_path / "out", "--jsonl", str(file)) == ["0001.jpeg"]
+        assert (tmp_path / "out" / "0001.jpeg").read_text() == prompt
+        assert pretend(tmp_path / "out", "--jsonl", str(file)) == []
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ class BatchItem:
 def make_item(
     number: int, line: dict[str, Any], model: str, name: Path | None = None, chosen: Mapping[str, Any] | None = None
 ) -> BatchItem:
-    """Validate a request. Its files are called by its number, unless `name` says how; `chosen` are more fields.
+    """Validate a request. Its files are called by its number, unless `name` says how (without a suffix: the format's).
+
+    `chosen` are more fields than the line's.
 
     Raises `CannotGenerate`.
     """
@@ -71,7 +73,8 @@ def make_item(
         issues = [issue for detail in error.errors(include_url=False) for issue in issues_of(detail)]
         listed = "; ".join(f"{'.'.join(map(str, issue['path']))}: {issue['message']}" for issue in issues)
         raise CannotGenerate(f"request {number}: {listed}") from error
-    stem, suffix = (name.stem, name.suffix) if name else (f"{number:04d}", f".{params.output_format}")
+    stem, suffix = (name.stem, name.suffix) if name else (f"{number:04d}", "")
+    suffix = suffix or f".{params.output_format}"
     count = params.num_images
     names = [f"{stem}{suffix}"] if count == 1 else [f"{stem}-{index}{suffix}" for index in range(1, count + 1)]
     return BatchItem(params, tuple(names), line)

@@ -1,11 +1,13 @@
 """The requests of `srpo generate`, from prompts or a JSONL file, and the folder that their image files get into.
 
 Every finished request is written to `requests.jsonl` beside the images, with the seed that was used, so that the same
-command continues where it stopped.
+command continues where it stopped, and another prompt gets a number that no image has yet.
 """
 
 import json
+import re
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from weights.durable_file import ORDINARY, append_durably, write_durably
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
 RECORD = "requests.jsonl"
+NUMBERED = re.compile(r"\d{4,}(-\d+)?")
 BUCKET = "s3://"
 NOT_FLAGS = ("prompt", "sync_mode", "output_format", "image_url")
 PARAMETERS = GenerationParams.model_fields | {
@@ -90,19 +93,36 @@ class Output:
             append_durably(self.record, (json.dumps(item.record()) + "\n").encode())
 
     def read_finished(self) -> set[tuple[int, str]]:
-        """(number, request) of every line in the record whose files still exist."""
+        """(number, request) of every line in the record whose files are still there, and are no later line's."""
         if self.record is None or not self.record.exists():
             return set()
-        done = set()
+        lines: list[tuple[str, list[str]]] = []
         for text in self.record.read_text().splitlines():
             try:
                 line = json.loads(text)
             except ValueError:
                 continue  # the last line of an interrupted run
-            if all((self.folder / name).exists() for name in line["files"]):
-                number = int(line["files"][0].split("-")[0].split(".")[0])
-                done.add((number, json.dumps(line["request"], sort_keys=True)))
-        return done
+            lines.append((write_request(line["request"]), line["files"]))
+        last = {name: place for place, (_, names) in enumerate(lines) for name in names}
+        return {
+            (find_number(names[0]), request)
+            for place, (request, names) in enumerate(lines)
+            if all(last[name] == place and (self.folder / name).exists() for name in names)
+        }
+
+    def find_taken(self) -> set[int]:
+        """The numbers that some image in the folder has."""
+        names = (path.stem for path in self.folder.iterdir() if path.suffix in SUFFIXES)
+        return {find_number(name) for name in names if NUMBERED.fullmatch(name)}
+
+
+def find_number(name: str) -> int:
+    return int(name.partition(".")[0].partition("-")[0])
+
+
+def write_request(line: dict[str, Any]) -> str:
+    """A request as text, which is the same for the same request."""
+    return json.dumps(line, sort_keys=True)
 
 
 def plan_batch(settings: GenerateSettings) -> tuple[list[BatchItem], Output]:
@@ -122,13 +142,29 @@ def plan_batch(settings: GenerateSettings) -> tuple[list[BatchItem], Output]:
     folder.mkdir(parents=True, exist_ok=True)
     output = Output(folder, None if one_file else folder / RECORD)
     done, model = output.read_finished(), choose_checkpoint(settings.model, settings.models_dir).id
+    requests = [write_request(line) for line in lines]
+    # The number of a line of a file is where it stands, so that a line that was changed is drawn in its place.
+    is_file = one_file or settings.jsonl is not None
+    numbers = range(1, len(lines) + 1) if is_file else number_prompts(requests, done, output.find_taken())
     work = []
-    for number, line in enumerate(lines, 1):
-        if (number, json.dumps(line, sort_keys=True)) not in done:
+    for place, (line, request, number) in enumerate(zip(lines, requests, numbers, strict=True), 1):
+        if (number, request) not in done:
             if "image" in line and not Path(str(line["image"])).is_file():
-                raise CannotGenerate(f"request {number}: image: there is no file {line['image']}")
-            work.append(make_item(number, line, model, settings.output if one_file else None))
+                raise CannotGenerate(f"request {place}: image: there is no file {line['image']}")
+            work.append(make_item(place, line, model, settings.output if one_file else Path(f"{number:04d}")))
     return work, output
+
+
+def number_prompts(requests: list[str], done: set[tuple[int, str]], taken: set[int]) -> list[int]:
+    """The number of each request's files: its own where it is drawn already, else one that no image has yet."""
+    own: dict[str, list[int]] = {}
+    for number, request in sorted(done, reverse=True):
+        own.setdefault(request, []).append(number)
+    taken, numbers = set(taken), []
+    for place, request in enumerate(requests, 1):
+        numbers.append(own[request].pop() if own.get(request) else next(n for n in count(place) if n not in taken))
+        taken.add(numbers[-1])
+    return numbers
 
 
 def read_requests(settings: GenerateSettings) -> list[dict[str, Any]]:
