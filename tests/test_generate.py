@@ -125,11 +125,16 @@ def test_the_last_line_of_the_record_says_whose_a_picture_is(tmp_path: Path) -> 
         (("--jsonl", "broken.jsonl"), "broken.jsonl, line 3: not JSON"),
         (("--jsonl", "list.jsonl"), "list.jsonl, line 1: expected a JSON object"),
         (("a", "--model", "flux/srpo"), "flux/srpo is not complete"),
+        (("--jsonl", "requests.jsonl"), "--jsonl: requests.jsonl is where the record of what is drawn"),
+        (("--jsonl", "other.jsonl"), "requests.jsonl is not the record that srpo generate keeps"),
     ],
 )
 def test_a_wrong_argument_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": ')
     (tmp_path / "list.jsonl").write_text("[]")
+    if "--jsonl" in arguments:
+        for name in ("requests.jsonl", "other.jsonl"):
+            (tmp_path / name).write_text('{"prompt": "a"}\n')
     ended = generate(tmp_path, *arguments)
     assert ended.returncode == 2
     assert complaint in ended.stderr

@@ -93,7 +93,10 @@ class Output:
             append_durably(self.record, (json.dumps(item.record()) + "\n").encode())
 
     def read_finished(self) -> set[tuple[int, str]]:
-        """(number, request) of every line in the record whose files are still there, and are no later line's."""
+        """(number, request) of every line in the record whose files are still there, and are no later line's.
+
+        Raises `CannotGenerate` where the file is no such record: ours would spoil it.
+        """
         if self.record is None or not self.record.exists():
             return set()
         lines: list[tuple[str, list[str]]] = []
@@ -102,6 +105,11 @@ class Output:
                 line = json.loads(text)
             except ValueError:
                 continue  # the last line of an interrupted run
+            if not is_record(line):
+                raise CannotGenerate(
+                    f"{self.record} is not the record that srpo generate keeps in a folder, which has this name: give "
+                    "another folder as --output, or the file another name"
+                )
             lines.append((write_request(line["request"]), line["files"]))
         last = {name: place for place, (_, names) in enumerate(lines) for name in names}
         return {
@@ -116,6 +124,14 @@ class Output:
         return {find_number(name) for name in names if NUMBERED.fullmatch(name)}
 
 
+def is_record(line: Any) -> bool:
+    """Whether a line of JSON is one that `Output.save` writes."""
+    names = line.get("files") if isinstance(line, dict) and "request" in line else None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        return False
+    return NUMBERED.fullmatch(Path(names[0]).stem) is not None
+
+
 def find_number(name: str) -> int:
     return int(name.partition(".")[0].partition("-")[0])
 
@@ -127,6 +143,11 @@ def write_request(line: dict[str, Any]) -> str:
 
 def plan_batch(settings: GenerateSettings) -> tuple[list[BatchItem], Output]:
     """The requests that are not drawn yet, and where their images get to. Raises `CannotGenerate`."""
+    if settings.jsonl is not None and settings.jsonl.resolve() == (settings.output / RECORD).resolve():
+        raise CannotGenerate(
+            f"--jsonl: {settings.jsonl} is where the record of what is drawn in this folder is kept: give another "
+            "folder as --output, or the file another name"
+        )
     lines = read_requests(settings)
     if not lines:
         raise CannotGenerate("nothing to draw: give a prompt or --jsonl FILE (see srpo generate --help)")
