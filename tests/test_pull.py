@@ -316,17 +316,36 @@ def fill_cache(cache: Path, name: str, commit: str, contents: dict[str, bytes]) 
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
-def test_a_filled_cache_serves_and_a_spoilt_one_does_not(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
+def test_a_filled_cache_serves_and_the_hub_replaces_a_spoilt_one(
+    pull: Pull, hub: Hub, models: Path, files: Any
+) -> None:
     fill_cache(Path(constants.HF_HUB_CACHE), SAFETY.name, SAFETY.revision, files[SAFETY.name])
     assert pull("safety")[0] == 0
     assert downloads(hub) == []
     (models / "safety" / "model.safetensors").unlink()
     for blob in Path(constants.HF_HUB_CACHE).rglob(sha256(files[SAFETY.name]["model.safetensors"])):
         blob.write_bytes(b"t" * 99)
-    code, said = pull("safety")
+    code, said = pull("safety", "--offline")
     assert code == 1
     assert "model.safetensors: expected sha256" in said
     assert "safety/model.safetensors" not in in_place(models)
+    assert pull("safety")[0] == 0
+    assert len([path for path in downloads(hub) if "/resolve/" in path]) == 1
+    assert_true(models, hub)
+
+
+def test_a_changed_file_is_pulled_again_and_no_other_one(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
+    assert pull("safety")[0] == 0
+    file = models / "safety" / "model.safetensors"
+    file.write_bytes(b"s" * 98 + b"t")
+    hub.requests.clear()
+    assert pull("safety")[0] == 0
+    stored = sha256(files[SAFETY.name]["model.safetensors"])
+    resolved = f"/{SAFETY.name}/resolve/{SAFETY.revision}/model.safetensors"
+    assert set(downloads(hub)) <= {resolved, f"/store/{stored}"}
+    assert downloads(hub)[-1] == f"/store/{stored}"
+    assert list(manifest.find_problems(models / "safety")) == []
+    assert_true(models, hub)
 
 
 def test_the_hub_clients_own_road_brings_the_same(pull: Pull, hub: Hub, models: Path) -> None:

@@ -52,9 +52,9 @@ def pull(repository: Repository, options: PullOptions, progress: ProgressReporte
         advance_all = progress.start(repository.name, sum(file.size for file in listing.files))
         for file in listing.files:
             advance = advance_both(progress.start(file.path, file.size), advance_all)
-            if is_in_place(folder / file.path, file, known) or verified_path(incoming, file).is_file():
+            if verified_path(incoming, file).is_file():
                 advance(file.size)
-            else:
+            elif not is_in_place(folder / file.path, file, advance):
                 with translate_full_disk(file.path):
                     fetch_file(repository, file, listing.commit, incoming, options, advance)
         install_files(repository, listing, folder, incoming, known)
@@ -85,25 +85,64 @@ def list_files(repository: Repository, options: PullOptions) -> Listing:
     return listing
 
 
-def is_in_place(path: Path, file: RemoteFile, known: Entries) -> bool:
-    """Whether the correct file is there. One that is in the manifest of an earlier pull is not read again."""
+def is_in_place(path: Path, file: RemoteFile, advance: Advance) -> bool:
+    """Whether the correct file is there. It is read: what an earlier pull wrote down says nothing of it today."""
     if not path.is_file() or path.stat().st_size != file.size:
         return False
-    entry = known.get(file.path, {})
-    return file.digest in (entry.get("sha256"), entry.get("git")) or hash_file(path, file.digest) == file.digest
+    if hash_file(path, file.digest, advance) == file.digest:
+        return True
+    advance(-file.size)
+    return False
 
 
 def fetch_file(
     repository: Repository, file: RemoteFile, commit: str, incoming: Path, options: PullOptions, advance: Advance
 ) -> None:
-    """Fetch one file into the incoming folder and verify it.
+    """Bring one file into the incoming folder and verify it: from this machine where it has it, else from the hub."""
+    partial = partial_path(incoming, file)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    if not copy_verified(repository, file, commit, partial, options, advance):
+        download_verified(repository, file, commit, partial, options, advance)
+    partial.rename(verified_path(incoming, file))
+
+
+def copy_verified(
+    repository: Repository, file: RemoteFile, commit: str, partial: Path, options: PullOptions, advance: Advance
+) -> bool:
+    """Copy a file to `partial` from this machine. Returns whether there was a correct one.
+
+    Offline, raises `PullError` where there was none.
+    """
+    wrong: FileMismatch | None = None
+    copied = partial.with_suffix(".copy")  # a download that was begun stays
+    for copy in find_local_copies(repository, file, commit, options):
+        copy_file(copy, copied, advance)
+        try:
+            verify_file(copied, file)
+            copied.replace(partial)
+            return True
+        except FileMismatch as error:
+            wrong = error
+            copied.unlink()
+            advance(-file.size)
+    if options.offline:
+        where = options.source or "the hub client's cache"
+        missing = f"{file.path}: {where} does not have it in this size. Without --offline the hub is asked"
+        raise wrong or PullError(missing)
+    return False
+
+
+def download_verified(
+    repository: Repository, file: RemoteFile, commit: str, partial: Path, options: PullOptions, advance: Advance
+) -> None:
+    """Download a file to `partial`. Raises `FileMismatch` and `PullError`.
 
     One that came in pieces and is wrong is fetched once more: a piece may have been a proxy's page.
     """
-    partial = partial_path(incoming, file)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    transfer = download.download_fast if options.fast else download.download_http
     for last in (False, True):
-        pieced = transfer_file(repository, file, commit, partial, options, advance)
+        with download.translate_hub_errors(repository, file.path):
+            pieced = transfer(repository, file, commit, partial, advance)
         try:
             verify_file(partial, file)
             break
@@ -112,22 +151,6 @@ def fetch_file(
             if last or not pieced:
                 raise
             advance(-file.size)
-    partial.rename(verified_path(incoming, file))
-
-
-def transfer_file(
-    repository: Repository, file: RemoteFile, commit: str, partial: Path, options: PullOptions, advance: Advance
-) -> bool:
-    """Bring a file to `partial`, from this machine or the hub. Returns whether it came in several pieces."""
-    if copy := find_local_copy(repository, file, commit, options):
-        copy_file(copy, partial, advance)
-        return False
-    if options.offline:
-        where = options.source or "the hub client's cache"
-        raise PullError(f"{file.path}: {where} does not have it in this size. Without --offline the hub is asked")
-    with download.translate_hub_errors(repository, file.path):
-        transfer = download.download_fast if options.fast else download.download_http
-        return transfer(repository, file, commit, partial, advance)
 
 
 def verify_file(path: Path, file: RemoteFile) -> None:
@@ -148,14 +171,15 @@ def verified_path(incoming: Path, file: RemoteFile) -> Path:
     return partial_path(incoming, file).with_suffix(".verified")
 
 
-def find_local_copy(repository: Repository, file: RemoteFile, commit: str, options: PullOptions) -> Path | None:
-    """A file of the right size in the local folder or in the hub client's cache; None where there is none."""
+def find_local_copies(repository: Repository, file: RemoteFile, commit: str, options: PullOptions) -> Iterator[Path]:
+    """Each file of the right size in the local folder and in the hub client's cache."""
     places = [cache_folder(repository, commit)]
     if options.source:
         short = repository.name.partition("/")[2]
         places = [options.source / part for part in (repository.folder, repository.name, short, "")] + places
-    copies = (place / file.path for place in places)
-    return next((copy for copy in copies if copy.is_file() and copy.stat().st_size == file.size), None)
+    for copy in (place / file.path for place in places):
+        if copy.is_file() and copy.stat().st_size == file.size:
+            yield copy
 
 
 def copy_file(source: Path, target: Path, advance: Advance) -> None:
