@@ -31,7 +31,9 @@ REQUESTS = [
 
 
 @pytest.fixture
-async def pool(tmp_path: Path) -> AsyncIterator[WorkerPool]:
+async def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WorkerPool]:
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     config = EngineConfig("tiny", dtype="float32", tuning_cache=str(tmp_path / "engine.json"))
     pool = WorkerPool(config, devices=("cpu+cpu",))
     await pool.start()
@@ -50,7 +52,7 @@ def processes(leader: int) -> list[int]:
 
 
 @pytest.mark.long
-async def test_two_devices_draw_what_one_draws(pool: WorkerPool) -> None:
+async def test_two_devices_draw_what_one_draws(pool: WorkerPool, tmp_path: Path) -> None:
     """Within rounding, for every preset, interleaved, after a neighbour was dropped, and again after a death."""
     async with asyncio.timeout(300):
         while pool.status().state != "ready":
@@ -73,6 +75,7 @@ async def test_two_devices_draw_what_one_draws(pool: WorkerPool) -> None:
     os.kill(follower, signal.SIGKILL)
     assert [await finished(job) for job in jobs] == drawn
     assert pool.status().restarts == 1
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 async def finished(job: object) -> tuple[bytes, ...]:

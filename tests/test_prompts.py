@@ -38,6 +38,7 @@ def words(tmp_path: Path) -> Path:
         "ｓｔｒａｓｓｅ",
         "stra\u200bs\u2060s\u00ade",
         "stra\ufe0fss\u034fe",
+        "stra\U000e0100ss\u180de",
         "stra\x00sse",
         "some (blue cheese), please",
         "blue\n\t cheese",
@@ -82,7 +83,14 @@ def test_the_log_names_the_line_and_never_the_prompt(words: Path, serve: Any) ->
 
 @pytest.mark.parametrize(
     ("line", "complaint"),
-    [("/(/", "not a regular expression"), ("//", "every"), ("/a*/", "every"), ("\u200b", "every")],
+    [
+        ("/(/", "not a regular expression"),
+        ("//", "every"),
+        ("/a*/", "every"),
+        ("\u200b", "every"),
+        ("/Straße/", "match nothing"),
+        ("/ｅ+/", "match nothing"),
+    ],
 )
 def test_a_list_that_cannot_be_meant_is_refused_with_its_line(tmp_path: Path, line: str, complaint: str) -> None:
     file = tmp_path / "list"

@@ -8,7 +8,6 @@ image differs in its last bits from that of one device, so the number of devices
 
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -102,8 +101,8 @@ def load_group(config: EngineConfig, report: Report, load: Loader) -> ParallelEn
     devices = config.device.split("+")
     context = get_context("spawn")
     followers, sentinels = [], []
-    # The file must stay: groups and NCCL read it whenever two processes talk for the first time.
-    store = f"file://{tempfile.mkdtemp(prefix='srpo-')}/store"
+    # Groups and NCCL read the file whenever two processes talk for the first time: it lives as long as this process.
+    store = f"file:///proc/{os.getpid()}/fd/{os.memfd_create('store')}"
     for rank in range(1, len(devices)):
         ours, theirs = context.Pipe()
         process = context.Process(target=run_follower, args=(config, rank, store, theirs, load), daemon=True)

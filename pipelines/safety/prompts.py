@@ -2,11 +2,12 @@
 
 A list is a text file with one word or phrase on a line, or a regular expression between slashes; `#` begins a comment.
 Words match whole words. The prompt is compared after Unicode's NFKC, case folding and the removal of invisible
-characters, so that neither fullwidth letters nor zero-width spaces hide a word. Such a list is easy to evade and blocks
+characters, so that neither fullwidth letters nor zero-width spaces hide a word; an expression has to be written for
+such a text. Such a list is easy to evade and blocks
 too much, so it must not be the only protection. Refusals are counted; prompts are never stored.
 """
 
-import itertools
+import threading
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from pipelines.errors import PromptRefused, SafetyUnavailable
 from pipelines.safety.moderation import PromptHook
 
 REGEX_SECONDS = 1.0  # a runaway expression must not hold a request longer
-INVISIBLE = {*"\u034f\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0", *map(chr, range(0xFE00, 0xFE10))}  # not all are Cf
+SELECTORS = (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))  # of variants of a letter
+INVISIBLE = {*"\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0", *map(chr, SELECTORS)}  # not all are Cf
 
 
 class Rule(NamedTuple):
@@ -30,12 +32,17 @@ class Rule(NamedTuple):
 
 def normalize_text(text: str) -> str:
     """The text as a reader sees it: NFKC, case-folded, without invisible characters, single spaces."""
+    return " ".join(fold(text).split())
+
+
+def fold(text: str) -> str:
+    """NFKC, case-folded, without invisible characters."""
     shown = "".join(
         letter
         for letter in unicodedata.normalize("NFKC", text)
         if letter.isspace() or (unicodedata.category(letter) not in ("Cf", "Cc") and letter not in INVISIBLE)
     )
-    return " ".join(unicodedata.normalize("NFKC", shown.casefold()).split())
+    return unicodedata.normalize("NFKC", shown.casefold())
 
 
 def read_rules(file: Path) -> tuple[Rule, ...]:
@@ -48,6 +55,11 @@ def read_rules(file: Path) -> tuple[Rule, ...]:
         is_regex = len(entry) > 1 and entry.startswith("/") and entry.endswith("/")
         words = normalize_text(entry)
         source = entry[1:-1] if is_regex else rf"(?<!\w){regex.escape(words)}(?!\w)"
+        if is_regex and fold(source) != source.lower():
+            raise ValueError(
+                f"{file}, line {number}: it would match nothing: prompts are compared case-folded and in NFKC; "
+                "write it so (ss for ß)"
+            )
         try:
             pattern = regex.compile(source, regex.IGNORECASE)
         except regex.error as error:
@@ -64,13 +76,13 @@ class PromptGuard:
     def __init__(self, rules: tuple[Rule, ...] = (), hook: Callable[[str], bool] | None = None) -> None:
         self._rules = rules
         self._hook = hook
-        self._refused = itertools.count(1)  # next() is atomic: checks run in threads
-        self._last = 0
+        self._lock = threading.Lock()  # checks run in threads
+        self._refused = 0
 
     @property
     def description(self) -> dict[str, Any]:
         """For `/health`."""
-        return {"rules": len(self._rules), "hook": self._hook is not None, "refused": self._last}
+        return {"rules": len(self._rules), "hook": self._hook is not None, "refused": self._refused}
 
     @property
     def checks(self) -> bool:
@@ -80,7 +92,8 @@ class PromptGuard:
     def check(self, prompt: str) -> None:
         """Raises `PromptRefused`, or `SafetyUnavailable` if the check fails. Blocks: call it in a thread."""
         if (reason := self._reason(prompt)) is not None:
-            self._last = next(self._refused)
+            with self._lock:
+                self._refused += 1
             raise PromptRefused(reason)
 
     def _reason(self, prompt: str) -> str | None:
