@@ -192,6 +192,21 @@ def test_a_bucket_that_is_not_there_is_a_reason_not_to_start(s3: S3Service) -> N
         S3Store("s3://nowhere", Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint)
 
 
+def test_a_bucket_that_can_only_be_read_has_failed_until_it_can_be_written(
+    s3: S3Service, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_store, "PATIENCE", 0.0)
+    images = S3Store(bucket, Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint)
+    with s3.read_only():
+        for attempt in (lambda: images.put(image(), BASE), images.keep):
+            with pytest.raises(StoreUnavailable):
+                attempt()
+            assert images.failure is not None
+    images.keep()
+    assert images.failure is None
+    assert s3.keys(bucket) == ["images.key"]
+
+
 def test_an_image_is_put_when_a_bucket_that_refused_is_back(images: S3Store, network: TcpProxy) -> None:
     network.cut()
     back = threading.Timer(1.5, lambda: setattr(network, "mode", "pass"))

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
-from typing import Any
+from typing import Any, NoReturn
 
 import obstore
+import pytest
 from moto.core.utils import utcnow
-from moto.s3.models import s3_backends
+from moto.s3.exceptions import S3AccessDeniedError
+from moto.s3.models import S3Backend, s3_backends
 from moto.server import ThreadedMotoServer
 from obstore.store import S3Store as Bucket
 
@@ -52,6 +54,17 @@ class S3Service:
         s3_backends[ACCOUNT]["aws"].get_object(name, f"{prefix}/{key}").last_modified = utcnow() - timedelta(
             seconds=seconds
         )
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Refuse whatever is put, as a bucket does whose quota is used up, and give what is there."""
+
+        def refuse(*_: object, **__: object) -> NoReturn:
+            raise S3AccessDeniedError
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(S3Backend, "put_object", refuse)
+            yield
 
     def _handle(self, url: str) -> Bucket:
         name, _, prefix = url.removeprefix("s3://").partition("/")

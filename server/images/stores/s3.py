@@ -35,6 +35,7 @@ CREDENTIALS = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
 FOLDER = "images/"  # below the prefix
+PROBE = FOLDER + "probe"  # among the images, so that it expires as they do where it cannot be deleted
 CONNECT_TIMEOUT, TIMEOUT = timedelta(seconds=3), timedelta(seconds=10)  # of one try
 PATIENCE = 30.0  # seconds for which a finished image is tried to be put
 PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between tries
@@ -112,11 +113,16 @@ class S3Store:
 
     def keep(self) -> None:
         if self.failure is not None:
-            with self._translated_errors():
-                self._obstore.head(self._bucket, SECRET_NAME)
-            self.failure = None
+            self._try_bucket()
         if self._size > self.cap or time.monotonic() > self._next_sweep:
             self.sweep()
+
+    def _try_bucket(self) -> None:
+        """Whether an object can be written again: one that may be read says nothing of that."""
+        with self._translated_errors():
+            self._obstore.put(self._bucket, PROBE, b"probe", use_multipart=False)
+            self.failure = None
+            self._obstore.delete(self._bucket, PROBE)
 
     def sweep(self) -> None:
         """Delete expired images, then the oldest until the rest fits the cap. Several servers may do it at a time."""
