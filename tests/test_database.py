@@ -59,6 +59,28 @@ def test_a_page_of_jobs_reads_no_outcomes_and_expired_ones_leave_the_disk(tmp_pa
         assert found.state == "expired"
 
 
+def test_the_sweep_reads_no_job_that_it_leaves_as_it_is(tmp_path: Path) -> None:
+    """It runs each minute, and what is known of expired jobs stays for a month."""
+    statements: list[tuple[str, object]] = []
+    with opened(tmp_path) as database, database.connection() as connection:
+
+        @sa.event.listens_for(connection.engine, "before_cursor_execute")
+        def note(_: object, __: object, statement: str, parameters: object, *___: object) -> None:
+            if "jobs" in statement:
+                statements.append((statement, parameters))
+
+        JobStore(database).sweep(expire=1.0)
+        sa.event.remove(connection.engine, "before_cursor_execute", note)
+        plans = [
+            row[-1]
+            for statement, parameters in statements
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)  # type: ignore[arg-type]
+        ]
+    reads = [plan for plan in plans if plan.split()[1] == "jobs"]
+    assert len(reads) == 3
+    assert all("jobs_by_end (state=? AND finished<?)" in plan for plan in reads), plans
+
+
 def test_the_migrations_make_the_tables_that_the_models_describe(tmp_path: Path) -> None:
     with opened(tmp_path) as database, database.connection() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []

@@ -9,6 +9,7 @@ from server.database.base import Base, JSONText
 
 WAITING, PENDING, DELIVERED = "waiting", "pending", "delivered"  # of a webhook; it may be FAILED too
 ACCEPTED, SUCCEEDED, FAILED, CANCELLED, EXPIRED = "accepted", "succeeded", "failed", "cancelled", "expired"
+ENDED = (SUCCEEDED, FAILED, CANCELLED)  # and not expired yet
 
 
 class WebhookDelivery(Base):
@@ -56,6 +57,7 @@ class JobRecord(Base):
     __table_args__ = (
         sa.UniqueConstraint("owner", "idempotency_key", name="one_job_a_key"),
         sa.Index("jobs_by_state", "state", "number"),
+        sa.Index("jobs_by_end", "state", "finished"),
         {"sqlite_autoincrement": True},
     )
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import defer
 from pipelines.errors import Cancelled
 from server.database.database import Database
 from server.envelope import envelope, row_of
-from server.jobs.models import ACCEPTED, CANCELLED, EXPIRED, JobRecord, SourcePicture, WebhookDelivery
+from server.jobs.models import ACCEPTED, CANCELLED, ENDED, EXPIRED, JobRecord, SourcePicture, WebhookDelivery
 from server.jobs.outbox import begin_deliveries
 from server.usage.ledger import Reservation, UsageEntry, UsageLedger
 
@@ -154,13 +154,14 @@ class JobStore:
             "idempotency_key": None,
             "body_hash": "",
         }
-        old = (JobRecord.finished < now - expire, JobRecord.state != EXPIRED)
+        old = (JobRecord.finished < now - expire, JobRecord.state.in_(ENDED))
         with self._database.transaction() as session:
             theirs = WebhookDelivery.job_id.in_(sa.select(JobRecord.id).where(*old))
             session.execute(sa.delete(WebhookDelivery).where(theirs))
             session.execute(sa.update(JobRecord).where(*old).values(cleared))
         with self._database.transaction() as session:
-            session.execute(sa.delete(JobRecord).where(JobRecord.finished < now - expire - TOMBSTONE))
+            forgotten = (JobRecord.finished < now - expire - TOMBSTONE, JobRecord.state == EXPIRED)
+            session.execute(sa.delete(JobRecord).where(*forgotten))
 
     def _read(self, query: sa.Select[Any]) -> list[JobRecord]:
         with self._database.transaction() as session:
