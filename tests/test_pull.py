@@ -334,6 +334,17 @@ def test_a_filled_cache_serves_and_the_hub_replaces_a_spoilt_one(
     assert_true(models, hub)
 
 
+def test_a_hub_that_cannot_resume_sends_the_file_once(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
+    data = files[SAFETY.name]["model.safetensors"]
+    partial = models / weights.hub.pull.INCOMING / "safety" / f"model.safetensors.{sha256(data)[:12]}.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(data[:40])
+    hub.resumes = False
+    assert pull("safety")[0] == 0
+    assert downloads(hub).count(f"/store/{sha256(data)}") == 1
+    assert_true(models, hub)
+
+
 def test_a_changed_file_is_pulled_again_and_no_other_one(pull: Pull, hub: Hub, models: Path, files: Any) -> None:
     assert pull("safety")[0] == 0
     file = models / "safety" / "model.safetensors"

@@ -31,6 +31,7 @@ class Hub:
     members: set[str] = field(default_factory=lambda: {TOKEN})
     served: dict[str, bytes] = field(default_factory=dict)  # by sha256: what the store sends in place of the truth
     once: dict[str, bytes] = field(default_factory=dict)  # by sha256: what the store sends instead, the first time
+    resumes: bool = True  # else the store sends the whole file whatever part is asked for
     stall_after: int | None = None  # bytes of a large file, then silence until `released`
     released: threading.Event = field(default_factory=threading.Event)
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -114,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
     def store(self, digest: str) -> None:
         data = self.hub.served.get(digest, self.hub.contents()[digest])
         headers = {"ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
-        asked = self.headers.get("Range")
+        asked = self.headers.get("Range") if self.hub.resumes else None
         if digest in self.hub.once:
             return self.send(200, self.hub.once.pop(digest), headers)
         if asked is None:

@@ -39,8 +39,8 @@ class ProgressFile(io.FileIO):
         return written
 
     def truncate(self, size: int | None = None) -> int:
-        before = self.seek(0, io.SEEK_END) if size is None else os.fstat(self.fileno()).st_size
-        left = super().truncate(size)
+        before = os.fstat(self.fileno()).st_size
+        left = super().truncate(self.tell() if size is None else size)
         self._advance(left - before)
         return left
 
