@@ -25,9 +25,9 @@ from server.__main__ import main as srpo
 from server.cli.weights import pull as pull_cli
 from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate_files
 from weights.digests import SAMPLE, SAMPLES, hash_sample
-from weights.errors import WrongWeights
+from weights.errors import PullError, WrongWeights
 from weights.hub import manifest
-from weights.hub.listing import MANIFEST
+from weights.hub.listing import MANIFEST, RemoteFile, select_files
 
 ROOT = Path(__file__).parent.parent
 
@@ -343,6 +343,13 @@ def test_a_hub_that_cannot_resume_sends_the_file_once(pull: Pull, hub: Hub, mode
     assert pull("safety")[0] == 0
     assert downloads(hub).count(f"/store/{sha256(data)}") == 1
     assert_true(models, hub)
+
+
+@pytest.mark.parametrize("path", ["tokenizer/../../../evil", "/LICENSE", "../LICENSE"])
+def test_a_path_that_leads_out_of_the_folder_is_refused(path: str) -> None:
+    files = [RemoteFile(name, 1, "0" * 40) for name in (*SAFETY.files, path)]
+    with pytest.raises(PullError, match="leads out of the folder"):
+        select_files(SAFETY, files, "a mirror")
 
 
 def test_a_changed_file_is_pulled_again_and_no_other_one(pull: Pull, hub: Hub, models: Path, files: Any) -> None:

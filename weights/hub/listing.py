@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from weights.checkpoints import Repository
 from weights.errors import PullError
@@ -84,8 +84,14 @@ def cache_folder(repository: Repository, revision: str) -> Path:
 
 
 def select_files(repository: Repository, available: Iterable[RemoteFile], origin: str) -> tuple[RemoteFile, ...]:
-    """The files that serving needs, and the licence. Raises `PullError` when a pattern matches nothing."""
+    """The files that serving needs, and the licence.
+
+    Raises `PullError` when a pattern matches nothing, and for a path that leads out of the repository's folder.
+    """
     files = sorted(available, key=lambda file: file.path)
+    for file in files:
+        if (path := PurePosixPath(file.path)).is_absolute() or ".." in path.parts:
+            raise PullError(f"{repository.name}: {origin} lists {file.path!r}, which leads out of the folder")
     for pattern in repository.files:
         if not any(fnmatch(file.path, pattern) for file in files):
             raise PullError(f"{repository.name}: {origin} has no {pattern}, which serving needs")
