@@ -276,3 +276,11 @@ def test_a_scale_that_is_no_number_is_an_error_of_the_settings(text: str) -> Non
         parse_lora(text)
     with pytest.raises(ValueError, match="expected FILE or FILE:SCALE"):
         EngineSettings(model="tiny", lora=text)
+
+
+def test_an_alpha_of_its_own_is_for_whole_names_of_modules() -> None:
+    """As in peft: `to_q` is the module or its last name, and never the end of a longer one."""
+    adapter = {"transformer.alpha_pattern": {"to_q": 8, "proj": 2}, "transformer.lora_alpha": 4}
+    modules = {"to_q": 2.0, "blocks.0.to_q": 2.0, "blocks.0.add_to_q": 1.0, "blocks.0.q_proj": 1.0}
+    for module, factor in modules.items():
+        assert lora.adapter_scale(Path("x"), f"transformer.{module}", 4, adapter) == factor

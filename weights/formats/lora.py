@@ -152,7 +152,8 @@ def adapter_scale(path: Path, name: str, rank: int, adapter: Mapping[str, Any]) 
     if adapter.get(f"{part}.use_dora"):
         raise WrongWeights(path, "a DoRA: only plain LoRA can be merged")
     patterns = adapter.get(f"{part}.alpha_pattern") or {}
-    alpha = next((a for pattern, a in patterns.items() if module.endswith(pattern)), adapter.get(f"{part}.lora_alpha"))
+    matching = (a for pattern, a in patterns.items() if module == pattern or module.endswith(f".{pattern}"))
+    alpha = next(matching, adapter.get(f"{part}.lora_alpha"))
     if alpha is None:
         return 1.0
     return float(alpha) / (sqrt(rank) if adapter.get(f"{part}.use_rslora") else rank)
