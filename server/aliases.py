@@ -32,6 +32,7 @@ NAMESAKES: Mapping[str, Namesake] = {
 }
 MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
+MORE = re.compile(r"\+\d{1,9}", re.ASCII)  # how many names are not listed; no encoded name begins so
 SIDES = re.compile(r"0*([1-9]\d{0,4})[xX]0*([1-9]\d{0,4})", re.ASCII)
 
 
@@ -76,7 +77,13 @@ class TranslatedRequest:
     partial_images: int = 0
     events: str = "image_generation"  # what the names of a stream's events begin with
     detailed: bool = False  # the reply is to have what those of OpenAI's gpt-image models have
-    ignored: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # as `summarize` has them
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Say of these fields that they were ignored."""
+        cut = [name for name in dict.fromkeys(name[:MAX_NAME] for name in names) if name]
+        more = [f"+{len(cut) - MAX_LISTED}"] if len(cut) > MAX_LISTED else []
+        self.ignored = summarize([*self.ignored, *map(shown, cut[:MAX_LISTED]), *more])
 
 
 @dataclass(frozen=True)
@@ -139,10 +146,12 @@ def translate(body: Mapping[str, Any], dialect: Dialect = HOSTED_DIALECT, *, edi
     partial_images = fields.get("partial_images")
     if partial_images in range(MAX_PARTIAL + 1) and not isinstance(partial_images, bool):
         translated.partial_images = int(fields.pop("partial_images"))
-    translated.ignored += fields
+    translated.ignore(fields)
     size = translated.native.get("image_size")
     if isinstance(size, dict):
-        translated.ignored += [f"image_size.{name}" for name in size if name not in ("width", "height")]
+        sides = {name: size[name] for name in ("width", "height") if name in size}
+        translated.native["image_size"] = sides
+        translated.ignore(f"image_size.{name[:MAX_NAME]}" for name in size if name not in sides)
     return translated
 
 
@@ -182,10 +191,10 @@ def honour(foreign: str, native: str, value: Any, translated: TranslatedRequest,
     try:
         kind.parse(taken)
     except Invalid:
-        translated.ignored.append(foreign)
+        translated.ignore([foreign])
         return
     if native in translated.native or taken != exact:
-        translated.ignored.append(foreign)
+        translated.ignore([foreign])
     translated.native.setdefault(native, taken)
 
 
@@ -210,9 +219,26 @@ def take_sides(fields: dict[str, Any], translated: TranslatedRequest) -> None:
 
 
 def header_of(names: Iterable[str]) -> str:
-    """The value of `x-ignored-fields`: percent-encoded outside `A-Za-z0-9_.-`, at most 20 names of 64 characters."""
-    listed = [name for name in dict.fromkeys(names) if name]  # a space at the end would cost the whole reply
-    quoted = (quote(name, safe="").replace("~", "%7E")[:MAX_NAME] for name in listed[:MAX_LISTED])
-    shown = [re.sub("%.?$", "", name) for name in quoted]  # no half of an escape
-    more = [f"+{len(listed) - MAX_LISTED}"] if len(listed) > MAX_LISTED else []
-    return ", ".join(shown + more)
+    """The value of `x-ignored-fields`, of names as they are `shown`: at most 20, and how many more there are."""
+    return ", ".join(summarize(names))
+
+
+def shown(name: str) -> str:
+    """A field's name, percent-encoded outside `A-Za-z0-9_.-`, in at most 64 characters.
+
+    It is cut before it is encoded too: it may be as long as a body.
+    """
+    quoted = quote(name[:MAX_NAME], safe="").replace("~", "%7E")
+    return re.sub("%.?$", "", quoted[:MAX_NAME])  # no half of an escape
+
+
+def summarize(names: Iterable[str]) -> list[str]:
+    """The first of these `shown` names, each once, and `+N` for all others, which `names` may end with already.
+
+    A request may have thousands, and what is said of them is kept as long as its job.
+    """
+    names = list(names)
+    counts = [name for name in names if MORE.fullmatch(name)]
+    listed = [name for name in dict.fromkeys(names) if name and name not in counts]
+    more = sum(map(int, counts)) + max(0, len(listed) - MAX_LISTED)
+    return listed[:MAX_LISTED] + ([f"+{more}"] if more else [])

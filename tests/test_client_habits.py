@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,10 @@ from support.server import START_LIMIT, LiveServer
 from pipelines.errors import QueueFull
 from pipelines.queueing.cost_model import CostModel
 from pipelines.queueing.refusals import Refusals
-from server.aliases import translate
+from server.aliases import header_of, translate
 from server.app import create_app
+from server.jobs.spec import JobSpec
+from server.schema import GenerationBody, read_body
 from server.settings.server import Settings
 
 ALIASES = "dall-e-3=flux/srpo,gpt-image-1=flux/srpo,painter=flux/srpo"
@@ -240,6 +243,23 @@ def test_what_openais_models_are_asked_is_never_refused(servers: dict[str, Scrip
     assert keys_of(generate(servers["url"], **{"output_format": None, "image_size": None} | fields))
     form = {name: str(value).lower() for name, value in fields.items() if value is not None}
     assert keys_of(edit(servers["url"], **form | {"input_fidelity": "high"}))
+
+
+def test_a_name_as_long_as_a_body_is_neither_encoded_nor_kept_whole() -> None:
+    name = "\u00e9" * 2**20
+    body = {"model": "flux/srpo", "prompt": "p", "image_size": {"width": 512, name: name, "junk": [name]}, name: name}
+    translated = translate(body | {f"{number:05}{name[:80]}": 1 for number in range(30)})
+    translated.ignore(["one.more", "another"])
+    header = header_of(translated.ignored)
+    assert len(header) < 2000
+    assert header.endswith(", +15")
+    assert header_of([]) == ""
+    spec = JobSpec(translated, read_body(translated.native, "flux/srpo"), "http://localhost")
+    assert isinstance(spec.body, GenerationBody)
+    stored = json.dumps(spec.to_json(spec.body.to_request("flux/srpo")))
+    assert len(stored) < 5000
+    assert header_of(JobSpec.from_json(json.loads(stored), "flux/srpo").translated.ignored) == header
+    assert len(str(translated.native)) < 200
 
 
 # --- edits ----------------------------------------------------------------------------------------------------------

@@ -326,7 +326,7 @@ NAMES = STRINGS.filter(lambda name: not has_surrogate(name) and name not in ACCE
 
 
 @few
-@given(names=st.lists(NAMES, min_size=1, max_size=30, unique=True))
+@given(names=st.lists(NAMES, min_size=1, max_size=30, unique_by=lambda name: quote(name, safe="~")[:60]))
 @example(names=["\U0001f600" * 30])
 @example(names=["\r\nset-cookie: a=b"])
 @example(names=["a, b"])

@@ -83,7 +83,7 @@ async def edit_image(request: Request, state: State, jobs: JobsDep, caller: Draw
             webhook = take_webhook(call, fields)
             translated = translate(fields, state.dialect, edit=True)
             translated.events = "image_edit"
-            translated.ignored += form.unused
+            translated.ignore(form.unused)
             if picture is not None:
                 fields["image"] = await state.pools.run("bodies", sha256_of, picture)
             return await answer(call, fields, translated, picture, webhook)
@@ -116,7 +116,7 @@ async def answer(
     """
     request, state = call.request, call.state
     if WEBHOOK in request.headers and webhook is None:
-        translated.ignored.append(WEBHOOK)
+        translated.ignore([WEBHOOK])
     body = read_body(translated.native, state.served, state.dialect.model_aliases)
     if state.settings.log_prompts:
         log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
