@@ -23,6 +23,8 @@ from server.images.fetch import Unfetchable
 from server.process.threads import ThreadPools
 from server.settings.limits import SOURCE_MEMORY
 
+JFIF: dict[str, dict[str, Any]] = {"JPEG": {"dpi": (72, 72)}}  # then Pillow does not look at the EXIF when it opens it
+
 
 @pytest.mark.parametrize("host", INWARD)
 def test_addresses_that_are_not_public_are_never_connected_to(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +174,23 @@ def test_a_bomb_is_refused_before_it_is_decoded(side: int, monkeypatch: pytest.M
 )
 def test_what_is_not_a_whole_picture_is_said(data: bytes, message: str) -> None:
     with pytest.raises(UnusableImage, match=message):
+        decode(io.BytesIO(data), SOURCE_MEMORY)
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [b"MM\0*", b"MM\0*\0\0\0", b"Exif\0\0MM\0*\0", b"no TIFF at all", b"II"])
+def test_broken_exif_is_no_fault_of_the_picture(format: str, exif: bytes) -> None:
+    data = file_of(Image.new("RGB", (512, 544), "white"), format, exif=exif, **JFIF.get(format, {}))
+    size, drawn = decode(io.BytesIO(data), SOURCE_MEMORY)
+    assert (tuple(size), set(drawn)) == ((512, 544), {255})
+
+
+def test_a_jpeg_whose_components_have_no_samples_is_damaged() -> None:
+    data = bytearray(file_of(Image.new("RGB", (600, 600)), "JPEG", progressive=True))
+    frame = data.index(b"\xff\xc2") + 10
+    for component in range(3):
+        data[frame + 3 * component + 1] = 0
+    with pytest.raises(UnusableImage, match="damaged"):
         decode(io.BytesIO(data), SOURCE_MEMORY)
 
 

@@ -7,6 +7,7 @@ then differ slightly from what one step would give. What still does not fit is r
 of Pillow 13, libjpeg-turbo and libwebp.
 """
 
+import struct
 import warnings
 from typing import BinaryIO
 
@@ -66,14 +67,29 @@ def read_upright(file: BinaryIO, memory: int) -> tuple[Size, Image.Image]:
         if estimate_shrunk_decode(image, file) > memory + 3 * image.width * image.height:
             pixels = f"{image.width * image.height:,} pixels"
             raise UnusableImage(f"reading its {pixels} as {image.format} takes too much memory: make it smaller")
-        turn = image.getexif().get(ORIENTATION)  # of a PNG, this decodes it
+        turn = read_orientation(image)
         upright = image.size[::-1] if turn in SIDEWAYS else image.size
         size = IMAGE_SIZE.nearest(*upright)  # what is longer than 3:1 is cropped at the ends
         if estimate_full_decode(image, size, turned=turn in TURNS) <= memory:
-            ImageOps.exif_transpose(image, in_place=True)
-            return size, flatten_on_white(image)
+            image.load()
+            if turn not in TURNS:
+                return size, flatten_on_white(image)
+            turned = image.transpose(TURNS[turn])
+            image.close()  # one copy is enough
+            return size, flatten_on_white(turned)
         flat = shrink(image, size[::-1] if turn in SIDEWAYS else size)
         return size, flat.transpose(TURNS[turn]) if turn in TURNS else flat
+
+
+def read_orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, if the picture has one. EXIF that is broken says nothing, and is no fault of the pixels."""
+    if image.format == "PNG":
+        image.load()  # EXIF may come behind the pixels; what is broken in them is a fault
+    try:
+        turn = image.getexif().get(ORIENTATION)
+    except (struct.error, SyntaxError, KeyError, TypeError, ValueError):
+        return None
+    return turn if isinstance(turn, int) else None
 
 
 def estimate_full_decode(image: Image.Image, size: Size, *, turned: bool) -> int:
@@ -95,6 +111,8 @@ def estimate_shrunk_decode(image: Image.Image, file: BinaryIO) -> int:
         return pixels * WEBP_BYTES
     if isinstance(image, JpegImagePlugin.JpegImageFile) and has_several_scans(image, file):
         largest = max(across * down for _, across, down, _ in image.layer)
+        if not largest:
+            raise UnusableImage("it is damaged")
         half = pixels  # 4 bytes each, at half the sides
         return half + pixels * COEFFICIENT * sum(across * down for _, across, down, _ in image.layer) // largest
     return pixels * STORED.get(image.mode, 4)
