@@ -279,6 +279,30 @@ def test_keys_end_at_their_time(tmp_path: Path) -> None:
             store.revoke("key_unknown")
 
 
+def test_a_second_rotation_ends_no_text_earlier_than_was_said(tmp_path: Path) -> None:
+    now = [1000.0]
+    with opened(tmp_path) as database:
+        store = KeyStore(database, lambda: now[0])
+        ring = KeyRing(now=lambda: now[0])
+        record, first = store.add("often")
+        _, second = store.rotate(record.id, grace=100.0)
+        _, third = store.rotate(record.id, grace=500.0)
+        ring.replace(store.read())
+        assert {ring.authenticate(text).owner for text in (first, second, third)} == {record.id}
+        now[0] = 1100.0
+        with pytest.raises(Unauthorized):
+            ring.authenticate(first)
+        assert ring.authenticate(second).owner == record.id
+        now[0] = 1500.0
+        with pytest.raises(Unauthorized):
+            ring.authenticate(second)
+        assert ring.authenticate(third).owner == record.id
+        store.rotate(record.id)
+        ring.replace(store.read())
+        with pytest.raises(Unauthorized):
+            ring.authenticate(third)
+
+
 def test_a_server_that_requires_keys_is_closed_before_it_has_one() -> None:
     with pytest.raises(Unauthorized):
         KeyRing(required=True).authenticate(None)

@@ -87,7 +87,7 @@ class KeyStore:
         return record
 
     def rotate(self, identity: str, grace: float = 0.0) -> tuple[KeyRecord, str]:
-        """Another text for the same key; the old one is valid for `grace` seconds more.
+        """Another text for the same key; those before are valid for `grace` seconds more, or until they end anyway.
 
         Raises `NotFound`, for a revoked key too.
         """
@@ -95,10 +95,10 @@ class KeyStore:
             record = find(session, identity)
             if record.revoked is not None:
                 raise NotFound("This key is revoked. Add a new one: `srpo keys add NAME`, or POST /v1/admin/keys.")
-            end = self._now() + grace
-            record.secrets[:] = [secret for secret in record.secrets if grace and not is_over(secret.expires, end)]
+            now = self._now()
+            record.secrets[:] = [secret for secret in record.secrets if grace and not is_over(secret.expires, now)]
             for secret in record.secrets:
-                secret.expires = end
+                secret.expires = earlier(secret.expires, now + grace)
             text = self._add_secret(record)
         return record, text
 
