@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,16 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(keyed: Keyed) -> None:
     stored = b"".join(path.read_bytes() for path in keyed.folder.glob("jobs.sqlite3*"))
     assert made["prefixes"][0].encode() in stored
     assert secret.encode() not in stored
+
+
+def test_a_post_without_a_body_needs_no_headers_of_one(keyed: Keyed) -> None:
+    """curl -X POST sends neither a length nor a type."""
+    made = keyed.add(name="bare")
+    head = f"POST /v1/admin/keys/{made['id']}/rotate HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n"
+    with socket.create_connection(("127.0.0.1", keyed.server.port)) as connection:
+        connection.sendall(f"{head}authorization: Bearer {keyed.admin}\r\n\r\n".encode())
+        reply = b"".join(iter(lambda: connection.recv(2**16), b""))
+    assert reply.startswith(b"HTTP/1.1 200"), reply
 
 
 def test_the_command_line_changes_a_running_server(

@@ -147,7 +147,8 @@ async def read_model(kind: type[M], request: Request, state: AppState) -> M:
     Raises `InvalidRequest`.
     """
     fields: dict[str, Any] = {}
-    if int(request.headers.get("content-length", 1)):
+    headers = request.headers
+    if "transfer-encoding" in headers or int(headers.get("content-length", 0)):
         with state.uploads.open() as upload:
             fields = await read_object(request, state, upload)
     for name in fields:
