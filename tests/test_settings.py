@@ -1,6 +1,7 @@
 """Settings, keys and the `srpo` command's words."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -57,6 +58,15 @@ def test_a_wrong_setting_is_one_clear_line(arguments: list[str], env: dict[str, 
     assert ended.returncode == 2
     assert complaint in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_no_setting_is_without_end_or_no_number(value: float) -> None:
+    names = [name for name, field in Settings.model_fields.items() if re.search(r"\bfloat\b", str(field.annotation))]
+    assert {"images_expire", "link_lifetime", "request_timeout", "lease", "idle_release"} <= set(names)
+    for name in names:
+        with pytest.raises(ValidationError, match="finite number"):
+            Settings.model_validate({name: value})
 
 
 def test_an_unknown_variable_is_named_with_the_nearest_setting() -> None:

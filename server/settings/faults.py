@@ -20,7 +20,6 @@ class WorkerSettings(EnvironmentSettings):
     idle_release: Seconds | None = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
         description="seconds (or 90s, 15m, 2h) without a request, after which the workers are ended and all their "
         "memory is free; the next request starts them again and waits for them; none: never",
     )

@@ -82,6 +82,7 @@ class EnvironmentSettings(BaseSettings):
         env_prefix=PREFIX,
         frozen=True,
         extra="ignore",
+        allow_inf_nan=False,  # a time that does not end cannot be added to a date
         hide_input_in_errors=True,  # it may be a key or a password
         cli_kebab_case=True,
         cli_implicit_flags="toggle",
