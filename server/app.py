@@ -80,7 +80,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         await state.pool.stop()
         await state.usage.stop()
         await service.stop()
-        await state.pools.run("metrics", state.traces.stop)
+        await state.pools.run("traces", state.traces.stop)
         for task in watching:
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)

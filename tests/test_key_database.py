@@ -198,6 +198,8 @@ def test_a_key_does_what_its_scopes_say(keyed: Keyed) -> None:
         ({"expires_in": "30d"}, "expires_in"),
         ({"quota": 5}, "quota"),
         ({"name": ""}, "name"),
+        ({"name": "a\0b"}, "name"),
+        ({"name": "two\nlines"}, "name"),
     ],
 )
 def test_a_key_that_is_not_understood_is_not_made(keyed: Keyed, fields: dict[str, Any], param: str) -> None:

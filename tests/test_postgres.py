@@ -238,6 +238,16 @@ def test_a_database_that_does_not_answer_is_told_as_such_and_found_again(
         assert store.find("a") is not None
 
 
+@pytest.mark.parametrize(
+    ("statement", "value"), [("SELECT :it FROM nowhere", "a canary"), ("SELECT :it", "a canary\0")]
+)
+def test_an_error_of_the_database_quotes_no_value(database: Database, statement: str, value: str) -> None:
+    """Values are prompts and addresses, and the log has the traceback. One that Postgres cannot hold is no outage."""
+    with pytest.raises(sa.exc.DBAPIError) as raised, database.transaction() as session:
+        session.execute(sa.text(statement), {"it": value})
+    assert "canary" not in str(raised.value)
+
+
 def test_nothing_that_names_the_database_shows_its_password(url: str) -> None:
     settings = Settings(database_url=SecretStr(url))
     database = Database(resolve_url(settings.database_url, Path()))

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.errors import Gone, StorageFull
 from server.images.encoding import EncodedImage
+from server.images.stores import local
 from server.images.stores.base import Retention
 from server.images.stores.local import LocalStore
 from server.process.data_folder import FolderClock
@@ -50,6 +52,26 @@ def test_a_full_disk_is_an_error_of_its_own_and_leaves_nothing(tmp_path: Path, m
     with pytest.raises(StorageFull):
         images.put(image(), BASE)
     assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
+
+
+def test_an_image_that_cannot_be_deleted_keeps_nobody_from_storing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = store(tmp_path, cap=1500)
+    stuck = images.put(image(), BASE).name
+    plain = local.remove
+
+    def remove(folder: int, name: str) -> None:
+        if name == stuck:
+            raise PermissionError(1, "Operation not permitted")
+        plain(folder, name)
+
+    monkeypatch.setattr(local, "remove", remove)
+    with capture_logs() as lines:
+        names = [images.put(image(), BASE).name for _ in range(3)]
+    assert [line["event"] for line in lines] == ["image_not_deleted"]
+    assert path_of(tmp_path, stuck).exists()
+    assert sum(path_of(tmp_path, name).exists() for name in names) <= 1  # the cap holds for the others
 
 
 def test_a_link_in_the_store_is_neither_read_nor_written_nor_swept(tmp_path: Path) -> None:

@@ -262,6 +262,7 @@ def test_an_address_that_is_not_public_is_not_connected_to() -> None:
         ("*", "https://anywhere.example/ x", None),
         ("*", "file:///etc/passwd", None),
         ("[::1]:80", "http://[::1]/", "[::1]:80"),
+        ("*", f"https://{'a' * 400}.example/", None),
     ],
 )
 def test_which_hosts_are_allowed(allowed: str, url: str, host: str | None) -> None:

@@ -50,6 +50,20 @@ class Scopes(ParamType):
         return tuple(scope for scope in SCOPES if scope in value)
 
 
+class Name(Text):
+    """A name that can be shown in a line."""
+
+    @property
+    def expected(self) -> str:
+        return f"a printable string of {self.low} to {self.high} characters"
+
+    def parse(self, value: Any) -> str:
+        name = super().parse(value)
+        if not name.isprintable():
+            raise self.refuse(value)
+        return name
+
+
 class QueryDay(ParamType):
     """A day in a query."""
 
@@ -77,7 +91,7 @@ Form = Annotated[str, QueryChoice(("json", "csv")), Query(alias="format")]
 class NewKey(BaseModel):
     """A key to be made. `expires_in` is in seconds; what is left out has no bound of its own."""
 
-    name: Annotated[str, Text(1, 64)] = "unnamed"
+    name: Annotated[str, Name(1, 64)] = "unnamed"
     scopes: Annotated[tuple[Scope, ...], Scopes()] = ("generate",)
     expires_in: Annotated[float | None, Number(1, LONGEST)] = None
     images_per_day: Annotated[int | None, Integer(1, MOST)] = None

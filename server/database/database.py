@@ -47,7 +47,7 @@ class Database:
         self._backend = BACKENDS[url.get_backend_name()]
         self._current = False  # brought up to date by this process
         try:
-            self._engine = sa.create_engine(url, **self._backend.options())
+            self._engine = sa.create_engine(url, hide_parameters=True, **self._backend.options())
         except ModuleNotFoundError:
             raise ValueError(INSTALL) from None
         self._backend.prepare(self._engine)

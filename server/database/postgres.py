@@ -55,6 +55,8 @@ class Postgres:
             return bounded.connect(*arguments, **options)
 
     def translate(self, error: sa.exc.DBAPIError) -> StorageFailure | None:
+        if isinstance(error, sa.exc.DataError):
+            return None
         code = getattr(error.orig, "sqlstate", None)
         if code is None or error.connection_invalidated or code[:2] in LOST or code in LOST:
             return DatabaseUnavailable()

@@ -31,6 +31,7 @@ SECONDS = 10.0  # of one attempt
 INTERVAL = 1.0  # seconds between looks for what is due
 MOST, MOST_OF_OWNER = 8, 4  # attempts at a time; threads.POOLS has as many threads
 MAX_URL = 2048  # characters
+LONGEST_HOST = 253  # characters of a name in the DNS
 ENTRY = re.compile(r"(.+?)(?::(\d{1,5}))?")  # of the allowed hosts
 GONE = 410  # the receiver wants no more of it
 log = structlog.get_logger("srpo")
@@ -191,7 +192,13 @@ def find_host(url: str, settings: WebhookSettings) -> str | None:
         port = parts.port or default
     except (KeyError, ValueError):
         return None
-    if not host or not url.isascii() or not url.isprintable() or " " in url or parts.username is not None:
+    if (
+        not 0 < len(host) <= LONGEST_HOST
+        or not url.isascii()
+        or not url.isprintable()
+        or " " in url
+        or parts.username is not None
+    ):
         return None
     name = f"[{host}]" if ":" in host else host
     place = f"{name}:{port}"

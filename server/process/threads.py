@@ -26,6 +26,7 @@ PoolName = Literal[
     "fetching",
     "decoding",
     "metrics",
+    "traces",
     "webhooks",
 ]
 POOLS: Mapping[PoolName, int] = {  # threads each
@@ -39,7 +40,8 @@ POOLS: Mapping[PoolName, int] = {  # threads each
     "fetching": 8,  # source pictures from hosts that clients name
     "decoding": 1,  # source pictures: one at a time, each takes much memory
     "webhooks": 8,  # receivers that clients name
-    "metrics": 1,  # what a scrape reads from the disk, the database and the driver
+    "metrics": 1,  # what a scrape reads from the disk, the database and the driver, which may hang
+    "traces": 1,  # sending the last ones
 }
 P = ParamSpec("P")
 R = TypeVar("R")

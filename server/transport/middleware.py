@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.errors import Draining
 from server.envelope import UNEXPECTED, envelope, headers_of, row_of
+from server.errors import NotFound
 from server.metrics.recorder import Metrics
 from server.security.origins import OriginPolicy
 from server.tracing.traces import Traces
@@ -54,6 +55,8 @@ class RequestMiddleware:
         span = self._traces.begin_request(scope)
         try:
             self._origins.check_request(scope, context.headers)
+            if "\0" in scope["path"] or b"%00" in scope["query_string"]:  # Postgres keeps no such text
+                raise NotFound
             if scope["method"] == "OPTIONS":
                 await Response(status_code=204)(scope, receive, context.send)
             else:

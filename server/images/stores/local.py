@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import structlog
+
 from server.errors import Gone, StorageFailure, StorageFull
 from server.images.encoding import EncodedImage
 from server.images.stores.base import (
@@ -28,6 +30,7 @@ TEMPORARY = ".partial"
 SWEEP_EVERY = 60.0  # seconds
 PROBE = 2**20  # bytes
 LINKS = (errno.ELOOP, errno.EMLINK)  # what systems say of a link that must not be followed
+log = structlog.get_logger("srpo")
 
 
 class LocalStore:
@@ -55,6 +58,7 @@ class LocalStore:
         secret = load_secret(root / SECRET_NAME)
         self._names = ImageNames(secret)
         self.links = make_links(link_lifetime, link_secrets, secret, now)
+        self._failed_to_delete = False  # in the last sweep
         self.sweep(leftovers=True)
 
     @property
@@ -134,12 +138,19 @@ class LocalStore:
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         oldest_allowed = self._now() - self._expire
+        failed: OSError | None = None
         for written, size, name in files:
             unfinished = name.endswith(TEMPORARY)
             if (unfinished and leftovers) or (not unfinished and (written < oldest_allowed or total > self.cap)):
-                with self._folder(name) as folder:
-                    remove(folder, name)
-                total -= size
+                try:
+                    with self._folder(name) as folder:
+                        remove(folder, name)
+                    total -= size
+                except OSError as error:  # another user's, or the disk's: no reason to keep no others
+                    failed = error
+        if failed is not None and not self._failed_to_delete:
+            log.warning("image_not_deleted", error=failed.strerror)
+        self._failed_to_delete = failed is not None
         self._size = total
         self._next_sweep = time.monotonic() + SWEEP_EVERY
 
