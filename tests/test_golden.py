@@ -15,6 +15,8 @@ from pipelines.loading.build import load_engine
 from pipelines.loading.golden import SelfCheckFailed, check_golden_images
 from pipelines.optimize.batching import COUNTS, find_exact_batches
 from pipelines.optimize.tuning_cache import TuningCache
+from pipelines.workers.patience import Patience
+from server.cli import selfcheck
 from server.cli.selfcheck import main
 
 SQUARE = Size(512, 512)
@@ -98,6 +100,42 @@ def test_the_first_finding_stays(tmp_path: Path) -> None:
     assert json.loads(one.path.read_text()) == {"a": {"key": 1, "other": 3}}
     one.forget("a")
     assert other.section("a") == {}
+
+
+def test_srpo_selfcheck_says_in_one_line_which_file_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selfcheck.logs, "configure", lambda _: None)
+    file = tmp_path / "engine.json"
+    file.write_text("{")
+    for flags in ([], ["--renew"]):
+        assert main(["--data-dir", str(tmp_path), *flags]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"srpo selfcheck: {file} is not readable")
+    file.unlink()
+    file.mkdir()  # root may read the file of another user, but nobody a folder
+    assert main(["--data-dir", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"srpo selfcheck: {file}: Is a directory\n"
+
+
+def test_srpo_selfcheck_is_as_patient_as_the_server_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    patiences = []
+
+    class StoppedPool:
+        def __init__(self, *_: object, patience: Patience, **__: object) -> None:
+            patiences.append(patience)
+
+        async def start(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(selfcheck.logs, "configure", lambda _: None)
+    monkeypatch.setattr(selfcheck, "WorkerPool", StoppedPool)
+    monkeypatch.setenv("SRPO_STEP_TIMEOUT", "1234")
+    assert main(["--data-dir", str(tmp_path), "--worker-timeout", "77"]) == 130
+    assert patiences == [Patience(77, 1234)]
+    assert capsys.readouterr().err == "srpo selfcheck: stopped\n"
 
 
 @pytest.mark.long

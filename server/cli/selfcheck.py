@@ -11,9 +11,9 @@ from pipelines import logs
 from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, NAME, TuningCache
 from pipelines.workers.pool import WorkerPool
-from server.cli.terminal.parsing import parse
+from server.cli.terminal.parsing import format_error, parse
 from server.settings.engine import EngineSettings
-from server.state import build_engine_config
+from server.state import build_engine_config, build_patience
 
 
 class SelfcheckSettings(EngineSettings):
@@ -26,9 +26,16 @@ def main(arguments: list[str]) -> int:
     settings = parse(SelfcheckSettings, "selfcheck", arguments)
     logs.configure("console")
     cache = TuningCache(settings.data_dir / NAME)
-    if settings.renew:
-        forget_results(settings.data_dir)
-    return asyncio.run(compare_pictures(settings, cache))
+    try:
+        if settings.renew:
+            forget_results(settings.data_dir)
+        return asyncio.run(compare_pictures(settings, cache))
+    except (OSError, ValueError) as error:  # the file of another user, or a damaged one
+        print(f"srpo selfcheck: {format_error(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("srpo selfcheck: stopped", file=sys.stderr)
+        return 130
 
 
 def forget_results(data_dir: Path) -> None:
@@ -41,7 +48,7 @@ def forget_results(data_dir: Path) -> None:
 async def compare_pictures(settings: SelfcheckSettings, cache: TuningCache) -> int:
     known = cache.section(SECTION)
     engine = build_engine_config(settings, settings.data_dir)
-    pool = WorkerPool(engine, devices=settings.devices)
+    pool = WorkerPool(engine, devices=settings.devices, patience=build_patience(settings))
     await pool.start()
     try:
         with Console(stderr=True).status("starting") as shown:
