@@ -141,6 +141,9 @@ def test_the_command_line_changes_a_running_server(
         (["add", ""], "srpo keys add: NAME: "),
         (["add", "eve", "--expires", "tomorrow"], "'tomorrow': expected seconds, or a time such as 15m"),
         (["add", "eve", "--scopes", "wizard"], "expected some of generate, admin, metrics"),
+        (["add", "eve", "--expires", "9999999d"], "SRPO_EXPIRES (--expires): Input should be less than or equal to"),
+        (["add", "eve", "--expires", "inf"], "SRPO_EXPIRES (--expires): Input should be a finite number"),
+        (["rotate", "key_1", "--grace", "9999999d"], "SRPO_GRACE (--grace): Input should be less than or equal to"),
         (["rotate", "key_1", "--grace", "3x"], "'3x': expected seconds"),
     ],
 )

@@ -18,7 +18,7 @@ from server.errors import InvalidRequest, invalid_request
 from server.schema import issues_of
 from server.security.callers import SCOPES, Quota, Scope
 from server.security.store import describe_key
-from server.settings.limits import MAX_RATE
+from server.settings.limits import MAX_KEY_TIME, MAX_RATE
 from server.state import AppState, State
 from server.transport.json_body import read_object
 from server.usage.ledger import day_of
@@ -26,7 +26,6 @@ from server.usage.report import describe_usage, format_csv, parse_day
 
 MOST = 2**31 - 1  # of what is counted in a column
 SHOWN = 30 * 86400.0  # seconds
-LONGEST = 10 * 365 * 86400  # seconds
 PRIVATE = {"cache-control": "no-store"}
 M = TypeVar("M", bound=BaseModel)
 router = APIRouter(prefix="/v1/admin", include_in_schema=False, dependencies=[Depends(with_scope("admin"))])
@@ -93,7 +92,7 @@ class NewKey(BaseModel):
 
     name: Annotated[str, Name(1, 64)] = "unnamed"
     scopes: Annotated[tuple[Scope, ...], Scopes()] = ("generate",)
-    expires_in: Annotated[float | None, Number(1, LONGEST)] = None
+    expires_in: Annotated[float | None, Number(1, MAX_KEY_TIME)] = None
     images_per_day: Annotated[int | None, Integer(1, MOST)] = None
     concurrent_requests: Annotated[int | None, Integer(1, MOST)] = None
     requests_per_minute: Annotated[int | None, Integer(1, MAX_RATE)] = None
@@ -102,7 +101,7 @@ class NewKey(BaseModel):
 class Rotation(BaseModel):
     """How long, in seconds, a key's text before is still valid."""
 
-    grace: Annotated[float, Number(0, LONGEST)] = 0.0
+    grace: Annotated[float, Number(0, MAX_KEY_TIME)] = 0.0
 
 
 @router.get("/usage")

@@ -19,7 +19,7 @@ from server.security.callers import SCOPES, Quota, Scope
 from server.security.keys import new_key
 from server.security.models import KeyRecord
 from server.security.store import KeyStore, describe_key
-from server.settings.limits import MAX_RATE
+from server.settings.limits import MAX_KEY_TIME, MAX_RATE
 from server.settings.types import Names, Seconds
 
 COMMANDS: Mapping[str, Command] = {
@@ -42,7 +42,9 @@ class AddSettings(RecordsSettings):
 
     name: CliPositionalArg[str] = Field(min_length=1, max_length=64, description="whose it is, for lists")
     scopes: Names = Field(("generate",), description=f"what it may do, separated by commas: {', '.join(SCOPES)}")
-    expires: Seconds | None = Field(None, gt=0, description="how long it is valid: 12h, 30d; none: until it is revoked")
+    expires: Seconds | None = Field(
+        None, gt=0, le=MAX_KEY_TIME, description="how long it is valid: 12h, 30d; none: until it is revoked"
+    )
     images_per_day: int | None = Field(None, ge=1, description="images in a day of UTC; none: as SRPO_KEY_IMAGES says")
     concurrent_requests: int | None = Field(
         None, ge=1, description="unfinished requests at a time; none: as SRPO_KEY_REQUESTS says"
@@ -76,7 +78,7 @@ class RotateSettings(RecordsSettings):
     """Give a key another text, shown once. Its jobs, usage and quotas stay."""
 
     identity: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
-    grace: Seconds = Field(0.0, ge=0, description="how long the text before is still valid: 15m, 12h")
+    grace: Seconds = Field(0.0, ge=0, le=MAX_KEY_TIME, description="how long the text before is still valid: 15m, 12h")
     json_: bool = Field(False, alias="json", description="one JSON object")
 
 

@@ -5,6 +5,7 @@ from pydantic import Field
 from server.settings.types import Bytes, EnvironmentSettings
 
 SOURCE_MEMORY = 2**26  # bytes
+MAX_KEY_TIME = 10 * 365 * 86400  # seconds a key or its old text may be valid: its end must be a date to show
 MAX_RATE = 10_000  # requests a minute: each is remembered for so long
 
 
