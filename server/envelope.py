@@ -4,6 +4,7 @@ The envelope is at once the hosted API's flat shape and OpenAI's nested one, so 
 of both. A framework's own error body never leaves the server.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from server.errors import (
     Gone,
     HeaderTimeout,
     InvalidRequest,
+    JobCancelled,
     KeyLimitReached,
     KeyRateReached,
     KeyReused,
@@ -79,6 +81,7 @@ TABLE: Mapping[type[Exception], WireError] = {
     HeaderTimeout: WireError(408, "header_timeout", "invalid_request_error", repeats=True),
     pipeline.WorkersBusy: WireError(409, "workers_busy", "invalid_request_error", repeats=True),
     pipeline.CannotSleep: WireError(409, "cannot_sleep", "invalid_request_error"),
+    JobCancelled: WireError(409, "cancelled", "invalid_request_error", repeats=True),
     KeyReused: WireError(409, "idempotency_key_reused", "invalid_request_error", repeats=True),
     Gone: WireError(410, "expired", "invalid_request_error"),
     BodyTooLarge: WireError(413, "body_too_large", "invalid_request_error"),
@@ -144,6 +147,11 @@ def envelope(error: Exception, request_id: str, path: str) -> dict[str, Any]:
         },
         **extra,
     }
+
+
+def readdress(body: str, request_id: str, path: str) -> str:
+    """The envelope of a job that failed, as the answer to a request."""
+    return json.dumps(json.loads(body) | {"requestId": request_id, "path": path, "instance": path})
 
 
 def headers_of(error: Exception) -> dict[str, str]:

@@ -93,6 +93,13 @@ class Gone(ServerError):
         super().__init__(what)
 
 
+class JobCancelled(ServerError):
+    """Somebody cancelled the job that a client waits for."""
+
+    def __init__(self) -> None:
+        super().__init__("The job of this request was cancelled.")
+
+
 class KeyReused(ServerError):
     def __init__(self) -> None:
         super().__init__("This Idempotency-Key was used with another body. Take a new key for a new request.")

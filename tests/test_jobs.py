@@ -215,7 +215,22 @@ def test_a_lasting_failure_is_replayed(server: Scripted) -> None:
     first, second = post(server, headers, prompt="oom"), post(server, headers, prompt="oom")
     assert (first.status_code, second.status_code) == (500, 500)
     assert second.headers["x-should-retry"] == "false"
-    assert first.text == second.text
+    assert first.json()["error"] == second.json()["error"]
+    for reply in (first, second):
+        assert reply.json()["requestId"] == reply.headers["x-request-id"]
+        assert reply.json()["path"] == reply.json()["instance"] == PATH
+
+
+def test_who_waits_for_a_job_that_is_cancelled_is_told(server: Scripted) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(post, server, {"idempotency-key": "waits"}, **SLOW)
+        Scripted.until(lambda: server.in_flight == 1)
+        (job,) = call(server, "GET", "/v1/jobs?limit=1").json()["data"]
+        call(server, "DELETE", f"/v1/jobs/{job['id']}")
+        reply = waiting.result()
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "cancelled")
+    assert reply.headers["x-should-retry"] == "false"
+    assert reply.json()["requestId"] == reply.headers["x-request-id"]
 
 
 def test_a_client_that_leaves_finds_its_reply_under_its_key(server: Scripted) -> None:

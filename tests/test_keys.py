@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,39 @@ def test_a_retry_that_joins_holds_no_picture_while_it_waits(server: Scripted, tm
     assert held == 0
     assert first.result().status_code == again.result().status_code == 201
     assert again.result().headers["idempotent-replayed"] == "true"
+
+
+def test_a_form_that_joins_keeps_no_file_of_its_picture(server: Scripted, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    picture = file_of(Image.effect_noise((1536, 1536), 60))  # too large to be kept in memory
+
+    def edit(tries: int) -> httpx.Response:
+        headers = {"authorization": f"Bearer {KEY}", "x-stainless-retry-count": str(tries)}
+        form = {"model": "flux/srpo", "prompt": gate.prompt}
+        files = {"image": ("a.png", picture, "image/png")}
+        url = f"{server.url}/v1/images/edits"
+        return httpx.post(url, data=form, files=files, headers=headers, timeout=START_LIMIT)
+
+    before = count_nameless_files()
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(edit, 0)
+        Scripted.until(lambda: gate.begun == 1)
+        again = threads.submit(edit, 1)
+        Scripted.until(lambda: server.waiting_clients == 2)
+        during = count_nameless_files()
+        gate.allow(1000)
+    assert during == before
+    assert first.result().status_code == again.result().status_code == 201
+    assert again.result().headers["idempotent-replayed"] == "true"
+
+
+def count_nameless_files() -> int:
+    """Files that this process, which the server is a thread of, holds open though they are in no folder."""
+    names = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.append(str(descriptor.readlink()))
+    return sum(name.endswith(" (deleted)") and not name.startswith("/memfd:") for name in names)
 
 
 def test_a_retry_joins_its_first_try(server: Scripted, tmp_path: Path) -> None:

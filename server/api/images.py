@@ -19,10 +19,11 @@ from server.api.edits import read_edit
 from server.api.events import EventPosition, stream_generation, stream_job
 from server.api.jobs import poll_url, reply_with_job
 from server.api.openapi import EDITS, GENERATION
-from server.errors import invalid_request
+from server.envelope import readdress
+from server.errors import JobCancelled, invalid_request
 from server.jobs.generation import Generation, check_prompt, reply_headers, start_headers
 from server.jobs.joining import TRIES, RequestIdentity, SharedGeneration
-from server.jobs.models import JobRecord
+from server.jobs.models import CANCELLED, SUCCEEDED, JobRecord
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
 from server.jobs.webhooks import check_url
@@ -125,6 +126,8 @@ async def answer(
         del body  # with its source picture: the first try has it
         translated.native.clear()
         fields.clear()
+        if picture is not None:
+            picture.close()
         call.upload.close()
         return await finished_reply(call, shared, {"idempotent-replayed": "true"})
     base_url = state.origins.base_url(request.scope, request.headers)
@@ -222,7 +225,11 @@ async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> 
     if spec.translated.stream:
         return job_stream(call, spec, record, headers)
     ended = await call.jobs.wait_ended(record)
+    if ended.state == CANCELLED:
+        raise JobCancelled
     content = await call.jobs.read_outcome(ended)
+    if ended.state != SUCCEEDED:
+        content = readdress(content, call.request.scope["state"]["request_id"], call.request.scope["path"])
     return Response(content, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
 
 
