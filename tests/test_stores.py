@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -170,16 +171,18 @@ def test_objects_are_below_the_prefix_and_named_in_no_other_place(s3: S3Service,
 def test_a_signed_url_gives_the_image_to_whoever_has_it(s3: S3Service, bucket: str) -> None:
     images = S3Store(bucket, Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint, signed_urls=True)
     name = images.put(image(), BASE).name
-    url = images.sign_url(name, "GET")
+    url = images.sign_url(name, "GET", 60)
     assert url is not None
+    assert "X-Amz-Expires=60&" in f"{url}&"  # what is left of the link that it is given for
+    assert "X-Amz-Expires=99&" in f"{images.sign_url(name, 'GET', inf)}&"  # and of the image
     reply = httpx.get(url)
     assert (reply.content, reply.headers["content-type"]) == (image().data, "image/png")
     assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in url
     s3.age(bucket, key_of(name), 102)
     with pytest.raises(Gone):
-        images.sign_url(name, "GET")
+        images.sign_url(name, "GET", 60)
     with pytest.raises(NotFound):
-        images.sign_url("A" * 32 + ".png", "GET")
+        images.sign_url("A" * 32 + ".png", "GET", 60)
 
 
 def test_without_credentials_nobody_is_asked_for_them() -> None:

@@ -69,10 +69,10 @@ class Store(Protocol):
     def read(self, name: str) -> FoundImage:
         """An image by its name. Raises `NotFound`, `Gone` or a `StorageFailure`."""
 
-    def sign_url(self, name: str, method: str) -> str | None:
-        """Where clients get the image itself with `method`, for a few minutes; None: only from this server.
+    def sign_url(self, name: str, method: str, seconds: float) -> str | None:
+        """Where clients get the image itself with `method`, for `seconds` and a few minutes at most.
 
-        Raises as `read` does.
+        None: only from this server. Raises as `read` does.
         """
 
     def keep(self) -> None:

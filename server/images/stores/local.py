@@ -110,7 +110,7 @@ class LocalStore:
                 raise Gone from None
             raise
 
-    def sign_url(self, name: str, method: str) -> str | None:  # noqa: ARG002 - a `Store`
+    def sign_url(self, name: str, method: str, seconds: float) -> str | None:  # noqa: ARG002 - a `Store`
         return None
 
     def keep(self) -> None:

@@ -40,7 +40,7 @@ CONNECT_TIMEOUT, TIMEOUT = timedelta(seconds=3), timedelta(seconds=10)  # of one
 PATIENCE = 30.0  # seconds for which a finished image is tried to be put
 PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between tries
 SWEEP_EVERY = 600.0  # seconds; a sweep lists the bucket
-SIGNED_FOR = timedelta(minutes=5)
+SIGNED_FOR = 300.0  # seconds
 log = structlog.get_logger("srpo")
 
 
@@ -102,13 +102,14 @@ class S3Store:
             left = self._seconds_left(found.meta)
             return FoundImage(bytes(found.bytes()), content_type, left)
 
-    def sign_url(self, name: str, method: str) -> str | None:
+    def sign_url(self, name: str, method: str, seconds: float) -> str | None:
         if not self._signed_urls:
             return None
         self._names.check(name)
         with self._translated_errors():
             left = self._seconds_left(self._obstore.head(self._bucket, key_of(name)))
-            url: str = self._obstore.sign(self._bucket, method, key_of(name), min(SIGNED_FOR, timedelta(seconds=left)))
+            lifetime = timedelta(seconds=max(1, int(min(SIGNED_FOR, left, seconds))))
+            url: str = self._obstore.sign(self._bucket, method, key_of(name), lifetime)
             return url
 
     def keep(self) -> None:
@@ -152,7 +153,7 @@ class S3Store:
             self._obstore.put(self._bucket, key, data, attributes={"Content-Type": content_type}, **options)
 
     def _find_origin(self) -> str:
-        parts = urlsplit(self._obstore.sign(self._bucket, "GET", SECRET_NAME, SIGNED_FOR))
+        parts = urlsplit(self._obstore.sign(self._bucket, "GET", SECRET_NAME, timedelta(seconds=SIGNED_FOR)))
         return f"{parts.scheme}://{parts.netloc}"
 
     def _open(self) -> bytes:
