@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ import obstore
 import pytest
 from support.buckets import S3Service
 
-from server.batch.lines import Line, read_lines
+from server.batch.items import BatchItem, make_item
+from server.batch.lines import CannotGenerate, Line, read_lines
 from server.cluster.offline_engine import OfflineEngine, choose_seed
+from server.images.decoding import UnusableImage
 from server.settings.engine import EngineSettings
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +88,34 @@ async def test_a_batch_in_a_bucket_is_the_same_as_one_in_a_folder_and_goes_on_wh
     assert [(folder / f"0002-{index}.png").read_bytes() for index in (1, 2)] == [
         drawn[f"0003-{index}.png"] for index in (1, 2)
     ]
+
+
+async def test_a_line_is_drawn_though_its_twin_is(s3: S3Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variants: equal lines without a seed."""
+    lines = [Line(number, FAST | {"prompt": "a cat"}) for number in (1, 2)]
+    async with engine(s3, s3.create_bucket()) as one:
+        with monkeypatch.context() as patch:
+            patch.setattr(one, "_draw_item", fail_first(one._draw_item))
+            before = await one.draw(lines)
+        after = await one.draw(lines)
+    assert ["error" in outcome for outcome in before] == [True, False]
+    assert [outcome.get("files") for outcome in after] == [["0001.png"], ["0002.png"]]
+    assert [outcome.get("new") for outcome in after] == [True, None]
+
+
+def fail_first(draw: Callable[[BatchItem], Awaitable[None]]) -> Callable[[BatchItem], Awaitable[None]]:
+    async def failing(item: BatchItem) -> None:
+        if item.names == ("0001.png",):
+            raise UnusableImage("for a moment")
+        await draw(item)
+
+    return failing
+
+
+@pytest.mark.parametrize("image", [5, None, ["a.png"], "a\0b.png"])
+def test_what_names_no_file_is_the_fault_of_one_line(image: object) -> None:
+    with pytest.raises(CannotGenerate, match="request 7: image: expected the path of a file"):
+        make_item(7, {"prompt": "a cat", "image": image}, "tiny")
 
 
 def test_a_line_without_a_seed_always_gets_the_same_one_and_another_line_another() -> None:

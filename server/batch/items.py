@@ -66,6 +66,8 @@ def make_item(
     fields = {**line, **(chosen or {})}
     if has_source_image(line):
         fields = {"image_url": PLACEHOLDER_URL} | fields
+    if not isinstance(file := line.get("image", ""), str) or "\0" in file:
+        raise CannotGenerate(f"request {number}: image: expected the path of a file")
     kind: type[Params] = ImageToImageParams if has_source_image(line) else GenerationParams
     try:
         params = for_model(model, kind).model_validate(fields)

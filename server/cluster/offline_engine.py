@@ -66,8 +66,9 @@ class OfflineEngine:
         """What became of each line of a part. Raises `EngineUnavailable` where this engine can no longer help."""
         pools, first = self._drawing.pools, lines[0].number
         records = await pools.run("storing", self._bucket.read_part, first)
-        finished = {key_of(record["request"]): record for record in records}
-        ended = await asyncio.gather(*(self._draw_line(line, finished.get(key_of(line.fields))) for line in lines))
+        finished = {(record.get("line"), key_of(record["request"])): record for record in records}
+        found = [finished.get((line.number, key_of(line.fields))) for line in lines]
+        ended = await asyncio.gather(*map(self._draw_line, lines, found))
         if any(outcome.get("new") for outcome, _ in ended):
             await pools.run("storing", self._bucket.write_part, first, [record for _, record in ended if record])
         return [outcome for outcome, _ in ended]
@@ -86,7 +87,7 @@ class OfflineEngine:
             except (CannotGenerate, PipelineError, UnusableImage) as error:
                 asked = {} if line.fault else {"request": line.fields}
                 return outcome | asked | {"error": str(error)}, None
-        record = item.record()
+        record = outcome | item.record()
         return outcome | {"seed": record["seed"], "files": record["files"], "new": True}, record
 
     async def _draw_item(self, item: BatchItem) -> None:
