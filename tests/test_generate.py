@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from support.server import LiveServer
 
+from bench.support.instant import InstantPool, draw_black
+from server.cli.generate import command, offline
 from server.cli.generate.batch import add_parameter_flags, plan_batch
 from server.cli.terminal.parsing import parse
 from server.cli.terminal.text import choose_renderer
@@ -192,6 +194,41 @@ def test_a_picture_becomes_the_servers_picture(tmp_path: Path, live: LiveServer)
     assert (tmp_path / "out" / "0001.png").read_bytes() == httpx.get(reply.json()["images"][0]["url"]).content
     again = generate(tmp_path, "in winter", "--image", "harbour.png", "-o", "out", "--format", "png", *flags)
     assert "everything is drawn already" in again.stderr
+
+
+def test_brackets_in_a_failure_end_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """rich takes [/x] for the end of a style that nobody began, and raises."""
+    monkeypatch.setattr(command.logs, "configure", lambda _: None)
+    monkeypatch.setattr(command, "WorkerPool", lambda engine, **_: InstantPool(engine, draw_black))
+    lines = [{"prompt": "a", "image": "bad.png"}, {"prompt": "b"}]
+    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--jsonl", "in.jsonl", "-o", "out[/x]", "--model", "tiny", "--safety-checker", "none"]
+    assert command.main(flags) == 1
+    assert "not drawn: out[/x]/0001.jpeg: it is not a PNG" in capsys.readouterr().err
+    assert (tmp_path / "out[" / "x]" / "0002.jpeg").exists()
+
+
+def test_brackets_in_a_failure_end_no_batch_of_several_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NoBucket:
+        def __init__(self, *_: object) -> None: ...
+        def write_failures(self, _: Path) -> None: ...
+
+    outcomes = [{"line": 1, "error": "[/x].png: no picture"}, {"line": 2, "files": ["b"], "seed": 1, "new": True}]
+    monkeypatch.setenv(offline.ADDRESS, "nowhere")
+    monkeypatch.setattr(offline, "BatchBucket", NoBucket)
+    monkeypatch.setattr(offline, "draw_lines", lambda *_: iter(outcomes))
+    (tmp_path / "in.jsonl").write_text("{}\n{}\n")
+    flags = ["--ray", "--jsonl", str(tmp_path / "in.jsonl"), "-o", "s3://pictures/of", "--model", "tiny"]
+    assert offline.draw_file(parse(add_parameter_flags(), "generate", flags)) == 1
+    printed = capsys.readouterr()
+    assert "not drawn: request 1: [/x].png: no picture" in printed.err
+    assert "s3://pictures/of/b (seed 1)" in printed.out
 
 
 @pytest.mark.long

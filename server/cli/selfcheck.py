@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 from rich.console import Console
+from rich.text import Text
 
 from pipelines import logs
 from pipelines.loading.golden import SECTION
@@ -54,7 +55,7 @@ async def compare_pictures(settings: SelfcheckSettings, cache: TuningCache) -> i
         with Console(stderr=True).status("starting") as shown:
             status = pool.status()
             while any(worker.state == "loading" for worker in status.workers):
-                shown.update(status.stage)
+                shown.update(Text(status.stage))
                 await asyncio.sleep(0.05)
                 status = pool.status()
     finally:

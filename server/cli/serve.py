@@ -11,6 +11,7 @@ import prometheus_client
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
@@ -108,7 +109,8 @@ async def run(server: DrainingServer, parts: AppState, listeners: list[socket.so
         announcing.cancel()
         failing.cancel()
     if parts.pool.failed.is_set():
-        console.print(f"[red]The model cannot be loaded.[/]\n{parts.pool.status().failure}", soft_wrap=True)
+        failure = f"\n{parts.pool.status().failure}"
+        console.print(Text.assemble(("The model cannot be loaded.", "red"), failure), soft_wrap=True)
         return EXIT_CONFIG
     console.print("Stopped.")
     return 0

@@ -24,7 +24,7 @@ from server.cli.generate.batch import GenerateSettings, Output, add_parameter_fl
 from server.cli.generate.offline import draw_file
 from server.cli.terminal.banner import describe_substitute
 from server.cli.terminal.parsing import format_error, parse
-from server.cli.terminal.text import Renderer, choose_renderer
+from server.cli.terminal.text import Renderer, choose_renderer, show_failure
 from server.errors import StoreUnavailable
 from server.images.decoding import UnusableImage
 from server.jobs.generation import BLURRED, SHARP
@@ -65,7 +65,7 @@ async def draw_all(work: list[BatchItem], output: Output, settings: GenerateSett
     engine = build_engine_config(settings, settings.data_dir if settings.data_dir.is_dir() else None)
     if CHECKPOINTS[engine.model].embedded:
         print(f"srpo generate: {describe_substitute(settings, engine.model)}", file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), patience=build_patience(settings))
     failures = 0
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
@@ -88,7 +88,7 @@ async def draw_all(work: list[BatchItem], output: Output, settings: GenerateSett
                     failures += 1
                     if settings.as_json:
                         print(json.dumps({"files": [], "seed": item.params.seed, "error": str(error)}), flush=True)
-                    progress.console.print(f"[red]not drawn:[/] {files[0]}: {error}", soft_wrap=True)
+                    show_failure(progress.console, str(files[0]), str(error))
         finally:
             await pool.stop()
     return 1 if failures else 0
@@ -135,7 +135,7 @@ class Display:
     def show_result(self, inspected: InspectedResult, file: Path) -> None:
         """Show the finished images, and whether the safety checker flagged some."""
         if any(inspected.flagged):
-            self._progress.console.print(f"flagged by the safety checker: {file}", soft_wrap=True)
+            self._progress.console.print(f"flagged by the safety checker: {file}", markup=False, soft_wrap=True)
         request = inspected.result.request
         for pixels in inspected.result.pixels:
             self._show_picture(pixels, request.width, request.height)

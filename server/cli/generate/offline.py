@@ -15,13 +15,14 @@ from server.batch.bucket import BatchBucket
 from server.batch.lines import CannotGenerate, Line, read_lines, to_native
 from server.cli.generate.batch import BUCKET, GenerateSettings, read_shared
 from server.cli.terminal.banner import describe_substitute
+from server.cli.terminal.text import show_failure
 from server.cluster.session import ADDRESS, TOKEN_FILE, secure_ray
 from server.extras import missing_extra
 from server.settings.engine import EngineSettings
 from weights.checkpoints import CHECKPOINTS, choose_checkpoint
 
 INSTALL = missing_extra("--ray", "ray")
-COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+COLUMNS = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def draw_file(settings: GenerateSettings, factory: str | None = None) -> int:
@@ -49,7 +50,7 @@ def draw_file(settings: GenerateSettings, factory: str | None = None) -> int:
                 progress.update(task, description="requests", advance=1)
                 if "error" in outcome:
                     failed.write(json.dumps(outcome) + "\n")
-                    progress.console.print(f"[red]not drawn:[/] request {outcome['line']}: {outcome['error']}")
+                    show_failure(progress.console, f"request {outcome['line']}", outcome["error"])
                 elif "new" in outcome:
                     print(format_outcome(settings, outcome), flush=True)
         bucket.write_failures(failures)

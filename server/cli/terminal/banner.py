@@ -6,6 +6,7 @@ import time
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from server.settings.engine import EngineSettings
 from server.settings.server import Settings
@@ -23,17 +24,21 @@ def format_address(settings: Settings, port: int) -> str:
 def show_start(console: Console, server: AppState, address: str) -> None:
     """Print what is about to be served."""
     settings, row = server.settings, CHECKPOINTS[server.served]
+    rows = {
+        "model": f"{row.id}: {row.title}",
+        "licence": row.licence,
+        "address": address,
+        "keys": describe_access(settings, server.keys.needed),
+        "safety": ", ".join(f"{name} {value}" for name, value in server.guard.description.items()),
+        "images": f"{server.store.place}, kept for {settings.images_expire / 3600:g} h",
+    }
     table = Table.grid(padding=(0, 2))
-    table.add_row("model", f"{row.id}: {row.title}")
-    table.add_row("licence", row.licence)
-    table.add_row("address", address)
-    table.add_row("keys", describe_access(settings, server.keys.needed))
-    table.add_row("safety", ", ".join(f"{name} {value}" for name, value in server.guard.description.items()))
-    table.add_row("images", f"{server.store.place}, kept for {settings.images_expire / 3600:g} h")
+    for name, text in rows.items():
+        table.add_row(name, Text(text))  # not as markup: [dev] in a title is a word
     console.print("[bold]srpo[/] FLUX image server", table, sep="\n")
     if row.embedded:
         console.print(
-            f"[yellow]{describe_substitute(settings, row.id)} Every reply says so (x-served-model).[/]",
+            Text(f"{describe_substitute(settings, row.id)} Every reply says so (x-served-model).", "yellow"),
             soft_wrap=True,
         )
     if server.guard.description["checker"] == "none":
@@ -71,19 +76,19 @@ async def follow_loading(console: Console, server: AppState, address: str) -> No
     while (status := server.pool.status()).state == "loading":
         if status.stage != shown:
             shown = status.stage
-            console.print(f"  {shown} ...")
+            console.print(f"  {shown} ...", markup=False)
         await asyncio.sleep(0.1)
     if status.state != "ready" or status.info is None:
         return
     info = status.info
-    console.print(
-        f"[green]Ready[/] after {time.monotonic() - start:.1f} s: {info.model} on {info.device}, {info.dtype}, "
+    text = (
+        f" after {time.monotonic() - start:.1f} s: {info.model} on {info.device}, {info.dtype}, "
         f"fingerprint {info.fingerprint}\n"
         f"Placement {info.placement} (--placement chooses another)\n"
         f"Optimizations {info.optimizations}\n"
-        f"Try it:\n{format_curl(address, CHECKPOINTS[server.served].sample_prompt, server.keys.needed)}",
-        soft_wrap=True,
+        f"Try it:\n{format_curl(address, CHECKPOINTS[server.served].sample_prompt, server.keys.needed)}"
     )
+    console.print(Text.assemble(("Ready", "green"), text), soft_wrap=True)
 
 
 def show_stopping(console: Console, server: AppState) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 
 Renderer = Callable[[Image.Image], str]  # returns the text that makes a terminal show it
 BLOCK = "▀"  # its upper half in the foreground's colour, its lower half in the background's
@@ -19,6 +21,11 @@ CHUNK = 4096  # bytes of base64 in one kitty command
 def escape(text: str) -> str:
     """Text from a file of a stranger, which must not control the terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def show_failure(console: Console, what: str, error: str) -> None:
+    """Say in a line that something was not drawn. Neither text is taken as rich's markup."""
+    console.print(Text.assemble(("not drawn:", "red"), f" {what}: {error}"), soft_wrap=True)
 
 
 def encode_png(picture: Image.Image) -> str:
