@@ -57,12 +57,15 @@ def resolve(host: str, port: int, *, private: bool = False) -> list[tuple[socket
 
 
 class Exchange:
-    """Requests that together may take `seconds`. They run in a thread; `abort`, called from another one, ends them."""
+    """Requests that together may take `seconds` from the first one on.
+
+    They run in a thread; `abort`, called from another one, ends them.
+    """
 
     def __init__(self, seconds: float, *, private: bool = False) -> None:
         self._seconds = seconds
         self._private = private
-        self._until = time.monotonic() + seconds
+        self._until: float | None = None
         self._socket: socket.socket | None = None
         self._aborted = False
 
@@ -77,6 +80,8 @@ class Exchange:
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         """The reply, with its body unread. Raises `Unreachable`, or what `http.client` does."""
+        if self._until is None:
+            self._until = time.monotonic() + self._seconds
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port or PORTS[parts.scheme]
@@ -94,7 +99,7 @@ class Exchange:
 
     def left(self) -> float:
         """The seconds that are left. Raises `Unreachable` if none are."""
-        left = self._until - time.monotonic()
+        left = self._seconds if self._until is None else self._until - time.monotonic()
         if left <= 0:
             raise Unreachable(f"it did not arrive within {self._seconds:.0f} s")
         return left

@@ -7,6 +7,7 @@ import io
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from server.images import fetch
 from server.images import source as inputs
 from server.images.decoding import UnusableImage, decode, has_several_scans
 from server.images.fetch import Unfetchable
-from server.process.threads import ThreadPools
+from server.process.threads import POOLS, ThreadPools
 from server.settings.limits import SOURCE_MEMORY
 
 JFIF: dict[str, dict[str, Any]] = {"JPEG": {"dpi": (72, 72)}}  # then Pillow does not look at the EXIF when it opens it
@@ -80,6 +81,28 @@ def test_a_name_is_looked_up_once_so_that_it_cannot_change_in_between(
     assert asyncio.run(fetch.fetch(f"http://rebinding.example:{port}/", ThreadPools())) == b"ok"
     peer.close()
     assert canary.connections == 0
+
+
+@pytest.mark.usefixtures("public")
+async def test_who_waits_behind_slow_name_servers_still_has_all_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can end a look-up of a name, so its thread is taken for as long as it takes."""
+    slow, found, pools = 1.2, socket.getaddrinfo, ThreadPools()
+    monkeypatch.setattr(fetch, "SECONDS", 2.0)
+
+    def look_up(host: str, port: int, **options: Any) -> Any:
+        if host == "slow.example":
+            time.sleep(slow)
+            raise OSError
+        return found(host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
+    others = [asyncio.ensure_future(fetch.fetch("http://slow.example/", pools)) for _ in range(2 * POOLS["fetching"])]
+    await asyncio.sleep(0)
+    assert await fetch.fetch(peer.url, pools) == b"hello"
+    assert all(isinstance(ended, Unfetchable) for ended in await asyncio.gather(*others, return_exceptions=True))
+    peer.close()
+    pools.close()
 
 
 @pytest.mark.usefixtures("public")

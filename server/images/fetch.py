@@ -1,6 +1,5 @@
 """Fetches a picture from the internet for a client, from public addresses only; each redirect is checked again."""
 
-import asyncio
 import http.client
 from urllib.parse import urljoin
 
@@ -65,11 +64,10 @@ class Download:
 
 
 async def fetch(url: str, pools: ThreadPools) -> bytes:
-    """The picture's bytes, at most 50 MiB, within 10 s. Raises `Unfetchable`."""
+    """The picture's bytes, at most 50 MiB, within 10 s of its turn. Raises `Unfetchable`."""
     download = Download(url)
     try:
-        async with asyncio.timeout(SECONDS):
-            return await pools.run("fetching", download.run)
+        return await pools.run_within(SECONDS, "fetching", download.run)
     except TimeoutError:
         raise Unfetchable(f"it did not arrive within {SECONDS:.0f} s") from None
     finally:

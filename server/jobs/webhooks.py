@@ -115,9 +115,10 @@ class WebhookSender:
         exchange = Exchange(SECONDS, private=self._state.settings.webhook_private)
         span, status = self._state.traces.begin_delivery(delivery.host, delivery.attempts, trace), None
         try:
-            async with asyncio.timeout(SECONDS):
-                headers |= span.headers
-                status = await self._state.pools.run("webhooks", post, exchange, delivery.url, headers, body)
+            headers |= span.headers
+            status = await self._state.pools.run_within(
+                SECONDS, "webhooks", post, exchange, delivery.url, headers, body
+            )
         except TimeoutError:
             pass
         finally:
