@@ -7,8 +7,8 @@ import asyncio
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pipelines.errors import CannotSleep, WorkerCrashed
 from pipelines.job import Preview, PreviewPlan, Progress
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
+from server.cli import cluster
 from server.cluster.engine import EnginePool, EngineService, EngineUnavailable
 from server.cluster.proxy import list_middlewares
 from server.cluster.session import RAY, SERVE
@@ -227,6 +228,45 @@ def test_a_process_that_stops_is_killed_so_that_its_device_is_free() -> None:
     )
     stopped = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, timeout=120)
     assert stopped.returncode == -signal.SIGKILL
+
+
+@contextmanager
+def holding(program: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds a data folder in its own way, until its input ends."""
+    lines = f"import sys\nfrom pathlib import Path\nfolder = Path(sys.argv[1])\n{program}\n"
+    held = [sys.executable, "-c", lines, str(folder)]
+    with subprocess.Popen(held, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        yield child
+
+
+WAIT = "    print('held', flush=True)\n    print(sys.stdin.readline(), flush=True)"
+SERVER = f"from server.process.data_folder import lock_data_folder\nwith lock_data_folder(folder):\n{WAIT}"
+CLUSTER = f"from server.cli.cluster import announced\nwith announced(folder):\n{WAIT}"
+
+
+def test_an_ordinary_server_in_the_folder_is_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The signals that a cluster obeys would end it."""
+    for name, value in (TRUTH | {"data_dir": str(tmp_path)}).items():
+        monkeypatch.setenv(f"SRPO_{name.upper()}", value)
+    with holding(SERVER, tmp_path) as server:
+        for verb, code in {"redeploy": 1, "down": 0, "status": 1}.items():
+            assert cluster.main([verb]) == code
+            assert capsys.readouterr().out == "no cluster runs here\n"
+        assert server.communicate("go on\n")[0] == "go on\n\n"
+    assert server.returncode == 0
+
+
+def test_a_cluster_in_the_folder_is_found_until_it_ends(tmp_path: Path) -> None:
+    settings = ClusterSettings(**TRUTH, data_dir=tmp_path)
+    with holding(CLUSTER, tmp_path) as up:
+        assert cluster.find_pid(settings) == up.pid
+        assert cluster.down(settings) == 0
+        assert up.wait() == -signal.SIGTERM
+    assert cluster.find_pid(settings) is None
 
 
 @pytest.mark.parametrize("missing", TRUTH)

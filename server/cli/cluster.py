@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -22,7 +23,7 @@ from server.process.data_folder import lock_data_folder, make_private
 from weights.durable_file import write_durably
 
 INSTALL = missing_extra("a cluster", "ray")
-LOCK = "server.lock"
+PID = "cluster.pid"  # the file that `up` holds locked; beside it any server holds the data folder's lock
 OUTCOME = "redeployed"  # the file that says how the last redeployment ended: empty, or why it failed
 REDEPLOY = signal.SIGUSR1
 ANSWER = 5.0  # seconds
@@ -54,7 +55,7 @@ def up(settings: ClusterSettings) -> int:
     orders = take_orders(REDEPLOY)
     try:
         make_private(settings.data_dir)
-        with lock_data_folder(settings.data_dir):
+        with lock_data_folder(settings.data_dir), announced(settings.data_dir):
             prepare_environment(settings)
             with running_cluster(settings) as cluster:
                 take_orders(signal.SIGTERM, signal.SIGINT, orders=orders)
@@ -93,9 +94,23 @@ def operate(cluster: Cluster, orders: Orders, folder: Path, say: Callable[[str],
         say(f"Some could not be started: {outcome}" if outcome else "All have been started anew.")
 
 
+@contextmanager
+def announced(folder: Path) -> Iterator[None]:
+    """Let `find_pid` find this process until the context ends, or the process does."""
+    path = folder / PID
+    lock = FileLock(path, timeout=ANSWER, fallback_to_soft=False)  # a command that looks holds it for a moment
+    with suppress(OSError):  # a file system without locks: `lock_data_folder` has warned of it
+        lock.acquire()
+    path.write_text(f"{os.getpid()}\n")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def find_pid(settings: ClusterSettings) -> int | None:
-    """The process that `up` runs in; None where none does."""
-    path = settings.data_dir / LOCK
+    """The process that `up` runs in; None where none does, though `srpo serve` may."""
+    path = settings.data_dir / PID
     try:
         if path.exists():
             FileLock(path, blocking=False).acquire().__exit__(None, None, None)
