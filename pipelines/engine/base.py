@@ -27,7 +27,7 @@ class EngineConfig:
     `placement` is `auto` or a row of `placement.PLACEMENTS`.
     `optimizations` are names of `OPTIMIZATIONS`, `default` or `none`; `compile_cache` is a folder for compiled kernels.
     `verify_weights` reads every byte of pulled weights before they are loaded, not only samples of them.
-    `log_format` is the format of the worker's log lines.
+    `log_format` is the format of the worker's log lines. `processes` of this machine load the model in all.
     """
 
     model: str = "tiny"
@@ -44,6 +44,7 @@ class EngineConfig:
     compile_cache: str | None = None
     verify_weights: bool = False
     log_format: LogFormat = "console"
+    processes: int = 1
     factory: str = "pipelines.loading.build:load_engine"
 
     def to_json(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def build_plain_engine(config: EngineConfig, report: Report, join_group: JoinGro
     row = located.checkpoint
     device = choose_device(config.device, row)
     dtype = choose_dtype(config.dtype, device)
-    placement = place_on_device(row, device, dtype, config.placement)
+    placement = place_on_device(row, device, dtype, config.placement, config.processes)
     restricted = join_group is not None or "transformer" in placement.spec.streamed
     if restricted and (unusable := select_inexact(select_optimizations(config.optimizations, "cpu"))):
         raise OptimizationFailed(
@@ -173,14 +173,16 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def place_on_device(row: Checkpoint, device: torch.device, dtype: torch.dtype, wanted: str) -> Placement:
+def place_on_device(
+    row: Checkpoint, device: torch.device, dtype: torch.dtype, wanted: str, processes: int
+) -> Placement:
     """Where the model's parts go. Raises `DoesNotFit`."""
     precision = str(dtype).removeprefix("torch.")
     if device.type != "cuda":
         return get_placement(row, precision, wanted)
     free, total = torch.cuda.mem_get_info(device)
     card = Card(torch.cuda.get_device_name(device), total, free)
-    return choose_placement(row, precision, card, list_holders(), wanted, measure_host_memory())
+    return choose_placement(row, precision, card, list_holders(), wanted, measure_host_memory(), processes)
 
 
 def describe_engine(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:

@@ -122,12 +122,13 @@ def choose_placement(
     holders: Sequence[Holder] = (),
     wanted: str = "auto",
     host: int | None = None,
+    processes: int = 1,
 ) -> Placement:
     """The wanted row, or for `auto` the first that fits the card's total memory; never `offload`.
 
     One that fits with small images only is taken where it is wanted or no other fits. Raises `DoesNotFit` where no row
     or the wanted one does not fit, where too little of the card is free, and where the host's memory (`host` bytes) is
-    too small for the streamed parts.
+    too small for the streamed parts, which each of the `processes` that load the model has.
     """
     placement = find_fitting(row, precision, card, wanted)
     if placement.needed > card.free:
@@ -137,9 +138,10 @@ def choose_placement(
             f"of {card.name}'s {card.total / GIB:.0f} only {card.free / GIB:.1f} are free. Held by: "
             f"{named or 'processes that cannot be seen from here'}. Free it, or choose another card with --devices"
         )
-    if host is not None and placement.host > host:
+    if host is not None and placement.host * processes > host:
+        place = "the host's memory" + (f" for each of {processes} devices" if processes > 1 else "")
         raise DoesNotFit(
-            f"{row.id} with --placement {placement.name} keeps {placement.host / GIB:.0f} GiB in the host's memory, "
+            f"{row.id} with --placement {placement.name} keeps {placement.host / GIB:.0f} GiB in {place}, "
             f"which has {host / GIB:.0f}. Give it more, or choose another --placement or a larger card"
         )
     room = not placement.spec.float8 and not placement.spec.streamed and any(row.sizes)

@@ -139,7 +139,8 @@ def check_placement(settings: DoctorSettings) -> Finding:
     if not found:
         return Finding("ok", f"on the CPU. {get_placement(row, precision, settings.placement)}")
     try:
-        how = list_holders(), settings.placement, measure_host_memory()
+        processes = sum(len(device.split("+")) for device in settings.devices)
+        how = list_holders(), settings.placement, measure_host_memory(), processes
         placed = [f"{card.name}: {choose_placement(row, precision, card, *how)}" for card in found]
     except DoesNotFit as error:
         return Finding("failed", str(error))
