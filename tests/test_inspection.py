@@ -26,6 +26,7 @@ from weights.formats.architecture import (
     original_to_diffusers,
     tensor_shapes,
 )
+from weights.formats.headers import read_header
 from weights.formats.inspection import inspect
 from weights.formats.snapshot import check_snapshot
 
@@ -144,6 +145,22 @@ def test_a_booby_trapped_pickle_is_refused_whatever_its_name(tmp_path: Path, nam
     with pytest.raises(UnsafeFile, match=r"model.*pickle file \(torch.save\)"):
         inspect(file)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("length", [640, 0x0580, 0x043C, 0x3C20, 1000])
+def test_the_length_of_a_header_is_no_sign_of_another_kind_of_file(tmp_path: Path, length: int) -> None:
+    """640 is 80 02 in the file, as a pickle begins; 0x3c20 is " <", as a page may; the name has the word of a tar."""
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    entries = {"__metadata__": {"from": f"{' ' * 222}ustar"}, "weight": entry}
+    header = json.dumps(entries).ljust(length).encode()
+    data = length.to_bytes(8, "little") + header + bytes(4)
+    assert data[257:262] == b"ustar"
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(data)
+    assert list(read_header(file).tensors) == ["weight"]
+    file.write_bytes(data[:-1])
+    with pytest.raises(WrongWeights, match="cut off"):
+        read_header(file)
 
 
 def test_other_files_are_refused_with_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

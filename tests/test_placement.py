@@ -188,7 +188,7 @@ def test_the_host_must_hold_what_waits_there(tmp_path: Path, monkeypatch: pytest
         choose_placement(SRPO, "bfloat16", card(11.6), host=32 * GIB)
     with pytest.raises(DoesNotFit, match=r"keeps 34 GiB in the host's memory for each of 2 devices, which has 64\."):
         choose_placement(SRPO, "bfloat16", card(11.6), host=64 * GIB, processes=2)
-    assert choose_placement(SRPO, "bfloat16", card(11.6), host=67 * GIB, processes=2).name == "float8-offload"
+    assert choose_placement(SRPO, "bfloat16", card(11.6), host=68 * GIB, processes=2).name == "float8-offload"
     monkeypatch.setattr(placement, "LIMIT", tmp_path / "memory.max")
     whole = measure_host_memory()
     (tmp_path / "memory.max").write_text("max\n")

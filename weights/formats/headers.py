@@ -40,14 +40,22 @@ def reject_unsafe_file(path: Path) -> None:
     """Raises `UnsafeFile` for a pickle file, whatever its name is, and for a file that is no weights file at all."""
     with path.open("rb") as file:
         first = file.read(512)
+    named_for_pickle = path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+    if _begins_like_safetensors(first) and not named_for_pickle:
+        return  # the length of its header may be 0x0280, and look like a pickle, or 0x3c20, and look like a page
     if first[:4] == b"PK\x03\x04" or (first[:1] == b"\x80" and first[1:2] in b"\x02\x03\x04\x05") or _is_tar(first):
         raise UnsafeFile(path, "a pickle file (torch.save). Loading one runs code in it, so it is never read")
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+    if named_for_pickle:
         raise UnsafeFile(path, "named like a pickle file, and never read. Only safetensors and GGUF files are")
     if first.startswith(b"version https://git-lfs"):
         raise UnsafeFile(path, "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`, or download it")
     if first.lstrip()[:1] == b"<":
         raise UnsafeFile(path, "a web page, not weights: the download was answered with a page (is the model gated?)")
+
+
+def _begins_like_safetensors(first: bytes) -> bool:
+    """Whether a length that can be a header's is followed by the beginning of one."""
+    return 2 <= int.from_bytes(first[:8], "little") <= MAX_HEADER_BYTES and first[8:9] == b"{"
 
 
 def _is_tar(first: bytes) -> bool:
