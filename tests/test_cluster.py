@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from httpx import ASGITransport, AsyncClient
 from pydantic import ValidationError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+from support.pictures import Peer
 from support.scripted import ask, picture
 
 from pipelines.engine.base import EngineConfig, EngineInfo
@@ -267,6 +269,20 @@ def test_a_cluster_in_the_folder_is_found_until_it_ends(tmp_path: Path) -> None:
         assert cluster.down(settings) == 0
         assert up.wait() == -signal.SIGTERM
     assert cluster.find_pid(settings) is None
+
+
+def test_a_cluster_here_is_asked_through_no_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = b'{"state":"ready","running":1,"waiting":2}'
+    server = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setattr(cluster, "find_pid", lambda _: 77)
+    settings = ClusterSettings(**TRUTH, data_dir=tmp_path, port=urlsplit(server.url).port)
+    assert cluster.status(settings) == 0
+    assert capsys.readouterr().out == "ready: 1 running, 2 waiting (process 77)\n"
 
 
 @pytest.mark.parametrize("missing", TRUTH)

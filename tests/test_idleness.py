@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 from support.jobs import PREFER, ended, events_of
+from support.pictures import Peer
 from support.pools import pool_of, result_of, until
 from support.receivers import Receiver
 from support.scripted import ask, picture
@@ -26,6 +28,7 @@ from pipelines.errors import WorkersBusy
 from pipelines.job import Progress
 from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.pool import WorkerPool
+from server.cli.sleep import sleep
 from server.database.sqlite import FILE
 
 PATH = "/v1/images/generations"
@@ -246,6 +249,22 @@ def descriptors(process: psutil.Process) -> int:
 def srpo(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "server", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=os.environ | env)
+
+
+def test_a_key_for_this_machine_goes_through_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reply = b'HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"state":"asleep"}'
+    server, proxy = Peer("127.0.0.1", reply), Peer("127.0.0.1", reply)
+    for name in ("NO_PROXY", "no_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    assert sleep(["--port", str(urlsplit(server.url).port), "--key", "a-key"]) == 0
+    assert b"Bearer a-key" in server.heard
+    assert proxy.connections == 0
+    assert sleep(["--url", "http://srpo.example"]) == 0  # another machine, that perhaps only the proxy can reach
+    assert proxy.connections == 1
+    assert capsys.readouterr().out == "asleep\n" * 2
 
 
 def test_the_commands(scripted: Scripted) -> None:

@@ -126,7 +126,8 @@ def status(settings: ClusterSettings) -> int:
         print("no cluster runs here")
         return 1
     try:
-        health = httpx2.get(f"http://{settings.host}:{settings.port}/health", timeout=ANSWER).json()
+        url = f"http://{settings.host}:{settings.port}/health"
+        health = httpx2.get(url, timeout=ANSWER, trust_env=False).json()  # HTTP_PROXY is no way to this machine
     except (httpx2.HTTPError, ValueError):
         print(f"starting (process {pid}), or not answering")
         return 1

@@ -49,8 +49,9 @@ def talk(verb: str, settings: ServerSettings, *, wait: bool) -> int:
     """Ask for `verb`. Returns the exit code: 1 where the server refuses, 2 where there is none."""
     headers = {"authorization": f"Bearer {settings.key}"} if settings.key else {}
     url = settings.url or f"http://127.0.0.1:{settings.port}"
+    proxied = settings.url is not None  # HTTP_PROXY is no way to this machine, and would get the key
     try:
-        with httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT) as client:
+        with httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT, trust_env=proxied) as client:
             reply = client.post(f"/v1/admin/{verb}")
             if not reply.is_success:
                 hint = " Give it with --key or SRPO_KEY." if reply.status_code in (401, 403) else ""
