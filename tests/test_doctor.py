@@ -173,6 +173,19 @@ def test_a_card_of_an_older_generation_fails(examine: Any, driver: Any, monkeypa
     assert found == {"state": "failed", "text": expected}
 
 
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu", "cpu+cpu"])
+def test_a_card_that_nobody_asks_for_is_in_nobodys_way(
+    driver: Any, monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    driver("Tesla K80", 12288, 100).capability = [3, 7]
+    monkeypatch.setattr(doctor, "read_torch_build", lambda: {"cuda": None})
+    settings = doctor.DoctorSettings.model_validate({"devices": devices, "model": "tiny"})
+    assert doctor.check_gpu(settings) == ("ok", "not needed: the CPU draws, slowly")
+    assert doctor.check_compiler(settings).state == "ok"
+    assert doctor.check_placement(settings).text.startswith("on the CPU. ")
+    assert doctor.check_gpu(doctor.DoctorSettings(devices=("cuda:0",))).state == "failed"
+
+
 def test_the_doctor_reads_for_which_cuda_torch_is_built() -> None:
     build = doctor.read_torch_build()
     assert (build["cuda"], build.get("hip")) == (torch.version.cuda, torch.version.hip)

@@ -82,7 +82,13 @@ def check_software(_: DoctorSettings) -> Finding:
     return Finding("ok", f"Python {platform.python_version()}, {listed}")
 
 
+def wants_cpu_only(settings: DoctorSettings) -> bool:
+    return all(device.startswith("cpu") for device in settings.devices)
+
+
 def check_gpu(settings: DoctorSettings) -> Finding:
+    if wants_cpu_only(settings):
+        return Finding("ok", "not needed: the CPU draws, slowly")
     if rocm := read_torch_build().get("hip"):
         named = any(device.startswith("cuda") for device in settings.devices)
         advice = "" if named else ": --devices cuda uses one all the same"
@@ -105,7 +111,7 @@ def check_gpu(settings: DoctorSettings) -> Finding:
 
 
 def check_compiler(settings: DoctorSettings) -> Finding:
-    cards = [] if set(settings.devices) == {"cpu"} else list_cards_or_none()
+    cards = [] if wants_cpu_only(settings) else list_cards_or_none()
     if not cards or COMPILE not in select_optimizations(settings.optimizations, "cuda"):
         return Finding("ok", "not needed: nothing is compiled")
     header = Path(sysconfig.get_path("include"), "Python.h")
@@ -132,9 +138,9 @@ def list_cards_or_none() -> list[Card]:
 
 def check_placement(settings: DoctorSettings) -> Finding:
     row = choose_checkpoint(settings.model, settings.models_dir)
-    found = [] if set(settings.devices) == {"cpu"} else list_cards_or_none()
+    found = [] if wants_cpu_only(settings) else list_cards_or_none()
     precision = ("bfloat16" if found else "float32") if settings.dtype == "auto" else settings.dtype
-    if not found and any(row.sizes) and not all(device.startswith("cpu") for device in settings.devices):
+    if not found and any(row.sizes) and not wants_cpu_only(settings):
         return Finding("failed", f"{row.id} needs a GPU; on a CPU it is very slow: ask for that with --devices cpu")
     if not found:
         return Finding("ok", f"on the CPU. {get_placement(row, precision, settings.placement)}")
