@@ -186,6 +186,19 @@ def test_a_card_that_nobody_asks_for_is_in_nobodys_way(
     assert doctor.check_gpu(doctor.DoctorSettings(devices=("cuda:0",))).state == "failed"
 
 
+def test_an_old_small_card_beside_one_that_is_enough_is_a_warning(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = driver("NVIDIA H200", 143771, 143000)
+    nvml.cards.append(("Quadro", 2048 * 2**20, 2000 * 2**20))
+    monkeypatch.setattr(nvml, "nvmlDeviceGetCudaComputeCapability", lambda handle: [5, 0] if handle else [9, 0])
+    monkeypatch.setattr(doctor, "read_torch_build", lambda: {"cuda": "12.8"})
+    for devices, state in {"auto": "warning", "cuda:1": "warning", "cuda:0,cuda:1": "failed"}.items():
+        settings = doctor.DoctorSettings.model_validate({"devices": devices, "model": "flux/dev"})
+        gpu, placement = doctor.check_gpu(settings), doctor.check_placement(settings)
+        assert (gpu.state, placement.state) == (state, state)
+        assert "Quadro has compute capability 5.0" in gpu.text
+        assert "Quadro has " in placement.text
+
+
 def test_the_doctor_reads_for_which_cuda_torch_is_built() -> None:
     build = doctor.read_torch_build()
     assert (build["cuda"], build.get("hip")) == (torch.version.cuda, torch.version.hip)

@@ -86,6 +86,15 @@ def wants_cpu_only(settings: DoctorSettings) -> bool:
     return all(device.startswith("cpu") for device in settings.devices)
 
 
+def count_cards_needed(settings: DoctorSettings) -> int:
+    """How many of the machine's cards have to be usable.
+
+    Which ones cannot be told: CUDA's numbers, as in cuda:1, are not the driver's, since it begins with the fastest.
+    """
+    named = {part for device in settings.devices for part in device.split("+") if part.startswith("cuda:")}
+    return max(1, len(named))
+
+
 def check_gpu(settings: DoctorSettings) -> Finding:
     if wants_cpu_only(settings):
         return Finding("ok", "not needed: the CPU draws, slowly")
@@ -102,11 +111,13 @@ def check_gpu(settings: DoctorSettings) -> Finding:
         wanted = any(device.startswith("cuda") for device in settings.devices)
         return Finding("failed" if wanted else "warning", problem + ("" if wanted else ": the CPU draws, slowly"))
     listed = (f"{card.name}, {card.total / 2**30:.0f} GiB, {card.free / 2**30:.0f} free" for card in found)
-    for card in found:
-        if too_old := explain_too_old(card.name, card.capability):
-            return Finding("failed", too_old)
+    too_old = [reason for card in found if (reason := explain_too_old(card.name, card.capability))]
+    if too_old and len(found) - len(too_old) < count_cards_needed(settings):
+        return Finding("failed", too_old[0])
     if unusable := explain_unusable(found[0], read_torch_build().get("cuda"), version("torch")):
         return Finding("failed", f"{'; '.join(listed)}: but {unusable}")
+    if too_old:
+        return Finding("warning", f"not every card can be used: {too_old[0]}")
     return Finding("ok", f"{'; '.join(listed)}; driver {found[0].driver}")
 
 
@@ -144,12 +155,18 @@ def check_placement(settings: DoctorSettings) -> Finding:
         return Finding("failed", f"{row.id} needs a GPU; on a CPU it is very slow: ask for that with --devices cpu")
     if not found:
         return Finding("ok", f"on the CPU. {get_placement(row, precision, settings.placement)}")
-    try:
-        processes = sum(len(device.split("+")) for device in settings.devices)
-        how = list_holders(), settings.placement, measure_host_memory(), processes
-        placed = [f"{card.name}: {choose_placement(row, precision, card, *how)}" for card in found]
-    except DoesNotFit as error:
-        return Finding("failed", str(error))
+    processes = sum(len(device.split("+")) for device in settings.devices)
+    how = list_holders(), settings.placement, measure_host_memory(), processes
+    placed, problems = [], []
+    for card in found:
+        try:
+            placed.append(f"{card.name}: {choose_placement(row, precision, card, *how)}")
+        except DoesNotFit as error:
+            problems.append(str(error))
+    if problems and len(placed) < count_cards_needed(settings):
+        return Finding("failed", problems[0])
+    if problems:
+        return Finding("warning", f"{'; '.join(placed)}; not on every card: {problems[0]}")
     return Finding("ok", f"{'; '.join(placed)} (--placement chooses another)")
 
 
