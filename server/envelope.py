@@ -4,7 +4,6 @@ The envelope is at once the hosted API's flat shape and OpenAI's nested one, so 
 of both. A framework's own error body never leaves the server.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,9 +148,9 @@ def envelope(error: Exception, request_id: str, path: str) -> dict[str, Any]:
     }
 
 
-def readdress(body: str, request_id: str, path: str) -> str:
+def readdress(body: Mapping[str, Any], request_id: str, path: str) -> dict[str, Any]:
     """The envelope of a job that failed, as the answer to a request."""
-    return json.dumps(json.loads(body) | {"requestId": request_id, "path": path, "instance": path})
+    return {**body, "requestId": request_id, "path": path, "instance": path}
 
 
 def headers_of(error: Exception) -> dict[str, str]:

@@ -221,16 +221,23 @@ def test_a_lasting_failure_is_replayed(server: Scripted) -> None:
         assert reply.json()["path"] == reply.json()["instance"] == PATH
 
 
-def test_who_waits_for_a_job_that_is_cancelled_is_told(server: Scripted) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_waits_for_a_job_that_is_cancelled_is_told(server: Scripted, stream: bool) -> None:
+    def newest() -> str:
+        identity: str = call(server, "GET", "/v1/jobs?limit=1").json()["data"][0]["id"]
+        return identity
+
+    accept(server)
+    before = newest()
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(post, server, {"idempotency-key": "waits"}, **SLOW)
-        Scripted.until(lambda: server.in_flight == 1)
-        (job,) = call(server, "GET", "/v1/jobs?limit=1").json()["data"]
-        call(server, "DELETE", f"/v1/jobs/{job['id']}")
+        waiting = threads.submit(post, server, {"idempotency-key": f"waits {stream}"}, stream=stream, **SLOW)
+        Scripted.until(lambda: newest() != before)
+        call(server, "DELETE", f"/v1/jobs/{newest()}")
         reply = waiting.result()
-    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "cancelled")
-    assert reply.headers["x-should-retry"] == "false"
-    assert reply.json()["requestId"] == reply.headers["x-request-id"]
+    told = events_of(reply)[-1][2] if stream else reply.json()
+    assert (told["statusCode"], told["error"]["code"]) == (409, "cancelled")
+    assert told["requestId"] == reply.headers["x-request-id"]
+    assert stream or (reply.status_code, reply.headers["x-should-retry"]) == (409, "false")
 
 
 def test_a_client_that_leaves_finds_its_reply_under_its_key(server: Scripted) -> None:
@@ -289,9 +296,12 @@ def test_openai_reads_a_stream_with_a_key_twice(server: Scripted, form: dict[str
 
 def test_a_stream_whose_request_failed_fails_again(server: Scripted) -> None:
     headers = {"idempotency-key": "failing stream"}
-    first, second = (events_of(post(server, headers, prompt="oom", stream=True)) for _ in range(2))
-    assert first[-1][1:] == second[-1][1:]
-    assert second[-1][2]["error"]["code"] == "out_of_memory"
+    replies = [post(server, headers, prompt="oom", stream=True) for _ in range(2)]
+    first, second = (events_of(reply)[-1] for reply in replies)
+    assert first[1] == second[1] == "error"
+    assert first[2]["error"] == second[2]["error"]
+    assert second[2]["error"]["code"] == "out_of_memory"
+    assert [event[2]["requestId"] for event in (first, second)] == [reply.headers["x-request-id"] for reply in replies]
 
 
 # --- the next start --------------------------------------------------------------------------------------------------

@@ -55,10 +55,10 @@ def read_rules(file: Path) -> tuple[Rule, ...]:
         is_regex = len(entry) > 1 and entry.startswith("/") and entry.endswith("/")
         words = normalize_text(entry)
         source = entry[1:-1] if is_regex else rf"(?<!\w){regex.escape(words)}(?!\w)"
-        if is_regex and fold(source) != source.lower():
+        if is_regex and not regex.fullmatch(regex.escape(source), fold(source), regex.IGNORECASE):
             raise ValueError(
-                f"{file}, line {number}: it would match nothing: prompts are compared case-folded and in NFKC; "
-                "write it so (ss for ß)"
+                f"{file}, line {number}: it has letters that are in no prompt: prompts are compared case-folded and in "
+                "NFKC; write it so (ss for ß)"
             )
         try:
             pattern = regex.compile(source, regex.IGNORECASE)

@@ -13,12 +13,12 @@ import structlog
 from pipelines.errors import PipelineError
 from pipelines.job import Event, Preview, Progress
 from server.detailed_reply import TokenUsage
-from server.envelope import envelope
-from server.errors import ServerError
+from server.envelope import envelope, readdress
+from server.errors import JobCancelled, ServerError
 from server.images.encoding import encode
 from server.images.stores.base import Store
 from server.jobs.generation import Generation
-from server.jobs.models import SUCCEEDED, JobRecord
+from server.jobs.models import CANCELLED, SUCCEEDED, JobRecord
 from server.jobs.runner import ActiveJob
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
@@ -154,10 +154,12 @@ async def stream_job(
     *,
     named: bool,
     store: Store | None,
+    address: tuple[str, str] | None = None,
 ) -> AsyncGenerator[bytes]:
     """A job's events from behind `after`: its generation's while it runs, then its images or its error.
 
-    With a `store` each image comes with its bytes, as in a stream without a job.
+    With a `store` each image comes with its bytes, as in a stream without a job. `address` is the id and path of the
+    request that made the job, which an error is the answer to.
     """
     try:
         if active and not after.images and (generation := await asyncio.shield(active.generation)):
@@ -169,9 +171,11 @@ async def stream_job(
             async for progress in jobs.follow_elsewhere(record):
                 yield format_progress(progress, spec, named=named)
         ended = await jobs.wait_ended(record)
+        if address and ended.state == CANCELLED:
+            raise JobCancelled
         outcome = json.loads(await jobs.read_outcome(ended))
         if ended.state != SUCCEEDED:
-            yield format_event(outcome, name="error")
+            yield format_event(readdress(outcome, *address) if address else outcome, name="error")
             return
         assert ended.request is not None
         spec = JobSpec.from_json(ended.request, served)
@@ -181,7 +185,7 @@ async def stream_job(
                 identity = EventPosition(index + 1).format_id(jobs.epoch)
                 yield format_event(describe_image(index, outcome, spec, shown), identity)
     except (PipelineError, ServerError) as error:
-        yield format_event(envelope(error, record.id, f"/v1/jobs/{record.id}"), name="error")
+        yield format_event(envelope(error, *(address or (record.id, f"/v1/jobs/{record.id}"))), name="error")
 
 
 def add_bytes(item: dict[str, Any], store: Store) -> dict[str, Any]:

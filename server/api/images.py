@@ -52,6 +52,11 @@ class Call:
     caller: Caller
     upload: Upload
 
+    @property
+    def address(self) -> tuple[str, str]:
+        """What an error's envelope names: the request's id and its path."""
+        return self.request.scope["state"]["request_id"], self.request.scope["path"]
+
 
 @router.post("/v1/images/generations", status_code=201, **GENERATION)
 @router.post("/v1/images/generations/", include_in_schema=False)
@@ -206,7 +211,7 @@ async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str
 def generation_stream(call: Call, generation: Generation) -> EventStream:
     """The events of a generation that ends with its reader."""
     named = knows_progress(call.request.headers)
-    events = stream_generation(generation, named, call.request.scope["state"]["request_id"], call.request.scope["path"])
+    events = stream_generation(generation, named, *call.address)
     return EventStream(events, start_headers(generation.translated, call.state), generation.cancel)
 
 
@@ -229,7 +234,7 @@ async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> 
         raise JobCancelled
     content = await call.jobs.read_outcome(ended)
     if ended.state != SUCCEEDED:
-        content = readdress(content, call.request.scope["state"]["request_id"], call.request.scope["path"])
+        content = json.dumps(readdress(json.loads(content), *call.address))
     return Response(content, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
 
 
@@ -254,6 +259,7 @@ def job_stream(call: Call, spec: JobSpec, record: JobRecord, headers: dict[str, 
         call.state.served,
         named=knows_progress(call.request.headers),
         store=call.state.store,
+        address=call.address,
     )
     location = {"content-location": f"{poll_url(call.request, call.state, record)}/events"}
     return EventStream(events, (record.headers or start_headers(spec.translated, call.state)) | headers | location)

@@ -150,6 +150,7 @@ def list_cards_or_none() -> list[Card]:
 def check_placement(settings: DoctorSettings) -> Finding:
     row = choose_checkpoint(settings.model, settings.models_dir)
     found = [] if wants_cpu_only(settings) else list_cards_or_none()
+    found = [card for card in found if not explain_too_old(card.name, card.capability)] or found
     precision = ("bfloat16" if found else "float32") if settings.dtype == "auto" else settings.dtype
     if not found and any(row.sizes) and not wants_cpu_only(settings):
         return Finding("failed", f"{row.id} needs a GPU; on a CPU it is very slow: ask for that with --devices cpu")
@@ -163,8 +164,8 @@ def check_placement(settings: DoctorSettings) -> Finding:
             placed.append(f"{card.name}: {choose_placement(row, precision, card, *how)}")
         except DoesNotFit as error:
             problems.append(str(error))
-    if problems and len(placed) < count_cards_needed(settings):
-        return Finding("failed", problems[0])
+    if len(placed) < count_cards_needed(settings):
+        return Finding("failed", problems[0] if problems else "fewer cards than are asked for")
     if problems:
         return Finding("warning", f"{'; '.join(placed)}; not on every card: {problems[0]}")
     return Finding("ok", f"{'; '.join(placed)} (--placement chooses another)")

@@ -3,13 +3,14 @@
 import json
 import sys
 import time
+from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from server.cli.terminal.parsing import format_error, parse
-from server.settings.types import EnvironmentSettings
+from server.settings.types import EnvironmentSettings, is_loopback
 
 POLL = 0.2  # seconds
 TIMEOUT = 30.0  # seconds for one answer
@@ -49,7 +50,7 @@ def talk(verb: str, settings: ServerSettings, *, wait: bool) -> int:
     """Ask for `verb`. Returns the exit code: 1 where the server refuses, 2 where there is none."""
     headers = {"authorization": f"Bearer {settings.key}"} if settings.key else {}
     url = settings.url or f"http://127.0.0.1:{settings.port}"
-    proxied = settings.url is not None  # HTTP_PROXY is no way to this machine, and would get the key
+    proxied = not is_loopback(urlsplit(url).hostname or "")  # HTTP_PROXY is no way to this machine, and gets no key
     try:
         with httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT, trust_env=proxied) as client:
             reply = client.post(f"/v1/admin/{verb}")

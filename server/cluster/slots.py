@@ -82,15 +82,15 @@ class Fleet:
         while True:
             try:
                 count = await self.engines.count_ready()
+                if self.info is not None:
+                    self._update(count, self.info)  # first: a busy engine may not say what it is
                 if count and (self.info is None or self.doubted):
-                    self._learn(await self.engines.describe())
+                    self._update(count, self._learn(await self.engines.describe()))
             except CallLost as error:
                 log.warning("engines_not_counted", reason=str(error))
-            else:
-                self._update(count)
             await asyncio.sleep(LOOK)
 
-    def _learn(self, info: EngineInfo) -> None:
+    def _learn(self, info: EngineInfo) -> EngineInfo:
         """What an engine says of itself. Where others have taken the place of those that were known, all begin anew."""
         self.doubted = False
         if self.info is None:
@@ -99,15 +99,15 @@ class Fleet:
             log.info("engines_replaced", before=self.info.fingerprint, now=info.fingerprint)
             self.ready = 0
         self.info = info
+        return info
 
-    def _update(self, count: int) -> None:
+    def _update(self, count: int, info: EngineInfo) -> None:
         """One slot after the other is ready: the pool compares each with those that are ready already."""
         before, self.ready = self.ready, min(self.ready, count)
         self.most_ready = max(self.most_ready, count)
-        if self.info is not None:
-            for slot in self.slots[before:count]:
-                self.ready += 1
-                self.callbacks.on_ready(slot, self.info)
+        for slot in self.slots[before:count]:
+            self.ready += 1
+            self.callbacks.on_ready(slot, info)
         self.ready = count
 
 

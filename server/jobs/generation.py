@@ -86,7 +86,7 @@ class Generation:
         channel = EventChannel()
         job = state.pool.submit(request, preview_plan(state, spec.translated, spec.body), channel, caller.owner)
         if state.guard.overrules(spec.body.enable_safety_checker):  # said once, however often it was refused before
-            spec.translated.ignored.append("enable_safety_checker")
+            spec.translated.ignore(["enable_safety_checker"])
         return cls(state, spec, request, channel, job, caller.owner, durable=durable, reservation=reservation)
 
     def cancel(self) -> None:

@@ -21,6 +21,7 @@ from weights.hub.listing import Listing, RemoteFile, cache_folder, list_cache, l
 from weights.progress import Advance, ProgressReporter
 
 INCOMING = ".incoming"
+COPY = ".copy"  # the suffix of a file that is being copied from this machine
 ManifestEntry = dict[str, str | int]
 Entries = dict[str, ManifestEntry]  # by the path in the repository
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,6 +49,8 @@ def pull(repository: Repository, options: PullOptions, progress: ProgressReporte
     with translate_full_disk(str(options.models_dir)):
         incoming.mkdir(parents=True, exist_ok=True)
         known = manifest.read(folder)["files"]
+        for killed in incoming.rglob(f"*{COPY}"):
+            killed.unlink()
         check_disk_space(listing, folder, incoming, options)
         advance_all = progress.start(repository.name, sum(file.size for file in listing.files))
         for file in listing.files:
@@ -114,17 +117,18 @@ def copy_verified(
     Offline, raises `PullError` where there was none.
     """
     wrong: FileMismatch | None = None
-    copied = partial.with_suffix(".copy")  # a download that was begun stays
+    copied = partial.with_suffix(COPY)  # a download that was begun stays
     for copy in find_local_copies(repository, file, commit, options):
-        copy_file(copy, copied, advance)
         try:
+            copy_file(copy, copied, advance)
             verify_file(copied, file)
             copied.replace(partial)
             return True
         except FileMismatch as error:
             wrong = error
-            copied.unlink()
             advance(-file.size)
+        finally:
+            copied.unlink(missing_ok=True)
     if options.offline:
         where = options.source or "the hub client's cache"
         missing = f"{file.path}: {where} does not have it in this size. Without --offline the hub is asked"

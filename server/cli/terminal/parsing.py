@@ -40,7 +40,7 @@ class Group(NamedTuple):
     commands: Mapping[str, Command]
 
 
-class CommandLine(CliSettingsSource[S]):
+class VerbatimSource(CliSettingsSource[S]):
     """Takes each argument of a list as it was typed.
 
     pydantic-settings reads each as a list of its own: it splits a prompt at its commas, and fails at its quotation
@@ -102,7 +102,7 @@ def parse(kind: type[S], command: str, arguments: list[str]) -> S:
     """Read `kind` from flags, then environment variables, then defaults. Prints each problem and exits with 2."""
     hyphenated = [with_hyphens(argument) for argument in arguments]
     try:
-        source: CommandLine[S] = CommandLine(
+        source: VerbatimSource[S] = VerbatimSource(
             kind,
             cli_prog_name=f"srpo {command}",
             cli_parse_args=hyphenated,

@@ -18,6 +18,7 @@ from server.images.encoding import CONTENT_TYPES, EncodedImage
 from server.images.links import ImageLinks
 
 RANDOM_BYTES, SIGNATURE_BYTES, SECRET_BYTES = 16, 8, 32
+PROBE_SIZE = 2**20  # bytes of what is written to see whether an image could be
 NAME = re.compile(r"([A-Za-z0-9_-]{32})\.(jpeg|png|webp)")
 SECRET_NAME = "images.key"  # noqa: S105 - the name of the file, beside the images
 

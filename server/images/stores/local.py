@@ -16,6 +16,7 @@ import structlog
 from server.errors import Gone, StorageFailure, StorageFull
 from server.images.encoding import EncodedImage
 from server.images.stores.base import (
+    PROBE_SIZE,
     SECRET_BYTES,
     SECRET_NAME,
     FoundImage,
@@ -28,7 +29,6 @@ from weights.durable_file import create_durably, write_synced
 
 TEMPORARY = ".partial"
 SWEEP_EVERY = 60.0  # seconds
-PROBE = 2**20  # bytes
 LINKS = (errno.ELOOP, errno.EMLINK)  # what systems say of a link that must not be followed
 log = structlog.get_logger("srpo")
 
@@ -122,7 +122,7 @@ class LocalStore:
         """Whether something as large as an image can be written again. Raises `StorageFull`."""
         probe = self._root / f"probe{TEMPORARY}"
         try:
-            write_synced(probe, bytes(PROBE))
+            write_synced(probe, bytes(PROBE_SIZE))
         except OSError as error:
             raise StorageFull from error
         finally:
@@ -145,9 +145,9 @@ class LocalStore:
                 try:
                     with self._folder(name) as folder:
                         remove(folder, name)
-                    total -= size
                 except OSError as error:  # another user's, or the disk's: no reason to keep no others
                     failed = error
+                total -= size
         if failed is not None and not self._failed_to_delete:
             log.warning("image_not_deleted", error=failed.strerror)
         self._failed_to_delete = failed is not None

@@ -18,6 +18,7 @@ from server.errors import Gone, StorageFailure, StoreUnavailable
 from server.extras import missing_extra
 from server.images.encoding import EncodedImage
 from server.images.stores.base import (
+    PROBE_SIZE,
     SECRET_BYTES,
     SECRET_NAME,
     FoundImage,
@@ -119,9 +120,9 @@ class S3Store:
             self.sweep()
 
     def _try_bucket(self) -> None:
-        """Whether an object can be written again: one that may be read says nothing of that."""
+        """Whether something as large as an image can be written again: one that may be read says nothing of that."""
         with self._translated_errors():
-            self._obstore.put(self._bucket, PROBE, b"probe", use_multipart=False)
+            self._obstore.put(self._bucket, PROBE, bytes(PROBE_SIZE), use_multipart=False)
             self.failure = None
             self._obstore.delete(self._bucket, PROBE)
 
