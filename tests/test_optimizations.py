@@ -257,7 +257,7 @@ def test_only_batches_that_are_exact_uncompiled_are_compiled(tmp_path: Path, mon
         EngineConfig(optimizations=("compile",), batch_sizes=("512x512",)),
     )
 
-    def find(engine: FluxEngine, _: Size, candidates: Sequence[int] = (2, 4)) -> list[int]:
+    def find(engine: FluxEngine, _: Size, candidates: Sequence[int] = (2, 4), __: object = None) -> list[int]:
         block = engine.pipeline.transformer.transformer_blocks[0]
         tried.append("eager" if block._compiled_call_impl is None else f"compiled {candidates}")
         return list(candidates[:1])
@@ -265,7 +265,7 @@ def test_only_batches_that_are_exact_uncompiled_are_compiled(tmp_path: Path, mon
     def start() -> FluxEngine:
         compiled.clear()
         engine, _ = optimize_engine(tiny_engine(torch.float32), "cpu", config, cache, lambda *_: None, Counting())
-        return allow_exact_batches(engine, config, cache)
+        return allow_exact_batches(engine, config, cache, lambda *_: None)
 
     monkeypatch.setattr(compiling, "find_exact_batches", find)
     monkeypatch.setattr("pipelines.loading.build.find_exact_batches", find)
