@@ -9,9 +9,9 @@ import tempfile
 from dataclasses import fields
 from pathlib import Path
 
-from faults.good import CANARY, measure
+from faults.good import CANARY, looks, measure
 from faults.incidents import GPU, INCIDENTS, TESTS
-from faults.outcome import Fault, Outcome, Server
+from faults.outcome import Fault, Outcome, Server, show_p99
 from faults.servers import serving
 from faults.table import FAULTS
 
@@ -23,6 +23,7 @@ def main(words: list[str]) -> int:
     bad = []
     for server in dict.fromkeys(fault.server for fault in chosen):
         bad += run_group(server, [fault for fault in chosen if fault.server == server])
+    print(f"\n/health over all rows: p99 {show_p99(looks)} ms of {len(looks)} looks\n")
     if not words:
         show_others(len(head))
     if bad:

@@ -40,6 +40,7 @@ KEY = {"authorization": f"Bearer {KEYS[0]}"}
 REFUSED = (408, 413, 429, 503)
 ENDED = ("succeeded", "failed", "cancelled")
 
+looks: list[float] = []  # the seconds of each look at /health while there was any fault
 _drawn_quietly: dict[tuple[int, int], Any] = {}  # what each seed and number of steps gives, on any server of this model
 
 
@@ -149,6 +150,7 @@ def pinging(server: LiveServer) -> Iterator[list[float]]:
         finally:
             process.terminate()
             seconds += json.loads(process.stdout.read())
+            looks.extend(seconds)
 
 
 def measure(fault: Fault, server: LiveServer, draws: int | None = None) -> Outcome:
