@@ -24,6 +24,8 @@ from support.server import START_LIMIT, LiveServer, free_port, running
 from support.tcp_proxy import TcpProxy, proxy_to
 from support.waiting import LIMIT, within
 
+from server.images.stores.s3 import PROBE
+
 PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {"model": "flux/srpo", "prompt": "slow", "image_size": "square", "num_inference_steps": 12}
 INLINE = {"response_format": "b64_json", "output_format": "png"}
@@ -132,7 +134,8 @@ class Stores(Protocol):
 def count_work(site: Stores) -> tuple[int, int, int]:
     """Jobs, stored images, and how often a job was taken over."""
     jobs, retries = site.query("SELECT count(*) FROM jobs"), site.query("SELECT coalesce(sum(attempt), 0) FROM jobs")
-    return int(jobs), sum(key.startswith("images/") for key in site.s3.keys(site.bucket)), int(retries)
+    images = [key for key in site.s3.keys(site.bucket) if key.startswith("images/") and key != PROBE]
+    return int(jobs), len(images), int(retries)
 
 
 @contextmanager
