@@ -83,7 +83,7 @@ class TranslatedRequest:
         """Say of these fields that they were ignored."""
         cut = [name for name in dict.fromkeys(name[:MAX_NAME] for name in names) if name]
         more = [f"+{len(cut) - MAX_LISTED}"] if len(cut) > MAX_LISTED else []
-        self.ignored = summarize([*self.ignored, *map(shown, cut[:MAX_LISTED]), *more])
+        self.ignored = summarize([*self.ignored, *map(encode_name, cut[:MAX_LISTED]), *more])
 
 
 @dataclass(frozen=True)
@@ -219,11 +219,11 @@ def take_sides(fields: dict[str, Any], translated: TranslatedRequest) -> None:
 
 
 def header_of(names: Iterable[str]) -> str:
-    """The value of `x-ignored-fields`, of names as they are `shown`: at most 20, and how many more there are."""
+    """The value of `x-ignored-fields`, of encoded names: at most 20, and how many more there are."""
     return ", ".join(summarize(names))
 
 
-def shown(name: str) -> str:
+def encode_name(name: str) -> str:
     """A field's name, percent-encoded outside `A-Za-z0-9_.-`, in at most 64 characters.
 
     It is cut before it is encoded too: it may be as long as a body.
@@ -233,7 +233,7 @@ def shown(name: str) -> str:
 
 
 def summarize(names: Iterable[str]) -> list[str]:
-    """The first of these `shown` names, each once, and `+N` for all others, which `names` may end with already.
+    """The first of these encoded names, each once, and `+N` for all others, which `names` may end with already.
 
     A request may have thousands, and what is said of them is kept as long as its job.
     """

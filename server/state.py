@@ -142,7 +142,7 @@ def build_engine_config(settings: EngineSettings, data_dir: Path | None = None) 
         verify_weights=settings.verify_weights,
         placement=settings.placement,
         optimizations=settings.optimizations,
-        processes=sum(len(device.split("+")) for device in settings.devices),
+        processes=settings.processes,
         compile_cache=str(settings.compile_cache.absolute()) if settings.compile_cache else None,
     )
     if data_dir is None:

@@ -156,8 +156,7 @@ def check_placement(settings: DoctorSettings) -> Finding:
         return Finding("failed", f"{row.id} needs a GPU; on a CPU it is very slow: ask for that with --devices cpu")
     if not found:
         return Finding("ok", f"on the CPU. {get_placement(row, precision, settings.placement)}")
-    processes = sum(len(device.split("+")) for device in settings.devices)
-    how = list_holders(), settings.placement, measure_host_memory(), processes
+    how = list_holders(), settings.placement, measure_host_memory(), settings.processes
     placed, problems = [], []
     for card in found:
         try:

@@ -155,6 +155,11 @@ class EngineSettings(WorkerSettings):
                 raise ValueError(f"{text!r}: expected sizes like 512x768, {IMAGE_SIZE.side.expected}") from None
         return value
 
+    @property
+    def processes(self) -> int:
+        """How many processes load the model: devices that are joined have one each."""
+        return sum(len(device.split("+")) for device in self.devices)
+
     @field_validator("devices")
     @classmethod
     def _check_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
