@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.engines import ask, draw, engine_with, weights_of
 from support.written_formats import TINY, WRITTEN, Tensors, original
 
@@ -79,6 +79,48 @@ def test_scaled_fp8_is_better_than_unscaled(tensors: Tensors, tmp_path: Path) ->
         (weights_of(engine_with(tmp_path / case))[name] - small[name]).abs().mean() for case in ("fp8", "fp8 scaled")
     ]
     assert wrong[1] < wrong[0] / 4
+
+
+SCALED = "double_blocks.0.img_mlp.0"  # 128 rows of 32 values in tiny
+
+
+def rescaled(tensors: Tensors, path: Path, scale: torch.Tensor) -> None:
+    """The file of `fp8_scaled` with another scale for one matrix."""
+    WRITTEN["fp8 scaled"][1](tensors, path)
+    save_file(load_file(path) | {f"{SCALED}.scale_weight": scale}, path)
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [
+        (torch.ones(128, 2), r"has shape \[128, 2\], expected one scale, or one a row: \[1\], \[128\] or \[128, 1\]"),
+        (torch.ones(64, 2), r"has shape \[64, 2\], expected"),  # as many numbers as the matrix has rows
+        (torch.ones(32), r"has shape \[32\], expected"),
+        (torch.ones(1, dtype=torch.float64), "holds F64, expected one of F32, BF16, F16"),
+        (torch.ones(1).to(torch.float8_e8m0fnu), "holds F8_E8M0, expected one of F32, BF16, F16"),
+    ],
+    ids=["a scale a group", "a scale a block", "too few", "float64", "an exponent alone"],
+)
+def test_scales_that_are_not_of_rows_are_refused(
+    tensors: Tensors, tmp_path: Path, scale: torch.Tensor, said: str
+) -> None:
+    rescaled(tensors, tmp_path / "file", scale)
+    with pytest.raises(WrongWeights, match=f"file: {SCALED}.scale_weight {said}"):
+        engine_with(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((), torch.float32), ((1, 1), torch.float16), ((128,), torch.bfloat16), ((128, 1), torch.float32)],
+)
+def test_a_scale_is_one_number_or_one_a_row(
+    tensors: Tensors, tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    scale = torch.full(shape, 0.25, dtype=dtype)
+    rescaled(tensors, tmp_path / "file", scale)
+    stored = load_file(tmp_path / "file")[f"{SCALED}.weight"].float()
+    read = weights_of(engine_with(tmp_path / "file"))
+    assert torch.equal(read["transformer_blocks.0.ff.net.0.proj.weight"], stored * 0.25)
 
 
 def test_what_does_not_fit_is_one_clear_line(tensors: Tensors, tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ SCALE_SUFFIXES = ("scale_weight", "weight_scale")  # beside a tensor X.weight: X
 OTHER_SUFFIXES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")  # beside a weight, and not needed
 LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.up.", ".lora.down.", ".lokr_w", ".hada_w")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
-READABLE_DTYPES = ("F32", "BF16", "F16", *FLOAT8)
+SCALE_DTYPES = ("F32", "BF16", "F16")
+READABLE_DTYPES = (*SCALE_DTYPES, *FLOAT8)
 
 
 class Format(NamedTuple):
@@ -83,7 +84,8 @@ def detect_format(header: Header) -> str:
 class TensorSlice(NamedTuple):
     """Where one tensor of the transformer lies: rows `start` to `stop` of the stored tensor `source`.
 
-    `scale` names the stored tensor to multiply it with. `swap_halves`: the two halves of its rows change places.
+    `scale` names the stored tensor to multiply it with: one number, or one for each row of `source`. `swap_halves`: the
+    two halves of its rows change places.
     """
 
     source: str
@@ -141,6 +143,9 @@ def match_tensors(header: Header, config: TransformerConfig) -> TensorMatch:
             mismatches.append(mismatch)
             continue
         scale = _find_scale(name, full_names)
+        if scale and (mismatch := _describe_scale_mismatch(scale, header.tensors[scale], shape[0])):
+            mismatches.append(mismatch)
+            continue
         for part in parts:
             rows = shapes[part][0]
             slices[part] = TensorSlice(full_names[name], start, start + rows, name.startswith(SWAPPED_HALVES), scale)
@@ -157,6 +162,15 @@ def _describe_mismatch(name: str, tensor: TensorInfo, shape: tuple[int, ...], co
         return f"{name} has shape {list(tensor.shape)}, expected {list(shape)}"
     if container == "safetensors" and tensor.dtype not in READABLE_DTYPES:
         return f"{name} holds {tensor.dtype}, expected one of {', '.join(READABLE_DTYPES)}"
+    return None
+
+
+def _describe_scale_mismatch(name: str, scale: TensorInfo, rows: int) -> str | None:
+    """A scale for each group of values is refused too: its numbers would be taken for those of rows."""
+    if scale.parameters != 1 and scale.shape not in ((rows,), (rows, 1)):
+        return f"{name} has shape {list(scale.shape)}, expected one scale, or one a row: [1], [{rows}] or [{rows}, 1]"
+    if scale.dtype not in SCALE_DTYPES:
+        return f"{name} holds {scale.dtype}, expected one of {', '.join(SCALE_DTYPES)}"
     return None
 
 
