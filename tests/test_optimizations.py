@@ -225,8 +225,9 @@ def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.Monk
     engine, _ = apply_optimizations(
         tiny_engine(torch.bfloat16),
         list(OPTIMIZATIONS),
-        context=OptimizationContext(counting, remember_batches, (Size(512, 512),)),
-        report=lambda stage, done: said.append((stage, done)),
+        context=OptimizationContext(
+            counting, remember_batches, (Size(512, 512),), lambda stage, done: said.append((stage, done))
+        ),
     )
     warm = len(counting.graphs)
     assert 0 < warm <= 2 * 2 * 2 + 1  # block classes x precisions x one row or more, and the decoder
@@ -248,6 +249,19 @@ def test_graphs_are_made_in_the_warm_up_and_never_after(monkeypatch: pytest.Monk
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
+def test_trying_batches_before_compiling_is_reported() -> None:
+    """A worker that reports nothing while it loads is taken for stuck."""
+    said: list[tuple[str, float]] = []
+    context = OptimizationContext(report=lambda stage, done: said.append((stage, done)))
+    assert compiling.recall_exact_batches(tiny_engine(torch.bfloat16), Size(64, 64), context) in (
+        (),
+        (2,),
+        (4,),
+        (2, 4),
+    )
+    assert said[0] == ("trying batches: 2 of 64x64, none", 0.95)  # before the warm-up's progress
+
+
 @pytest.mark.long
 def test_only_batches_that_are_exact_uncompiled_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU it is often none, and each precision would compile a graph for nothing."""
@@ -257,7 +271,7 @@ def test_only_batches_that_are_exact_uncompiled_are_compiled(tmp_path: Path, mon
         EngineConfig(optimizations=("compile",), batch_sizes=("512x512",)),
     )
 
-    def find(engine: FluxEngine, _: Size, candidates: Sequence[int] = (2, 4), __: object = None) -> list[int]:
+    def find(engine: FluxEngine, _: Size, candidates: Sequence[int] = (2, 4), report: object = None) -> list[int]:
         block = engine.pipeline.transformer.transformer_blocks[0]
         tried.append("eager" if block._compiled_call_impl is None else f"compiled {candidates}")
         return list(candidates[:1])
@@ -277,7 +291,7 @@ def test_only_batches_that_are_exact_uncompiled_are_compiled(tmp_path: Path, mon
         assert tried == ["eager", "compiled (2,)"]
     assert revert_optimization(engine, "compile").options.batches == {}
     cache.forget("eager batches 512x512")
-    monkeypatch.setattr(compiling, "find_exact_batches", lambda *_: [4])
+    monkeypatch.setattr(compiling, "find_exact_batches", lambda *_, **__: [4])
     assert start().options.batches == {size: ()}  # what passed compiled at an earlier start is not compiled now
 
 

@@ -108,12 +108,12 @@ def optimize_engine(
     base = engine.info.fingerprint
     if config.compile_cache is not None:
         set_cache_folder(Path(config.compile_cache))
-    context = OptimizationContext(compiler or "inductor", batch_sizes=read_sizes(config))
+    context = OptimizationContext(compiler or "inductor", batch_sizes=read_sizes(config), report=report)
     if cache is not None:
         context = replace(context, remember=lambda section, measure: str(cache.remember(section, base, measure)))
     wanted = select_optimizations(config.optimizations, kind)
     optional = set(wanted) - set(config.optimizations)
-    engine, applied = apply_optimizations(engine, wanted, optional, cache, context, report)
+    engine, applied = apply_optimizations(engine, wanted, optional, cache, context)
     inexact = {name: applied.choices[name] for name in select_inexact(applied.choices)}
     # "levers" is what older versions wrote: another word would be another fingerprint
     fingerprint = add_choices(base, {"levers": inexact}) if inexact else base

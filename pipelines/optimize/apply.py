@@ -15,7 +15,7 @@ from pkgutil import resolve_name
 
 import torch
 
-from pipelines.engine.base import Report, StartAgain
+from pipelines.engine.base import StartAgain
 from pipelines.engine.failures import is_out_of_memory
 from pipelines.engine.flux import FluxEngine
 from pipelines.optimize.compile import COMPILED, warm_up
@@ -71,7 +71,6 @@ def apply_optimizations(
     optional: Iterable[str] = (),
     cache: TuningCache | None = None,
     context: OptimizationContext | None = None,
-    report: Report = lambda *_: None,
 ) -> tuple[FluxEngine, AppliedOptimizations]:
     """The engine with all `wanted` optimizations that work, applied in order; the given one must not be used again.
 
@@ -86,7 +85,7 @@ def apply_optimizations(
         if name in optional and key in known:
             applied.failed[name] = known[key]
             continue
-        outcome = try_optimization(engine, name, context, report)
+        outcome = try_optimization(engine, name, context)
         if not isinstance(outcome, Failure):
             engine, applied.choices[name] = outcome
             continue
@@ -106,9 +105,7 @@ def record_failure(cache: TuningCache | None, key: str, reason: str) -> str:
     return str(cache.remember(FAILED_OPTIMIZATIONS, key, lambda: reason)) if cache else reason
 
 
-def try_optimization(
-    engine: FluxEngine, name: str, context: OptimizationContext, report: Report
-) -> tuple[FluxEngine, str] | Failure:
+def try_optimization(engine: FluxEngine, name: str, context: OptimizationContext) -> tuple[FluxEngine, str] | Failure:
     """Apply one, compile what it needs and compare a trial with the engine before. Returns the new engine and the
     choice that was made; after a failure the engine before can be used again, unless the device is lost."""
     optimization, optimized = OPTIMIZATIONS[name], engine
@@ -116,7 +113,7 @@ def try_optimization(
         before = trial_outputs(engine) if optimization.revert else []
         optimized, choice = apply_optimization(engine, name, context)
         if name in COMPILED:
-            warm_up(optimized, name, report)
+            warm_up(optimized, name, context.report)
         after = trial_outputs(optimized) if optimization.revert else []
         for expected, actual in zip(before, after, strict=True):
             if not (actual - expected).abs().max() <= TOLERANCE * expected.abs().max():  # also where it is NaN

@@ -70,8 +70,12 @@ def compile_transformers(engine: FluxEngine, context: OptimizationContext) -> Ch
 
 def recall_exact_batches(engine: FluxEngine, size: Size, context: OptimizationContext) -> tuple[int, ...]:
     """The numbers of samples that may share an eager forward pass at a size."""
-    section = f"eager batches {size.width}x{size.height}"
-    return tuple(json.loads(context.remember(section, lambda: json.dumps(find_exact_batches(engine, size)))))
+
+    def measure() -> str:
+        # It is tried before the warm-up, and progress must not go back.
+        return json.dumps(find_exact_batches(engine, size, report=lambda stage, _: context.report(stage, 0.95)))
+
+    return tuple(json.loads(context.remember(f"eager batches {size.width}x{size.height}", measure)))
 
 
 def uncompile_transformers(engine: FluxEngine) -> EngineOptions:
