@@ -27,7 +27,8 @@ from weights.checkpoints import CHECKPOINTS, COMPVIS, SAFETY, SRPO, locate_files
 from weights.digests import SAMPLE, SAMPLES, hash_sample
 from weights.errors import PullError, WrongWeights
 from weights.hub import manifest
-from weights.hub.listing import MANIFEST, RemoteFile, select_files
+from weights.hub.listing import RemoteFile, select_files
+from weights.manifest import MANIFEST, read_manifest
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,6 +107,11 @@ def downloads(hub: Hub) -> list[str]:
     return [path for method, path, _ in hub.requests if method == "GET" and "/api/" not in path]
 
 
+def pulled_revision(folder: Path) -> str | None:
+    written = read_manifest(folder)
+    return written and written.revision
+
+
 def test_a_pull_brings_what_serving_needs_and_a_manifest(pull: Pull, hub: Hub, files: Any, models: Path) -> None:
     code, said = pull("flux/srpo", "--accept-license")
     assert code == 0, said
@@ -115,10 +121,11 @@ def test_a_pull_brings_what_serving_needs_and_a_manifest(pull: Pull, hub: Hub, f
     assert in_place(models) == expected | {f"SRPO/{SRPO_FILE}", f"SRPO/{MANIFEST}"}
     assert_true(models, hub)
     assert locate_files(CHECKPOINTS["flux/srpo"], models).transformer
-    written = manifest.read(models / "SRPO")
-    assert (written["repository"], written["revision"]) == (SRPO.name, COMMIT)
-    assert written["files"][SRPO_FILE]["sha256"] == sha256(files[SRPO.name][SRPO_FILE])
-    assert manifest.read(models / "FLUX.1-dev")["revision"] == DEV.revision
+    written = read_manifest(models / "SRPO")
+    assert written is not None
+    assert (written.repository, written.revision) == (SRPO.name, COMMIT)
+    assert written.files[SRPO_FILE].sha256 == sha256(files[SRPO.name][SRPO_FILE])
+    assert pulled_revision(models / "FLUX.1-dev") == DEV.revision
     assert "academic use only" in said.lower()
     assert "2(e)" in said
     hub.requests.clear()
@@ -392,7 +399,7 @@ def test_each_repository_can_be_pinned(pull: Pull, hub: Hub, models: Path, tmp_p
     assert pull("flux/srpo", "--accept-license", "--revision", pin)[0] == 0
     asked = [path.removeprefix("/api/models/") for _, path, _ in hub.requests if path.startswith("/api/")]
     assert asked == [f"{DEV.name}/revision/{DEV.revision}", f"{SRPO.name}/revision/{COMMIT}"]
-    assert manifest.read(models / "SRPO")["revision"] == COMMIT
+    assert pulled_revision(models / "SRPO") == COMMIT
     other = f"{SRPO.name}={'6' * 40}"
     code, said = pull("flux/srpo", "--accept-license", "--revision", other)
     assert (code, f"{SRPO.name}: not found" in said) == (1, True)
@@ -416,7 +423,7 @@ def test_a_digest_of_the_rows_own_holds_whatever_the_hub_says(hub: Hub, pull: Pu
         patch.setattr(pull_cli, "list_downloads", lambda: {"safety-compvis": (row,), "safety": (SAFETY,)})
         code, said = pull("safety-compvis", "--accept-license")
     assert code == 0
-    assert manifest.read(models / "safety-compvis")["revision"] == COMMIT
+    assert pulled_revision(models / "safety-compvis") == COMMIT
     assert f"SRPO_SAFETY_CHECKER=compvis:{models / 'safety-compvis'}" in said
 
 
@@ -486,7 +493,7 @@ def test_what_was_not_pulled_or_is_not_needed_is_taken_as_it_is(pull: Pull, mode
     assert pull("flux/srpo", "--accept-license")[0] == 0
     located = locate_files(CHECKPOINTS["flux/srpo"], models)
     assert located.folder is not None
-    (located.folder / random.choice([*manifest.read(located.folder)["files"]])).unlink()
+    (located.folder / random.choice([*manifest.read_entries(located.folder)])).unlink()
     (models / "mine").mkdir()
     (models / "mine" / MANIFEST).write_text('{"name": "an app", "version": 3}')
     manifest.check_pulled(replace(located, transformer=models / "mine" / "mine.safetensors"), whole=True)

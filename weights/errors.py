@@ -38,6 +38,15 @@ class ConversionError(WeightsError):
         super().__init__(f"{path} cannot be written: {problem}")
 
 
+class BrokenManifest(WeightsError):
+    """The `manifest.json` of a pull is damaged."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(
+            f"{path} is damaged ({problem}). Move it away, and pull again: what is there is not fetched anew"
+        )
+
+
 class PullError(WeightsError):
     """Files could not be fetched."""
 

@@ -37,7 +37,7 @@ from weights.formats.architecture import TransformerConfig
 from weights.formats.detect import match_tensors, require_match
 from weights.formats.headers import read_header
 from weights.hub import manifest
-from weights.hub.listing import MANIFEST
+from weights.manifest import MANIFEST
 from weights.version import DISTRIBUTION, read_version
 
 COMPILE = "compile"  # a row of OPTIMIZATIONS

@@ -20,6 +20,7 @@ from weights.formats.detect import TensorMatch, match_tensors, nearest_architect
 from weights.formats.headers import read_header
 from weights.formats.read import TensorReader
 from weights.formats.write import OUTPUT_FORMATS, FilePlan, NamedTensor, OutputFormat
+from weights.manifest import read_manifest
 from weights.progress import ProgressReporter
 from weights.version import read_version
 
@@ -107,10 +108,6 @@ def _hash_with_progress(file: Path, progress: ProgressReporter) -> str:
 
 
 def read_revision(source: Path) -> str | None:
-    """The revision in the manifest that a pull left beside the file; None where there is no manifest."""
-    file = (source if source.is_dir() else source.parent) / "manifest.json"
-    try:
-        revision: str | None = json.loads(file.read_text()).get("revision")
-        return revision
-    except (OSError, ValueError, AttributeError):
-        return None
+    """The revision that a pull wrote down beside the file; None where none did. Raises `BrokenManifest`."""
+    manifest = read_manifest(source if source.is_dir() else source.parent)
+    return manifest.revision if manifest else None

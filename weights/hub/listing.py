@@ -4,7 +4,6 @@ The kinds of digest are explained at `weights.digests.hash_file`. A repository t
 refused before anything is fetched.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -12,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from weights.checkpoints import Repository
 from weights.errors import PullError
+from weights.manifest import MANIFEST, read_manifest
 
-MANIFEST = "manifest.json"
 LICENCE_PATTERN = "LICENSE*"
 
 
@@ -47,18 +46,15 @@ def list_hub(repository: Repository, revision: str) -> Listing:
 
 
 def list_folder(repository: Repository, folder: Path) -> Listing:
-    """The files that the manifest of an earlier pull lists. Raises `PullError`."""
+    """The files that the manifest of an earlier pull lists. Raises `PullError`, `BrokenManifest`."""
     file = folder / repository.folder / MANIFEST
-    try:
-        manifest = json.loads(file.read_text())
-        files = [RemoteFile(path, entry["size"], entry["sha256"]) for path, entry in manifest["files"].items()]
-        commit: str = manifest["revision"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    if (manifest := read_manifest(file.parent)) is None:
         raise PullError(
-            f"{file}: there is no manifest to check the files against ({error}). Without a hub, {folder} must be a "
-            "models folder that `srpo weights pull` has filled"
-        ) from error
-    return Listing(commit, select_files(repository, files, str(file)))
+            f"{file}: there is no manifest to check the files against. Without a hub, {folder} must be a models folder "
+            "that `srpo weights pull` has filled"
+        )
+    files = [RemoteFile(path, entry.size, entry.sha256) for path, entry in manifest.files.items()]
+    return Listing(manifest.revision, select_files(repository, files, str(file)))
 
 
 def list_cache(repository: Repository, revision: str) -> Listing:

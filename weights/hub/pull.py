@@ -18,12 +18,11 @@ from weights.durable_file import sync_folder
 from weights.errors import FileMismatch, PullError
 from weights.hub import download, manifest
 from weights.hub.listing import Listing, RemoteFile, cache_folder, list_cache, list_folder, list_hub
+from weights.manifest import ManifestFile
 from weights.progress import Advance, ProgressReporter
 
 INCOMING = ".incoming"
 COPY = ".copy"  # the suffix of a file that is being copied from this machine
-ManifestEntry = dict[str, str | int]
-Entries = dict[str, ManifestEntry]  # by the path in the repository
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -39,7 +38,10 @@ class PullOptions:
 
 
 def pull(repository: Repository, options: PullOptions, progress: ProgressReporter) -> Listing:
-    """Fetch one repository's files. Raises `PullError`; the next attempt uses what was fetched so far."""
+    """Fetch one repository's files. Raises `PullError`, `BrokenManifest`.
+
+    The next attempt uses what was fetched so far.
+    """
     with download.translate_hub_errors(repository):
         listing = list_files(repository, options)
     for file in listing.files:
@@ -48,7 +50,7 @@ def pull(repository: Repository, options: PullOptions, progress: ProgressReporte
     folder, incoming = options.models_dir / repository.folder, options.models_dir / INCOMING / repository.folder
     with translate_full_disk(str(options.models_dir)):
         incoming.mkdir(parents=True, exist_ok=True)
-        known = manifest.read(folder)["files"]
+        known = manifest.read_before_pull(folder)
         for killed in incoming.rglob(f"*{COPY}"):
             killed.unlink()
         check_disk_space(listing, folder, incoming, options)
@@ -228,9 +230,11 @@ def translate_full_disk(what: str) -> Iterator[None]:
         raise PullError(f"{what}: the disk is full. Free some space and pull again: it goes on from here") from error
 
 
-def install_files(repository: Repository, listing: Listing, folder: Path, incoming: Path, known: Entries) -> None:
+def install_files(
+    repository: Repository, listing: Listing, folder: Path, incoming: Path, known: manifest.Entries
+) -> None:
     """Move every file to its final place, then write the manifest."""
-    entries: Entries = {}
+    entries: dict[str, ManifestFile] = {}
     for file in listing.files:
         target, fetched = folder / file.path, verified_path(incoming, file)
         if fetched.is_file():
@@ -239,16 +243,15 @@ def install_files(repository: Repository, listing: Listing, folder: Path, incomi
             fetched.replace(target)
             sync_folder(target.parent)
         else:
-            entry = known.get(file.path, {})
-            same = file.digest in (entry.get("sha256"), entry.get("git"))
-            entries[file.path] = entry if same and "sample" in entry else manifest_entry(target, file)
-    manifest.write(folder, repository, listing.commit, entries)
+            entry = known.get(file.path)
+            reusable = entry and entry.sample and entry.has_digest(file.digest)
+            entries[file.path] = entry if entry and reusable else manifest_entry(target, file)
+    manifest.record(folder, repository, listing.commit, entries)
     shutil.rmtree(incoming)
 
 
-def manifest_entry(path: Path, file: RemoteFile) -> ManifestEntry:
+def manifest_entry(path: Path, file: RemoteFile) -> ManifestFile:
     """A file's entry in the manifest. The hub publishes only git's id of small files; their sha256 is computed here."""
-    entry: ManifestEntry = {"size": file.size, "sample": hash_sample(path)}
     if len(file.digest) == 64:
-        return entry | {"sha256": file.digest}
-    return entry | {"sha256": hash_file(path), "git": file.digest}
+        return ManifestFile(file.size, file.digest, hash_sample(path))
+    return ManifestFile(file.size, hash_file(path), hash_sample(path), git=file.digest)

@@ -12,7 +12,7 @@ from server.settings.types import EnvironmentSettings
 from weights.checkpoints import list_downloads
 from weights.errors import WeightsError
 from weights.hub import manifest
-from weights.hub.listing import MANIFEST
+from weights.manifest import MANIFEST
 
 
 class VerifySettings(EnvironmentSettings):
@@ -51,7 +51,7 @@ def find_problems(folders: list[Path]) -> list[str]:
     try:
         with make_progress(transient=True) as progress:
             for folder in folders:
-                size = sum(entry["size"] for entry in manifest.read(folder)["files"].values())
+                size = sum(entry.size for entry in manifest.read_entries(folder).values())
                 problems += manifest.find_problems(folder, ProgressBars(progress).start(str(folder), size))
     except (WeightsError, OSError) as error:
         problems.append(str(error))
