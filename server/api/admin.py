@@ -11,56 +11,21 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
 
-from pipelines.fields import Choice, Integer, Number, ParamType, Text
+from pipelines.fields import ParamType
 from server.api.dependencies import with_scope
 from server.api.query import QueryChoice
 from server.errors import InvalidRequest, invalid_request
 from server.schema import issues_of
-from server.security.callers import SCOPES, Quota, Scope
+from server.security.key_params import KeyParams, RotationParams
 from server.security.store import describe_key
-from server.settings.limits import MAX_KEY_TIME, MAX_RATE
 from server.state import AppState, State
 from server.transport.json_body import read_object
-from server.usage.ledger import day_of
+from server.usage.ledger import choose_days
 from server.usage.report import describe_usage, format_csv, parse_day
 
-MOST = 2**31 - 1  # of what is counted in a column
-SHOWN = 30 * 86400.0  # seconds
 PRIVATE = {"cache-control": "no-store"}
 M = TypeVar("M", bound=BaseModel)
 router = APIRouter(prefix="/v1/admin", include_in_schema=False, dependencies=[Depends(with_scope("admin"))])
-
-
-class Scopes(ParamType):
-    """A list of scopes."""
-
-    code = "invalid_scopes"
-
-    @property
-    def expected(self) -> str:
-        return f"a list of some of {', '.join(SCOPES)}"
-
-    def schema(self) -> dict[str, Any]:
-        return {"type": "array", "items": Choice(SCOPES).schema(), "minItems": 1}
-
-    def parse(self, value: Any) -> tuple[Scope, ...]:
-        if not isinstance(value, list) or not value or not all(scope in SCOPES for scope in value):
-            raise self.refuse(value)
-        return tuple(scope for scope in SCOPES if scope in value)
-
-
-class Name(Text):
-    """A name that can be shown in a line."""
-
-    @property
-    def expected(self) -> str:
-        return f"a printable string of {self.low} to {self.high} characters"
-
-    def parse(self, value: Any) -> str:
-        name = super().parse(value)
-        if not name.isprintable():
-            raise self.refuse(value)
-        return name
 
 
 class QueryDay(ParamType):
@@ -87,23 +52,6 @@ Key = Annotated[str | None, Query(description="Only this key's.")]
 Form = Annotated[str, QueryChoice(("json", "csv")), Query(alias="format")]
 
 
-class NewKey(BaseModel):
-    """A key to be made. `expires_in` is in seconds; what is left out has no bound of its own."""
-
-    name: Annotated[str, Name(1, 64)] = "unnamed"
-    scopes: Annotated[tuple[Scope, ...], Scopes()] = ("generate",)
-    expires_in: Annotated[float | None, Number(1, MAX_KEY_TIME)] = None
-    images_per_day: Annotated[int | None, Integer(1, MOST)] = None
-    concurrent_requests: Annotated[int | None, Integer(1, MOST)] = None
-    requests_per_minute: Annotated[int | None, Integer(1, MAX_RATE)] = None
-
-
-class Rotation(BaseModel):
-    """How long, in seconds, a key's text before is still valid."""
-
-    grace: Annotated[float, Number(0, MAX_KEY_TIME)] = 0.0
-
-
 @router.get("/usage")
 async def show_usage(
     state: State, since: Day = None, until: Day = None, key: Key = None, form: Form = "json"
@@ -114,7 +62,7 @@ async def show_usage(
         raise invalid_request(
             f"expected {expected}", path=("until",), code="invalid_query", expected=expected, received=until
         )
-    first, last = since or day_of(time.time() - SHOWN), until or day_of(time.time())
+    first, last = choose_days(since, until)
     names = {record.id: record.name for record in await state.key_service.list()}
     records = await state.pools.run("ledger", state.usage.ledger.report, first, last, key)
     rows = [describe_usage(record, names) for record in records]
@@ -133,10 +81,9 @@ async def list_keys(state: State) -> JSONResponse:
 @router.post("/keys")
 async def add_key(request: Request, state: State) -> JSONResponse:
     """Make a key. The reply is the only place that ever has its text."""
-    body = await read_model(NewKey, request, state)
-    expires = None if body.expires_in is None else time.time() + body.expires_in
-    quota = Quota(body.images_per_day, body.concurrent_requests, body.requests_per_minute)
-    record, text = await state.key_service.change(lambda store: store.add(body.name, body.scopes, expires, quota))
+    key = await read_model(KeyParams, request, state)
+    end = key.end(time.time())
+    record, text = await state.key_service.change(lambda store: store.add(key.name, key.scopes, end, key.quota))
     return JSONResponse(describe_key(record) | {"key": text}, 201, headers=PRIVATE)
 
 
@@ -149,7 +96,7 @@ async def revoke_key(state: State, identity: str) -> JSONResponse:
 @router.post("/keys/{identity}/rotate")
 async def rotate_key(request: Request, state: State, identity: str) -> JSONResponse:
     """Another text for the same key."""
-    grace = (await read_model(Rotation, request, state)).grace
+    grace = (await read_model(RotationParams, request, state)).grace
     record, text = await state.key_service.change(lambda store: store.rotate(identity, grace))
     return JSONResponse(describe_key(record) | {"key": text}, headers=PRIVATE)
 

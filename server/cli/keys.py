@@ -4,23 +4,32 @@ Without a subcommand it makes a key for the key file (`SRPO_API_KEYS_FILE`), whi
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator
-from pydantic_settings import CliPositionalArg
+from pydantic import BeforeValidator, Field, field_validator
+from pydantic_settings import CliPositionalArg, NoDecode
 
 from server.cli.database import RecordsSettings, print_table, with_database
 from server.cli.terminal.parsing import Arguments, Command, parse, run
 from server.database.database import Database
-from server.security.callers import SCOPES, Quota, Scope
+from server.security.key_params import (
+    DEFAULT_SCOPES,
+    Grace,
+    KeyName,
+    KeyParams,
+    KeyScopes,
+    Lifetime,
+    RotationParams,
+)
 from server.security.keys import new_key
 from server.security.models import KeyRecord
 from server.security.store import KeyStore, describe_key
-from server.settings.limits import MAX_KEY_TIME, MAX_RATE
-from server.settings.types import Names, Seconds
+from server.settings.types import parse_seconds, split_list
 
 COMMANDS: Mapping[str, Command] = {
     "add": Command("make a key with scopes and quotas, kept in the database", "server.cli.keys:add"),
@@ -30,6 +39,8 @@ COMMANDS: Mapping[str, Command] = {
     "line": Command("make a key and its line for SRPO_API_KEYS_FILE", "server.cli.keys:print_line"),
 }
 HEADINGS = ["id", "name", "key begins", "scopes", "made", "ends", "images/day", "at a time", "a minute"]
+ADDED = KeyParams.model_fields
+INTEGER = re.compile(r"[+-]?\d{1,20}")
 ONCE = "give it to the client: it cannot be shown again"
 
 
@@ -37,29 +48,26 @@ class LineSettings(Arguments):
     """Make an API key. The key is shown once; keep the hash line in the key file."""
 
 
-class AddSettings(RecordsSettings):
+def parse_integer(value: Any) -> Any:
+    """The integer that text means; any other value is returned unchanged, to be refused by who knows the bounds."""
+    return int(value) if isinstance(value, str) and INTEGER.fullmatch(value) else value
+
+
+class AddSettings(RecordsSettings, KeyParams):
     """Make an API key, kept in the server's database. The key is shown once."""
 
-    name: CliPositionalArg[str] = Field(min_length=1, max_length=64, description="whose it is, for lists")
-    scopes: Names = Field(("generate",), description=f"what it may do, separated by commas: {', '.join(SCOPES)}")
-    expires: Seconds | None = Field(
-        None, gt=0, le=MAX_KEY_TIME, description="how long it is valid: 12h, 30d; none: until it is revoked"
+    name: CliPositionalArg[KeyName] = Field(description=ADDED["name"].description)
+    scopes: Annotated[KeyScopes, NoDecode, BeforeValidator(split_list)] = Field(
+        DEFAULT_SCOPES, description=ADDED["scopes"].description
     )
-    images_per_day: int | None = Field(None, ge=1, description="images in a day of UTC; none: as SRPO_KEY_IMAGES says")
-    concurrent_requests: int | None = Field(
-        None, ge=1, description="unfinished requests at a time; none: as SRPO_KEY_REQUESTS says"
-    )
-    requests_per_minute: int | None = Field(
-        None, ge=1, le=MAX_RATE, description="requests for images a minute; none: as SRPO_KEY_RATE says"
+    expires_in: Annotated[Lifetime, BeforeValidator(parse_seconds)] | None = Field(
+        None, validation_alias="expires", description=ADDED["expires_in"].description
     )
     json_: bool = Field(False, alias="json", description="one JSON object")
 
-    @field_validator("scopes")
-    @classmethod
-    def _check_scopes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or set(value) - set(SCOPES):
-            raise ValueError(f"expected some of {', '.join(SCOPES)}")
-        return value
+    _parse_counts = field_validator("images_per_day", "concurrent_requests", "requests_per_minute", mode="before")(
+        parse_integer
+    )
 
 
 class ListSettings(RecordsSettings):
@@ -74,11 +82,13 @@ class RevokeSettings(RecordsSettings):
     identity: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
 
 
-class RotateSettings(RecordsSettings):
+class RotateSettings(RecordsSettings, RotationParams):
     """Give a key another text, shown once. Its jobs, usage and quotas stay."""
 
     identity: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
-    grace: Seconds = Field(0.0, ge=0, le=MAX_KEY_TIME, description="how long the text before is still valid: 15m, 12h")
+    grace: Annotated[Grace, BeforeValidator(parse_seconds)] = Field(
+        0.0, description=RotationParams.model_fields["grace"].description
+    )
     json_: bool = Field(False, alias="json", description="one JSON object")
 
 
@@ -96,12 +106,10 @@ def print_line(arguments: list[str]) -> int:
 
 def add(arguments: list[str]) -> int:
     settings = parse(AddSettings, "keys add", arguments)
-    quota = Quota(settings.images_per_day, settings.concurrent_requests, settings.requests_per_minute)
-    scopes: tuple[Scope, ...] = tuple(scope for scope in SCOPES if scope in settings.scopes)
-    expires = None if settings.expires is None else time.time() + settings.expires
 
     def make(database: Database) -> int:
-        return show(*KeyStore(database).add(settings.name, scopes, expires, quota), as_json=settings.json_)
+        key = KeyStore(database).add(settings.name, settings.scopes, settings.end(time.time()), settings.quota)
+        return show(*key, as_json=settings.json_)
 
     return with_database("keys add", settings, make, create=True)
 

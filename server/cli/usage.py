@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 
 from pydantic import Field, field_validator
 
@@ -11,10 +10,8 @@ from server.cli.terminal.parsing import parse
 from server.database.database import Database
 from server.errors import NotFound
 from server.security.store import KeyStore
-from server.usage.ledger import UsageLedger, day_of
+from server.usage.ledger import UsageLedger, choose_days
 from server.usage.report import COLUMNS, describe_usage, format_csv, parse_day
-
-SHOWN = 30 * 86400.0  # seconds
 
 
 class UsageSettings(RecordsSettings):
@@ -40,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if settings.since and settings.until and settings.until < settings.since:
         print(f"srpo usage: --until {settings.until} is before --since {settings.since}", file=sys.stderr)
         return 2
-    since, until = settings.since or day_of(time.time() - SHOWN), settings.until or day_of(time.time())
+    since, until = choose_days(settings.since, settings.until)
 
     def show(database: Database) -> int:
         names = {record.id: record.name for record in KeyStore(database).list()}

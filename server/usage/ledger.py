@@ -18,6 +18,7 @@ from server.database.upsert import add_to_row
 from server.errors import QuotaSpent
 from server.usage.models import HASHED, ImageReservation, UsageRecord
 
+SHOWN = 30 * 86400.0  # seconds
 AMOUNTS = ("requests", "images", "pixels", "device_seconds", "credits")
 
 
@@ -124,3 +125,9 @@ class UsageLedger:
 def day_of(moment: float) -> str:
     """The day of UTC, as `2026-11-26`."""
     return datetime.fromtimestamp(moment, UTC).date().isoformat()
+
+
+def choose_days(since: str | None, until: str | None) -> tuple[str, str]:
+    """The first and the last day of a report: the last 30 days, where nothing else is asked for."""
+    now = time.time()
+    return since or day_of(now - SHOWN), until or day_of(now)

@@ -75,7 +75,7 @@ def spellings_of(name: str, field: FieldInfo) -> set[str]:
 def find_metavar(name: str, field: FieldInfo) -> str:
     """By the setting's name where that says more than its type, else by its type."""
     word = name.rpartition("_")[2]
-    kinds = {field.annotation, *get_args(field.annotation)}
+    kinds = [field.annotation, *get_args(field.annotation), *parts_of(field)]
     validators = {part.func for part in parts_of(field) if isinstance(part, BeforeValidator)}
     if parse_seconds in validators:
         return SECONDS

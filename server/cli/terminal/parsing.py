@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar, get_args
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
@@ -113,11 +114,17 @@ def parse(kind: type[S], command: str, arguments: list[str]) -> S:
         for issue in error.errors(include_url=False):
             name = "_".join(str(part) for part in issue["loc"])
             place = f"{describe_setting(kind, name)}: " if name else ""
-            print(f"srpo {command}: {place}{issue['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+            print(f"srpo {command}: {place}{describe_issue(issue)}", file=sys.stderr)
         sys.exit(2)
     except (OSError, SettingsError) as error:
         print(f"srpo {command}: {format_error(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def describe_issue(issue: ErrorDetails) -> str:
+    """What is wrong with a value: in pydantic's words, or what its kind (`pipelines.fields`) expects."""
+    text = issue["msg"].removeprefix("Value error, ")
+    return f"expected {text}" if "issues" in issue.get("ctx", {}) else text
 
 
 def describe_setting(kind: type[BaseSettings], name: str) -> str:
