@@ -62,7 +62,8 @@ def fp8_scaled(tensors: Tensors, path: Path) -> None:
 def fp8_rows(tensors: Tensors, path: Path) -> None:
     """As `srpo weights convert --to fp8` writes them."""
     row = OUTPUT_FORMATS["fp8"]
-    row.save(path, row.plan(TINY), row.convert(TINY, tensors.__getitem__), {})
+    listed = list(row.list_tensors(TINY))
+    row.save(path, listed, (tensor.make(tensors.__getitem__) for tensor in listed), {})
 
 
 def gguf_of(kind: gguf.GGMLQuantizationType) -> Callable[[Tensors, Path], None]:

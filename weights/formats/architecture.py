@@ -5,7 +5,7 @@ meta device, and with its converter.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
@@ -115,6 +115,11 @@ def tensor_shapes(config: TransformerConfig) -> dict[str, Shape]:
         for index in range(count):
             found |= {f"{kind}.{index}.{norm}.weight": (config.attention_head_dim,) for norm in norms.values()}
     return found
+
+
+def stack_shape(shapes: Mapping[str, Shape], parts: Sequence[str]) -> Shape:
+    """The shape of a tensor that holds the rows of all `parts`."""
+    return sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]
 
 
 def _linears(config: TransformerConfig) -> Iterator[tuple[str, Shape]]:

@@ -7,19 +7,20 @@ was made from.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from weights.digests import SHA256, hash_file
 from weights.durable_file import ORDINARY, sync_folder, write_durably
 from weights.errors import ConversionError
-from weights.formats.architecture import TransformerConfig
 from weights.formats.detect import TensorMatch, match_tensors, nearest_architecture, require_match
 from weights.formats.headers import read_header
 from weights.formats.read import TensorReader
-from weights.formats.write import OUTPUT_FORMATS, FilePlan, NamedTensor, OutputFormat
+from weights.formats.write import OUTPUT_FORMATS, OutputFormat, OutputTensor
 from weights.manifest import read_manifest
 from weights.progress import ProgressReporter
 from weights.version import read_version
@@ -45,8 +46,8 @@ def convert(source: Path, to: str, target: Path, revision: str | None, progress:
     match = match_tensors(header, config)
     require_match(source, match)
     output = OUTPUT_FORMATS[to]
-    plan = output.plan(config)
-    check_target(source, target, sum(tensor.size for tensor in plan.values()))
+    tensors = list(output.list_tensors(config))
+    check_target(source, target, sum(tensor.size for tensor in tensors))
     files = sorted({tensor.file for tensor in header.tensors.values()})
     digests = {file.name: _hash_with_progress(file, progress) for file in files}
     partial = target.with_name(f"{target.name}.partial")
@@ -57,7 +58,7 @@ def convert(source: Path, to: str, target: Path, revision: str | None, progress:
     }
     manifest |= {"dtype": to, "tool": f"srpo-server {read_version()}"}
     try:
-        write_file(match, config, output, plan, partial, manifest, progress)
+        write_file(match, output, tensors, partial, manifest, progress)
         converted = ConvertedFile(target, partial.stat().st_size, _hash_with_progress(partial, progress))
         manifest_file = target.with_name(target.name + MANIFEST_SUFFIX)
         manifest |= {"size": converted.size, "sha256": converted.sha256}
@@ -83,22 +84,21 @@ def check_target(source: Path, target: Path, size: int) -> None:
 
 def write_file(
     match: TensorMatch,
-    config: TransformerConfig,
     output: OutputFormat,
-    plan: FilePlan,
+    tensors: Sequence[OutputTensor],
     file: Path,
     manifest: Mapping[str, Any],
     progress: ProgressReporter,
 ) -> None:
-    advance = progress.start(f"writing {file.name}", sum(tensor.size for tensor in plan.values()))
+    advance = progress.start(f"writing {file.name}", sum(tensor.size for tensor in tensors))
     with TensorReader(match) as reader:
 
-        def convert_tensors() -> Iterator[NamedTensor]:
-            for name, tensor in output.convert(config, reader.read):
-                yield name, tensor
-                advance(plan[name].size)
+        def make_tensors() -> Iterator[torch.Tensor]:
+            for tensor in tensors:
+                yield tensor.make(reader.read)
+                advance(tensor.size)
 
-        output.save(file, plan, convert_tensors(), {"manifest": json.dumps(manifest)})
+        output.save(file, tensors, make_tensors(), {"manifest": json.dumps(manifest)})
     with file.open("rb") as stored:
         os.fsync(stored.fileno())
 

@@ -19,6 +19,7 @@ from weights.formats.architecture import (
     Architecture,
     TransformerConfig,
     original_to_diffusers,
+    stack_shape,
     tensor_shapes,
 )
 from weights.formats.tensors import Header, TensorInfo
@@ -28,6 +29,7 @@ SCALE_SUFFIXES = ("scale_weight", "weight_scale")  # beside a tensor X.weight: X
 OTHER_SUFFIXES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")  # beside a weight, and not needed
 LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.up.", ".lora.down.", ".lokr_w", ".hada_w")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+FP8_ROWS = "srpo-fp8-rows"  # the layout in the metadata of our own fp8 files
 SCALE_DTYPES = ("F32", "BF16", "F16")
 READABLE_DTYPES = (*SCALE_DTYPES, *FLOAT8)
 
@@ -56,7 +58,7 @@ def _is_scaled_fp8(header: Header) -> bool:
 
 
 def _is_fp8_rows(header: Header) -> bool:
-    return header.metadata.get("layout") == "srpo-fp8-rows"
+    return header.metadata.get("layout") == FP8_ROWS
 
 
 FORMATS: Mapping[str, Format] = {  # the first that detects a header is its format
@@ -138,7 +140,7 @@ def match_tensors(header: Header, config: TransformerConfig) -> TensorMatch:
         if name not in weights:
             continue
         tensor, start = header.tensors[full_names[name]], 0
-        shape = (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:])
+        shape = stack_shape(shapes, parts)
         if mismatch := _describe_mismatch(full_names[name], tensor, shape, header.container):
             mismatches.append(mismatch)
             continue

@@ -42,6 +42,11 @@ def row_bytes(info: TensorInfo) -> int:
     return info.size // (info.shape[0] if info.shape else 1)
 
 
+def swap_halves(values: torch.Tensor) -> torch.Tensor:
+    """The two halves of the rows change places."""
+    return torch.cat(values.chunk(2)[::-1])
+
+
 def read_plain(stored: torch.Tensor, info: TensorInfo, scale: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG001
     """The values in the file's own type."""
     return stored.reshape(-1).view(DTYPES[info.dtype]).reshape(stored.shape[0], *info.shape[1:])
@@ -135,7 +140,7 @@ class TensorReader:
 
     def _decode(self, name: str, stored: StoredTensor) -> torch.Tensor:
         values = self._read_format(*stored)
-        return torch.cat(values.chunk(2)[::-1]) if self._match.slices[name].swap_halves else values
+        return swap_halves(values) if self._match.slices[name].swap_halves else values
 
     def _read_scale(self, name: str, start: int, stop: int) -> torch.Tensor:
         info = self._match.header.tensors[name]
