@@ -1,15 +1,18 @@
 # The image server in a container.
 #
 #   docker build -t srpo .
-#   docker run --gpus all --init --read-only --tmpfs /tmp --stop-timeout 70 -p 8000:8000 \
+#   docker run --gpus all --init --read-only --tmpfs /tmp --stop-timeout 70 -p 127.0.0.1:8000:8000 \
 #     -v srpo-models:/models -v srpo-data:/data \
 #     -e SRPO_API_KEYS=CHANGE-ME -e SRPO_PUBLIC_URL=http://localhost:8000 srpo
+#
+# docs/operations.md has more: weights, keys, TLS, the log, several cards.
 #
 # Keys       A container listens beyond loopback, so `serve` refuses to start without -e SRPO_API_KEYS=... (or
 #            SRPO_API_KEYS_FILE; `docker run --rm srpo keys` makes a key), or -e SRPO_ALLOW_NO_KEYS=1 said on purpose.
 # Addresses  Image URLs begin with SRPO_PUBLIC_URL, the address as clients see it; without it with the container's own,
 #            which other machines cannot reach.
-# Port       Set SRPO_PORT rather than --port: the health check reads the variable.
+# Port       Set SRPO_PORT rather than --port: the health check reads the variable. The server speaks HTTP: publish it on
+#            other addresses than 127.0.0.1 only where no stranger can listen, else put TLS before it.
 # Volumes    /models is read (mount it :ro if you like), /data is written. A host folder must belong to uid 10001.
 # Read-only  The root file system is never written: home and caches are below /data, temporary files in /tmp.
 # Stopping   SIGTERM lets requests in flight finish (SRPO_SHUTDOWN_GRACE, 60 s); give the engine 10 s more than that.
@@ -17,6 +20,8 @@
 # CUDA       comes with PyPI's torch wheel: the host needs NVIDIA's driver and container toolkit only. For a machine
 #            without a GPU, a much smaller image:
 #              docker build --build-arg INSTALL_OPTIONS="--extra-index-url https://download.pytorch.org/whl/cpu" .
+#            and `docker run` without --gpus.
+# Ray        is left out, since one machine needs none: docker build -t srpo:cluster --build-arg EXTRAS=ray .
 #
 # `make image-test` builds this very file with buildah, which needs no daemon and no registry, and checks the result.
 
@@ -39,8 +44,18 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip --python /opt/srpo/bin/python install ${INSTALL_OPTIONS} -c constraints.txt torch \
     && pip --python /opt/srpo/bin/python check
 
+# More extras, by name: EXTRAS="ray c2pa". hashes.txt does not know them, so they are pinned by version only, as torch is.
+ARG EXTRAS=""
+COPY pyproject.toml ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ -n "${EXTRAS}" ]; then \
+      python -c 'import sys, tomllib; known = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*(need for name in sys.argv[1:] for need in known[name]), sep="\n")' ${EXTRAS} > extras.txt \
+      && pip --python /opt/srpo/bin/python install ${INSTALL_OPTIONS} -c constraints.txt -r extras.txt \
+      && pip --python /opt/srpo/bin/python check; \
+    fi
+
 # The project's wheel, installed beside the environment instead of into it, so that it can be a layer of its own.
-COPY pyproject.toml README.md LICENSE ./
+COPY README.md LICENSE ./
 COPY server server/
 COPY pipelines pipelines/
 COPY weights weights/
@@ -49,10 +64,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && pip --python /opt/srpo/bin/python install --no-deps --no-index --root /code /dist/*.whl
 
 FROM ${BASE}
+ARG EXTRAS=""
 # torch.compile needs a C compiler at run time: Triton builds its driver module with it, Inductor its code for the CPU
-# (in C++). Without one the server would leave its compiled optimizations out.
+# (in C++). Without one the server would leave its compiled optimizations out. KubeRay's probes call wget.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
+    && apt-get install --yes --no-install-recommends g++ $(case " ${EXTRAS} " in *" ray "*) echo wget;; esac) \
     && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 srpo \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin srpo \

@@ -4,6 +4,8 @@ import configparser
 import re
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import openai
@@ -30,15 +32,26 @@ def test_dependencies_are_installed_before_any_code_is_copied() -> None:
     assert re.findall(r"^COPY (.*)$", before, re.MULTILINE) == ["constraints.txt hashes.txt ./"]
 
 
+def test_an_image_with_more_extras_installs_what_they_name() -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (program,) = re.findall(r"python -c '(.*)' \$\{EXTRAS\} > extras.txt", DOCKERFILE)
+    listed = subprocess.check_output([sys.executable, "-c", program, "ray", "c2pa"], cwd=ROOT, text=True)
+    assert listed.splitlines() == [*known["ray"], *known["c2pa"]]
+
+
 def test_compose_agrees_with_the_image() -> None:
     (service,) = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"].values()
     assert service["read_only"]
     assert service["init"]
     assert "/tmp" in service["tmpfs"]
     assert set(settings_of(service["environment"])) <= set(Settings.model_fields)
-    assert sorted(volume.split(":")[1] for volume in service["volumes"]) == ["/data", "/models"]
+    mounted = {volume.removesuffix(":ro").rpartition(":")[2] for volume in service["volumes"]}
+    assert mounted == {"/data", "/models"}
     (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
-    assert service["ports"] == [f"{port}:{port}"]
+    assert service["ports"] == [f"${{BIND:-127.0.0.1}}:{port}:{port}"]  # TLS comes before other machines do
+    (file,) = service["env_file"]
+    assert (ROOT / "deploy" / file["path"]).resolve() == ROOT / "srpo.env"
+    assert "/srpo.env" in (ROOT / ".gitignore").read_text().split()  # keys are in it
     assert int(service["stop_grace_period"].rstrip("s")) > Settings.model_fields["shutdown_grace"].default
     assert service["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
 

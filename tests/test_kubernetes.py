@@ -19,7 +19,7 @@ from server.settings.server import Settings
 FOLDER = Path(__file__).parent.parent / "deploy" / "kubernetes"
 DOCKERFILE = (FOLDER.parent.parent / "Dockerfile").read_text()
 KUBERNETES = "1.37"
-OVERLAYS = ("base", "replicas", "monitoring")
+OVERLAYS = ("base", "replicas", "monitoring", "volumes", "weights")
 FOREIGN = ("ServiceMonitor",)  # kinds that are not Kubernetes' own
 NAME = {"app.kubernetes.io/name": "srpo"}
 
@@ -52,7 +52,6 @@ def list_all() -> Iterator[Any]:
     for overlay in OVERLAYS:
         for resource in build(FOLDER / overlay):
             yield pytest.param(resource, id=f"{overlay} {resource['kind']} {resource['metadata']['name']}")
-    yield pytest.param(yaml.safe_load((FOLDER / "weights-job.yaml").read_text()), id="weights Job")
 
 
 def from_image(name: str) -> str:
@@ -104,7 +103,7 @@ def test_the_pod_agrees_with_the_server(overlay: str) -> None:
     slept = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod["terminationGracePeriodSeconds"] >= Settings.model_fields["shutdown_grace"].default + slept + 10
     config = find(overlay, "ConfigMap")["data"]
-    named = {name.removeprefix("SRPO_").lower() for name in config}
+    named = {name.removeprefix("SRPO_").lower() for name in config if name != "AWS_REGION"}
     assert named <= set(Settings.model_fields)
     secrets = {"SRPO_API_KEYS": "your-secret-key"}
     if overlay == "replicas":
@@ -134,6 +133,19 @@ def test_names_and_ports_lead_somewhere(overlay: str) -> None:
     assert used <= claims
     for rule in find(overlay, "NetworkPolicy")["spec"]["ingress"]:
         assert {port["port"] for port in rule["ports"]} <= ports
+
+
+def test_the_weights_are_pulled_into_the_servers_volume_by_the_servers_image() -> None:
+    """So that the `images:` of an overlay names both."""
+    job = find("weights", "Job")["spec"]["template"]["spec"]
+    server = find("base", "Deployment")["spec"]["template"]["spec"]
+    assert job["containers"][0]["image"] == server["containers"][0]["image"]
+    assert job["securityContext"].items() <= server["securityContext"].items()
+    (models,) = (one for one in job["volumes"] if one["name"] == "models")
+    assert models in server["volumes"]
+    mounts = {mount["mountPath"]: mount for mount in job["containers"][0]["volumeMounts"]}
+    assert {from_image("SRPO_MODELS_DIR"), from_image("HOME"), "/tmp"} <= set(mounts)
+    assert not any(mount.get("readOnly") for mount in mounts.values())
 
 
 def test_servers_that_share_a_database_keep_nothing_else_in_common() -> None:
