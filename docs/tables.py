@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,16 @@ from server.settings.server import Settings
 from server.settings.types import UNITS
 
 FOLDER = Path(__file__).parent
+ALERTS = FOLDER.parent / "deploy" / "prometheus" / "alerts.yml"
+RULES = FOLDER.parent / "deploy" / "kubernetes" / "monitoring" / "rules.yaml"
+RULES_HEAD = """\
+# The alerts of deploy/prometheus/alerts.yml, for the Prometheus operator. `make docs` writes this file.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: srpo
+spec:
+"""
 PARAMETERS = ("field", "expects", "default", "meaning")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -153,7 +164,7 @@ def metrics() -> str:
 
 def alerts() -> str:
     """Every alert, from the rules for Prometheus."""
-    groups = yaml.safe_load((FOLDER.parent / "deploy" / "prometheus" / "alerts.yml").read_text())["groups"]
+    groups = yaml.safe_load(ALERTS.read_text())["groups"]
     return table(
         ("alert", "severity", "what has happened", "what to do"),
         (
@@ -191,6 +202,13 @@ def render(text: str) -> str:
     return MARKED.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
 
 
+def rules() -> str:
+    """The alerts as a resource of the Prometheus operator."""
+    _, key, groups = ALERTS.read_text().partition("groups:\n")
+    return RULES_HEAD + textwrap.indent(key + groups, "  ")
+
+
 if __name__ == "__main__":
+    RULES.write_text(rules())
     for page in pages():
         page.write_text(render(page.read_text()))

@@ -13,6 +13,7 @@ import torch
 from support.buckets import S3Service
 from support.nvml import FakeNvml
 from support.postgres import PASSWORD, Postgres
+from support.scripted_server import Scripted
 from support.server import free_port
 
 from pipelines.loading.cards import Card, DriverUnavailable, Holder, list_cards, list_holders
@@ -113,6 +114,14 @@ def test_what_would_not_work_fails(examine: Any, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("no hash\n")
     code, found = examine("--api-keys-file", str(tmp_path / "keys"))
     assert (code, found["keys"]["state"]) == (1, "failed")
+
+
+def test_a_port_that_this_server_has_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Scripted(tmp_path / "data", safety_checker="none") as server:
+        settings = {"port": server.port, "public_url": "https://your-host.example"}
+        found = doctor.check_port(doctor.DoctorSettings.model_validate(settings))
+    assert (found.state, found.text.partition(" is ")[2]) == ("ok", "this server's: it runs, and serves tiny")
 
 
 def test_what_compiles_for_a_card_is_looked_for(examine: Any, driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ import jsonpatch
 import kubernetes_validate
 import pytest
 import yaml
+from support.pages import blocks
 
+from docs.tables import rules
 from server.metrics.table import METRICS
 from server.settings.server import Settings
 
@@ -20,7 +22,7 @@ FOLDER = Path(__file__).parent.parent / "deploy" / "kubernetes"
 DOCKERFILE = (FOLDER.parent.parent / "Dockerfile").read_text()
 KUBERNETES = "1.37"
 OVERLAYS = ("base", "replicas", "monitoring", "volumes", "weights")
-FOREIGN = ("ServiceMonitor",)  # kinds that are not Kubernetes' own
+FOREIGN = ("PrometheusRule", "ServiceMonitor")  # kinds that are not Kubernetes' own
 NAME = {"app.kubernetes.io/name": "srpo"}
 
 
@@ -155,6 +157,40 @@ def test_servers_that_share_a_database_keep_nothing_else_in_common() -> None:
     assert "replicas" not in deployment["spec"]  # the autoscaler's
     assert deployment["spec"]["strategy"]["type"] == "RollingUpdate"
     assert find("base", "Deployment")["spec"]["strategy"]["type"] == "Recreate"  # its database has one server
+
+
+def test_the_operators_alerts_are_prometheus_own() -> None:
+    alerts = yaml.safe_load((FOLDER.parent / "prometheus" / "alerts.yml").read_text())
+    assert find("monitoring", "PrometheusRule")["spec"] == alerts
+    assert (FOLDER / "monitoring" / "rules.yaml").read_text() == rules()
+
+
+def shown(kind: str) -> list[dict[str, Any]]:
+    """What the page shows of a kind of resource; an overlay is a Kustomization though it does not say so."""
+    found = [yaml.safe_load(block.text) for block in blocks("docs/kubernetes.md", "yaml")]
+    return [one for one in found if one.get("kind", "Kustomization") == kind]
+
+
+def test_the_overlay_of_the_page_names_the_image_and_the_address() -> None:
+    (overlay,) = (one for one in shown("Kustomization") if "resources" in one)
+    assert (FOLDER / "my-server" / overlay["resources"][0]).resolve() == FOLDER / "base"
+    assert [image["name"] for image in overlay["images"]] == ["srpo"]
+    (patch,) = overlay["patches"]
+    config = jsonpatch.apply_patch(find("base", patch["target"]["kind"]), yaml.safe_load(patch["patch"]))
+    assert config["data"]["SRPO_PUBLIC_URL"] == "https://your-host.example"
+
+
+def test_the_ingress_of_the_page_leads_to_the_service_and_waits_long_enough() -> None:
+    (ingress,) = shown("Ingress")
+    kubernetes_validate.validate(ingress, KUBERNETES, strict=True)
+    (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+    service = find("base", "Service")
+    assert path["backend"]["service"]["name"] == service["metadata"]["name"]
+    assert path["backend"]["service"]["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    told = {name.rpartition("/")[2]: value for name, value in ingress["metadata"]["annotations"].items()}
+    assert int(told["proxy-read-timeout"]) > Settings.model_fields["request_timeout"].default
+    assert int(told["proxy-body-size"].removesuffix("m")) * 2**20 > Settings.model_fields["max_upload"].default
+    assert told["proxy-buffering"] == "off"
 
 
 def test_what_is_scaled_and_scraped_exists() -> None:

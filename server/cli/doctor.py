@@ -14,6 +14,7 @@ from pathlib import Path
 from runpy import run_path
 from typing import Literal, NamedTuple
 
+import httpx2
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +25,7 @@ from pipelines.loading.cards import Card, DriverUnavailable, explain_too_old, ex
 from pipelines.loading.placement import DoesNotFit, choose_placement, get_placement, measure_host_memory
 from pipelines.optimize.optimizations import select_optimizations
 from server.cli.serve import listen
+from server.cli.terminal.banner import format_address
 from server.cli.terminal.parsing import parse
 from server.database.database import Database, resolve_url
 from server.errors import StorageFailure
@@ -247,7 +249,18 @@ def check_port(settings: DoctorSettings) -> Finding:
         with closing(listen(settings.host, settings.port, "--port")):
             return Finding("ok", f"{settings.host}:{settings.port} is free")
     except OSError as error:
+        if model := find_served_model(settings):
+            return Finding("ok", f"{settings.host}:{settings.port} is this server's: it runs, and serves {model}")
         return Finding("failed", str(error))
+
+
+def find_served_model(settings: DoctorSettings) -> str | None:
+    """What a server like this one serves on the port, if one answers there."""
+    try:
+        answer = httpx2.get(f"{format_address(settings, settings.port, own=True)}/health", timeout=2, trust_env=False)
+        return str(answer.json()["served_model"])
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_keys(settings: DoctorSettings) -> Finding:

@@ -14,11 +14,11 @@ from server.state import AppState
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 
-def format_address(settings: Settings, port: int) -> str:
-    """The server's address to show and to paste."""
+def format_address(settings: Settings, port: int, own: bool = False) -> str:
+    """The server's address to show and to paste. `own`: as this machine reaches it, whatever clients call it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - shown, not bound
     host = f"[{host}]" if ":" in host else host
-    return settings.public_url or f"http://{host}:{port}"
+    return settings.public_url if settings.public_url and not own else f"http://{host}:{port}"
 
 
 def show_start(console: Console, server: AppState, address: str) -> None:
