@@ -5,7 +5,9 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from support.written_formats import TINY, WRITTEN, Tensors, sparse_file
 
 from server.cli.weights.inspect import main
 from weights import tiny
+from weights.checkpoints import CHECKPOINTS, Checkpoint
 from weights.errors import UnsafeFile, WrongWeights
 from weights.formats.architecture import (
     ARCHITECTURES,
@@ -86,6 +89,15 @@ def test_every_format_is_known_by_its_content(tensors: Tensors, tmp_path: Path, 
     assert found.parameters == sum(tensor.numel() for tensor in tensors.values())
     assert (found.missing, found.unexpected, found.problem) == ((), (), None)
     assert found.beside == (2 if key == "comfyui" else 0)
+
+
+def test_the_models_named_are_those_of_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for known in ARCHITECTURES:
+        sparse_file(tmp_path / known.title, tensor_shapes(known.config), "BF16", 2)
+    found = {known.name: inspect(tmp_path / known.title).models for known in ARCHITECTURES}
+    assert found == {"flux-dev": ("flux/srpo", "flux/dev"), "flux-schnell": ("flux/schnell",), "tiny": ("tiny",)}
+    monkeypatch.setitem(cast(dict[str, Checkpoint], CHECKPOINTS), "new", replace(CHECKPOINTS["flux/schnell"], id="new"))
+    assert inspect(tmp_path / "FLUX.1 [schnell]").models == ("flux/schnell", "new")
 
 
 def test_a_lora_is_known(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ model was trained for (text tokens, bounds, defaults). This module only looks fo
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from weights import sketch
 from weights.errors import MissingFiles
 from weights.latent_rgb import FLUX_LATENT_RGB, LatentRGB
 
+ArchitectureName = Literal["flux-dev", "flux-schnell", "tiny"]  # of `weights.formats.architecture.ARCHITECTURES`
 COMPONENTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
 
 
@@ -63,7 +64,8 @@ class Checkpoint:
 
     `folder` holds the pipeline in diffusers layout. `transformer`, if set, is a single safetensors file that is used
     instead of the folder's own transformer. Both are relative to the models folder; the folder of an embedded model is
-    part of this package. A model without a folder is built in code.
+    part of this package. A model without a folder is built in code. A file of another origin can take the transformer's
+    place if it has the `architecture`; None: that of the folder's `config.json`, which no other model has.
 
     `bounds` (lowest, highest) and `defaults` replace those of flux/srpo, by the names in
     `pipelines.request.GenerationParams`; `remarks` are added to the help of these parameters. `guidance` is the range
@@ -76,6 +78,7 @@ class Checkpoint:
     title: str
     licence: str
     text_tokens: int
+    architecture: ArchitectureName | None
     sizes: ParameterCounts = NEGLIGIBLE
     pinned: ParameterCounts = NEGLIGIBLE  # `sizes` with each tensor rounded up to a power of two, as pinned memory is
     folder: str | None = None
@@ -165,6 +168,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [dev] with Tencent's SRPO transformer",
             licence="FLUX.1 [dev] Non-Commercial License; SRPO: academic use only",
             text_tokens=512,
+            architecture="flux-dev",
             sizes=FLUX_SIZES,
             pinned=FLUX_PINNED,
             folder="FLUX.1-dev",
@@ -176,6 +180,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [dev] as Black Forest Labs publishes it",
             licence="FLUX.1 [dev] Non-Commercial License",
             text_tokens=512,
+            architecture="flux-dev",
             sizes=FLUX_SIZES,
             pinned=FLUX_PINNED,
             folder="FLUX.1-dev",
@@ -187,6 +192,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="FLUX.1 [schnell]: distilled to a few steps, for commercial use too",
             licence="Apache-2.0",
             text_tokens=256,
+            architecture="flux-schnell",
             sizes=FLUX_SIZES,
             pinned=FLUX_PINNED,
             folder="FLUX.1-schnell",
@@ -200,6 +206,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title=f"a small FLUX of our own: simple pictures of {len(sketch.MANIFEST['knows']['things'])} things",
             licence="Apache-2.0",
             text_tokens=sketch.MANIFEST["text_tokens"],
+            architecture=None,
             folder=str(sketch.FOLDER),
             embedded=True,
             sample_prompt="a green apple on a blue background",
@@ -215,6 +222,7 @@ CHECKPOINTS: Mapping[str, Checkpoint] = {
             title="a random FLUX of two layers: it draws noise, and is there to show that the server works",
             licence="Apache-2.0",
             text_tokens=64,
+            architecture="tiny",
             embedded=True,
         ),
     )

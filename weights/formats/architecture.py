@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Self
 
+from weights.checkpoints import ArchitectureName
+
 Shape = tuple[int, ...]
 # The attention and MLP matrices of the blocks: the tensors that the fp8 and 4-bit formats quantize.
 BLOCK_LINEARS = re.compile(r"(single_)?transformer_blocks\.\d+\.(attn\.(to|add)_|ff|proj_)[\w.]*\.weight")
@@ -39,17 +41,18 @@ class TransformerConfig:
 
 
 class Architecture(NamedTuple):
-    """A transformer that can be served: its name, its configuration, and the ids in `CHECKPOINTS` that have it."""
+    """A transformer that can be served. `name`: as rows of `CHECKPOINTS` name it; None where none of them has it."""
 
+    name: ArchitectureName | None
     title: str
     config: TransformerConfig
-    models: tuple[str, ...]
 
 
 ARCHITECTURES = (
-    Architecture("FLUX.1 [dev]", TransformerConfig(), ("flux/srpo", "flux/dev")),
-    Architecture("FLUX.1 [schnell]", TransformerConfig(guidance_embeds=False), ("flux/schnell",)),
+    Architecture("flux-dev", "FLUX.1 [dev]", TransformerConfig()),
+    Architecture("flux-schnell", "FLUX.1 [schnell]", TransformerConfig(guidance_embeds=False)),
     Architecture(
+        "tiny",
         "tiny",
         TransformerConfig(
             num_layers=1,
@@ -59,7 +62,6 @@ ARCHITECTURES = (
             joint_attention_dim=32,
             pooled_projection_dim=32,
         ),
-        ("tiny",),
     ),
 )
 

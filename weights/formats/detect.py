@@ -186,7 +186,7 @@ def nearest_architecture(header: Header) -> Architecture:
     if header.config:
         config = TransformerConfig.from_config(header.config)
         known = (known for known in ARCHITECTURES if known.config == config)
-        return next(known, Architecture("its own config.json's", config, ()))
+        return next(known, Architecture(None, "its own config.json's", config))
     inputs = ("x_embedder.weight", "img_in.weight")
     width = next((tensor.shape[0] for name, tensor in header.tensors.items() if name.endswith(inputs)), 0)
     guidance = _has_key(header, "guidance")

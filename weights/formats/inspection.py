@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from weights.checkpoints import CHECKPOINTS
+from weights.formats.architecture import Architecture
 from weights.formats.detect import (
     FORMATS,
     LORA_MARKS,
@@ -58,12 +60,17 @@ def inspect(path: Path) -> Inspection:
         count_parameters(match),
         dict(dtypes.most_common()),
         architecture.title,
-        () if match.problem else architecture.models,
+        () if match.problem else list_models(architecture),
         match.missing,
         match.unexpected,
         len(match.other_models),
         match.problem,
     )
+
+
+def list_models(architecture: Architecture) -> tuple[str, ...]:
+    """The ids of the checkpoints that have this architecture."""
+    return tuple(row.id for row in CHECKPOINTS.values() if architecture.name and row.architecture == architecture.name)
 
 
 def _find_lora_problem(header: Header) -> str | None:
