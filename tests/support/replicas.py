@@ -134,7 +134,7 @@ class Stores(Protocol):
 def count_work(site: Stores) -> tuple[int, int, int]:
     """Jobs, stored images, and how often a job was taken over."""
     jobs, retries = site.query("SELECT count(*) FROM jobs"), site.query("SELECT coalesce(sum(attempt), 0) FROM jobs")
-    images = [key for key in site.s3.keys(site.bucket) if key.startswith("images/") and key != PROBE]
+    images = [key for key in site.s3.keys(site.bucket) if key.startswith("images/") and not key.startswith(PROBE)]
     return int(jobs), len(images), int(retries)
 
 

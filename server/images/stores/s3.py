@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from math import inf
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from server.images.stores.base import (
     StoredImage,
     make_links,
 )
+from server.process.data_folder import seconds_since_boot
 
 INSTALL = missing_extra("an s3:// store", "s3")
 CREDENTIALS = (
@@ -36,7 +38,7 @@ CREDENTIALS = (
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
 FOLDER = "images/"  # below the prefix
-PROBE = FOLDER + "probe"  # among the images, so that it expires as they do where it cannot be deleted
+PROBE = FOLDER + "probe-"  # begins names among the images, so that it expires as they do where it cannot be deleted
 CONNECT_TIMEOUT, TIMEOUT = timedelta(seconds=3), timedelta(seconds=10)  # of one try
 PATIENCE = 30.0  # seconds for which a finished image is tried to be put
 PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between tries
@@ -48,7 +50,8 @@ log = structlog.get_logger("srpo")
 class S3Store:
     """A `Store`: images in `url`, `s3://BUCKET/PREFIX`. Raises `ValueError` where it cannot be used.
 
-    `signed_urls`: clients fetch images from the bucket itself. Ages are by the bucket's clock and this machine's.
+    `signed_urls`: clients fetch images from the bucket itself. Ages are by the bucket's clock, which each sweep asks
+    for: a server whose date is wrong deletes nobody's images.
     """
 
     def __init__(
@@ -69,11 +72,14 @@ class S3Store:
         self._signed_urls = signed_urls
         self._size = 0
         self._next_sweep = time.monotonic()
+        self._probe_key = PROBE + secrets.token_hex(8)  # no other server deletes it
+        self._offset: float | None = None  # from the seconds since this machine's start to the bucket's clock
         self._obstore, self._bucket = open_bucket(url, endpoint, environment)
         self.origin = self._find_origin() if signed_urls else None
         secret = self._open()
         self._names = ImageNames(secret)
-        self.links = make_links(link_lifetime, link_secrets, secret, time.time)
+        self.links = make_links(link_lifetime, link_secrets, secret, self._now)
+        self._ask_time()
 
     @property
     def size(self) -> int:
@@ -114,23 +120,46 @@ class S3Store:
             return url
 
     def keep(self) -> None:
-        if self.failure is not None:
-            self._try_bucket()
         if self._size > self.cap or time.monotonic() > self._next_sweep:
             self.sweep()
-
-    def _try_bucket(self) -> None:
-        """Whether something as large as an image can be written again: one that may be read says nothing of that."""
-        with self._translated_errors():
-            self._obstore.put(self._bucket, PROBE, bytes(PROBE_SIZE), use_multipart=False)
+        if self.failure is not None:  # something as large as an image: a bucket that may be read says nothing of that
+            self._probe(PROBE_SIZE)
             self.failure = None
-            self._obstore.delete(self._bucket, PROBE)
+
+    def _probe(self, size: int = 0) -> None:
+        """Put so many bytes, and learn from them what time it is in the bucket. Raises `StoreUnavailable`.
+
+        The time is early by what the answer took and by the part of a second that buckets leave out, so that nothing
+        expires too soon.
+        """
+        with self._translated_errors():
+            try:
+                self._obstore.put(self._bucket, self._probe_key, bytes(size), use_multipart=False)
+                put = seconds_since_boot()
+                self._offset = self._obstore.head(self._bucket, self._probe_key)["last_modified"].timestamp() - put
+            except FileNotFoundError:  # somebody empties the bucket, or deletes it
+                raise StoreUnavailable from None
+        with suppress(FileNotFoundError, self._obstore.exceptions.BaseError):  # else it expires
+            self._obstore.delete(self._bucket, self._probe_key)
+
+    def _ask_time(self) -> None:
+        """Where nothing can be put, the time goes on from when something could."""
+        try:
+            self._probe()
+        except StoreUnavailable as error:
+            self.failure = error
+
+    def _now(self) -> float:
+        """The bucket's time; this machine's date as long as nothing could be put."""
+        return time.time() if self._offset is None else self._offset + seconds_since_boot()
 
     def sweep(self) -> None:
         """Delete expired images, then the oldest until the rest fits the cap. Several servers may do it at a time."""
+        self._ask_time()
         with self._translated_errors():
             found = [item for batch in self._obstore.list(self._bucket, prefix=FOLDER) for item in batch]
-            total, oldest_allowed = sum(item["size"] for item in found), time.time() - self._expire
+            total = sum(item["size"] for item in found)
+            oldest_allowed = -inf if self._offset is None else self._now() - self._expire
             leaving = []
             for item in sorted(found, key=lambda item: item["last_modified"]):
                 if item["last_modified"].timestamp() < oldest_allowed or total > self.cap:
@@ -142,7 +171,7 @@ class S3Store:
         self._next_sweep = time.monotonic() + SWEEP_EVERY
 
     def _seconds_left(self, meta: Mapping[str, Any]) -> float:
-        left: float = meta["last_modified"].timestamp() + self._expire - time.time()
+        left: float = meta["last_modified"].timestamp() + self._expire - self._now()
         if left <= 0:
             raise Gone
         return left

@@ -1,7 +1,6 @@
 """Which store a URL means, by its scheme."""
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -13,10 +12,10 @@ from server.settings.server import Settings
 
 
 def open_local(settings: Settings, clock: Callable[[], float]) -> Store:
-    """The folder of `file:` URLs; without any the data folder, whose clock no change of the date moves."""
+    """The folder of `file:` URLs; without any the data folder."""
     path = urlsplit(settings.store_url or "").path
-    root, now = (Path(unquote(path)), time.time) if path else (settings.data_dir, clock)
-    return LocalStore(root, retention_of(settings), now, settings.link_lifetime, settings.link_secrets)
+    root = Path(unquote(path)) if path else settings.data_dir
+    return LocalStore(root, retention_of(settings), clock, settings.link_lifetime, settings.link_secrets)
 
 
 def open_s3(settings: Settings, clock: Callable[[], float]) -> Store:  # noqa: ARG001 - the bucket has its own
@@ -36,7 +35,7 @@ STORES: Mapping[str, Callable[[Settings, Callable[[], float]], Store]] = {"file"
 
 
 def open_store(settings: Settings, clock: Callable[[], float]) -> Store:
-    """The store that the settings name, tried. `clock` is the data folder's.
+    """The store that the settings name, tried. `clock` is the data folder's, which no change of the date moves.
 
     Raises `ValueError` or `OSError` where it cannot be used, `StoreUnavailable` where it cannot be reached now.
     """
