@@ -22,6 +22,7 @@ from server.errors import NotFound
 from server.metrics.recorder import Metrics
 from server.security.origins import OriginPolicy
 from server.tracing.traces import Traces
+from server.transport.turns import Turns
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 PROBES = ("/health", "/ready", "/metrics")  # called every few seconds: logged at debug level only
@@ -44,6 +45,7 @@ class RequestMiddleware:
         self._metrics = metrics
         self._traces = traces
         self._headers = headers
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,6 +53,8 @@ class RequestMiddleware:
             return
         if "//" in scope["path"]:  # a base URL with a slash at its end, in some clients
             scope = {**scope, "path": re.sub("/{2,}", "/", scope["path"])}
+        if scope["path"] not in PROBES:
+            await self._turns.take()
         context = RequestContext(scope, send, self._origins, self._headers)
         span = self._traces.begin_request(scope)
         try:
