@@ -90,6 +90,7 @@ class Exchange:
         if not host:
             raise Unreachable("its address names no host")
         connection = http.client.HTTPConnection(host, port)
+        connection.default_port = PORTS[parts.scheme]  # not said in `host`, which may be signed: S3's signatures are
         connection.sock = self._connect(host, port, encrypted=parts.scheme == "https")
         with contextlib.closing(connection):
             path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=UNQUOTED)

@@ -4,12 +4,17 @@ import asyncio
 import base64
 import functools
 import io
+import os
 import socket
 import subprocess
 import sys
 import time
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -21,6 +26,7 @@ from server.images import fetch
 from server.images import source as inputs
 from server.images.decoding import UnusableImage, decode, has_several_scans
 from server.images.fetch import Unfetchable
+from server.outbound import Exchange
 from server.process.threads import POOLS, ThreadPools
 from server.settings.limits import SOURCE_MEMORY
 
@@ -39,6 +45,20 @@ def test_a_picture_is_fetched() -> None:
     peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
     assert asyncio.run(fetch.fetch(peer.url, ThreadPools())) == b"hello"
     peer.close()
+
+
+@pytest.mark.parametrize(("scheme", "port", "named"), [("http", 80, ""), ("https", 443, ""), ("https", 8443, ":8443")])
+def test_the_port_that_a_scheme_has_anyway_is_not_in_the_host_that_may_be_signed(
+    scheme: str, port: int, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(Exchange, "_connect", lambda *_, **__: ours)
+    theirs.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi")
+    assert fetch.Download(f"{scheme}://store.example:{port}/a?X-Amz-Signature=b").run() == b"hi"
+    heard = theirs.recv(2**16).lower()
+    theirs.close()
+    assert f"\r\nhost: store.example{named}\r\n".encode() in heard
+    assert b"\r\nuser-agent: srpo" in heard
 
 
 @pytest.mark.usefixtures("public")
@@ -208,6 +228,33 @@ def test_broken_exif_is_no_fault_of_the_picture(format: str, exif: bytes) -> Non
     assert (tuple(size), set(drawn)) == ((512, 544), {255})
 
 
+def chunks_of(png: bytes) -> list[bytes]:
+    """A PNG's chunks, each whole."""
+    chunks, at = [], 8
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4])
+        chunks.append(png[at:end])
+        at = end
+    return chunks
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+@pytest.mark.parametrize("late", [chunk(b"iCCP", b""), chunk(b"iCCP", b"x"), chunk(b"iCCP", b"name\0"), b"PLTE"])
+def test_chunks_that_come_too_late_or_too_short_are_damage_or_ignored(late: bytes) -> None:
+    """Pillow's reader fails in ways of its own where it looks into them."""
+    picture = Image.fromarray(np.random.default_rng().integers(0, 255, (64, 64, 3), np.uint8))
+    parts = chunks_of(file_of(picture.quantize(8) if late == b"PLTE" else picture))
+    if late == b"PLTE":
+        late = next(part for part in parts if part[4:8] == b"PLTE")
+        parts.remove(late)
+    parts.insert(-1, late)
+    with suppress(UnusableImage):
+        decode(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts)), SOURCE_MEMORY)
+
+
 def test_a_jpeg_whose_components_have_no_samples_is_damaged() -> None:
     data = bytearray(file_of(Image.new("RGB", (600, 600)), "JPEG", progressive=True))
     frame = data.index(b"\xff\xc2") + 10
@@ -217,7 +264,23 @@ def test_a_jpeg_whose_components_have_no_samples_is_damaged() -> None:
         decode(io.BytesIO(data), SOURCE_MEMORY)
 
 
-@pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64,%%%", "data:"])
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda text: "\n".join(text[at : at + 76] for at in range(0, len(text), 76)),
+        lambda text: text.rstrip("="),
+        lambda text: quote(text, safe=""),
+        lambda text: f" {text}\r\n",
+    ],
+)
+def test_a_data_uri_is_read_as_browsers_do(spell: Callable[[str], str]) -> None:
+    for length in range(1, 4):
+        data = os.urandom(300 + length)
+        uri = "data:image/png;base64," + spell(base64.b64encode(data).decode())
+        assert asyncio.run(inputs.read_url(uri, may_fetch=True, pools=ThreadPools())) == data
+
+
+@pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64,%%%", "data:image/png;base64,a", "data:"])
 def test_a_data_uri_that_is_none(uri: str) -> None:
     with pytest.raises(UnusableImage, match="base64"):
         asyncio.run(inputs.read_url(uri, may_fetch=True, pools=ThreadPools()))

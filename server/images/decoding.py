@@ -37,6 +37,10 @@ ORIENTATION = 0x0112  # the EXIF tag
 PngImagePlugin.MAX_TEXT_MEMORY = PngImagePlugin.MAX_TEXT_CHUNK  # 1 MiB of compressed text, where Pillow reads 64
 
 
+# What Pillow's readers stumble over: they look into some chunks without asking first how long those are.
+DAMAGED = (OSError, SyntaxError, ValueError, LookupError, AssertionError, TypeError, EOFError, struct.error)
+
+
 class UnusableImage(Exception):
     """The picture cannot be used; the message is for the client."""
 
@@ -54,7 +58,7 @@ def decode(file: BinaryIO, memory: int) -> tuple[Size, bytes]:
         raise UnusableImage("it is not a PNG, JPEG or WebP picture") from None
     except Image.DecompressionBombError:  # Pillow also raises it, for its own, higher limit
         raise UnusableImage(f"it has more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError):
+    except DAMAGED:
         raise UnusableImage("it is damaged") from None
     return size, ImageOps.fit(flat, size, Image.Resampling.LANCZOS).tobytes()
 

@@ -8,9 +8,13 @@ from server.process.threads import ThreadPools
 
 MAX_BYTES = 50 * 2**20
 SECONDS = 10.0  # time limit of a whole download
+LATE = f"it did not arrive within {SECONDS:.0f} s"
 REDIRECTS = 3
 CHUNK = 2**16
-ACCEPT = {"accept": "image/png, image/jpeg, image/webp"}
+HEADERS = {
+    "accept": "image/png, image/jpeg, image/webp",
+    "user-agent": "srpo-server (fetches source pictures for its users)",  # some hosts refuse whoever sends none
+}
 
 
 class Unfetchable(Exception):
@@ -35,6 +39,8 @@ class Download:
                 raise Unfetchable(f"{error}; send it as a data URI") from None
             except Unreachable as error:
                 raise Unfetchable(str(error)) from None
+            except TimeoutError:  # the socket's, which has the seconds that are left
+                raise Unfetchable(LATE) from None
             except (OSError, http.client.HTTPException, ValueError):  # ValueError: no host, path or port at all
                 raise Unfetchable("it could not be fetched") from None
             if isinstance(done, bytes):
@@ -44,7 +50,7 @@ class Download:
 
     def _get(self, url: str) -> bytes | str:
         """The body as bytes, or the address of a redirect as text."""
-        with self._exchange.request("GET", url, ACCEPT) as reply:
+        with self._exchange.request("GET", url, HEADERS) as reply:
             if reply.status in (301, 302, 303, 307, 308) and (location := reply.getheader("location")):
                 return location
             if reply.status != 200:
@@ -69,6 +75,6 @@ async def fetch(url: str, pools: ThreadPools) -> bytes:
     try:
         return await pools.run_within(SECONDS, "fetching", download.run)
     except TimeoutError:
-        raise Unfetchable(f"it did not arrive within {SECONDS:.0f} s") from None
+        raise Unfetchable(LATE) from None
     finally:
         download.abort()

@@ -5,6 +5,7 @@ import base64
 import binascii
 import io
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from pipelines.fields import Size
 from server.images.decoding import UnusableImage, decode
@@ -52,12 +53,14 @@ async def read_url(url: str, may_fetch: bool, pools: ThreadPools) -> bytes:
 
 
 def read_data_uri(url: str) -> bytes:
+    """The bytes in a base64 data URI, read as browsers do: white space and missing padding are no fault."""
     head, _, data = url.partition(",")
     if len(url) > MAX_DATA_URI:
         raise UnusableImage(f"the data URI is larger than {MAX_DATA_URI >> 20} MiB")
     if not head.lower().endswith(";base64"):
         raise UnusableImage("the data URI is not base64")
+    data = "".join((unquote(data) if "%" in data else data).split())
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode(data.rstrip("=") + "=" * (-len(data.rstrip("=")) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise UnusableImage("the data URI is not base64") from None
