@@ -100,13 +100,21 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
     app.state.metrics_page = page if settings.metrics and settings.metrics_port is None else None
     for router in ROUTERS:
         app.include_router(router)
-    served = {} if state.served == HOSTED_MODEL else {"x-served-model": state.served}
     app.add_middleware(
-        RequestMiddleware, origins=state.origins, headers=served, metrics=state.metrics, traces=state.traces
+        RequestMiddleware,
+        origins=state.origins,
+        headers=served_headers(state.served),
+        metrics=state.metrics,
+        traces=state.traces,
     )
     if settings.metrics and settings.metrics_port is not None:
         app.add_middleware(MetricsPort, page=page, host=settings.metrics_host, port=settings.metrics_port)
     return app
+
+
+def served_headers(model: str) -> dict[str, str]:
+    """What goes out with every reply: which model draws, where it is not the one that the hosted API serves."""
+    return {} if model == HOSTED_MODEL else {"x-served-model": model}
 
 
 def list_methods() -> dict[str, str]:

@@ -135,6 +135,8 @@ def test_where_all_connections_are_being_answered_one_more_is_refused(narrow: Li
         assert reply is not None
         assert reply.json()["error"]["code"] == "too_many_connections"
         assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
+        assert {"x-request-id", "x-inference-id"} < set(reply.headers)
+        assert reply.headers["x-served-model"] == "tiny"
     assert within(LIMIT, lambda: refusal(narrow) is None)
 
 

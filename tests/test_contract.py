@@ -109,8 +109,8 @@ def image(live: LiveServer) -> dict[str, Any]:
         *(("GET", path, {"POST"}) for path in PATHS),
         ("PUT", PATH, {"POST"}),
         ("HEAD", PATH, {"POST"}),
-        ("POST", "/v1/models", {"GET"}),
-        ("DELETE", "/v1/models/flux/srpo", {"GET"}),
+        ("POST", "/v1/models", {"GET", "HEAD"}),
+        ("DELETE", "/v1/models/flux/srpo", {"GET", "HEAD"}),
         ("POST", "/files/x.jpeg", {"GET", "HEAD"}),
         ("POST", "/health", {"GET", "HEAD"}),
         ("PUT", "/v1/jobs/job_0", {"GET", "DELETE"}),
@@ -577,7 +577,11 @@ def test_what_needs_no_key(live_with_key: LiveServer) -> None:
 
 def test_the_list_of_models(live: LiveServer) -> None:
     listed = call(live, "GET", "/v1/models").json()
-    assert listed == call(live, "GET", "/models").json()
+    for path in ("/models", "/models/", "/v1/models/"):
+        assert listed == call(live, "GET", path).json()
+    for path in ("/v1/models", "/v1/models/flux/srpo"):
+        looked_at = call(live, "HEAD", path)
+        assert (looked_at.status_code, looked_at.content) == (200, b"")
     assert listed["object"] == "list"
     assert "flux/srpo" in [model["id"] for model in listed["data"]]
     for model in listed["data"]:

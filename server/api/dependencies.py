@@ -44,9 +44,9 @@ def with_scope(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
 
 async def check_sent_key(request: Request, state: State) -> None:
     """What is open to all still refuses a wrong key, since clients test theirs there. Raises `Unauthorized`."""
-    credentials = await bearer(request)
-    if credentials is not None and credentials.credentials.strip():
-        await authenticate(request, state, credentials)
+    sent = request.headers.get("authorization", "").strip()
+    if sent and sent.lower() != "bearer":
+        await authenticate(request, state, await bearer(request))
 
 
 async def get_jobs(request: Request) -> JobService:

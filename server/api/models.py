@@ -61,7 +61,10 @@ def names_of(state: AppState) -> list[str]:
 
 
 @router.get("/v1/models", response_model_exclude_none=True, **MODELS)
+@router.get("/v1/models/", response_model_exclude_none=True, include_in_schema=False)
 @router.get("/models", response_model_exclude_none=True, include_in_schema=False)
+@router.get("/models/", response_model_exclude_none=True, include_in_schema=False)
+@router.head("/v1/models", response_model_exclude_none=True, include_in_schema=False)
 async def list_models(state: State) -> ModelList:
     """The models this server answers to."""
     return ModelList(data=[ModelCard.of(name, state.served) for name in names_of(state)])
@@ -69,6 +72,7 @@ async def list_models(state: State) -> ModelList:
 
 @router.get("/v1/models/{model:path}", response_model_exclude_none=True, **MODELS)
 @router.get("/models/{model:path}", response_model_exclude_none=True, include_in_schema=False)
+@router.head("/v1/models/{model:path}", response_model_exclude_none=True, include_in_schema=False)
 async def get_model(state: State, model: str) -> ModelCard:
     """One model."""
     if model not in names_of(state):

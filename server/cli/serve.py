@@ -16,7 +16,7 @@ from rich.text import Text
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
 from server import logs
-from server.app import create_app
+from server.app import create_app, served_headers
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.cli.terminal import banner
 from server.cli.terminal.parsing import format_error, parse
@@ -80,6 +80,7 @@ def configure_server(app: FastAPI, settings: Settings) -> uvicorn.Config:
         settings.body_timeout,
         limit_connections(settings),
         app.state.app_state.metrics.count_connection,
+        served_headers(app.state.app_state.served),
     )
     return uvicorn.Config(
         app,

@@ -11,8 +11,8 @@ send them, and nobody else is answered meanwhile.
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -34,13 +34,14 @@ class ConnectionLimits:
     """What the connections of one server share: how many may be open, and the seconds that a client has.
 
     `headers` are those for a request's line and headers, `unread` those for a body whose request is answered already.
-    `refused` hears of each connection that is refused.
+    `refused` hears of each connection that is refused, which is told `reply_headers`.
     """
 
     headers: float
     unread: float
     connections: int
     refused: Callable[[ServerError], None] = lambda _: None
+    reply_headers: Mapping[str, str] = field(default_factory=dict)
     warned: float = float("-inf")
 
     def warn(self) -> None:
@@ -139,11 +140,11 @@ class EnvelopeProtocol(H11Protocol):
         self.limits.refused(error)
         request_id = secrets.token_hex(16)
         reply = error_response(error, request_id, "")
-        headers = [*reply.raw_headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
+        ids = {"x-request-id": request_id, "x-inference-id": secrets.token_hex(16)}
+        reply.headers.update({**ids, "connection": "close", **self.limits.reply_headers})
+        reason = HTTPStatus(reply.status_code).phrase.encode()
         events = (
-            h11.Response(
-                status_code=reply.status_code, headers=headers, reason=HTTPStatus(reply.status_code).phrase.encode()
-            ),
+            h11.Response(status_code=reply.status_code, headers=reply.raw_headers, reason=reason),
             h11.Data(data=bytes(reply.body)),
             h11.EndOfMessage(),
         )
