@@ -56,7 +56,7 @@ class ForeignOrigin(ServerError):
     def __init__(self) -> None:
         super().__init__(
             "This server has no API keys, so it takes requests only from its own pages. "
-            "Set SRPO_CORS_ORIGINS, or set keys, to call it from other origins."
+            "Set SRPO_CORS_ORIGINS, or keys, to call it from other origins."
         )
 
 

@@ -103,7 +103,7 @@ class AppState:
             failed_keys=FailedKeys(settings.key_delay),
             constant=ConstantImages(settings.constant_images == "error"),
             signer=build_signer(settings),
-            origins=OriginPolicy(settings),
+            origins=OriginPolicy(settings, lambda: keys.needed),
             clock=clock,
             database=database,
             store=open_store(settings, clock),

@@ -285,11 +285,15 @@ def test_the_first_key_closes_a_server_and_its_end_does_not_open_it(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setattr(service, "INTERVAL", 0.05)
     with Scripted(tmp_path, safety_checker="none") as server:
+        page = {"origin": "https://elsewhere.example"}
         assert httpx.post(f"{server.url}{PATH}", json=BODY).status_code == 201
+        assert httpx.post(f"{server.url}{PATH}", json=BODY, headers=page).json()["error"]["code"] == "foreign_origin"
         assert httpx.get(f"{server.url}/v1/admin/keys").json()["error"]["code"] == "insufficient_scope"
         made = srpo("add", "first", "--data-dir", str(tmp_path), "--json")
         assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/v1/jobs").status_code == 401)
         assert call(server, "GET", "/v1/jobs", made["key"]).status_code == 200
+        drawn = call(server, "POST", PATH, made["key"], json=BODY, headers=page)  # the key is the proof, not the page
+        assert (drawn.status_code, drawn.headers["access-control-allow-origin"]) == (201, "*")
         srpo("revoke", made["id"], "--data-dir", str(tmp_path))
         assert within(START_LIMIT, lambda: call(server, "GET", "/v1/jobs", made["key"]).status_code == 401)
         assert httpx.post(f"{server.url}{PATH}", json=BODY).status_code == 401

@@ -5,6 +5,7 @@ only its own host names count, so that no web page can use a visitor's local ser
 """
 
 import re
+from collections.abc import Callable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -26,13 +27,15 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class OriginPolicy:
-    """Decides from the settings which hosts and origins are answered, and what image URLs begin with."""
+    """Decides which hosts and origins are answered, and what image URLs begin with.
 
-    def __init__(self, settings: Settings) -> None:
+    `needs_key` says whether a request needs a key. That may change: the first one of the database closes an open server.
+    """
+
+    def __init__(self, settings: Settings, needs_key: Callable[[], bool]) -> None:
         self._public_url = settings.public_url
-        self._guarded = not settings.needs_key
-        default = ("*",) if settings.needs_key else ()
-        self._allowed = settings.cors_origins if settings.cors_origins is not None else default
+        self._needs_key = needs_key
+        self._origins = settings.cors_origins
         self._hosts: tuple[str, ...] = LOOPBACK_NAMES if settings.is_loopback else ()
         if settings.is_loopback and settings.public_url:
             self._hosts += (host_of(urlsplit(settings.public_url).netloc),)
@@ -46,7 +49,7 @@ class OriginPolicy:
             raise UnknownHost
         origin = headers.get("origin")
         unsafe = scope["method"] not in ("GET", "HEAD", "OPTIONS")
-        if origin and unsafe and self._guarded and not self._is_allowed(origin, scope, headers):
+        if origin and unsafe and not self._needs_key() and not self._is_allowed(origin, scope, headers):
             raise ForeignOrigin
 
     def cors(self, scope: Scope, headers: Headers, reply: MutableHeaders) -> None:
@@ -72,11 +75,19 @@ class OriginPolicy:
         host = headers.get("host", "") if self._hosts else ""
         return f"{scope['scheme']}://{host or socket_address(scope)}"
 
+    @property
+    def _allowed(self) -> tuple[str, ...]:
+        """The origins of other sites."""
+        if self._origins is not None:
+            return self._origins
+        return ("*",) if self._needs_key() else ()
+
     def _is_allowed(self, origin: str, scope: Scope, headers: Headers) -> bool:
         own = {f"{scope['scheme']}://{headers.get('host', '')}"}
         if self._public_url:
             own.add("{0.scheme}://{0.netloc}".format(urlsplit(self._public_url)))
-        return "*" in self._allowed or origin in self._allowed or origin in own
+        allowed = self._allowed
+        return "*" in allowed or origin in allowed or origin in own
 
 
 def host_of(netloc: str) -> str:

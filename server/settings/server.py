@@ -90,8 +90,8 @@ class Settings(
     credits_per_megapixel: int = Field(52500, ge=0, description="credits for each started megapixel of an image")
     cors_origins: Names | None = Field(
         None,
-        description="origins of the web pages that may call the API, separated by commas, or *; default: * if keys "
-        "are required, else none",
+        description="origins of the web pages that may call the API, separated by commas, or *; default: * where keys "
+        "are needed, else none",
     )
     forwarded_allow_ips: str | None = Field(
         None, description="addresses of proxies whose X-Forwarded headers are trusted, separated by commas"
