@@ -16,6 +16,7 @@ from weights.checkpoints import HOSTED_MODEL
 
 IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
 RESPONSE_FORMATS = ("url", "b64_json")
+EVENTS = "image_generation"  # what the names of a stream's events begin with
 
 
 class Namesake(NamedTuple):
@@ -75,7 +76,7 @@ class TranslatedRequest:
     response_format: str | None = None  # url, b64_json or both; None: url
     stream: bool = False
     partial_images: int = 0
-    events: str = "image_generation"  # what the names of a stream's events begin with
+    events: str = EVENTS
     detailed: bool = False  # the reply is to have what those of OpenAI's gpt-image models have
     ignored: list[str] = field(default_factory=list)  # as `summarize` has them
 
@@ -121,11 +122,7 @@ def translate(body: Mapping[str, Any], dialect: Dialect = HOSTED_DIALECT, *, edi
 
     An `edit` begins at a picture, whichever name it is asked by; without a name it means the loaded model.
     """
-    fields = {name: value for name, value in body.items() if value is not None}
-    extra = fields.get("extra_body")
-    if isinstance(extra, dict):  # one client sends its extra fields inside a literal `extra_body`
-        del fields["extra_body"]
-        fields = {name: value for name, value in extra.items() if value is not None} | fields
+    fields = lift_extra_body(body)
     namesake = dialect.namesake(fields.get("model"))
     take_model(fields, dialect, edit)
     params = for_model(dialect.served, params_of(fields.get("model")))
@@ -153,6 +150,16 @@ def translate(body: Mapping[str, Any], dialect: Dialect = HOSTED_DIALECT, *, edi
         translated.native["image_size"] = sides
         translated.ignore(f"image_size.{name[:MAX_NAME]}" for name in size if name not in sides)
     return translated
+
+
+def lift_extra_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not null; those of a literal `extra_body`, as one client sends it, where none is outside."""
+    fields = {name: value for name, value in body.items() if value is not None}
+    extra = fields.get("extra_body")
+    if not isinstance(extra, dict):
+        return fields
+    del fields["extra_body"]
+    return {name: value for name, value in extra.items() if value is not None} | fields
 
 
 def take_model(fields: dict[str, Any], dialect: Dialect, edit: bool) -> None:

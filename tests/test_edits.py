@@ -105,6 +105,34 @@ def test_a_picture_may_be_named_by_its_address(server: Scripted) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pictures", "ignored"),
+    [
+        ({"images": [{"image_url": uri(FILE), "file_id": None}]}, None),
+        ({"images": [{"image_url": None, "url": uri(FILE)}]}, None),
+        ({"images": [{"image_url": uri(FILE), "file_id": "file-1"}]}, None),
+        ({"images": [{"image_url": uri(FILE)}, {"file_id": "file-1"}]}, "image.1"),
+        ({"extra_body": {"image": uri(FILE)}}, None),
+    ],
+)
+def test_a_json_picture_is_found_beside_members_that_say_nothing(
+    server: Scripted, pictures: dict[str, Any], ignored: str | None
+) -> None:
+    body = FIELDS | {"enable_safety_checker": False} | pictures
+    reply = httpx.post(f"{server.url}/v1/images/edits", json=body, timeout=START_LIMIT)
+    assert picture(reply).tobytes() == PIXELS.tobytes()
+    assert reply.headers.get("x-ignored-fields") == ignored
+
+
+def test_a_form_says_in_text_what_json_says_in_numbers_and_nulls(server: Scripted) -> None:
+    usual = edit(server, strength="0.5", seed="7").json()["data"]
+    for fields in ({"strength": ".5"}, {"strength": "5e-1"}, {"strength": "0.5", "model": "", "guidance_scale": ""}):
+        reply = edit(server, **{"seed": "7", **fields})
+        assert reply.status_code == 201, reply.text
+        assert reply.json()["data"] == usual
+    assert edit(server, seed="").status_code == 201
+
+
+@pytest.mark.parametrize(
     ("files", "fields", "param", "code", "words"),
     [
         ({"image": FILE, "mask": FILE}, {}, "mask", "unsupported", "leave the mask out"),
@@ -193,6 +221,17 @@ def spooled(pid: int) -> int:
             name = str(file.readlink())
             total += file.stat().st_size if name.endswith("(deleted)") and not name.startswith("/memfd:") else 0
     return total
+
+
+def test_a_key_of_one_route_is_another_request_on_the_other(server: Scripted) -> None:
+    body = FIELDS | {"image_url": uri(FILE)}
+    headers = {"idempotency-key": f"both-{random.random()}"}
+    drawn, edited = (
+        httpx.post(f"{server.url}/v1/images/{route}", json=body, headers=headers, timeout=START_LIMIT)
+        for route in ("generations", "edits")
+    )
+    assert drawn.status_code == 201
+    assert (edited.status_code, edited.json()["error"]["code"]) == (409, "idempotency_key_reused")
 
 
 def test_an_edit_may_be_a_job_and_is_replayed_under_its_key(server: Scripted) -> None:

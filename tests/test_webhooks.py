@@ -188,6 +188,12 @@ def test_without_webhooks_the_name_is_ignored_and_said(tmp_path: Path, monkeypat
         reply = httpx.post(f"{scripted.url}{PATH}", json=BODY | {"webhook_url": receiver.url}, headers=headers)
         assert reply.status_code == 201
         assert {"webhook_url", "webhook-url"} <= set(reply.headers["x-ignored-fields"].split(", "))
+        body = BODY | {"extra_body": {"webhook_url": receiver.url}, "guidence_scale": 3}
+        accepted = httpx.post(f"{scripted.url}{PATH}", json=body, headers=headers | PREFER)
+        assert accepted.status_code == 202  # who waits for a message asks for nothing more, and hears it here
+        ignored = set(accepted.headers["x-ignored-fields"].split(", "))
+        assert {"webhook_url", "webhook-url", "guidence_scale"} <= ignored
+        assert accepted.headers["x-engine-fingerprint"] == reply.headers["x-engine-fingerprint"]
         assert httpx.get(f"{scripted.url}/v1/webhooks/secret").status_code == 404
         assert receiver.messages == []
 

@@ -8,12 +8,14 @@ from typing import Any
 
 from starlette.requests import Request
 
+from server.aliases import lift_extra_body
 from server.security.limits import Upload
 from server.state import AppState
 from server.transport.json_body import read_object
 from server.transport.multipart import Form, no_mask, no_picture, read_form, unsupported_part
 
 PICTURES = ("image", "images", "image[]")
+ADDRESSES = ("image_url", "url")  # in a picture's object
 
 
 async def read_edit(request: Request, state: AppState, upload: Upload) -> Form:
@@ -22,7 +24,7 @@ async def read_edit(request: Request, state: AppState, upload: Upload) -> Form:
     Raises as `read_form` and `read_object` do.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-        return take_addresses(await read_object(request, state, upload))
+        return take_addresses(lift_extra_body(await read_object(request, state, upload)))
     return await read_form(request, state.settings, upload)
 
 
@@ -31,11 +33,11 @@ def take_addresses(fields: dict[str, Any]) -> Form:
     if fields.get("mask") is not None:
         raise no_mask("a mask")
     listed = [part for name in PICTURES for part in as_list(fields.pop(name, None))]
-    addresses = [*as_list(fields.get("image_url")), *map(address_of, listed)]
-    if not addresses:
+    pictures = [*as_list(fields.get("image_url")), *listed]
+    if not pictures:
         raise no_picture("the address or data URI of a picture")
-    fields["image_url"] = addresses[0]
-    return Form(fields, None, [f"image.{number}" for number in range(1, len(addresses))])
+    fields["image_url"] = address_of(pictures[0])
+    return Form(fields, None, [f"image.{number}" for number in range(1, len(pictures))])
 
 
 def as_list(value: Any) -> list[Any]:
@@ -46,9 +48,10 @@ def as_list(value: Any) -> list[Any]:
 def address_of(part: Any) -> Any:
     """The address in a picture's object; what is no address is left to be refused as an `image_url`."""
     while isinstance(part, dict):
-        if "file_id" in part:
+        address = next((part[name] for name in ADDRESSES if part.get(name) is not None), None)
+        if address is None and part.get("file_id") is not None:
             raise unsupported_part(
                 "image", "no files are kept here: send the picture itself", "an address", "a file_id"
             )
-        part = part.get("image_url", part.get("url"))
+        part = address
     return part

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from pipelines.request import ImageRequest
 from pipelines.trace_context import trace_context
-from server.aliases import TranslatedRequest, translate
+from server.aliases import EVENTS, TranslatedRequest, lift_extra_body, translate
 from server.api.dependencies import Drawer, JobsDep
 from server.api.edits import read_edit
 from server.api.events import EventPosition, stream_generation, stream_job
@@ -67,7 +67,7 @@ async def generate_images(request: Request, state: State, jobs: JobsDep, caller:
     with state.uploads.open() as upload:
         call = Call(request, state, jobs, caller, upload)
         await check_room(call)
-        fields = await read_object(request, state, upload)
+        fields = lift_extra_body(await read_object(request, state, upload))
         webhook = take_webhook(call, fields)
         return await answer(call, fields, translate(fields, state.dialect), webhook=webhook)
 
@@ -193,7 +193,7 @@ async def identify_try(call: Call, fields: dict[str, Any], translated: Translate
     headers = call.request.headers
     if TRIES not in headers or translated.stream or prefers_async(call.request) or "idempotency-key" in headers:
         return None
-    return RequestIdentity(call.caller.owner, await call.state.pools.run("bodies", hash_fields, fields))
+    return RequestIdentity(call.caller.owner, await call.state.pools.run("bodies", hash_fields, fields, translated))
 
 
 async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str, str]) -> Response:
@@ -218,7 +218,8 @@ def generation_stream(call: Call, generation: Generation) -> EventStream:
 async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> Response:
     """Accept a request as a job, or find the one with its key; reply at once, by events, or when the job is over."""
     key = idempotency_key(call.request)
-    accepting = call.jobs.accept(spec, call.caller, key, await call.state.pools.run("bodies", hash_fields, fields))
+    digest = await call.state.pools.run("bodies", hash_fields, fields, spec.translated)
+    accepting = call.jobs.accept(spec, call.caller, key, digest)
     # A client that leaves and has no key could never ask for the job: it is not accepted.
     record, known = await (accepting if key is not None else cancel_on_disconnect(accepting, call.request.receive))
     spec = spec.drop_source()
@@ -226,7 +227,7 @@ async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> 
     call.upload.close()
     headers = {"idempotent-replayed": "true"} if known else {}
     if prefers_async(call.request):
-        return await accepted_reply(call, record, headers)
+        return await accepted_reply(call, spec, record, headers)
     if spec.translated.stream:
         return job_stream(call, spec, record, headers)
     ended = await call.jobs.wait_ended(record)
@@ -238,12 +239,16 @@ async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> 
     return Response(content, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
 
 
-async def accepted_reply(call: Call, record: JobRecord, headers: dict[str, str]) -> Response:
-    """202, and where the job is."""
-    headers = headers | {
-        "location": poll_url(call.request, call.state, record),
-        "preference-applied": "respond-async",
-    }
+async def accepted_reply(call: Call, spec: JobSpec, record: JobRecord, headers: dict[str, str]) -> Response:
+    """202, and where the job is; which fields were ignored, since a caller of a webhook may never ask again."""
+    headers = (
+        headers
+        | start_headers(spec.translated, call.state)
+        | {
+            "location": poll_url(call.request, call.state, record),
+            "preference-applied": "respond-async",
+        }
+    )
     return await reply_with_job(
         call.request, call.state, call.jobs, record, call.jobs.active(record.id), status=202, headers=headers
     )
@@ -286,6 +291,7 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
-def hash_fields(fields: dict[str, Any]) -> str:
-    """The same for bodies that say the same, whatever their spacing and order."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+def hash_fields(fields: dict[str, Any], translated: TranslatedRequest) -> str:
+    """The same for bodies that say the same, whatever their spacing and order; an edit is another request."""
+    said = fields if translated.events == EVENTS else [translated.events, fields]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -24,7 +24,8 @@ from server.settings.server import Settings
 from server.transport.json_body import chunks_of, expect_body
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`
-NUMBER = re.compile(r"-?\d{1,20}(\.\d{1,20})?", re.ASCII)
+NUMBER = re.compile(r"-?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})([eE][+-]?\d{1,2})?", re.ASCII)
+OPTIONAL = {"model", *PARAM_TYPES} - {"prompt"}  # a form has no null: one that is empty is absent
 UTF8 = (b"utf-8", b"utf8")
 MAX_FIELDS = 100
 PIECE = 2**20
@@ -48,7 +49,8 @@ async def read_form(request: Request, settings: Settings, upload: Upload) -> For
     max_text, max_picture = settings.max_body, settings.max_upload
     async with expect_body(request, "multipart/form-data", settings.body_timeout):
         form = await parse(request, max_text, max_picture, upload)
-    fields = {name: parse_field(name, part) for name, part in form.multi_items() if isinstance(part, str)}
+    texts = [(name, part) for name, part in form.multi_items() if isinstance(part, str)]
+    fields = {name: parse_field(name, part) for name, part in texts if part or name not in OPTIONAL}
     files = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
     try:
         if sum(len(part) for part in fields.values() if isinstance(part, str)) > max_text:
@@ -134,5 +136,5 @@ def parse_field(name: str, text: str) -> Any:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
         if NUMBER.fullmatch(text):
-            return float(text) if "." in text else int(text)
+            return int(text) if text.lstrip("-").isdigit() else float(text)
     return text
