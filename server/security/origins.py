@@ -29,7 +29,7 @@ LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 class OriginPolicy:
     """Decides which hosts and origins are answered, and what image URLs begin with.
 
-    `needs_key` says whether a request needs a key. That may change: the first one of the database closes an open server.
+    `needs_key` says whether a request needs a key: the first one of the database closes an open server.
     """
 
     def __init__(self, settings: Settings, needs_key: Callable[[], bool]) -> None:
