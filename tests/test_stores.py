@@ -23,9 +23,10 @@ from server.images.encoding import EncodedImage
 from server.images.stores import s3 as s3_store
 from server.images.stores.base import Retention, Store
 from server.images.stores.s3 import S3Store, key_of
-from server.images.stores.table import STORES, open_store
+from server.images.stores.table import open_store
 from server.process.data_folder import FolderClock
 from server.settings.server import Settings
+from server.settings.storage import STORES
 
 BASE = "http://127.0.0.1:8000"
 

@@ -6,7 +6,7 @@ policy (which requests are checked) and action (what becomes of a flagged image)
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageFilter
 
@@ -14,7 +14,11 @@ from pipelines.errors import ContentWithheld, SafetyUnavailable
 from pipelines.request import ImageResult
 from pipelines.safety.checkers import SafetyChecker, load_checker
 
-POLICIES = ("client", "always", "never")
+POLICIES: Mapping[str, str] = {  # and what they mean, where the name does not say it
+    "client": "enable_safety_checker in the request decides",
+    "always": "",
+    "never": "",
+}
 BLUR = 12  # the blur radius is the shorter side divided by this: no outline survives
 
 
@@ -54,11 +58,18 @@ def keep(picture: Image.Image) -> Image.Image:
     return picture
 
 
-ACTIONS: Mapping[str, Callable[[Image.Image], Image.Image]] = {
-    "black": blacken,
-    "blur": blur,
-    "error": blacken,
-    "flag": keep,
+class Action(NamedTuple):
+    """What becomes of a flagged image, and, where the action's name does not say it, what the action means."""
+
+    replace: Callable[[Image.Image], Image.Image]
+    description: str = ""
+
+
+ACTIONS: Mapping[str, Action] = {
+    "black": Action(blacken),
+    "blur": Action(blur),
+    "error": Action(blacken, "an error if every image is flagged, else black"),
+    "flag": Action(keep, "the image is unchanged and marked in the reply"),
 }
 
 
@@ -107,7 +118,7 @@ class Guard:
         flagged = tuple(self._score(picture) >= self._threshold for picture in pictures)
         if self._action == "error" and all(flagged):
             raise ContentWithheld
-        withhold = ACTIONS[self._action]
+        withhold = ACTIONS[self._action].replace
         shown = [
             withhold(picture).tobytes() if flag else pixels
             for picture, pixels, flag in zip(pictures, result.pixels, flagged, strict=True)

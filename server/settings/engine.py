@@ -6,11 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, Field, field_validator, model_validator
 
+from pipelines.fields import Choice
+from pipelines.loading.placement import PLACEMENTS
 from pipelines.optimize.optimizations import OPTIMIZATIONS, validate_names
 from pipelines.request import IMAGE_SIZE
 from pipelines.safety.checkers import parse_checkers
+from pipelines.safety.guard import ACTIONS, POLICIES
 from server.settings.faults import WorkerSettings
-from server.settings.types import Names
+from server.settings.types import Names, describe_choices
 from weights.checkpoints import CHECKPOINTS
 from weights.lora_file import parse_lora
 
@@ -49,10 +52,11 @@ class EngineSettings(WorkerSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the weights; auto: bfloat16 on CUDA, float32 on a CPU"
     )
-    placement: Literal["auto", "resident", "offload-text", "float8", "float8-offload", "offload"] = Field(
+    placement: Annotated[str, Choice(("auto", *PLACEMENTS))] = Field(
         "auto",
-        description="which parts of the model stay on the card, and in which precision: resident, offload-text, "
-        "float8, float8-offload or offload; auto: the first that fits the card's total memory, never offload",
+        description="which parts of the model stay on the card, and in which precision: one of "
+        f"{', '.join(PLACEMENTS)}; auto: the first that fits the card's total memory, never "
+        + ", ".join(name for name, spec in PLACEMENTS.items() if not spec.automatic),
     )
     batch_sizes: Names = Field(
         ("512x512",),
@@ -105,14 +109,14 @@ class EngineSettings(WorkerSettings):
     safety_threshold: float = Field(
         0.5, gt=0, le=1, description="score, from 0 to 1, at and above which an image is flagged"
     )
-    safety_policy: Literal["client", "always", "never"] = Field(
+    safety_policy: Annotated[str, Choice(tuple(POLICIES))] = Field(
         "client",
-        description="which images are checked: client (enable_safety_checker in the request decides), always or never",
+        description=f"which images are checked: {describe_choices(POLICIES)}",
     )
-    safety_action: Literal["black", "blur", "error", "flag"] = Field(
+    safety_action: Annotated[str, Choice(tuple(ACTIONS))] = Field(
         "black",
-        description="what happens to a flagged image: black, blur, error (an error if every image is flagged, else "
-        "black) or flag (the image is unchanged and marked in the reply)",
+        description="what happens to a flagged image: "
+        + describe_choices({name: action.description for name, action in ACTIONS.items()}),
     )
     safety_timeout: float = Field(
         10.0,

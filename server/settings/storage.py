@@ -1,7 +1,8 @@
 """Where a server keeps its records, and how several servers share them. Part of the settings."""
 
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -9,6 +10,29 @@ from server.settings.types import EnvironmentSettings
 
 POSTGRES = "postgresql+psycopg://"
 SPELLINGS = (POSTGRES, "postgresql://", "postgres://")
+
+
+class StoreType(NamedTuple):
+    """A kind of store: what opens it ("module:callable"), what its URLs look like, and whether one is complete."""
+
+    factory: str
+    form: str
+    is_complete: Callable[[SplitResult], bool]
+
+
+def names_folder(url: SplitResult) -> bool:
+    return not url.netloc and url.path.startswith("/")
+
+
+def names_bucket(url: SplitResult) -> bool:
+    return bool(url.netloc)
+
+
+STORES: Mapping[str, StoreType] = {  # by the URL's scheme
+    "file": StoreType("server.images.stores.table:open_local", "file:///FOLDER", names_folder),
+    "s3": StoreType("server.images.stores.table:open_s3", "s3://BUCKET/PREFIX", names_bucket),
+}
+STORE_FORMS = " or ".join(row.form for row in STORES.values())
 
 
 class DatabaseSettings(EnvironmentSettings):
@@ -62,7 +86,7 @@ class StoreSettings(BucketSettings):
 
     store_url: str | None = Field(
         None,
-        description="where images are kept: file:///FOLDER, or s3://BUCKET/PREFIX, which several servers share (see "
+        description=f"where images are kept: {STORE_FORMS}; a bucket is what several servers share (see "
         "docs/replicas.md); none: in data_dir",
     )
     store_links: Literal["proxied", "signed"] = Field(
@@ -74,11 +98,12 @@ class StoreSettings(BucketSettings):
     @field_validator("store_url")
     @classmethod
     def _check_store_url(cls, value: str | None) -> str | None:
-        parts = urlsplit(value or "file:///data")
+        if not value:
+            return value
+        parts = urlsplit(value)
         if parts.query or parts.fragment or "@" in parts.netloc:
             raise ValueError("expected no password, ? or #: credentials are taken from AWS_ variables")
-        if (parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")) or (
-            parts.scheme == "s3" and parts.netloc
-        ):
-            return value
-        raise ValueError("expected file:///FOLDER or s3://BUCKET/PREFIX")
+        row = STORES.get(parts.scheme)
+        if row is None or not row.is_complete(parts):
+            raise ValueError(f"expected {STORE_FORMS}")
+        return value

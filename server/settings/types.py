@@ -2,7 +2,7 @@
 
 import ipaddress
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -55,6 +55,12 @@ def parse_seconds(value: Any) -> Any:
         return float(number) * unit
     except ValueError:
         raise ValueError(f"{value!r}: expected seconds, or a time such as 15m, 12h or 30d") from None
+
+
+def describe_choices(names: Mapping[str, str]) -> str:
+    """The names in a sentence, each with what it means, if that is said: `black, blur (unrecognizable) or flag`."""
+    *first, last = (f"{name} ({meaning})" if meaning else name for name, meaning in names.items())
+    return f"{', '.join(first)} or {last}"
 
 
 def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BeforeValidator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
+from pipelines.fields import Choice
 from server.settings.types import parse_bytes, parse_seconds
 
 SECONDS = "SECONDS"
@@ -77,6 +78,9 @@ def find_metavar(name: str, field: FieldInfo) -> str:
     word = name.rpartition("_")[2]
     kinds = [field.annotation, *get_args(field.annotation), *parts_of(field)]
     validators = {part.func for part in parts_of(field) if isinstance(part, BeforeValidator)}
+    for choice in parts_of(field):
+        if isinstance(choice, Choice):
+            return "{" + ",".join(choice.names) + "}"
     if parse_seconds in validators:
         return SECONDS
     if parse_bytes in validators:

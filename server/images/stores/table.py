@@ -1,14 +1,16 @@
-"""Which store a URL means, by its scheme."""
+"""Opens the store that a URL means: what the rows of `STORES` name."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipelines.imports import import_name
 from server.images.stores.base import Retention, Store
 from server.images.stores.local import LocalStore
 from server.images.stores.s3 import S3Store
 from server.settings.server import Settings
+from server.settings.storage import STORES
 
 
 def open_local(settings: Settings, clock: Callable[[], float]) -> Store:
@@ -31,15 +33,13 @@ def open_s3(settings: Settings, clock: Callable[[], float]) -> Store:  # noqa: A
     )
 
 
-STORES: Mapping[str, Callable[[Settings, Callable[[], float]], Store]] = {"file": open_local, "s3": open_s3}
-
-
 def open_store(settings: Settings, clock: Callable[[], float]) -> Store:
     """The store that the settings name, tried. `clock` is the data folder's, which no change of the date moves.
 
     Raises `ValueError` or `OSError` where it cannot be used, `StoreUnavailable` where it cannot be reached now.
     """
-    return STORES[urlsplit(settings.store_url or "file:").scheme](settings, clock)
+    store: Store = import_name(STORES[urlsplit(settings.store_url or "file:").scheme].factory)(settings, clock)
+    return store
 
 
 def retention_of(settings: Settings) -> Retention:
