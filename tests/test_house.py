@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from docs.tables import TABLES, pages, render
 from pipelines.request import GenerationParams, ImageToImageParams
+from server.__main__ import COMMANDS
 from server.api.openapi import GENERATION
+from server.cli.terminal.parsing import Command, Group
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,10 +20,20 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
+def list_modules(commands: Mapping[str, Command | Group]) -> set[str]:
+    """The modules of commands, and of those below them."""
+    modules: set[str] = set()
+    for command in commands.values():
+        if isinstance(command, Group):
+            modules |= list_modules(command.commands)
+        else:
+            modules.add(command.function.partition(":")[0])
+    return modules
+
+
 @pytest.mark.parametrize(
     "module",
-    ["server.app", *(f"server.cli.{name}" for name in ("serve", "generate", "doctor", "weights.pull"))]
-    + [f"pipelines.workers.{name}" for name in ("worker", "pool")],
+    ["server.app", "pipelines.workers.pool", "pipelines.workers.worker", *sorted(list_modules(COMMANDS))],
 )
 def test_importing_the_http_room_or_the_worker_never_imports_torch(module: str) -> None:
     heavy = (
