@@ -59,8 +59,8 @@ class PreviewPlan:
 class EventChannel:
     """Events, numbered from 1, for any number of readers. Writing never waits; a late reader misses the oldest."""
 
-    def __init__(self, capacity: int = EVENT_CAPACITY) -> None:
-        self._kept: deque[tuple[int, Event]] = deque(maxlen=capacity)
+    def __init__(self) -> None:
+        self._kept: deque[tuple[int, Event]] = deque(maxlen=EVENT_CAPACITY)
         self._numbers = count(1)
         self._news = asyncio.Event()
         self._closed = False

@@ -27,7 +27,6 @@ KEPT = 60.0  # seconds for which images are kept
 SAMPLES = 120
 SETTINGS = {"api_keys": ",".join(KEYS), "safety_checker": "none", "images_expire": str(KEPT)}
 UNITS = {"API memory": "MiB", "worker memory": "MiB", "database": "KiB", "database's journal": "KiB", "disk": "MiB"}
-READ = ("/v1/models", "/v1/jobs?limit=100", "/health", "/metrics", "/nothing")
 WARM_UP = 0.25  # of the time
 COLUMNS = ("figure", "after the warm-up", "at the end", "most", "slope an hour", "slope per 1,000 requests")
 

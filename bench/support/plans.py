@@ -32,7 +32,6 @@ class Stages(NamedTuple):
 
 # Of what a card is expected to take for an image, the parts that are no step: bench/LOG.md, 2026-11-24. An estimate.
 ESTIMATE = Stages(text=0.02, step=0.0675, skipped_step=0.0015, decode=0.025)
-ESTIMATED_PIXELS = 1440 * 512
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 
 from server.errors import DatabaseUnavailable, StorageBusy, StorageDamaged, StorageFailure, StorageFull
 
-DRIVER = "postgresql+psycopg"
 CONNECT_TIMEOUT = 5  # seconds, for each address of the host
 SILENCE = 10  # seconds that a host may leave what was sent to it unconfirmed
 INTERVAL = 0.1  # seconds between looks for a signal, as psycopg has it

@@ -31,9 +31,6 @@ class EncodedImage:
     def base64(self) -> str:
         return base64.b64encode(self.data).decode("ascii")
 
-    def data_uri(self) -> str:
-        return f"data:{self.content_type};base64,{self.base64()}"
-
 
 def encode_one(
     inspected: InspectedResult, index: int, format: str, settings: EngineSettings, signer: FileSigner | None

@@ -89,7 +89,7 @@ class RequestContext:
         self.headers = Headers(scope=scope)
         state: dict[str, Any] = scope.setdefault("state", {})
         self.request_id = state["request_id"] = secrets.token_hex(16)
-        state["inference_id"] = self._inference_id = secrets.token_hex(16)
+        self._inference_id = secrets.token_hex(16)
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -128,9 +128,7 @@ class Mutations:
                 case 2:
                     damaged[at:at] = damaged[: self._chance.randint(0, 60)]
                 case 3:
-                    damaged[at:at] = self._chance.choice(
-                        [b"\r\n", b"\0", b"\xff", b'"', b"\\u0000", b"1e999", b"[" * 500]
-                    )
+                    damaged[at:at] = self._chance.choice(PIECES)
         return bytes(damaged)
 
     def _post(self, path: str, kind: str, body: bytes) -> bytes:

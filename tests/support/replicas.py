@@ -28,7 +28,6 @@ from server.images.stores.s3 import PROBE
 
 PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {"model": "flux/srpo", "prompt": "slow", "image_size": "square", "num_inference_steps": 12}
-INLINE = {"response_format": "b64_json", "output_format": "png"}
 LEASE = 3.0  # seconds
 PATIENCE = 8.0  # seconds for which a client waits for a reply
 GIVES_UP = 90.0  # seconds after which a request counts as lost
