@@ -27,7 +27,12 @@ from weights.formats.tensors import Header, TensorInfo
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 SCALE_SUFFIXES = ("scale_weight", "weight_scale")  # beside a tensor X.weight: X.scale_weight, to multiply it with
 OTHER_SUFFIXES = ("scale_input", "input_scale", "comfy_quant", "scaled_fp8")  # beside a weight, and not needed
-LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.up.", ".lora.down.", ".lokr_w", ".hada_w")
+XLABS_MARKS = (".processor.proj_lora", ".processor.qkv_lora")
+LYCORIS_MARKS = (".lokr_w", ".hada_w")
+LORA_MARKS = (
+    *(".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.up.", ".lora.down."),
+    *(*XLABS_MARKS, *LYCORIS_MARKS),
+)
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 FP8_ROWS = "srpo-fp8-rows"  # the layout in the metadata of our own fp8 files
 SCALE_DTYPES = ("F32", "BF16", "F16")

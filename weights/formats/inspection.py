@@ -9,7 +9,7 @@ from weights.checkpoints import CHECKPOINTS
 from weights.formats.architecture import Architecture
 from weights.formats.detect import (
     FORMATS,
-    LORA_MARKS,
+    LYCORIS_MARKS,
     count_parameters,
     detect_format,
     match_tensors,
@@ -75,6 +75,6 @@ def list_models(architecture: Architecture) -> tuple[str, ...]:
 
 def _find_lora_problem(header: Header) -> str | None:
     """LyCORIS variants are recognized, but cannot be merged."""
-    if any(mark in name for name in header.tensors for mark in LORA_MARKS[-2:]):
+    if any(mark in name for name in header.tensors for mark in LYCORIS_MARKS):
         return "a LyCORIS file (LoKr or LoHa): only plain LoRA is merged"
     return None

@@ -1,10 +1,10 @@
 """Reads LoRA files, which are merged into the weights while these are loaded. Imports torch.
 
-diffusers' converters translate the keys of kohya, ComfyUI, XLabs and others. They silently drop what they do not know
-(weight norms, differences, other text encoders); here a file that holds such tensors is refused.
+Files whose tensors could not all be merged are refused: weight norms, differences, other text encoders.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
@@ -12,27 +12,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
 from weights.errors import WrongWeights
 from weights.formats.detect import detect_format
 from weights.formats.headers import read_header
+from weights.formats.lora_keys import PARTS, convert, is_peft
 from weights.formats.tensors import Header
 
 UNKNOWN = (
     ".dora_scale",
     ".lokr_",
     ".hada_",
-    ".diff",
+    ".diff_b",
     ".set_weight",
     "text_encoders.t5xxl",
     "lora_te2_",
     "lora_te3_",
 )
-PARTS = ("transformer.", "text_encoder.")
-CLIP_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # diffusers' old names
-ADAPTER_METADATA = "lora_adapter_metadata"  # the entry in which diffusers and peft store their configuration
+ADAPTER_METADATA = "lora_adapter_metadata"  # the entry in which diffusers stores peft's configuration
+ADAPTER_FILE = "adapter_config.json"  # the file in which peft itself stores it
 
 
 class Delta(NamedTuple):
@@ -67,15 +66,10 @@ def read(path: Path, scale: float, tensor_shapes: Mapping[str, tuple[int, ...]])
         raise WrongWeights(path, "not a LoRA")
     if unknown := [name for name in header.tensors if any(mark in name for mark in UNKNOWN)]:
         raise WrongWeights(path, f"it holds {unknown[0]}: only plain LoRA on the transformer and on CLIP can be merged")
-    tensors = fold_final_alpha({translate_comfyui_key(name): tensor for name, tensor in load_file(path).items()})
-    try:
-        converted, alphas = FluxPipeline.lora_state_dict(tensors, return_alphas=True)
-    except (ValueError, KeyError, AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise WrongWeights(path, f"diffusers' converter cannot take its keys ({reason})") from error
-    deltas = pair_matrices(
-        path, {normalize_key(name): tensor for name, tensor in converted.items()}, alphas or {}, header, scale
-    )
+    tensors = load_file(path)
+    adapter = read_adapter_file(path) if is_peft(tensors, tensor_shapes) else read_adapter(path, header)
+    converted, alphas = convert(path, tensors, tensor_shapes)
+    deltas = pair_matrices(path, converted, alphas, adapter, scale)
     parts = [{key.removeprefix(p): delta for key, delta in deltas.items() if key.startswith(p)} for p in PARTS]
     for name, delta in parts[0].items():
         if (expected := tensor_shapes.get(f"{name}.weight")) != (shape := (delta.up.shape[0], delta.down.shape[1])):
@@ -96,39 +90,39 @@ def merge_into_text_encoder(lora: Lora, text_encoder: torch.nn.Module) -> None:
             layer.weight.copy_(delta.add_to(layer.weight))
 
 
-def translate_comfyui_key(name: str) -> str:
-    """ComfyUI also writes its own keys with peft's endings, which diffusers' converter does not accept."""
-    if name.startswith("diffusion_model."):
-        return name.replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up.")
-    return name
+def read_adapter(path: Path, header: Header) -> dict[str, Any]:
+    """The configuration of peft in a file's metadata, each entry behind its part's name. Raises `WrongWeights`."""
+    try:
+        return dict(json.loads(header.metadata.get(ADAPTER_METADATA, "{}")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WrongWeights(path, f"its {ADAPTER_METADATA} is damaged ({error})") from error
 
 
-def fold_final_alpha(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Multiply the final layer's alpha into its matrix, because diffusers' converter drops it."""
-    for name in [name for name in tensors if "final_layer" in name and name.endswith(".alpha")]:
-        stem = name.removesuffix(".alpha")
-        if (up := tensors.get(f"{stem}.lora_up.weight")) is not None:
-            tensors[f"{stem}.lora_up.weight"] = up * (tensors.pop(name) / up.shape[1])
-    return tensors
+def read_adapter_file(path: Path) -> dict[str, Any]:
+    """The configuration that peft saves beside a file, as `read_adapter` returns it. Raises `WrongWeights`.
 
-
-def normalize_key(name: str) -> str:
-    """One spelling for the keys that the converters return. For the embedders they omit the prefix."""
-    for theirs, ours in CLIP_LAYERS.items():
-        name = name.replace(f".{theirs}_lora.", f".{ours}.lora.")
-    name = name.replace(".lora_linear_layer.", ".lora.")
-    name = name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
-    return name if name.startswith(PARTS) else f"transformer.{name}"
+    Without it the strength is unknown: it is lora_alpha / r, and only r can be seen in the file.
+    """
+    file = path.with_name(ADAPTER_FILE)
+    if not file.is_file():
+        raise WrongWeights(path, f"peft keeps its lora_alpha in {ADAPTER_FILE}, which is to stand beside it")
+    try:
+        adapter = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WrongWeights(file, f"damaged ({error})") from error
+    if not isinstance(adapter.get("lora_alpha"), int | float):
+        raise WrongWeights(file, "it has no number as lora_alpha")
+    return {f"transformer.{name}": value for name, value in adapter.items()}
 
 
 def pair_matrices(
-    path: Path, tensors: Mapping[str, torch.Tensor], alphas: Mapping[str, Any], header: Header, scale: float
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    alphas: Mapping[str, torch.Tensor],
+    adapter: Mapping[str, Any],
+    scale: float,
 ) -> dict[str, Delta]:
     """The deltas from `X.lora_A.weight` and `X.lora_B.weight`. Raises `WrongWeights` for any other tensor."""
-    try:
-        adapter = dict(json.loads(header.metadata.get(ADAPTER_METADATA, "{}")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WrongWeights(path, f"its {ADAPTER_METADATA} is damaged ({error})") from error
     deltas: dict[str, Delta] = {}
     for key, down in tensors.items():
         name, mark, _ = key.partition(".lora_A.")
@@ -143,6 +137,10 @@ def pair_matrices(
         rank = down.shape[0]
         factor = scale * (float(alpha) / rank if alpha is not None else adapter_scale(path, name, rank, adapter))
         deltas[name] = Delta(up, down, factor)
+    if unused := sorted(alphas.keys() - {f"{name}.alpha" for name in deltas}):
+        raise WrongWeights(path, f"it holds {unused[0]}, which is no layer's that it changes")
+    if not deltas:
+        raise WrongWeights(path, "it changes nothing: no LoRA was found in it")
     return deltas
 
 
@@ -152,8 +150,11 @@ def adapter_scale(path: Path, name: str, rank: int, adapter: Mapping[str, Any]) 
     if adapter.get(f"{part}.use_dora"):
         raise WrongWeights(path, "a DoRA: only plain LoRA can be merged")
     patterns = adapter.get(f"{part}.alpha_pattern") or {}
-    matching = (a for pattern, a in patterns.items() if module == pattern or module.endswith(f".{pattern}"))
-    alpha = next(matching, adapter.get(f"{part}.lora_alpha"))
+    try:  # as peft matches them: a regular expression for the whole name, or for its end behind a dot
+        matching = [a for pattern, a in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)]
+    except re.error as error:
+        raise WrongWeights(path, f"its alpha_pattern is no regular expression ({error})") from error
+    alpha = next(iter(matching), adapter.get(f"{part}.lora_alpha"))
     if alpha is None:
         return 1.0
     return float(alpha) / (sqrt(rank) if adapter.get(f"{part}.use_rslora") else rank)
