@@ -80,12 +80,12 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         await state.pool.stop()
         await state.usage.stop()
         await service.stop()
-        await state.pools.run("traces", state.traces.stop)
+        await state.threads.run("traces", state.traces.stop)
         for task in watching:
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
-        await state.pools.run("ledger", state.database.close)
-        state.pools.close()
+        await state.threads.run("database", state.database.close)
+        state.threads.close()
 
     app = ImageServer(
         state,

@@ -49,7 +49,7 @@ class AppState:
 
     settings: Settings
     pool: WorkerPool
-    pools: ThreadPools
+    threads: ThreadPools
     metrics: Metrics
     traces: Traces
     uploads: UploadBudget
@@ -85,7 +85,7 @@ class AppState:
         a model that is not served.
         """
         engine = build_engine_config(settings, settings.data_dir)
-        pools = ThreadPools()
+        threads = ThreadPools()
         pool = pool or build_pool(settings, engine)
         pool.observer = metrics = Metrics()
         clock = FolderClock(settings.data_dir)
@@ -94,12 +94,12 @@ class AppState:
         quota = Quota(settings.key_images, settings.key_requests, settings.key_rate)
         return cls(
             settings=settings,
-            pools=pools,
+            threads=threads,
             metrics=metrics,
             traces=open_traces(settings.traces),
             uploads=UploadBudget(settings.uploads),
             pool=pool,
-            limits=KeyLimits(quota, pool, RequestRates(database), pools),
+            limits=KeyLimits(quota, pool, RequestRates(database), threads),
             failed_keys=FailedKeys(settings.key_delay),
             constant=ConstantImages(settings.constant_images == "error"),
             signer=build_signer(settings),
@@ -108,11 +108,11 @@ class AppState:
             database=database,
             store=open_store(settings, clock),
             keys=keys,
-            key_service=KeyService(keys, KeyStore(database), pools),
-            usage=UsageWriter(UsageLedger(database), pools),
+            key_service=KeyService(keys, KeyStore(database), threads),
+            usage=UsageWriter(UsageLedger(database), threads),
             guard=guard or build_guard(settings),
             prompts=build_prompt_guard(settings),
-            sources=Sources(pools, may_fetch=not settings.no_fetch, memory=settings.source_memory),
+            sources=Sources(threads, may_fetch=not settings.no_fetch, memory=settings.source_memory),
             served=engine.model,
             dialect=build_dialect(settings, engine.model),
         )

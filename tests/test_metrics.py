@@ -321,7 +321,7 @@ async def test_what_takes_too_long_is_left_out_and_asked_once(tmp_path: Path, mo
             assert ("srpo_disk_free_bytes", frozenset()) not in samples
     finally:
         released.set()
-        app.state.app_state.pools.close()
+        app.state.app_state.threads.close()
 
 
 # ---- The parts

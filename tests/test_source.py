@@ -106,7 +106,7 @@ def test_a_name_is_looked_up_once_so_that_it_cannot_change_in_between(
 @pytest.mark.usefixtures("public")
 async def test_who_waits_behind_slow_name_servers_still_has_all_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can end a look-up of a name, so its thread is taken for as long as it takes."""
-    slow, found, pools = 1.2, socket.getaddrinfo, ThreadPools()
+    slow, found, threads = 1.2, socket.getaddrinfo, ThreadPools()
     monkeypatch.setattr(fetch, "SECONDS", 2.0)
 
     def look_up(host: str, port: int, **options: Any) -> Any:
@@ -117,12 +117,12 @@ async def test_who_waits_behind_slow_name_servers_still_has_all_its_time(monkeyp
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
-    others = [asyncio.ensure_future(fetch.fetch("http://slow.example/", pools)) for _ in range(2 * POOLS["fetching"])]
+    others = [asyncio.ensure_future(fetch.fetch("http://slow.example/", threads)) for _ in range(2 * POOLS["fetching"])]
     await asyncio.sleep(0)
-    assert await fetch.fetch(peer.url, pools) == b"hello"
+    assert await fetch.fetch(peer.url, threads) == b"hello"
     assert all(isinstance(ended, Unfetchable) for ended in await asyncio.gather(*others, return_exceptions=True))
     peer.close()
-    pools.close()
+    threads.close()
 
 
 @pytest.mark.usefixtures("public")
@@ -152,7 +152,7 @@ def test_a_silent_host_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_fetched_where_the_operator_said_so() -> None:
     with pytest.raises(UnusableImage, match="--no-fetch"):
-        asyncio.run(inputs.read_url("https://example.com/a.png", may_fetch=False, pools=ThreadPools()))
+        asyncio.run(inputs.read_url("https://example.com/a.png", may_fetch=False, threads=ThreadPools()))
 
 
 # --- from bytes to pixels -------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_a_data_uri_of_a_size_that_is_drawn_keeps_every_pixel(format: str) -> No
     data = file_of(Image.fromarray(pixels), format, **({"lossless": True} if format == "WEBP" else {}))
     uri = f"data:image/{format.lower()};base64,{base64.b64encode(data).decode()}"
     size, drawn = decode(
-        io.BytesIO(asyncio.run(inputs.read_url(uri, may_fetch=False, pools=ThreadPools()))), SOURCE_MEMORY
+        io.BytesIO(asyncio.run(inputs.read_url(uri, may_fetch=False, threads=ThreadPools()))), SOURCE_MEMORY
     )
     assert (size.width, size.height) == (544, 512)
     assert drawn == pixels.tobytes()
@@ -277,13 +277,13 @@ def test_a_data_uri_is_read_as_browsers_do(spell: Callable[[str], str]) -> None:
     for length in range(1, 4):
         data = os.urandom(300 + length)
         uri = "data:image/png;base64," + spell(base64.b64encode(data).decode())
-        assert asyncio.run(inputs.read_url(uri, may_fetch=True, pools=ThreadPools())) == data
+        assert asyncio.run(inputs.read_url(uri, may_fetch=True, threads=ThreadPools())) == data
 
 
 @pytest.mark.parametrize("uri", ["data:image/png,abc", "data:image/png;base64,%%%", "data:image/png;base64,a", "data:"])
 def test_a_data_uri_that_is_none(uri: str) -> None:
     with pytest.raises(UnusableImage, match="base64"):
-        asyncio.run(inputs.read_url(uri, may_fetch=True, pools=ThreadPools()))
+        asyncio.run(inputs.read_url(uri, may_fetch=True, threads=ThreadPools()))
 
 
 PEAK = """

@@ -13,21 +13,21 @@ CALLS = 30
 
 
 async def test_a_call_may_wait_longer_than_its_limit_for_others_that_are_quick() -> None:
-    pools = ThreadPools()
-    waits = [pools.run_within(LIMIT, "decoding", time.sleep, 1.5 * LIMIT / CALLS) for _ in range(CALLS)]
+    threads = ThreadPools()
+    waits = [threads.run_within(LIMIT, "decoding", time.sleep, 1.5 * LIMIT / CALLS) for _ in range(CALLS)]
     assert await asyncio.gather(*waits) == [None] * CALLS
-    pools.close()
+    threads.close()
 
 
 async def test_nobody_waits_for_threads_that_hang() -> None:
-    pools, end = ThreadPools(), threading.Event()
+    threads, end = ThreadPools(), threading.Event()
     try:
-        calls = [pools.run_within(0.2, "decoding", end.wait) for _ in range(POOLS["decoding"] + 2)]
+        calls = [threads.run_within(0.2, "decoding", end.wait) for _ in range(POOLS["decoding"] + 2)]
         assert [type(ended) for ended in await asyncio.gather(*calls, return_exceptions=True)] == [TimeoutError] * 3
         with pytest.raises(TimeoutError):
-            await pools.run_within(0.2, "decoding", print, "never")
+            await threads.run_within(0.2, "decoding", print, "never")
         end.set()
-        assert await pools.run_within(LIMIT, "decoding", len, "abc") == 3
+        assert await threads.run_within(LIMIT, "decoding", len, "abc") == 3
     finally:
         end.set()
-        pools.close()
+        threads.close()

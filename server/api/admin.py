@@ -64,7 +64,7 @@ async def show_usage(
         )
     first, last = choose_days(since, until)
     names = {record.id: record.name for record in await state.key_service.list()}
-    records = await state.pools.run("ledger", state.usage.ledger.report, first, last, key)
+    records = await state.threads.run("database", state.usage.ledger.report, first, last, key)
     rows = [describe_usage(record, names) for record in records]
     if form == "csv":
         return Response(format_csv(rows), headers=PRIVATE, media_type="text/csv")

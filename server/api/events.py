@@ -63,7 +63,7 @@ def describe_progress(now: Progress, spec: JobSpec) -> dict[str, Any]:
 async def describe_preview(preview: Preview, generation: Generation) -> dict[str, Any]:
     """The data of a partial image, encoded in a thread."""
     size = (preview.width, preview.height)
-    image = await generation.pools.run(
+    image = await generation.threads.run(
         "encoding", encode, preview.pixels, *size, generation.body.output_format, PREVIEW_QUALITY
     )
     return {
@@ -133,7 +133,7 @@ async def stream_generation(generation: Generation, named: bool, request_id: str
             yield await format_running(event, generation, named=named)
         reply = await replying
         for index in range(len(reply.images)):
-            yield await generation.pools.run("encoding", format_image, index, reply, generation)
+            yield await generation.threads.run("encoding", format_image, index, reply, generation)
     except (PipelineError, ServerError) as error:
         log.warning("stream", request_id=request_id, error=type(error).__name__)
         yield format_event(envelope(error, request_id, path), name="error")
@@ -181,7 +181,7 @@ async def stream_job(
         spec = JobSpec.from_json(ended.request, served)
         for index, item in enumerate(outcome["images"]):
             if index >= after.images:
-                shown = await jobs.pools.run("files", add_bytes, item, store) if store else item
+                shown = await jobs.threads.run("files", add_bytes, item, store) if store else item
                 identity = EventPosition(index + 1).format_id(jobs.epoch)
                 yield format_event(describe_image(index, outcome, spec, shown), identity)
     except (PipelineError, ServerError) as error:

@@ -18,9 +18,9 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 async def get_file(request: Request, state: State, name: str) -> Response:
     """A stored image. No key: the name is the secret, and where links expire also their signature."""
     valid = state.store.links.check(name, request.query_params)
-    if url := await state.pools.run("files", state.store.sign_url, name, request.method, valid):
+    if url := await state.threads.run("files", state.store.sign_url, name, request.method, valid):
         return RedirectResponse(url, 307, {"cache-control": "no-store"})
-    return await state.pools.run("files", file_response, state.store, name, request, valid)
+    return await state.threads.run("files", file_response, state.store, name, request, valid)
 
 
 def file_response(store: Store, name: str, request: Request, valid: float) -> Response:

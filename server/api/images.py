@@ -91,7 +91,7 @@ async def edit_image(request: Request, state: State, jobs: JobsDep, caller: Draw
             translated.events = "image_edit"
             translated.ignore(form.unused)
             if picture is not None:
-                fields["image"] = await state.pools.run("bodies", sha256_of, picture)
+                fields["image"] = await state.threads.run("bodies", sha256_of, picture)
             return await answer(call, fields, translated, picture, webhook)
 
 
@@ -193,7 +193,7 @@ async def identify_try(call: Call, fields: dict[str, Any], translated: Translate
     headers = call.request.headers
     if TRIES not in headers or translated.stream or prefers_async(call.request) or "idempotency-key" in headers:
         return None
-    return RequestIdentity(call.caller.owner, await call.state.pools.run("bodies", hash_fields, fields, translated))
+    return RequestIdentity(call.caller.owner, await call.state.threads.run("bodies", hash_fields, fields, translated))
 
 
 async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str, str]) -> Response:
@@ -203,7 +203,7 @@ async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str
         reply: GenerationReply = await cancel_on_disconnect(shared.reply(), call.request.receive)
     finally:
         shared.leave()
-    content = reply.text() if reply.length <= AT_ONCE else await call.state.pools.run("encoding", reply.text)
+    content = reply.text() if reply.length <= AT_ONCE else await call.state.threads.run("encoding", reply.text)
     headers = reply_headers(reply, shared.generation.translated, call.state) | headers
     return Response(content, call.state.settings.success_status, headers, "application/json")
 
@@ -218,7 +218,7 @@ def generation_stream(call: Call, generation: Generation) -> EventStream:
 async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> Response:
     """Accept a request as a job, or find the one with its key; reply at once, by events, or when the job is over."""
     key = idempotency_key(call.request)
-    digest = await call.state.pools.run("bodies", hash_fields, fields, spec.translated)
+    digest = await call.state.threads.run("bodies", hash_fields, fields, spec.translated)
     accepting = call.jobs.accept(spec, call.caller, key, digest)
     # A client that leaves and has no key could never ask for the job: it is not accepted.
     record, known = await (accepting if key is not None else cancel_on_disconnect(accepting, call.request.receive))

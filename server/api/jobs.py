@@ -102,7 +102,7 @@ async def reply_with_job(
     if record.state == ACCEPTED:
         return JSONResponse(job, status, headers)
     name, outcome = "reply" if record.state == SUCCEEDED else "error", await jobs.read_outcome(record)
-    content = await state.pools.run("encoding", lambda: f'{json.dumps(job)[:-1]}, "{name}": {outcome}}}'.encode())
+    content = await state.threads.run("encoding", lambda: f'{json.dumps(job)[:-1]}, "{name}": {outcome}}}'.encode())
     return Response(content, status, headers, "application/json")  # the outcome, of up to 100 MB, is JSON as it is
 
 

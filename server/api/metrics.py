@@ -64,14 +64,14 @@ class MetricsPage:
         yield Reading(CONSTANT_IMAGES, state.constant.count)
         yield Reading(UPLOAD_BYTES, state.uploads.taken)
         yield Reading(LOOP_LAG, self._watch.lag)
-        busy = state.pools.running()
+        busy = state.threads.running()
         for name in POOLS:
             yield Reading(BUSY_THREADS, busy.get(name, 0), (name,))
 
     async def _read_slow(self) -> list[Reading]:
         """What a thread reads: from the disk, the database and the driver."""
         if self._slow is None or self._slow.done():
-            self._slow = asyncio.ensure_future(self._state.pools.run("metrics", self._read_in_thread))
+            self._slow = asyncio.ensure_future(self._state.threads.run("metrics", self._read_in_thread))
         await asyncio.wait((self._slow,), timeout=PATIENCE)
         return self._slow.result() if self._slow.done() else []
 

@@ -20,8 +20,8 @@ class Drawing:
         self.signer = build_signer(settings)
         self.guard = build_guard(settings)
         self._prompts = build_prompt_guard(settings)
-        self.pools = ThreadPools()
-        self._sources = Sources(self.pools, may_fetch=True)
+        self.threads = ThreadPools()
+        self._sources = Sources(self.threads, may_fetch=True)
         self._pool = pool
         self._model = model
 
@@ -32,6 +32,8 @@ class Drawing:
         follow: Callable[[Job], Awaitable[ImageResult]] = Job.result,
     ) -> InspectedResult:
         """A request's images, checked. `follow` waits for them. Raises `PipelineError` or `UnusableImage`."""
-        await self.pools.run("prompts", self._prompts.check, item.params.prompt)
-        job = self._pool.submit(await item.request(self._model, self._sources, self.pools), previews)
-        return await self.pools.run("safety", self.guard.inspect, await follow(job), item.params.enable_safety_checker)
+        await self.threads.run("prompts", self._prompts.check, item.params.prompt)
+        job = self._pool.submit(await item.request(self._model, self._sources, self.threads), previews)
+        return await self.threads.run(
+            "safety", self.guard.inspect, await follow(job), item.params.enable_safety_checker
+        )

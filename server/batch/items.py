@@ -30,13 +30,13 @@ class BatchItem:
     names: tuple[str, ...]
     line: dict[str, Any]
 
-    async def request(self, model: str, sources: Sources, pools: ThreadPools) -> ImageRequest:
+    async def request(self, model: str, sources: Sources, threads: ThreadPools) -> ImageRequest:
         """The request for the engine, with its source picture read. Raises `UnusableImage`."""
         if isinstance(self.params, GenerationParams):
             return self.params.to_request(model)
         file = self.line.get("image")
         try:
-            picture = self.params.image_url if file is None else await pools.run("files", Path(file).read_bytes)
+            picture = self.params.image_url if file is None else await threads.run("files", Path(file).read_bytes)
         except OSError as error:
             raise UnusableImage(f"{file}: {error.strerror}") from error
         size, pixels = await sources.load(picture)

@@ -50,14 +50,14 @@ class DrainingServer(uvicorn.Server):
     def _force(self) -> None:
         """Called in a thread of its own: the event loop may be what hangs."""
         log.error(
-            "exit_forced", seconds=self._parts.settings.shutdown_grace + MARGIN, threads=self._parts.pools.running()
+            "exit_forced", seconds=self._parts.settings.shutdown_grace + MARGIN, threads=self._parts.threads.running()
         )
         leave(FORCED)
 
 
 def leave_if_threads_hang(parts: AppState, code: int) -> None:
     """End the process here and now if the interpreter's own end would wait for a thread of a pool."""
-    if threads := parts.pools.running():
+    if threads := parts.threads.running():
         log.warning("threads_left", threads=threads)
         leave(code)
 

@@ -64,13 +64,13 @@ class OfflineEngine:
 
     async def draw(self, lines: Sequence[Line]) -> list[Outcome]:
         """What became of each line of a part. Raises `EngineUnavailable` where this engine can no longer help."""
-        pools, first = self._drawing.pools, lines[0].number
-        records = await pools.run("storing", self._bucket.read_part, first)
+        threads, first = self._drawing.threads, lines[0].number
+        records = await threads.run("storing", self._bucket.read_part, first)
         finished = {(record.get("line"), key_of(record["request"])): record for record in records}
         found = [finished.get((line.number, key_of(line.fields))) for line in lines]
         ended = await asyncio.gather(*map(self._draw_line, lines, found))
         if any(outcome.get("new") for outcome, _ in ended):
-            await pools.run("storing", self._bucket.write_part, first, [record for _, record in ended if record])
+            await threads.run("storing", self._bucket.write_part, first, [record for _, record in ended if record])
         return [outcome for outcome, _ in ended]
 
     async def _draw_line(self, line: Line, record: Outcome | None) -> tuple[Outcome, Outcome | None]:
@@ -100,10 +100,10 @@ class OfflineEngine:
                 if self._pool.failed.is_set() or time.monotonic() - begun > STUCK:
                     raise EngineUnavailable(str(error)) from error
                 await asyncio.sleep(0.5)
-        pools, signer = self._drawing.pools, self._drawing.signer
-        images = await pools.run("encoding", lambda: list(item.encode(inspected, self._settings, signer)))
+        threads, signer = self._drawing.threads, self._drawing.signer
+        images = await threads.run("encoding", lambda: list(item.encode(inspected, self._settings, signer)))
         for name, image in images:
-            await pools.run("storing", self._bucket.put, name, image.data, image.content_type)
+            await threads.run("storing", self._bucket.put, name, image.data, image.content_type)
 
 
 def key_of(fields: Mapping[str, Any]) -> str:

@@ -69,11 +69,11 @@ class Download:
         return bytes(body)
 
 
-async def fetch(url: str, pools: ThreadPools) -> bytes:
+async def fetch(url: str, threads: ThreadPools) -> bytes:
     """The picture's bytes, at most 50 MiB, within 10 s of its turn. Raises `Unfetchable`."""
     download = Download(url)
     try:
-        return await pools.run_within(SECONDS, "fetching", download.run)
+        return await threads.run_within(SECONDS, "fetching", download.run)
     except TimeoutError:
         raise Unfetchable(LATE) from None
     finally:

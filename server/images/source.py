@@ -23,8 +23,8 @@ class Sources:
     `memory` is what decoding may take, in bytes, as `decode` has it.
     """
 
-    def __init__(self, pools: ThreadPools, *, may_fetch: bool, memory: int = SOURCE_MEMORY) -> None:
-        self._pools = pools
+    def __init__(self, threads: ThreadPools, *, may_fetch: bool, memory: int = SOURCE_MEMORY) -> None:
+        self._threads = threads
         self._may_fetch = may_fetch
         self._memory = memory
         self._files = asyncio.Semaphore(FILES)
@@ -35,19 +35,19 @@ class Sources:
         Raises `UnusableImage`.
         """
         async with self._files:
-            data = await read_url(picture, self._may_fetch, self._pools) if isinstance(picture, str) else picture
+            data = await read_url(picture, self._may_fetch, self._threads) if isinstance(picture, str) else picture
             file = io.BytesIO(data) if isinstance(data, bytes) else data
-            return await self._pools.run("decoding", decode, file, self._memory)
+            return await self._threads.run("decoding", decode, file, self._memory)
 
 
-async def read_url(url: str, may_fetch: bool, pools: ThreadPools) -> bytes:
+async def read_url(url: str, may_fetch: bool, threads: ThreadPools) -> bytes:
     """The bytes at an https or http URL, or in a data URI. Raises `UnusableImage`."""
     if url[:5].lower() == "data:":
-        return await pools.run("bodies", read_data_uri, url)
+        return await threads.run("bodies", read_data_uri, url)
     if not may_fetch:
         raise UnusableImage("this server fetches nothing (--no-fetch): send the picture as a data URI")
     try:
-        return await fetch(url, pools)
+        return await fetch(url, threads)
     except Unfetchable as error:
         raise UnusableImage(str(error)) from error
 

@@ -54,7 +54,7 @@ class Generation:
         self.images: list[EncodedImage] = []
         self.pictures: list[dict[str, Any]] = []  # of a job: what is left out of its reply
         self.usage: UsageEntry | None = None  # when it has images
-        self.pools = state.pools
+        self.threads = state.threads
         self._owner = owner
         self._reservation = reservation
         self._state = state
@@ -146,7 +146,7 @@ class Generation:
             return guard.inspect(result, wanted)
         seconds = self._state.settings.safety_timeout
         with fail_closed(seconds):
-            return await self._state.pools.run_within(seconds, "safety", guard.inspect, result, wanted)
+            return await self._state.threads.run_within(seconds, "safety", guard.inspect, result, wanted)
 
     async def _deliver(self) -> list[ImageItem]:
         """Each image as the client asked for it: bare base64, a data URI, a URL of the stored file, or two of them.
@@ -160,7 +160,7 @@ class Generation:
             stored = await self._put(image) if self._durable or has_url else None
             item = describe_item(image, stored.url if stored and has_url else None)
             if fields and not self._durable:
-                item = await self.pools.run("encoding", fill_item, item, fields, image.data)
+                item = await self.threads.run("encoding", fill_item, item, fields, image.data)
             return item, stored
 
         delivered = await asyncio.gather(*map(deliver, self.images))
@@ -176,7 +176,7 @@ class Generation:
         pause = FIRST_PAUSE
         while True:
             try:
-                return await self.pools.run("storing", self._state.store.put, image, self.spec.base_url)
+                return await self.threads.run("storing", self._state.store.put, image, self.spec.base_url)
             except StorageFailure as error:
                 if not self._durable:
                     raise
@@ -196,7 +196,7 @@ async def check_prompt(prompt: str, state: AppState) -> None:
     seconds = state.settings.safety_timeout
     try:
         with fail_closed(seconds):
-            await state.pools.run_within(seconds, "prompts", state.prompts.check, prompt)
+            await state.threads.run_within(seconds, "prompts", state.prompts.check, prompt)
     except PromptRefused as error:
         log.info("prompt_refused", reason=error.reason)
         raise
@@ -260,7 +260,7 @@ class Stopwatch:
 async def encode_all(inspected: InspectedResult, format: str, state: AppState) -> list[EncodedImage]:
     """Encode every image, each in a thread."""
     tasks = (
-        state.pools.run("encoding", encode_one, inspected, index, format, state.settings, state.signer)
+        state.threads.run("encoding", encode_one, inspected, index, format, state.settings, state.signer)
         for index in range(len(inspected.result.pixels))
     )
     return list(await asyncio.gather(*tasks))

@@ -74,7 +74,7 @@ class RemoteJobs:
             try:
                 if self._state.pool.status().state == "draining":
                     raise Draining
-                unfinished = await self._state.pools.run("ledger", self._store.unfinished_among, identities)
+                unfinished = await self._state.threads.run("database", self._store.unfinished_among, identities)
             except (PipelineError, ServerError) as error:
                 for identity in identities:
                     self._end(identity, error)

@@ -66,7 +66,7 @@ async def read_source(job: ActiveJob, store: JobStore, state: AppState) -> bytes
     """The source's pixels, as soon as the database gives them: its failure is not the job's."""
     while not job.cancelled:
         try:
-            return await state.pools.run("ledger", store.source, job.record.id)
+            return await state.threads.run("database", store.source, job.record.id)
         except StorageFailure as error:
             log.error("source_not_read", job=job.record.id, error=type(error).__name__, again_in=REREAD)
             await asyncio.sleep(REREAD)

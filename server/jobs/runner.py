@@ -103,7 +103,7 @@ class JobRunner:
     async def _run(self, job: ActiveJob, generation: Generation) -> None:
         try:
             reply = self._note_other_engine(await generation.reply(), job.record)
-            text = await self._state.pools.run("encoding", reply.text)
+            text = await self._state.threads.run("encoding", reply.text)
             headers = reply_headers(reply, generation.translated, self._state)
             status = self._state.settings.success_status
             ending = partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text)
@@ -134,8 +134,8 @@ class JobRunner:
         pause = FIRST_PAUSE
         while True:
             try:
-                await self._state.pools.run("ledger", ending, attempt=job.record.attempt)
-                record = await self._state.pools.run("ledger", self._store.find, job.record.id)
+                await self._state.threads.run("database", ending, attempt=job.record.attempt)
+                record = await self._state.threads.run("database", self._store.find, job.record.id)
             except ServerError as error:
                 log.error("outcome_not_written", job=job.record.id, error=type(error).__name__, again_in=pause)
                 self.unwritten[job.record.id] = error

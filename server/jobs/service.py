@@ -39,7 +39,7 @@ class JobService:
     def __init__(self, state: AppState, store: JobStore) -> None:
         self.epoch = secrets.token_hex(4)  # event numbers begin anew with every process
         self.joins = Joins()
-        self.pools = state.pools
+        self.threads = state.threads
         self._state = state
         self._store = store
         self._leases = JobLeases(state.database, state.settings.lease)
@@ -52,8 +52,8 @@ class JobService:
     async def start(self) -> None:
         """Open the database and resume what was left unfinished; where others share it, `Upkeep` does it by and by."""
         database = self._state.database
-        await self.pools.run("ledger", database.open)
-        records = [] if database.shared else await self.pools.run("ledger", self._leases.take_over, None)
+        await self.threads.run("database", database.open)
+        records = [] if database.shared else await self.threads.run("database", self._leases.take_over, None)
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
         duties = (
@@ -72,7 +72,7 @@ class JobService:
         await self.webhooks.stop()
         await self._runner.stop()
         with suppress(StorageFailure):  # then they are taken over when their leases end
-            await self.pools.run("ledger", self._leases.release)
+            await self.threads.run("database", self._leases.release)
 
     async def accept(self, spec: JobSpec, caller: Caller, key: str | None, body_hash: str) -> tuple[JobRecord, bool]:
         """Admit a request and write it down, or find the one that has its key. True: it had been accepted before.
@@ -88,7 +88,7 @@ class JobService:
     async def find(self, identity: str, owner: str) -> tuple[JobRecord, ActiveJob | None]:
         """A job of this owner's. Raises `NotFound` or `Gone`."""
         job = self.active(identity)
-        record = job.record if job else await self.pools.run("ledger", self._store.find, identity)
+        record = job.record if job else await self.threads.run("database", self._store.find, identity)
         if record is None or record.owner != owner:
             raise NotFound("There is no such job.")
         if record.state == EXPIRED:
@@ -98,7 +98,7 @@ class JobService:
     async def page(self, owner: str, limit: int, after: str | None, states: tuple[str, ...]) -> list[JobRecord]:
         """At most `limit` jobs of this owner's in these states, newest first, from behind the job `after`."""
         before = (await self.find(after, owner))[0].number if after else None
-        return await self.pools.run("ledger", self._store.page, owner, limit, before, states)
+        return await self.threads.run("database", self._store.page, owner, limit, before, states)
 
     @property
     def replica(self) -> str:
@@ -131,10 +131,10 @@ class JobService:
         if job := self.active(record.id):
             with suppress(TakenOver):
                 return await asyncio.shield(job.ended)
-        found = await self.pools.run("ledger", self._store.find, record.id)
+        found = await self.threads.run("database", self._store.find, record.id)
         if found is not None and self.is_elsewhere(found):
             await self._remote.wait_ended(record.id)
-            found = await self.pools.run("ledger", self._store.find, record.id)
+            found = await self.threads.run("database", self._store.find, record.id)
         if found is None or found.state == ACCEPTED:
             raise Draining
         return found
@@ -155,7 +155,7 @@ class JobService:
         outcome = record.outcome or "{}"
         if record.state != SUCCEEDED:
             return outcome
-        return await self.pools.run("files", restore_reply, outcome, record.pictures, self._state.store)
+        return await self.threads.run("files", restore_reply, outcome, record.pictures, self._state.store)
 
     async def cancel(self, identity: str, owner: str) -> JobRecord:
         """Cancel a job; one that has ended stays as it is."""
@@ -163,7 +163,7 @@ class JobService:
         if job is not None:
             self._runner.cancel(job)
         elif record.state == ACCEPTED:  # another server's, which looks for this
-            await self.pools.run("ledger", self._store.cancel, identity)
+            await self.threads.run("database", self._store.cancel, identity)
         else:
             return record
         return await self.wait_ended(record)
@@ -186,7 +186,7 @@ class JobService:
         return await spec.build_request(self._state)
 
     async def _find_key(self, owner: str, key: str, body_hash: str) -> JobRecord | None:
-        record = await self.pools.run("ledger", self._store.find_key, owner, key)
+        record = await self.threads.run("database", self._store.find_key, owner, key)
         if record is not None and record.body_hash != body_hash:
             raise KeyReused
         return record
@@ -205,7 +205,7 @@ class JobService:
         try:
             source = request.source.pixels if request.source else None
             quota = self._state.limits.images_per_day(caller)
-            await self.pools.run("ledger", self._store.add, record, source, quota, len(request.seeds))
+            await self.threads.run("database", self._store.add, record, source, quota, len(request.seeds))
         except Exception:
             generation.cancel()
             raise

@@ -60,15 +60,17 @@ class Upkeep:
 
     async def _look(self) -> None:
         if self._runner.active:
-            self._cancel(await self._state.pools.run("ledger", self._store.cancelled_among, list(self._runner.active)))
+            self._cancel(
+                await self._state.threads.run("database", self._store.cancelled_among, list(self._runner.active))
+            )
         if self._state.database.shared:
             await self._renew_leases()
             await self._tell_progress()
             await self._take_over()
         if time.monotonic() > self._swept + SWEEP_INTERVAL:
-            await self._state.pools.run("ledger", self._store.sweep, self._state.settings.images_expire)
-            await self._state.pools.run("ledger", self._state.database.shrink)
-            await self._state.pools.run("ledger", self._state.clock.keep)
+            await self._state.threads.run("database", self._store.sweep, self._state.settings.images_expire)
+            await self._state.threads.run("database", self._state.database.shrink)
+            await self._state.threads.run("database", self._state.clock.keep)
             self._swept = time.monotonic()
 
     def _cancel(self, identities: set[str]) -> None:
@@ -78,7 +80,7 @@ class Upkeep:
 
     async def _renew_leases(self) -> None:
         if self._runner.active and time.monotonic() > self._renewed + self._leases.seconds / RENEWALS:
-            self._cancel(await self._state.pools.run("ledger", self._leases.renew, list(self._runner.active)))
+            self._cancel(await self._state.threads.run("database", self._leases.renew, list(self._runner.active)))
             self._renewed = time.monotonic()
 
     async def _tell_progress(self) -> None:
@@ -91,7 +93,9 @@ class Upkeep:
         news = {name: now for name, now in latest.items() if not is_same(self._told.get(name), now)}
         self._told = {name: now for name, now in self._told.items() if name in latest}
         if news:
-            await self._state.pools.run("ledger", self._leases.tell, {name: asdict(now) for name, now in news.items()})
+            await self._state.threads.run(
+                "database", self._leases.tell, {name: asdict(now) for name, now in news.items()}
+            )
             self._told |= news
 
     async def _take_over(self) -> None:
@@ -100,7 +104,7 @@ class Upkeep:
         if busy or time.monotonic() < self._patient_until or self._state.pool.status().state not in SERVING:
             return
         ours = list(self._runner.active)
-        records = await self._state.pools.run("ledger", self._leases.take_over, TAKEN_AT_ONCE, ours)
+        records = await self._state.threads.run("database", self._leases.take_over, TAKEN_AT_ONCE, ours)
         if records:
             log.warning("jobs_taken_over", jobs=[record.id for record in records])
             jobs = [self._runner.register(record) for record in records]
@@ -111,7 +115,7 @@ async def keep_images(state: AppState) -> None:
     """Look after the store of images. Never ends."""
     while True:
         try:
-            await state.pools.run("storing", state.store.keep)
+            await state.threads.run("storing", state.store.keep)
         except StorageFailure as error:
             log.error("images", error=type(error).__name__)
         await asyncio.sleep(KEEP_INTERVAL)

@@ -76,13 +76,13 @@ class WebhookSender:
         """Those that sign an owner's messages, the newest first."""
         if not self._masters:
             chosen = [secret.encode() for secret in self._state.settings.webhook_secrets]
-            self._masters = chosen or [await self._state.pools.run("ledger", self._outbox.master)]
+            self._masters = chosen or [await self._state.threads.run("database", self._outbox.master)]
         return [derive_secret(master, owner) for master in self._masters]
 
     async def _start_next(self) -> bool:
         owners = Counter(owner for owner, _ in self._under_way.values())
         full = [owner for owner, count in owners.items() if count >= MOST_OF_OWNER]
-        claim = await self._state.pools.run("ledger", self._outbox.claim, list(self._under_way), full)
+        claim = await self._state.threads.run("database", self._outbox.claim, list(self._under_way), full)
         if claim is None:
             return False
         host = claim.delivery.host
@@ -97,8 +97,8 @@ class WebhookSender:
                 status = await self._send(claim)
             delivered = status is not None and 200 <= status < 300
             final = status == GONE or not allowed
-            await self._state.pools.run(
-                "ledger", self._outbox.finish, delivery, status, delivered=delivered, final=final
+            await self._state.threads.run(
+                "database", self._outbox.finish, delivery, status, delivered=delivered, final=final
             )
             log.info("webhook", job=delivery.job_id, status=status, attempt=delivery.attempts)
         except StorageFailure as error:  # it is made again when the claim is over
@@ -116,7 +116,7 @@ class WebhookSender:
         span, status = self._state.traces.begin_delivery(delivery.host, delivery.attempts, trace), None
         try:
             headers |= span.headers
-            status = await self._state.pools.run_within(
+            status = await self._state.threads.run_within(
                 SECONDS, "webhooks", post, exchange, delivery.url, headers, body
             )
         except TimeoutError:

@@ -1,8 +1,8 @@
 """The threads that blocking work runs in: a pool of its own for each thing that may have to wait.
 
 Whoever is slow holds up nobody else. A moderation service that drips its answer takes the threads that ask moderation
-services, and no image file waits for one of them; a locked database takes the ledger's. `asyncio.to_thread`, whose one
-pool serves everybody, is refused by the linter in `server/`.
+services, and no image file waits for one of them; a locked database holds up only what reads and writes it.
+`asyncio.to_thread`, whose one pool serves everybody, is refused by the linter in `server/`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import Literal, ParamSpec, TypeVar
 PoolName = Literal[
     "files",
     "storing",
-    "ledger",
+    "database",
     "encoding",
     "prompts",
     "safety",
@@ -32,7 +32,7 @@ PoolName = Literal[
 POOLS: Mapping[PoolName, int] = {  # threads each
     "files": 4,  # reading stored images, for anybody who knows a name
     "storing": 4,  # writing them
-    "ledger": 4,  # the job database, which another program may have locked
+    "database": 4,  # which another program may have locked
     "encoding": 4,  # pixels to files, replies to JSON
     "prompts": 8,  # the operator's prompt list and prompt hook
     "safety": 4,  # the checker of images, which may be a hook too

@@ -29,13 +29,13 @@ class KeyLimits:
     `defaults` are for keys that have no limit of their own.
     """
 
-    def __init__(self, defaults: Quota, pool: WorkerPool, rates: RequestRates, pools: ThreadPools) -> None:
+    def __init__(self, defaults: Quota, pool: WorkerPool, rates: RequestRates, threads: ThreadPools) -> None:
         self._requests = defaults.concurrent_requests or pool.capacity - pool.capacity // RESERVED
         self._rate = defaults.requests_per_minute
         self._images = defaults.images_per_day
         self._pool = pool
         self._rates = rates
-        self._pools = pools
+        self._threads = threads
 
     def check(self, caller: Caller) -> None:
         """Raises `KeyLimitReached`, which says when one of the key's requests is predicted to end."""
@@ -53,7 +53,7 @@ class KeyLimits:
         if not caller.owner or per_minute is None:
             return
         if self._rates.shared:
-            wait = await self._pools.run("ledger", self._rates.take, caller.owner, per_minute)
+            wait = await self._threads.run("database", self._rates.take, caller.owner, per_minute)
         else:
             wait = self._rates.take(caller.owner, per_minute)
         if wait is not None:

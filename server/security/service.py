@@ -20,10 +20,10 @@ R = TypeVar("R")
 class KeyService:
     """Keeps a ring as the database has it."""
 
-    def __init__(self, ring: KeyRing, store: KeyStore, pools: ThreadPools) -> None:
+    def __init__(self, ring: KeyRing, store: KeyStore, threads: ThreadPools) -> None:
         self._ring = ring
         self._store = store
-        self._pools = pools
+        self._threads = threads
         self._lock = asyncio.Lock()  # an older reading must not replace a newer one
 
     def load(self) -> None:
@@ -33,15 +33,15 @@ class KeyService:
     async def reload(self) -> None:
         """Raises what `Database` does; then the ring is as it was."""
         async with self._lock:
-            self._ring.replace(await self._pools.run("ledger", self._store.read))
+            self._ring.replace(await self._threads.run("database", self._store.read))
 
     async def list(self) -> list[KeyRecord]:
         """All keys, revoked ones too."""
-        return await self._pools.run("ledger", self._store.list)
+        return await self._threads.run("database", self._store.list)
 
     async def change(self, action: Callable[[KeyStore], R]) -> R:
         """Do something to the keys; what it has changed counts from when this returns."""
-        result = await self._pools.run("ledger", action, self._store)
+        result = await self._threads.run("database", action, self._store)
         await self.reload()
         return result
 

@@ -36,7 +36,7 @@ async def read_object(request: Request, state: AppState, upload: Upload) -> dict
             raw += chunk
     if len(raw) <= AT_ONCE:
         return parse_object(raw)
-    return await state.pools.run("bodies", parse_object, raw)
+    return await state.threads.run("bodies", parse_object, raw)
 
 
 @asynccontextmanager

@@ -22,9 +22,9 @@ log = structlog.get_logger("srpo")
 class UsageWriter:
     """The usage of one server's requests on its way into the database."""
 
-    def __init__(self, ledger: UsageLedger, pools: ThreadPools) -> None:
+    def __init__(self, ledger: UsageLedger, threads: ThreadPools) -> None:
         self.ledger = ledger
-        self._pools = pools
+        self._threads = threads
         self._entries: list[UsageEntry] = []
         self._released: list[str] = []
         self._wanted = asyncio.Event()
@@ -41,7 +41,7 @@ class UsageWriter:
         if quota is None or not owner:
             return None
         reservation = Reservation(f"request_{secrets.token_hex(16)}", owner, images, quota, seconds)
-        await self._pools.run("ledger", self.ledger.accept, reservation)
+        await self._threads.run("database", self.ledger.accept, reservation)
         return reservation.id
 
     async def record(self, entry: UsageEntry, reservation: str | None) -> None:
@@ -89,7 +89,7 @@ class UsageWriter:
         self._entries, self._released, self._written = [], [], None
         self._wanted.clear()
         try:
-            await self._pools.run("ledger", self.ledger.settle, entries, released)
+            await self._threads.run("database", self.ledger.settle, entries, released)
         except StorageFailure:
             self._entries[:0], self._released[:0] = entries, released
             self._wanted.set()
@@ -100,7 +100,7 @@ class UsageWriter:
 
     async def _sweep(self) -> None:
         try:
-            await self._pools.run("ledger", self.ledger.sweep)
+            await self._threads.run("database", self.ledger.sweep)
         except StorageFailure as error:
             log.error("reservations_not_swept", error=type(error).__name__)
 
