@@ -77,6 +77,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         watch.notify("READY=1")
         yield
         watch.notify("STOPPING=1")
+        await service.finish()
         await state.pool.stop()
         await state.usage.stop()
         await service.stop()

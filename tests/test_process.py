@@ -1,15 +1,18 @@
 """The whole server as a process: same bytes under load and after a crash, nothing lost, nothing left behind."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from support.jobs import PREFER, call
 from support.server import START_LIMIT, LiveServer, running
 from support.waiting import LIMIT, within
 
@@ -124,6 +127,21 @@ def test_sigterm_finishes_what_was_accepted_and_exits_cleanly(serve: Callable[..
     assert re.search(
         r"Stopping: \d requests? in flight may take 60 s more \.\.\.\n(.*\n)*Stopped\.\n", server.log.read_text()
     )
+
+
+def test_sigterm_lets_a_job_that_is_drawn_end_though_nobody_waits(serve: Callable[..., LiveServer]) -> None:
+    """Those that wait are left to the next server."""
+    server = serve(max_running="1")
+    body = {"model": "flux/srpo", "prompt": "x", "num_inference_steps": 25, "image_size": "square_hd"}
+    drawn, *waiting = [
+        call(server, "POST", "/v1/images/generations", json=body, headers=PREFER).json()["id"] for _ in range(3)
+    ]
+    assert within(LIMIT, lambda: call(server, "GET", f"/v1/jobs/{drawn}").json()["status"] == "running")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(LIMIT) == 0
+    with contextlib.closing(sqlite3.connect(server.data_dir / "jobs.sqlite3")) as database:
+        states = dict(database.execute("SELECT id, state FROM jobs"))
+    assert states == {drawn: "succeeded"} | dict.fromkeys(waiting, "accepted")
 
 
 @pytest.mark.long

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:
         console.print(f"srpo serve: {format_error(error)}", markup=False, soft_wrap=True)
         return 2
-    server = DrainingServer(configure_server(app, settings), app.state.app_state, console)
+    server = DrainingServer(configure_server(app, settings), app.state.app_state, app.state.jobs, console)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
     with lock:

@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from types import FrameType
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ import uvicorn
 from rich.console import Console
 
 from server.cli.terminal import banner
+from server.jobs.service import JobService
 from server.state import AppState
 
 MARGIN = 5.0  # seconds after the grace, in which workers are stopped and jobs are written down
@@ -27,9 +29,10 @@ log = structlog.get_logger("srpo")
 class DrainingServer(uvicorn.Server):
     """uvicorn, but a signal to stop also makes the pool refuse new work, and is obeyed in time."""
 
-    def __init__(self, config: uvicorn.Config, parts: AppState, console: Console) -> None:
+    def __init__(self, config: uvicorn.Config, parts: AppState, jobs: JobService, console: Console) -> None:
         super().__init__(config)
         self._parts = parts
+        self._jobs = jobs
         self.console = console
         self._signalled = False
 
@@ -41,6 +44,7 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._parts.pool.drain()
+        self._jobs.finish_by = time.monotonic() + self._parts.settings.shutdown_grace
         banner.show_stopping(self.console, self._parts)
         limit = threading.Timer(self._parts.settings.shutdown_grace + MARGIN, self._force)
         limit.daemon = True

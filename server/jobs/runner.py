@@ -90,6 +90,12 @@ class JobRunner:
             job.generation.set_result(None)
             self._abandon(job, Draining())
 
+    async def finish_running(self, seconds: float) -> None:
+        """Wait for those that a device draws now, at most so long. Those that wait are the next server's."""
+        drawing = [job.ended for job in self.active.values() if job.admitted and job.admitted.job.dispatched]
+        if drawing:
+            await asyncio.wait(drawing, timeout=max(0.0, seconds))
+
     async def stop(self) -> None:
         """Wait until every job has ended. Call it when the pool has stopped: what is unfinished stays so."""
         self._stopping.set()

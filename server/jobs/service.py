@@ -38,6 +38,7 @@ class JobService:
 
     def __init__(self, state: AppState, store: JobStore) -> None:
         self.epoch = secrets.token_hex(4)  # event numbers begin anew with every process
+        self.finish_by = 0.0  # monotonic seconds: until then a server that stops waits for running jobs
         self.joins = Joins()
         self.threads = state.threads
         self._state = state
@@ -62,6 +63,10 @@ class JobService:
             keep_up("webhooks", self.webhooks.run),
         )
         self._background = [asyncio.ensure_future(work) for work in (resuming, *duties)]
+
+    async def finish(self) -> None:
+        """Let what is being drawn end, until `finish_by`. Call it before the pool stops."""
+        await self._runner.finish_running(self.finish_by - time.monotonic())
 
     async def stop(self) -> None:
         """Call it when the pool has stopped. What is unfinished stays in the store."""
