@@ -10,7 +10,7 @@ RESTART = 1.0  # seconds
 log = structlog.get_logger("srpo")
 
 
-async def keep_up(name: str, duty: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def keep_running(name: str, duty: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Carry out `duty` until it returns. One that fails is logged and begun again: nobody waits for it."""
     while True:
         try:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
 
-from pipelines.duties import keep_up
+from pipelines.duties import keep_running
 from pipelines.safety.guard import Guard
 from pipelines.workers.pool import WorkerPool
 from server.api import admin, files, health, images, jobs, metrics, models, workers
@@ -73,7 +73,7 @@ def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard 
         await service.start()
         await state.key_service.reload()
         duties = {"loop": watch.run, "keys": state.key_service.run, "usage": state.usage.run}
-        watching = [asyncio.create_task(keep_up(name, duty)) for name, duty in duties.items()]
+        watching = [asyncio.create_task(keep_running(name, duty)) for name, duty in duties.items()]
         watch.notify("READY=1")
         yield
         watch.notify("STOPPING=1")

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pipelines import duties
-from pipelines.duties import keep_up
+from pipelines.duties import keep_running
 
 
 async def test_a_duty_that_fails_is_logged_and_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ async def test_a_duty_that_fails_is_logged_and_begun_again(monkeypatch: pytest.M
 
     monkeypatch.setattr(duties, "RESTART", 0.0)
     with capture_logs() as entries:
-        task = asyncio.create_task(keep_up("sweeping", duty))
+        task = asyncio.create_task(keep_running("sweeping", duty))
         await asyncio.wait_for(again.wait(), 30)
         task.cancel()
     assert [entry["duty"] for entry in entries if entry["log_level"] == "error"] == ["sweeping"]

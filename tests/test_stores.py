@@ -107,7 +107,7 @@ def test_an_expired_image_is_gone_and_stays_gone_after_a_restart(place: Place) -
     with pytest.raises(Gone):
         images.read(name)
     reopened = place.open()
-    reopened.keep()
+    reopened.maintain()
     assert reopened.size == 1000
     with pytest.raises(Gone):
         reopened.read(name)
@@ -127,7 +127,7 @@ def test_a_date_that_is_set_wrong_expires_nothing_and_lets_nothing_stay(
     begun_anew = place.open(link_lifetime=60.0)
     for images in (running, begun_anew):
         images._next_sweep = 0.0  # type: ignore[attr-defined]
-        images.keep()
+        images.maintain()
         assert images.size == 1000
         found = images.read(kept.name)
         assert found.data == image().data
@@ -144,7 +144,7 @@ def test_beyond_the_cap_the_oldest_go_first(place: Place) -> None:
         names.append(images.put(image(), BASE).name)
         place.age(names[-1], 50 - number)
     names.append(images.put(image(), BASE).name)
-    images.keep()
+    images.maintain()
     with pytest.raises(Gone):
         images.read(names[0])
     assert all(images.read(name) for name in names[1:])
@@ -228,11 +228,11 @@ def test_a_bucket_that_can_only_be_read_has_failed_until_it_can_be_written(
     monkeypatch.setattr(s3_store, "PATIENCE", 0.0)
     images = S3Store(bucket, Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint)
     with s3.read_only():
-        for attempt in (lambda: images.put(image(), BASE), images.keep):
+        for attempt in (lambda: images.put(image(), BASE), images.maintain):
             with pytest.raises(StoreUnavailable):
                 attempt()
             assert images.failure is not None
-    images.keep()
+    images.maintain()
     assert images.failure is None
     assert s3.keys(bucket) == ["images.key"]
 
@@ -244,11 +244,11 @@ def test_a_bucket_that_takes_no_more_gets_room_by_what_expires(s3: S3Service, bu
     with s3.read_only():
         begun_full = S3Store(bucket, Retention(100.0, 2000), os.environ, endpoint=s3.endpoint)
         with pytest.raises(StoreUnavailable):
-            begun_full.keep()
+            begun_full.maintain()
         assert begun_full.size == 2000  # it cannot know what time it is there, and what is too much goes
         before._next_sweep = 0.0
         with pytest.raises(StoreUnavailable):
-            before.keep()
+            before.maintain()
         assert before.size == 0
         assert before.failure is not None
 
@@ -285,12 +285,12 @@ def test_a_bucket_that_stays_away_is_told_as_such_and_found_again(
     monkeypatch.setattr(s3_store, "TIMEOUT", s3_store.timedelta(seconds=0.3))
     hasty = S3Store(bucket, Retention(100.0, 10**6), os.environ, endpoint=f"http://127.0.0.1:{network.port}")
     network.mode = mode
-    for attempt in (lambda: hasty.put(image(), BASE), lambda: hasty.read(name), hasty.keep):
+    for attempt in (lambda: hasty.put(image(), BASE), lambda: hasty.read(name), hasty.maintain):
         with pytest.raises(StoreUnavailable):
             attempt()
         assert hasty.failure is not None
     network.mode = "pass"
-    hasty.keep()
+    hasty.maintain()
     assert hasty.failure is None
     assert hasty.read(name).data == image().data
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from pipelines.duties import keep_up
+from pipelines.duties import keep_running
 from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.errors import (
     FAILURES,
@@ -86,7 +86,7 @@ class WorkerPool:
     async def start(self) -> None:
         """Spawn the workers. Returns at once; `status()` follows the loading."""
         duties = {"deadlines": self._watch_deadlines, "workers": self._watch_workers}
-        self._watching = [asyncio.create_task(keep_up(name, duty)) for name, duty in duties.items()]
+        self._watching = [asyncio.create_task(keep_running(name, duty)) for name, duty in duties.items()]
         for supervisor in self.supervisors:
             await supervisor.start()
 

@@ -4,7 +4,7 @@ Replicas read their settings from the environment of their node, so that no key 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +22,7 @@ from pipelines.engine.base import EngineInfo
 from pipelines.workers.pool import WorkerPool
 from server import logs
 from server.app import create_app
-from server.cluster.engine import Said, build_engine
+from server.cluster.engine import EngineMessage, build_engine
 from server.cluster.settings import ClusterSettings
 from server.cluster.slots import CallLost, make_slots
 from server.cluster.watchdog import keep_watched
@@ -37,7 +37,7 @@ HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 10}
 
 
 @contextmanager
-def lost_calls() -> Any:
+def lost_calls() -> Iterator[None]:
     """Ray's errors as `CallLost`, by their class alone: their text may quote what was asked for."""
     try:
         yield
@@ -48,13 +48,13 @@ def lost_calls() -> Any:
 class RayCall:
     """A streamed call of a handle."""
 
-    def __init__(self, response: "DeploymentResponseGenerator[Said]") -> None:
+    def __init__(self, response: "DeploymentResponseGenerator[EngineMessage]") -> None:
         self._response = response
 
-    async def messages(self) -> AsyncIterator[Said]:
+    async def messages(self) -> AsyncIterator[EngineMessage]:
         with lost_calls():
-            async for said in self._response:
-                yield said
+            async for message in self._response:
+                yield message
 
     def cancel(self) -> None:
         self._response.cancel()
@@ -125,9 +125,9 @@ class EngineReplica:
     async def describe(self) -> dict[str, Any]:
         return self._service.describe()
 
-    async def draw(self, *asked: Any) -> AsyncIterator[Said]:
-        async for said in self._service.draw(*asked):
-            yield said
+    async def draw(self, *arguments: Any) -> AsyncIterator[EngineMessage]:
+        async for message in self._service.draw(*arguments):
+            yield message
 
     async def check_health(self) -> None:
         self._service.check()

@@ -16,11 +16,12 @@ from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.protocol import Message
 from pipelines.workers.supervision import EngineSupervisor
+from server.cluster.settings import ClusterSettings
 from server.state import build_patience
 
 BEATS = 5  # signs of life in the time without one after which an engine counts as lost
-Said = tuple[dict[str, Any], bytes]  # a message's header and payload
-ALIVE: Said = ({"event": "alive"}, b"")
+EngineMessage = tuple[dict[str, Any], bytes]  # a message's header and payload
+ALIVE: EngineMessage = ({"event": "alive"}, b"")
 
 
 class EngineUnavailable(Exception):
@@ -79,7 +80,7 @@ class EngineService:
 
     async def draw(
         self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str, tenant: str = ""
-    ) -> AsyncIterator[Said]:
+    ) -> AsyncIterator[EngineMessage]:
         """What the worker says of the request, to `done` or `failed`; `alive` at the beginning and in each pause.
 
         Raises `EngineUnavailable` where it should be asked of another replica: too, if this one would draw other bytes
@@ -130,7 +131,7 @@ class EngineService:
             raise EngineUnavailable(f"{status.state}, silent for {silence:.0f} s")
 
 
-def build_engine(settings: Any, config: EngineConfig) -> EngineService:
+def build_engine(settings: ClusterSettings, config: EngineConfig) -> EngineService:
     patience = build_patience(settings)
     pool = EnginePool(
         config,

@@ -80,11 +80,11 @@ def draw_batch(lines: Iterable[Line], count: int, build: EngineBuilder) -> Itera
 
     Raises `CannotGenerate` where no engine can be had, or where two would draw other bytes.
     """
-    fleet = Fleet(cut(lines), build)
+    driver = BatchDriver(cut(lines), build)
     for _ in range(count):
-        fleet.add()
-    while fleet.busy:
-        yield from fleet.hear()
+        driver.add()
+    while driver.busy:
+        yield from driver.hear()
 
 
 def cut(lines: Iterable[Line]) -> Iterator[Part]:
@@ -94,7 +94,7 @@ def cut(lines: Iterable[Line]) -> Iterator[Part]:
         yield Part(part)
 
 
-class Fleet:
+class BatchDriver:
     """The engines and what each has to do."""
 
     def __init__(self, parts: Iterator[Part], build: EngineBuilder) -> None:

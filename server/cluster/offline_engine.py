@@ -85,8 +85,8 @@ class OfflineEngine:
                 item = make_item(line.number, line.fields, self._model, chosen=choose_seed(line))
                 await self._draw_item(item)
             except (CannotGenerate, PipelineError, UnusableImage) as error:
-                asked = {} if line.fault else {"request": line.fields}
-                return outcome | asked | {"error": str(error)}, None
+                request = {} if line.fault else {"request": line.fields}
+                return outcome | request | {"error": str(error)}, None
         record = outcome | item.record()
         return outcome | {"seed": record["seed"], "files": record["files"], "new": True}, record
 

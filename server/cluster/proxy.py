@@ -38,8 +38,8 @@ class HeaderFilter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if "headers" in scope:
-            kept = [item for item in scope["headers"] if item[0].lower().replace(b"-", b"_") not in STRIPPED]
-            scope = {**scope, "headers": kept}
+            headers = [item for item in scope["headers"] if item[0].lower().replace(b"-", b"_") not in STRIPPED]
+            scope = {**scope, "headers": headers}
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import structlog
 
-from pipelines.duties import keep_up
+from pipelines.duties import keep_running
 from pipelines.engine.base import EngineInfo
 from pipelines.errors import CannotSleep
 from pipelines.job import Job
@@ -63,7 +63,7 @@ class Engines(Protocol):
     ) -> Call: ...
 
 
-class Fleet:
+class EngineRoster:
     """How many engines there are and what they are: asked for all slots together."""
 
     def __init__(self, engines: Engines, callbacks: SupervisorCallbacks, timeout: float) -> None:
@@ -118,12 +118,12 @@ class EngineSlot:
     silence = 0.0
     report: ActivityReport = IDLE
 
-    def __init__(self, number: int, fleet: Fleet) -> None:
+    def __init__(self, number: int, roster: EngineRoster) -> None:
         self.running: dict[str, Job] = {}
         self.failed = False
         self.failure: str | None = None
         self._number = number
-        self._fleet = fleet
+        self._roster = roster
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._begun: set[str] = set()  # jobs with which an engine has begun
         self._watching: asyncio.Task[None] | None = None
@@ -135,11 +135,11 @@ class EngineSlot:
 
     @property
     def ready(self) -> bool:
-        return self._fleet.info is not None and self._fleet.ready > self._number and not self.failed
+        return self._roster.info is not None and self._roster.ready > self._number and not self.failed
 
     async def start(self) -> None:
         if self._number == 0:
-            self._watching = asyncio.create_task(keep_up("engines", self._fleet.watch))
+            self._watching = asyncio.create_task(keep_running("engines", self._roster.watch))
 
     async def stop(self) -> None:
         tasks = [*self._calls.values(), *([self._watching] if self._watching else [])]
@@ -149,7 +149,7 @@ class EngineSlot:
 
     def fail(self, reason: str) -> None:
         self.failed, self.failure = True, reason
-        self._fleet.callbacks.on_failed(self)
+        self._roster.callbacks.on_failed(self)
 
     def run(self, job: Job) -> None:
         job.dispatched = time.monotonic()
@@ -187,12 +187,12 @@ class EngineSlot:
     def state(self) -> str:
         if self.failed:
             return "failed"
-        return "ready" if self.ready else "restarting" if self._fleet.most_ready > self._number else "loading"
+        return "ready" if self.ready else "restarting" if self._roster.most_ready > self._number else "loading"
 
     @property
     def seconds_to_ready(self) -> float:
-        waited = time.monotonic() - self._fleet.started
-        return 0.0 if self.ready else self._fleet.callbacks.cost_model.estimate_load_seconds(waited, 0.0)
+        waited = time.monotonic() - self._roster.started
+        return 0.0 if self.ready else self._roster.callbacks.cost_model.estimate_load_seconds(waited, 0.0)
 
     def status(self) -> WorkerStatus:
         ready = self.ready
@@ -209,17 +209,17 @@ class EngineSlot:
         )
 
     async def _draw(self, job: Job) -> None:
-        fleet, source = self._fleet, job.request.source
-        assert fleet.info is not None
+        roster, source = self._roster, job.request.source
+        assert roster.info is not None
         pixels, previews = source.pixels if source else b"", asdict(job.previews)
-        call = fleet.engines.draw(job.request.to_json(), pixels, previews, fleet.info.fingerprint, job.tenant)
+        call = roster.engines.draw(job.request.to_json(), pixels, previews, roster.info.fingerprint, job.tenant)
         try:
             await self._follow(job, call)
         except CallLost as error:
             call.cancel()
             begun = job.id in self._begun
             if not begun:
-                fleet.doubted = True
+                roster.doubted = True
                 await asyncio.sleep(LOOK)  # in which Serve may learn that the replica is gone
             if self.running.pop(job.id, None) is not None:
                 self._call_again(job, str(error), begun)
@@ -230,7 +230,7 @@ class EngineSlot:
     async def _follow(self, job: Job, call: Call) -> None:
         """Raises `CallLost`, also if the engine is silent. One that has not begun may be busy with its beginning."""
         messages = aiter(call.messages())
-        limit = BEGINNING * self._fleet.timeout
+        limit = BEGINNING * self._roster.timeout
         while job.id in self.running:
             try:
                 async with asyncio.timeout(limit):
@@ -239,19 +239,19 @@ class EngineSlot:
                 raise CallLost(f"silent for {limit:g} s") from None
             except StopAsyncIteration:
                 raise CallLost("it ended too soon") from None
-            limit = self._fleet.timeout
+            limit = self._roster.timeout
             self._begun.add(job.id)
             if header["event"] != "alive":
-                self._fleet.callbacks.on_job_message(self, job, header["event"], Message(header, payload))
+                self._roster.callbacks.on_job_message(self, job, header["event"], Message(header, payload))
 
     def _call_again(self, job: Job, reason: str, begun: bool) -> None:
         """Back to the pool. From the second loss on after an engine had begun with it, the job itself is suspected, and
         is given up at the third.
         """
         self._lost += 1
-        lost = self._fleet.lost[job] = self._fleet.lost.get(job, 0) + begun
+        lost = self._roster.lost[job] = self._roster.lost.get(job, 0) + begun
         log.warning("engine_call_lost", job=job.id, times=lost, begun=begun, reason=reason)
-        self._fleet.callbacks.requeue([job], frozenset({job.id} if lost > 1 else ()))
+        self._roster.callbacks.requeue([job], frozenset({job.id} if lost > 1 else ()))
 
 
 def make_slots(
@@ -260,6 +260,6 @@ def make_slots(
     """Slots for `count` engines. One that is silent for `timeout` seconds has lost its call; before its first sign of
     life, for twice as long.
     """
-    fleet = Fleet(engines, callbacks, timeout)
-    fleet.slots = [EngineSlot(number, fleet) for number in range(count)]
-    return fleet.slots
+    roster = EngineRoster(engines, callbacks, timeout)
+    roster.slots = [EngineSlot(number, roster) for number in range(count)]
+    return roster.slots

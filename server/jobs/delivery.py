@@ -19,9 +19,9 @@ Field = Literal["b64_json", "url"]
 
 def inline_fields(translated: TranslatedRequest, body: Body) -> tuple[Field, ...]:
     """The fields of an item that hold the image itself."""
-    asked = translated.response_format
-    bare: tuple[Field, ...] = ("b64_json",) if asked in ("b64_json", "both") else ()
-    return (*bare, "url") if asked != "b64_json" and body.sync_mode else bare
+    form = translated.response_format
+    bare: tuple[Field, ...] = ("b64_json",) if form in ("b64_json", "both") else ()
+    return (*bare, "url") if form != "b64_json" and body.sync_mode else bare
 
 
 def describe_item(image: EncodedImage, url: str | None) -> ImageItem:
@@ -45,8 +45,8 @@ def restore_reply(outcome: str, pictures: Sequence[dict[str, Any]] | None, store
     """
     if not pictures and not store.links.expire:
         return outcome
-    kept = json.loads(outcome)
-    reply = GenerationReply.model_validate(store.links.renew(kept) if store.links.expire else kept)
+    stored = json.loads(outcome)
+    reply = GenerationReply.model_validate(store.links.renew(stored) if store.links.expire else stored)
     if not pictures:
         return reply.text()
     files = [(picture["fields"], store.read(picture["name"]).data) for picture in pictures]

@@ -82,8 +82,8 @@ class RemoteJobs:
                 for identity in identities:
                     if identity not in unfinished:
                         self._end(identity)
-                    elif told := unfinished[identity]:
-                        self._publish(identity, Progress(**told))
+                    elif progress := unfinished[identity]:
+                        self._publish(identity, Progress(**progress))
             await asyncio.sleep(LOOK)
 
     def _end(self, identity: str, failure: PipelineError | ServerError | None = None) -> None:

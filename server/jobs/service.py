@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
-from pipelines.duties import keep_up
+from pipelines.duties import keep_running
 from pipelines.errors import Draining
 from pipelines.job import Progress
 from pipelines.request import ImageRequest
@@ -27,7 +27,7 @@ from server.jobs.resumption import resume_jobs
 from server.jobs.runner import ActiveJob, JobRunner, TakenOver
 from server.jobs.spec import JobSpec
 from server.jobs.store import JobStore, KeyTaken
-from server.jobs.upkeep import Upkeep, keep_images
+from server.jobs.upkeep import Upkeep, maintain_images
 from server.jobs.webhooks import WebhookSender
 from server.security.callers import Caller
 from server.state import AppState
@@ -58,9 +58,9 @@ class JobService:
         jobs = [self._runner.register(record) for record in records]
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
         duties = (
-            keep_up("jobs", self._upkeep.run),
-            keep_up("images", partial(keep_images, self._state)),
-            keep_up("webhooks", self.webhooks.run),
+            keep_running("jobs", self._upkeep.run),
+            keep_running("images", partial(maintain_images, self._state)),
+            keep_running("webhooks", self.webhooks.run),
         )
         self._background = [asyncio.ensure_future(work) for work in (resuming, *duties)]
 

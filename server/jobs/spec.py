@@ -68,8 +68,8 @@ class JobSpec:
             fields["image_url"] = PLACEHOLDER_URL
         fields["image_size"] = {"width": request.width, "height": request.height}
         translated = asdict(replace(self.translated, native=fields))
-        kept = {"spoken": translated, "base_url": self.base_url, "fingerprint": self.fingerprint}
-        return kept | ({"trace": dict(self.trace)} if self.trace else {})
+        stored = {"spoken": translated, "base_url": self.base_url, "fingerprint": self.fingerprint}
+        return stored | ({"trace": dict(self.trace)} if self.trace else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any], served: str) -> "JobSpec":

@@ -70,7 +70,7 @@ class Upkeep:
         if time.monotonic() > self._swept + SWEEP_INTERVAL:
             await self._state.threads.run("database", self._store.sweep, self._state.settings.images_expire)
             await self._state.threads.run("database", self._state.database.shrink)
-            await self._state.threads.run("database", self._state.clock.keep)
+            await self._state.threads.run("database", self._state.clock.save)
             self._swept = time.monotonic()
 
     def _cancel(self, identities: set[str]) -> None:
@@ -111,11 +111,11 @@ class Upkeep:
             self._resuming = asyncio.ensure_future(resume_jobs(jobs, self._runner, self._store, self._state))
 
 
-async def keep_images(state: AppState) -> None:
+async def maintain_images(state: AppState) -> None:
     """Look after the store of images. Never ends."""
     while True:
         try:
-            await state.threads.run("storing", state.store.keep)
+            await state.threads.run("storing", state.store.maintain)
         except StorageFailure as error:
             log.error("images", error=type(error).__name__)
         await asyncio.sleep(KEEP_INTERVAL)

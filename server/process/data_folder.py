@@ -64,24 +64,24 @@ class FolderClock:
         self._file = folder / CLOCK
         boot, self._offset = boot_id(), time.time() - seconds_since_boot()
         try:
-            kept = json.loads(self._file.read_text())
-            if boot and kept["boot"] == boot:
-                self._offset = float(kept["offset"])
+            saved = json.loads(self._file.read_text())
+            if boot and saved["boot"] == boot:
+                self._offset = float(saved["offset"])
             else:
-                self._offset = max(self._offset, float(kept["latest"]) - seconds_since_boot())
+                self._offset = max(self._offset, float(saved["latest"]) - seconds_since_boot())
         except (OSError, ValueError, KeyError, TypeError):
             pass  # a new folder, or a damaged file: the machine's date
         self._boot = boot
-        self.keep()
+        self.save()
 
     def __call__(self) -> float:
         return self._offset + seconds_since_boot()
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write down how late it is. A disk that is full does not stop the clock."""
-        kept = {"boot": self._boot, "offset": self._offset, "latest": self()}
+        state = {"boot": self._boot, "offset": self._offset, "latest": self()}
         try:
-            write_durably(self._file, json.dumps(kept).encode())
+            write_durably(self._file, json.dumps(state).encode())
         except OSError as error:
             log.warning("clock_not_kept", file=str(self._file), reason=error.strerror)
 

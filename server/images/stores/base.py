@@ -76,7 +76,7 @@ class Store(Protocol):
         None: only from this server. Raises as `read` does.
         """
 
-    def keep(self) -> None:
+    def maintain(self) -> None:
         """What is to be done every few seconds: delete what has expired or is too much, look whether all is well."""
 
 

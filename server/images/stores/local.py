@@ -113,7 +113,7 @@ class LocalStore:
     def sign_url(self, name: str, method: str, seconds: float) -> str | None:  # noqa: ARG002 - a `Store`
         return None
 
-    def keep(self) -> None:
+    def maintain(self) -> None:
         self._sweep_if_due()
         if self.failure is not None:
             self._try_disk()

@@ -119,7 +119,7 @@ class S3Store:
             url: str = self._obstore.sign(self._bucket, method, key_of(name), lifetime)
             return url
 
-    def keep(self) -> None:
+    def maintain(self) -> None:
         if self._size > self.cap or time.monotonic() > self._next_sweep:
             self.sweep()
         if self.failure is not None:  # something as large as an image: a bucket that may be read says nothing of that
