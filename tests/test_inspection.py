@@ -88,7 +88,7 @@ def test_every_format_is_known_by_its_content(tensors: Tensors, tmp_path: Path, 
     assert (found.format, found.architecture, found.models) == (key, "tiny", ("tiny",))
     assert found.parameters == sum(tensor.numel() for tensor in tensors.values())
     assert (found.missing, found.unexpected, found.problem) == ((), (), None)
-    assert found.beside == (2 if key == "comfyui" else 0)
+    assert found.beside == (2 if case == "comfyui" else 0)
 
 
 def test_the_models_named_are_those_of_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,12 @@ def comfyui(tensors: Tensors, path: Path) -> None:
     save_file(original(tensors, "model.diffusion_model.") | beside, path)
 
 
+def comfyui_norms(tensors: Tensors, path: Path) -> None:
+    """As newer ComfyUI saves the norms of queries and keys."""
+    found = {name.replace("_norm.scale", "_norm.weight"): tensor for name, tensor in original(tensors).items()}
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in found.items()}, path)
+
+
 def fp8(tensors: Tensors, path: Path) -> None:
     cast = {name: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t.bfloat16() for name, t in tensors.items()}
     save_file(cast, path)
@@ -106,6 +112,7 @@ WRITTEN: Mapping[str, tuple[str, Callable[[Tensors, Path], None], float]] = {
     "sharded folder": ("folder", folder, 0),
     "original": ("original", original_keys, 0),
     "comfyui": ("comfyui", comfyui, 0),
+    "comfyui's norms": ("comfyui", comfyui_norms, 0),
     "fp8": ("fp8", fp8, 2**-4),
     "fp8 scaled": ("fp8-scaled", fp8_scaled, 2**-4),
     "fp8 rows": ("fp8-rows", fp8_rows, 2**-4),

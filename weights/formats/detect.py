@@ -33,6 +33,7 @@ LORA_MARKS = (
     *(".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.up.", ".lora.down."),
     *(*XLABS_MARKS, *LYCORIS_MARKS),
 )
+NORMS_WEIGHTS = (".query_norm.weight", ".key_norm.weight")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 FP8_ROWS = "srpo-fp8-rows"  # the layout in the metadata of our own fp8 files
 SCALE_DTYPES = ("F32", "BF16", "F16")
@@ -134,7 +135,7 @@ def match_tensors(header: Header, config: TransformerConfig) -> TensorMatch:
     if FORMATS[format_key].reader is None:
         raise WrongWeights(header.path, f"{FORMATS[format_key].title}: name it with --lora, beside a whole transformer")
     prefix = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in header.tensors)), "")
-    full_names = {name.removeprefix(prefix): name for name in header.tensors if name.startswith(prefix)}
+    full_names = {_respell(name.removeprefix(prefix)): name for name in header.tensors if name.startswith(prefix)}
     weights = {name for name in full_names if name.rpartition(".")[2] not in (*SCALE_SUFFIXES, *OTHER_SUFFIXES)}
     shapes = tensor_shapes(config)
     original = any(name.startswith(("double_blocks.", "single_blocks.")) for name in weights)
@@ -162,6 +163,11 @@ def match_tensors(header: Header, config: TransformerConfig) -> TensorMatch:
     return TensorMatch(
         format_key, header, slices, tuple(missing), tuple(unexpected), tuple(mismatches), tuple(other_models)
     )
+
+
+def _respell(name: str) -> str:
+    """The original key of a norm, which newer ComfyUI saves as `weight` (Comfy-Org/ComfyUI, pull request 12432)."""
+    return f"{name.removesuffix('weight')}scale" if name.endswith(NORMS_WEIGHTS) else name
 
 
 def _describe_mismatch(name: str, tensor: TensorInfo, shape: tuple[int, ...], container: str) -> str | None:
