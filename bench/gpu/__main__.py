@@ -11,10 +11,13 @@ real code of every stage on a CPU with `tiny`, small; what needs CUDA says so.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -57,12 +60,26 @@ def run_apart(name: str, options: argparse.Namespace) -> None:
     configure_libraries(env)  # as for a worker: memory is measured with the allocator that serves
     limit = 60 * SLACK * STAGES[name].minutes
     try:
-        error = f"the process ended with {subprocess.run(command, env=env, timeout=limit).returncode}"
+        error = f"the process ended with {run_group(command, env, limit)}"
     except subprocess.TimeoutExpired:
         error = f"took more than {limit:.0f} s"
     file = options.folder / f"{name}.json"
     if (result := read(file)).get("state") not in ("done", "failed"):
         write_json({"figures": {}, **result, "state": "failed", "error": error}, file)
+
+
+def run_group(command: list[str], env: Mapping[str, str], limit: float) -> int:
+    """The exit code of a process. What it has started ends with it, and gives the card back, also where it is killed.
+
+    Raises `TimeoutExpired` after `limit` seconds.
+    """
+    process = subprocess.Popen(command, env=env, start_new_session=True)
+    try:
+        return process.wait(limit)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def read(file: Path) -> dict[str, Any]:
