@@ -4,16 +4,23 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import support.convolution  # noqa: F401
 from support.compilers import torch_as_it_was
+from support.waiting import within
 
 from bench.gpu import __main__ as kit
+from bench.gpu import variants
 from bench.gpu.predictions import PREDICTIONS
 from bench.gpu.setup import NEEDS_CUDA, Results, Setup
+from bench.gpu.sizes import NEW
 from bench.gpu.stages import STAGES, Stage
+from bench.support.comparison import make_request
+from pipelines.optimize import compile as compiling
+from pipelines.optimize.compile import INDUCTOR_OPTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +70,41 @@ def test_a_rehearsal_runs_every_stage_and_a_second_one_none(tmp_path: Path, capf
 def test_all_is_through_in_less_than_25_minutes() -> None:
     assert sum(stage.minutes for stage in STAGES.values()) < 25
     assert set(PREDICTIONS) == set(STAGES)
+
+
+@pytest.mark.parametrize("size", [*NEW, *Setup(Path(), rehearse=False).sizes, (1536, 1536), (512, 512)])
+def test_every_size_that_is_asked_for_is_one_of_the_api(size: tuple[int, int]) -> None:
+    request = make_request(*size, 28, "high")
+    assert (request.width, request.height) == size
+
+
+def test_variants_that_are_compiled_otherwise_have_a_compile_cache_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {}
+
+    def compare(setup: Setup, names: object, compiled: str) -> SimpleNamespace:
+        folders[len(folders)] = (compiled, compiling.SIZES, dict(INDUCTOR_OPTIONS))
+        return SimpleNamespace(failed={"compile": "not here"})
+
+    monkeypatch.setattr(Setup, "compare", compare)
+    monkeypatch.setattr(Setup, "on_cuda", lambda _, measure: measure())
+    monkeypatch.setattr(variants, "measure_attention", lambda *_: 1.0)
+    list(variants.measure(Setup(tmp_path, rehearse=False)))
+    kinds = {str(kind): name for name, *kind in folders.values()}
+    assert len(kinds) == len(set(kinds.values())) == 3
+
+
+def test_what_a_stage_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, pid = tmp_path / "stage", tmp_path / "pid"
+    script.write_text(f"#!/bin/sh\nsleep 600 &\necho $! > {pid}.new; mv {pid}.new {pid}\nwait\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(kit, "STAGES", {"card": STAGES["card"]._replace(minutes=2 / 60 / kit.SLACK)})
+    assert kit.main(["--folder", str(tmp_path), "--stages", "card"]) == 1
+    assert results(tmp_path)["card"]["error"] == "took more than 2 s"
+    status = Path(f"/proc/{pid.read_text().strip()}/stat")
+    assert within(10, lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 RUNS: list[str] = []

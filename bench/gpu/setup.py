@@ -49,9 +49,17 @@ class Setup:
         name = "cpu, rehearsal" if self.rehearse else torch.cuda.get_device_name(self.device)
         return f"{name}, torch {torch.__version__}"
 
-    def compare(self, names: Sequence[str] | None = None, context: OptimizationContext | None = None) -> Comparison:
-        """The stock pipeline, and our engine with the optimizations `names` (None: the default ones)."""
-        set_cache_folder(self.folder / "compiled")
+    def compare(
+        self,
+        names: Sequence[str] | None = None,
+        context: OptimizationContext | None = None,
+        compiled: str = "compiled",
+    ) -> Comparison:
+        """The stock pipeline, and our engine with the optimizations `names` (None: the default ones).
+
+        `compiled` names the folder of its compile cache, whose keys do not tell what size a graph was tuned for.
+        """
+        set_cache_folder(self.folder / compiled)
         fix_convolutions()  # as a worker does
         if names is None:
             names = REHEARSED if self.rehearse else select_optimizations(("default",), "cuda")

@@ -4,6 +4,7 @@ import gc
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -30,11 +31,13 @@ def measure(setup: Setup) -> Results:
         stack.enter_context(patch.object(compiling, "SIZES", sizes))
         yield "defaults, ms", measure_variant(setup, defaults)
         with patch.dict(INDUCTOR_OPTIONS, {"coordinate_descent_tuning": True}):
-            yield "coordinate descent, ms", setup.on_cuda(lambda: measure_variant(setup, defaults))
+            descent = partial(measure_variant, setup, defaults, "compiled-coordinate-descent")
+            yield "coordinate descent, ms", setup.on_cuda(descent)
         fused = [name for name in OPTIMIZATIONS if name in (*defaults, "qkv")]
         yield "QKV fused, ms", measure_variant(setup, fused)
         with patch.object(compiling, "SIZES", sizes[::-1]):
-            yield "512x512 compiled first, ms", setup.on_cuda(lambda: measure_variant(setup, defaults))
+            small_first = partial(measure_variant, setup, defaults, "compiled-small-first")
+            yield "512x512 compiled first, ms", setup.on_cuda(small_first)
         for name in defaults:
             if OPTIMIZATIONS[name].accuracy != "exact":
                 yield f"without {name}, ms", measure_variant(setup, [one for one in defaults if one != name])
@@ -53,13 +56,16 @@ def measure_attention(setup: Setup, name: str) -> float | str:
         return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def measure_variant(setup: Setup, names: Sequence[str]) -> float | str:
-    """Milliseconds of a computed step at the first size; or why a variant does not work."""
+def measure_variant(setup: Setup, names: Sequence[str], compiled: str = "compiled-variants") -> float | str:
+    """Milliseconds of a computed step at the first size; or why a variant does not work.
+
+    Those that are compiled alike share the compile cache `compiled`. The other stages' was tuned for other sizes.
+    """
     torch.compiler.reset()
     gc.collect()  # compiled blocks are cycles, and the model of the variant before hangs on them
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()
-    comparison = setup.compare(names)
+    comparison = setup.compare(names, compiled=compiled)
     if comparison.failed:
         return "; ".join(f"{name} fails: {reason}" for name, reason in comparison.failed.items())
     return 1e3 * measure_step(comparison, *setup.sizes[0])
