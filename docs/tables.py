@@ -14,7 +14,8 @@ from pipelines.acceleration import PRESETS
 from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.request import GenerationParams, ImageToImageParams
 from server.aliases import param_type
-from server.envelope import TABLE
+from server.envelope import UNEXPECTED_NAME
+from server.error_table import TABLE, UNEXPECTED
 from server.metrics.table import METRICS
 from server.settings.server import Settings
 from server.settings.types import UNITS
@@ -92,17 +93,19 @@ def settings() -> str:
 
 
 def errors() -> str:
-    """Every error, from the error table."""
+    """Every error, from the error table, and what all others are on the wire."""
+    rows = {kind.__name__: row for kind, row in TABLE.items()} | {UNEXPECTED_NAME: UNEXPECTED}
     return table(
-        ("status", "`error.code`", "`error.name`", "retry?"),
+        ("status", "`error.code`", "`error.name`", "retry?", "meaning, and what to do"),
         (
             (
                 str(row.status),
                 f"`{row.code}`" if row.code else "per field",
-                f"`{kind.__name__}`",
+                f"`{name}`",
                 "no" if row.status < 429 or row.repeats else "log only" if row.status == 499 else "yes",
+                row.meaning,
             )
-            for kind, row in sorted(TABLE.items(), key=lambda item: item[1].status)
+            for name, row in sorted(rows.items(), key=lambda item: item[1].status)
         ),
     )
 

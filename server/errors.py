@@ -1,4 +1,4 @@
-"""The errors that belong to HTTP, each raised where it is known. `server.envelope` says how each leaves the server."""
+"""The errors that belong to HTTP, each raised where it is known. `server.error_table` says how each leaves."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import AcceptedNegativeData, RejectedPosi
 from support.instant import served
 
 from pipelines.request import SIZES
-from server.envelope import TABLE
+from server.error_table import TABLE
 from server.schema import ErrorReply
 
 PATH = "/v1/images/generations"

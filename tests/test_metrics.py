@@ -24,7 +24,7 @@ from support.waiting import LIMIT, within
 
 from pipelines.safety.guard import Guard
 from pipelines.safety.open_nsfw import load_open_nsfw
-from server.envelope import TABLE
+from server.error_table import TABLE
 from server.metrics.readings import CardReader
 from server.metrics.recorder import Metrics
 from server.metrics.table import CARD_FREE, CARD_SIZE, MEGAPIXELS, METRICS, size_class

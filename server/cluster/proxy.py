@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.errors import NotReady
-from server.envelope import envelope, headers_of, row_of
+from server.envelope import envelope, headers_of
+from server.error_table import row_of
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "server.cluster.proxy.list_middlewares"}
 START = 10.0  # seconds after which a client may try again

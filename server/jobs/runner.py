@@ -10,7 +10,8 @@ from typing import Any, cast
 import structlog
 
 from pipelines.errors import Cancelled, Draining
-from server.envelope import envelope, headers_of, row_of
+from server.envelope import envelope, headers_of
+from server.error_table import row_of
 from server.errors import ServerError
 from server.jobs.generation import Generation, reply_headers
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord

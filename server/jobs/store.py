@@ -12,7 +12,8 @@ from sqlalchemy.orm import defer
 
 from pipelines.errors import Cancelled
 from server.database.database import Database
-from server.envelope import envelope, row_of
+from server.envelope import envelope
+from server.error_table import row_of
 from server.jobs.models import ACCEPTED, CANCELLED, ENDED, EXPIRED, JobRecord, SourcePicture, WebhookDelivery
 from server.jobs.outbox import begin_deliveries
 from server.usage.ledger import Reservation, UsageEntry, UsageLedger

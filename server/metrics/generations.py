@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pipelines.errors import Cancelled, ContentWithheld
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
-from server.envelope import row_of
+from server.error_table import row_of
 from server.metrics.recorder import FLAGGED, Metrics
 from server.metrics.table import (
     E2E_LATENCY,

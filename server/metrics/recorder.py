@@ -9,7 +9,7 @@ from starlette.types import Scope
 from pipelines.acceleration import PRESETS
 from pipelines.request import ImageRequest
 from pipelines.workers.observer import PoolObserver
-from server.envelope import TABLE, row_of
+from server.error_table import TABLE, row_of
 from server.metrics.table import (
     BATCH_SIZE,
     EVENTS,

@@ -17,7 +17,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.errors import Draining
-from server.envelope import UNEXPECTED, envelope, headers_of, row_of
+from server.envelope import envelope, headers_of
+from server.error_table import UNEXPECTED, row_of
 from server.errors import NotFound
 from server.metrics.recorder import Metrics
 from server.security.origins import OriginPolicy
