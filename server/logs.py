@@ -36,6 +36,6 @@ class LogFile(io.StringIO):
 
 def make_console(settings: Settings) -> Console:
     """What the server shows to the person who starts it, on standard error; in the log where that must be JSON."""
-    if settings.log_format == "json":
+    if log_format_of(settings) == "json":
         return Console(file=LogFile(), width=LOG_WIDTH, highlight=False)
     return Console(stderr=True, highlight=False)

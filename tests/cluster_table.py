@@ -165,7 +165,7 @@ def running(site: ClusterSite) -> int:
 
 def check_control(site: ClusterSite) -> list[str]:
     """Ray's own address refuses whoever has no token, or a wrong one."""
-    address = site.log.read_text().rpartition("control: ")[2].split()[0]
+    address = site.log.read_text().rpartition("control: ")[2].split()[0].rstrip('",')  # it may end a string of JSON
     program = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False); print('accepted')"
     bad = []
     for case, more in {"no token": {}, "a wrong token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}}.items():

@@ -23,8 +23,8 @@ from weights.checkpoints import CHECKPOINTS, EMBEDDED
 def sample_request(server: LiveServer) -> str:
     """The command below "Try it:" in what the server prints: a moment after it has become ready."""
     printed = re.compile(r"Try it:\n((?:.*\\\n)*.*[^\\\n])\n")
-    assert within(LIMIT, lambda: printed.search(server.log.read_text()) is not None), server.log.read_text()
-    found = printed.search(server.log.read_text())
+    assert within(LIMIT, lambda: printed.search(server.shown()) is not None), server.shown()
+    found = printed.search(server.shown())
     assert found is not None
     return found[1]
 

@@ -347,7 +347,7 @@ def test_a_server_says_how_it_has_placed_the_model(serve: Callable[..., LiveServ
     assert reply.json()["timings"]["notes"] == list(expected.notes)
     assert "notes" not in live.generate(prompt="a cat").json()["timings"]
     line = f"Placement {expected} (--placement chooses another)"
-    assert within(LIMIT, lambda: line in server.log.read_text())
+    assert within(LIMIT, lambda: line in server.shown())
 
 
 def test_what_an_engine_needs_is_said_while_it_loads() -> None:

@@ -79,8 +79,8 @@ def test_a_worker_killed_in_the_middle_of_a_request_loses_nothing(server: LiveSe
 
 
 @pytest.mark.long
-def test_with_json_logs_every_line_is_json_through_a_crash_and_a_restart(serve: Callable[..., LiveServer]) -> None:
-    server = serve(log_format="json")
+def test_without_a_terminal_every_line_is_json_through_a_crash_and_a_restart(serve: Callable[..., LiveServer]) -> None:
+    server = serve()
     assert server.generate().status_code == 201
     before = worker_pid(server)
     os.kill(before, signal.SIGKILL)
@@ -89,6 +89,8 @@ def test_with_json_logs_every_line_is_json_through_a_crash_and_a_restart(serve: 
     assert server.process.wait(LIMIT) == 0
     entries = [json.loads(line) for line in server.log.read_text().splitlines()]
     assert all({"event", "level", "timestamp"} <= set(entry) for entry in entries)
+    assert any("Try it:" in entry["event"] for entry in entries)  # the banner too
+    assert entries[-1]["event"] == "Stopped."
     assert [entry["pid"] for entry in entries if entry["event"] == "worker_died"] == [before]
     assert [entry["device"] for entry in entries if entry["event"] == "worker_ready"] == ["auto"]
 
@@ -124,9 +126,7 @@ def test_sigterm_finishes_what_was_accepted_and_exits_cleanly(serve: Callable[..
         assert [reply.result().status_code for reply in replies] == [201] * 6
     assert server.process.wait(LIMIT) == 0
     assert within(LIMIT, lambda: not alive(pid))
-    assert re.search(
-        r"Stopping: \d requests? in flight may take 60 s more \.\.\.\n(.*\n)*Stopped\.\n", server.log.read_text()
-    )
+    assert re.search(r"Stopping: \d requests? in flight may take 60 s more \.\.\.\n(.*\n)*Stopped\.\n", server.shown())
 
 
 def test_sigterm_lets_a_job_that_is_drawn_end_though_nobody_waits(serve: Callable[..., LiveServer]) -> None:

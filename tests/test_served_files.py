@@ -74,7 +74,7 @@ def test_a_file_that_cannot_be_served_ends_the_server_with_the_reason(
 ) -> None:
     server = serve_file(case, spoil, wait=False)
     assert server.process.wait(START_LIMIT) == 78
-    assert said in server.log.read_text()
+    assert said in server.shown()
 
 
 def test_the_doctor_looks_at_the_file_that_would_be_served(

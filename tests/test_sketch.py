@@ -124,7 +124,7 @@ def test_a_fresh_machine_says_who_draws(server: LiveServer) -> None:
     assert (health["served_model"], health["embedded"]) == ("flux/sketch", True)
     card = httpx.get(f"{server.url}/v1/models/flux/sketch").json()
     assert {"apple", "banana", "cat", "dog", "leaf", "book", "heart"} <= set(card["info"]["knows"])
-    assert "flux/sketch answers" in " ".join(server.log.read_text().split())
+    assert "flux/sketch answers" in " ".join(server.shown().split())
 
 
 def test_flux_sketch_is_a_model_of_its_own_too(server: LiveServer) -> None:

@@ -19,7 +19,7 @@ from server.security.store import KeyStore
 PAGE = "docs/upkeep.md"
 PATH = "/v1/images/generations"
 BODY = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 2, "seed": 7}
-WRITERS = ("log.warning", "log.error", "self._log", "self._replace")  # the last two pass the event on
+WRITERS = ("log.warning", "log.error", "log.critical", "self._log", "self._replace")  # the last two pass the event on
 
 
 def test_a_backup_of_a_running_server_brings_back_keys_jobs_and_pictures(

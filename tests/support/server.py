@@ -1,5 +1,6 @@
 """A real `srpo serve` process on a real loopback port."""
 
+import json
 import os
 import signal
 import socket
@@ -58,6 +59,10 @@ class LiveServer:
         with self.client() as client:
             return client.post("/v1/images/generations", json=body)
 
+    def shown(self) -> str:
+        """The log in words, as somebody reads it: of a line of JSON its event."""
+        return "".join(f"{read_event(line)}\n" for line in self.log.read_text().splitlines())
+
     def settled_log(self) -> str:
         """The log with a line for every reply read so far.
 
@@ -73,6 +78,13 @@ class LiveServer:
 
     def wait_ready(self) -> None:
         wait_ready(self.url, self.process, self.log)
+
+
+def read_event(line: str) -> str:
+    try:
+        return str(json.loads(line)["event"])
+    except (ValueError, TypeError, KeyError):
+        return line
 
 
 class ServerNotReady(AssertionError):
