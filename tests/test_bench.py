@@ -166,13 +166,6 @@ def test_bench_host_measures_python_without_kernels(tmp_path: Path, capsys: pyte
     assert "compiled" in capsys.readouterr().out
 
 
-def test_levers_is_still_a_name_of_optimizations(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["levers", "--help"])
-    assert ended.value.code == 0
-    assert "usage: srpo bench optimizations" in capsys.readouterr().out
-
-
 def test_bench_convert_measures_both_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     assert main(["convert", "--layers", "0", "0", "--folder", str(tmp_path), "--json", str(file)]) == 0

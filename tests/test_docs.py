@@ -72,12 +72,11 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 @each_page
 def test_every_path_setting_target_and_command_that_a_page_names_exists(page: str) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    settings = {*Settings.model_fields, "levers"}  # the old name of optimizations
     for span in code_spans(page):
         if re.fullmatch(r"(server|pipelines|weights|bench|docs|deploy|tests)/[\w./-]*", span):
             assert (ROOT / span).exists(), span
         if "examples" not in page and (name := re.match(r"SRPO_([A-Z0-9_]+)", span)):
-            assert name[1].lower() in settings, span
+            assert name[1].lower() in Settings.model_fields, span
         if made := re.match(r"make ([a-z-]+)", span):
             assert made[1] in targets, span
         if typed := re.match(r"(?:\.venv/bin/)?srpo ([a-z]+)", span):

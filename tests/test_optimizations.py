@@ -33,7 +33,7 @@ from pipelines.optimize.optimizations import (
     validate_names,
 )
 from pipelines.optimize.projections import join_layers, split_layer
-from pipelines.optimize.tuning_cache import TuningCache
+from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, TuningCache
 from server.cli.selfcheck import forget_results
 from server.cli.terminal.parsing import parse
 from server.settings.server import Settings
@@ -439,7 +439,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
     assert first.info.optimizations.startswith(f"{works}; without compile")
     for reason in first.info.optimizations.split("; without ")[1:]:
         assert "which fails here: RuntimeError: no kernel image" in reason or "results are wrong" in reason
-    failed = {key.split()[1] for key in TuningCache(tmp_path / "engine.json").section("levers")}
+    failed = {key.split()[1] for key in TuningCache(tmp_path / "engine.json").section(FAILED_OPTIMIZATIONS)}
     assert failed == set(default) & set(COMPILED)
     counting = Counting()
     second = made_fast(tmp_path, "default", default=default, compiler=counting)
@@ -452,7 +452,7 @@ def test_a_default_that_does_not_work_here_is_left_out_said_and_kept(
         == made_fast(other.path.parent, *works.replace(" (native)", "").split(", ")).info.fingerprint
     )
     forget_results(tmp_path)
-    assert not TuningCache(tmp_path / "engine.json").section("levers")
+    assert not TuningCache(tmp_path / "engine.json").section(FAILED_OPTIMIZATIONS)
 
 
 @pytest.mark.long
@@ -474,7 +474,7 @@ def test_a_shortage_is_said_but_the_next_start_tries_again(tmp_path: Path, short
 
     first = made_fast(tmp_path, "default", default=["texts", "compile_vae"], compiler=Short())
     assert first.info.optimizations.startswith("texts; without compile_vae, which fails here: ")
-    assert not TuningCache(tmp_path / "engine.json").section("levers")
+    assert not TuningCache(tmp_path / "engine.json").section(FAILED_OPTIMIZATIONS)
     assert made_fast(tmp_path, "default", default=["texts", "compile_vae"]).info.optimizations == "texts, compile_vae"
 
 
@@ -484,7 +484,7 @@ def test_an_optimization_that_was_named_must_work(tmp_path: Path) -> None:
         match=r"^compile does .*: no kernel image. Without: SRPO_OPTIMIZATIONS=rotary$",
     ):
         made_fast(tmp_path, "default", "compile", default=["rotary"], compiler=Refusing())
-    assert not TuningCache(tmp_path / "engine.json").section("levers")
+    assert not TuningCache(tmp_path / "engine.json").section(FAILED_OPTIMIZATIONS)
 
 
 def test_an_optimization_that_breaks_the_device_is_kept_and_a_new_process_goes_on_without(
@@ -530,22 +530,20 @@ def test_the_settings_tell_the_engine(tmp_path: Path) -> None:
         engine(optimizations="warp")
 
 
-@pytest.mark.parametrize("name", ["optimizations", "levers"])
-def test_the_setting_keeps_its_former_name(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_setting_is_a_variable_and_a_flag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`SRPO_LEVERS` and `--levers` are what `SRPO_OPTIMIZATIONS` and `--optimizations` were called before."""
-    assert parse(Settings, "serve", [f"--{name}", "rotary,texts"]).optimizations == ("rotary", "texts")
-    monkeypatch.setenv(f"SRPO_{name.upper()}", "rotary")
+    assert parse(Settings, "serve", ["--optimizations", "rotary,texts"]).optimizations == ("rotary", "texts")
+    monkeypatch.setenv("SRPO_OPTIMIZATIONS", "rotary")
     assert Settings().optimizations == ("rotary",)
     assert parse(Settings, "serve", ["--port", "0"]).optimizations == ("rotary",)
-    assert parse(Settings, "serve", [f"--{name}=none"]).optimizations == ("none",)
+    assert parse(Settings, "serve", ["--optimizations=none"]).optimizations == ("none",)
     with pytest.raises(SystemExit):
-        parse(Settings, "serve", [f"--{name}", "warp"])
+        parse(Settings, "serve", ["--optimizations", "warp"])
     assert "SRPO_OPTIMIZATIONS (--optimizations): 'warp' is no optimization" in capsys.readouterr().err
 
 
 def test_health_names_the_optimizations_as_it_always_did(live: LiveServer) -> None:
     health = httpx.get(f"{live.url}/health").json()
-    assert health["levers"] == "texts, rotary"
+    assert health["optimizations"] == "texts, rotary"
     assert "optimizations" not in health

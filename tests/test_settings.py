@@ -76,7 +76,7 @@ def test_no_setting_is_without_end_or_no_number(value: float) -> None:
 
 
 def test_an_unknown_variable_is_named_with_the_nearest_setting() -> None:
-    env = {"SRPO_SAFTY_CHECKER": "none", "SRPO_LEVERS": "none", "SRPO_XYZ": "1", "SRPO_API_KEYS_FILE": "/nowhere"}
+    env = {"SRPO_SAFTY_CHECKER": "none", "SRPO_XYZ": "1", "SRPO_API_KEYS_FILE": "/nowhere"}
     lines = [line for line in srpo("serve", **env).stderr.splitlines() if "unknown_setting" in line]
     assert [json.loads(line)["name"] for line in lines] == ["SRPO_SAFTY_CHECKER", "SRPO_XYZ"]
     assert [json.loads(line)["nearest"] for line in lines] == ["SRPO_SAFETY_CHECKER", None]

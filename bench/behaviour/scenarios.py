@@ -15,7 +15,9 @@ from bench.behaviour import requests as table
 from bench.behaviour.server import EDITS, GENERATIONS, Live, Recording, describe_image, strip_volatile, wait_until
 
 ASYNC = {"prefer": "respond-async"}
-LEVERS = "texts,rotary,modulation,attention"  # all that a CPU can do without a compiler; the last is measured once
+OPTIMIZATIONS = (
+    "texts,rotary,modulation,attention"  # all that a CPU can do without a compiler; the last is measured once
+)
 KEYS = ("first-secret-key", "second-secret-key")
 
 
@@ -72,8 +74,8 @@ def write_safetensors(file: Path) -> None:
 
 
 def serve_sketch(recording: Recording) -> None:
-    """The embedded model, with every lever that is not exact and needs no compiler."""
-    with recording.server("sketch", {"model": "flux/sketch", "levers": LEVERS}) as live:
+    """The embedded model, with every optimization that is not exact and needs no compiler."""
+    with recording.server("sketch", {"model": "flux/sketch", "optimizations": OPTIMIZATIONS}) as live:
         record_engine(live)
         for name, fields in table.IMAGES.items():
             draw(live, name, **fields)
@@ -200,7 +202,8 @@ def record_data(recording: Recording, name: str, data: Path) -> None:
 def serve_with_keys(recording: Recording) -> None:
     """Keys, a public address, and other settings of delivery."""
     settings = {
-        "api_keys": ",".join(KEYS), "public_url": "https://images.example/", "success_status": "200", "levers": "none",
+        "api_keys": ",".join(KEYS), "public_url": "https://images.example/", "success_status": "200",
+        "optimizations": "none",
         "previews": "sharp", "no_fetch": "true", "omit_parameters": "true", "jpeg_quality": "60", "log_prompts": "true",
         "credits_per_megapixel": "10", "safety_checker": "none", "log_format": "json", "safety_policy": "always",
     }  # fmt: skip
@@ -230,7 +233,7 @@ def serve_with_keys(recording: Recording) -> None:
 def leave_data(recording: Recording, data: Path) -> None:
     """A data folder with images and jobs in every state, whose server was killed at work."""
     job: dict[str, Any] = {"num_inference_steps": 50, "image_size": "landscape_4_3", "num_images": 2}
-    with recording.server("old", {"levers": LEVERS}, data) as live:
+    with recording.server("old", {"optimizations": OPTIMIZATIONS}, data) as live:
         draw(live, "image")
         draw(live, "key", {"idempotency-key": "old key"}, response_format="b64_json")
         for name, fields in {"job": {"num_images": 2}, "job with source": table.SOURCED}.items():
@@ -252,7 +255,7 @@ def open_data(recording: Recording, data: Path) -> None:
     engine = data / "engine.json"
     before = (engine.read_bytes(), engine.stat().st_mtime_ns)
     images = [path.name for path in find_images(data)]
-    with recording.server("opened", {"levers": LEVERS}, data) as live:
+    with recording.server("opened", {"optimizations": OPTIMIZATIONS}, data) as live:
         recording.add("opened: fingerprint", live.health()["fingerprint"])
         recording.add("engine.json was left as it was", before == (engine.read_bytes(), engine.stat().st_mtime_ns))
         for number, image in enumerate(sorted(images)):

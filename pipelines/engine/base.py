@@ -67,7 +67,7 @@ class EngineInfo:
     dtype: str
     fingerprint: str
     placement: str = ""
-    optimizations: str = "none"  # in words; `levers` in /health
+    optimizations: str = "none"  # in words
     device_type: str = ""  # torch's: `cuda` or `cpu`; what `auto` meant
     max_pixels: int | None = None
 

@@ -115,8 +115,7 @@ def optimize_engine(
     optional = set(wanted) - set(config.optimizations)
     engine, applied = apply_optimizations(engine, wanted, optional, cache, context)
     inexact = {name: applied.choices[name] for name in select_inexact(applied.choices)}
-    # "levers" is what older versions wrote: another word would be another fingerprint
-    fingerprint = add_choices(base, {"levers": inexact}) if inexact else base
+    fingerprint = add_choices(base, {"optimizations": inexact}) if inexact else base
     described = describe_optimizations(applied.choices, applied.failed)
     return engine.change(info=replace(engine.info, fingerprint=fingerprint, optimizations=described)), applied
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 from weights.durable_file import write_durably
 
 NAME = "engine.json"
-FAILED_OPTIMIZATIONS = "levers"  # a section's name in files, which older versions have written, too
+FAILED_OPTIMIZATIONS = "failed_optimizations"  # a section's name
 
 
 class TuningCache:

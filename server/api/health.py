@@ -35,8 +35,6 @@ async def health(request: Request, state: State, jobs: JobsDep) -> JSONResponse:
     }
     if not await has_key(request, state):
         return JSONResponse(about | {name: status[name] for name in OPEN})
-    if info:
-        info["levers"] = info.pop("optimizations")  # the name that monitoring knows
     about["safety"] = state.guard.description | {"prompts": state.prompts.description}
     about["constant_images"] = state.constant.count
     about["trouble"] = jobs.find_trouble()

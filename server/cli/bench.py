@@ -23,13 +23,11 @@ BENCHES: Mapping[str, Command] = {
         "readers": "latency and memory of 100 streams, of which 60 hang or are left",
     }.items()
 }
-ALIASES = {"levers": "optimizations"}
 
 
 def main(arguments: list[str]) -> int:
-    names = [ALIASES.get(name, name) for name in arguments[:1]]
     try:
-        return run("srpo bench", BENCHES, [*names, *arguments[1:]])
+        return run("srpo bench", BENCHES, arguments)
     except ModuleNotFoundError as error:
         if error.name != "bench":
             raise

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipelines.fields import Choice
 from pipelines.loading.placement import PLACEMENTS
@@ -71,7 +71,6 @@ class EngineSettings(WorkerSettings):
     )
     optimizations: Annotated[Names, AfterValidator(validate_names)] = Field(
         ("default",),
-        validation_alias=AliasChoices("optimizations", "levers"),  # its name up to 0.1
         description="how the engine is made faster: default (those that suit the device), none, or some of "
         + ", ".join(OPTIMIZATIONS),
     )

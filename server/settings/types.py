@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BeforeValidator
+from pydantic import BeforeValidator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SRPO_"  # of every variable
@@ -65,11 +65,7 @@ def describe_choices(names: Mapping[str, str]) -> str:
 
 def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> dict[str, str | None]:
     """Those of `names` that begin like a setting's variable and are none of `kind`'s, each with the nearest one."""
-    known = set()
-    for field, info in kind.model_fields.items():
-        alias = info.validation_alias
-        spellings = alias.choices if isinstance(alias, AliasChoices) else [field]
-        known |= {str(spelling).upper() for spelling in spellings}
+    known = {name.upper() for name in kind.model_fields}
     given = {name: name.upper().removeprefix(PREFIX) for name in names if name.upper().startswith(PREFIX)}
     nearest = {name: get_close_matches(rest, known, 1) for name, rest in given.items() if rest not in known}
     return {name: PREFIX + found[0] if found else None for name, found in nearest.items()}
@@ -94,5 +90,5 @@ class EnvironmentSettings(BaseSettings):
         cli_implicit_flags="toggle",
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        env_prefix_target="all",  # SRPO_ also before a former name that is still accepted
+        env_prefix_target="all",  # SRPO_ also before an alias, such as a flag's short name
     )
