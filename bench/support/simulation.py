@@ -22,7 +22,7 @@ from pipelines.request import Timings
 from pipelines.workers.activity import IDLE, ActivityReport
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.protocol import Message
-from pipelines.workers.status import WorkerStatus
+from pipelines.workers.status import WorkerState, WorkerStatus
 from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks
 
 INFO = EngineInfo("simulated", "none", "none", "f" * 32)
@@ -135,7 +135,7 @@ class SimulatedDevice:
     silence = 0.0
     report: ActivityReport = IDLE
     ready = True
-    state = "ready"
+    state: WorkerState = "ready"
     seconds_to_ready = 0.0
 
     def __init__(self, number: int, clock: Clock, callbacks: SupervisorCallbacks) -> None:

@@ -37,7 +37,7 @@ from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.observer import PoolObserver
 from pipelines.workers.patience import Patience
 from pipelines.workers.protocol import Message
-from pipelines.workers.status import PoolStatus, join_failures
+from pipelines.workers.status import PoolState, PoolStatus, join_failures
 from pipelines.workers.supervision import EngineSupervisor, Supervise
 from pipelines.workers.supervisor import WorkerSupervisor
 
@@ -193,7 +193,7 @@ class WorkerPool:
             workers=workers,
         )
 
-    def _state(self) -> str:
+    def _state(self) -> PoolState:
         if self._draining:
             return "draining"
         if self.failed.is_set():

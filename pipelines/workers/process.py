@@ -113,11 +113,17 @@ class WorkerProcess:
     """A worker process. `info` is None until it is ready. `condemned`: it was killed, and has not been reaped yet."""
 
     def __init__(
-        self, config: EngineConfig, on_event: Callable[["WorkerProcess", Message], None], environment: Mapping[str, str]
+        self,
+        config: EngineConfig,
+        environment: Mapping[str, str],
+        on_event: Callable[["WorkerProcess", Message], None],
+        on_condemned: Callable[[], None],
     ) -> None:
+        """`on_condemned` is called when it is killed, or has died: the death is reported once all was heard."""
         self._config = config
         self._environment = environment
         self._on_event = on_event
+        self._on_condemned = on_condemned
         self.info: EngineInfo | None = None
         self.stage = "starting"
         self.progress = 0.0
@@ -189,7 +195,9 @@ class WorkerProcess:
             self._process.stdout.close()
 
     def kill(self) -> None:
-        self.condemned = True
+        if not self.condemned:
+            self.condemned = True
+            self._on_condemned()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

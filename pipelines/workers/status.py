@@ -2,24 +2,33 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pipelines.engine.base import EngineInfo
 
-Rest = Literal["none", "asleep", "waking"]
-WORKER_STATES = ("loading", "ready", "restarting", "suspended", "failed", "asleep", "waking")
+WorkerState = Literal["loading", "ready", "restarting", "suspended", "failed", "asleep", "waking", "stopped"]
+WORKER_STATES: tuple[WorkerState, ...] = get_args(WorkerState)
+PoolState = Literal["loading", "ready", "restarting", "suspended", "failed", "draining", "asleep", "waking"]
+POOL_STATES: tuple[PoolState, ...] = get_args(PoolState)
+SERVING: tuple[PoolState, ...] = (
+    "ready",
+    "asleep",
+    "waking",
+)  # a request is accepted, and drawn without anybody's help
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One device's worker. `state` is one of `WORKER_STATES`.
+    """One device's worker.
 
-    A worker is `suspended` while so many have died that it is tried only slowly. It is `asleep` when it was ended
-    because nobody needs it, and `waking` when it is started again after that.
+    It is `loading` until the device has had a worker that was ready, and `restarting` after the death of one. It is
+    `suspended` while so many have died that one is tried only slowly, until one is ready. It is `asleep` when it was
+    ended because nobody needs it, and `waking` when it is started again after that. A device that has `failed` gets no
+    worker any more, nor one whose supervisor is `stopped`.
     """
 
     device: str
-    state: str
+    state: WorkerState
     stage: str
     progress: float
     eta: float
@@ -29,15 +38,11 @@ class WorkerStatus:
     failure: str | None
 
 
-POOL_STATES = ("loading", "ready", "restarting", "suspended", "failed", "draining", "asleep", "waking")
-SERVING = ("ready", "asleep", "waking")  # a request is accepted, and drawn without anybody's help
-
-
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """What the pool is doing. `state` is one of `POOL_STATES`; `ready` if a worker is."""
+    """What the pool is doing: `ready` if a worker is."""
 
-    state: str
+    state: PoolState
     stage: str
     progress: float
     eta: float

@@ -12,7 +12,7 @@ from pipelines.queueing.cost_model import CostModel
 from pipelines.workers.activity import ActivityReport
 from pipelines.workers.observer import PoolObserver
 from pipelines.workers.protocol import Message
-from pipelines.workers.status import WorkerStatus
+from pipelines.workers.status import WorkerState, WorkerStatus
 
 
 class SupervisorCallbacks(Protocol):
@@ -36,7 +36,6 @@ class EngineSupervisor(Protocol):
     """One engine as the pool sees it. `running` holds its jobs by id; `failure` says why it does not serve."""
 
     running: dict[str, Job]
-    failed: bool
     failure: str | None
 
     @property
@@ -44,6 +43,11 @@ class EngineSupervisor(Protocol):
 
     @property
     def ready(self) -> bool: ...
+
+    @property
+    def failed(self) -> bool:
+        """Whether it gets no work any more."""
+        ...
 
     @property
     def suspended(self) -> bool:
@@ -91,9 +95,7 @@ class EngineSupervisor(Protocol):
     def status(self) -> WorkerStatus: ...
 
     @property
-    def state(self) -> str:
-        """One of `WORKER_STATES`."""
-        ...
+    def state(self) -> WorkerState: ...
 
     @property
     def seconds_to_ready(self) -> float:

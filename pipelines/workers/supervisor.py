@@ -18,7 +18,7 @@ from pipelines.workers.activity import IDLE, ActivityReport
 from pipelines.workers.patience import Patience, Restarts
 from pipelines.workers.process import WorkerProcess
 from pipelines.workers.protocol import Message
-from pipelines.workers.status import Rest, WorkerStatus
+from pipelines.workers.status import WorkerState, WorkerStatus
 from pipelines.workers.supervision import SupervisorCallbacks
 from pipelines.workers.visible_devices import isolate_devices
 
@@ -36,16 +36,13 @@ class WorkerSupervisor:
     ) -> None:
         self.device = config.device
         self.running: dict[str, Job] = {}
-        self.failed = False
         self.failure: str | None = None
         self._config, self._environment = isolate_devices(config, os.environ)
         self._callbacks = callbacks
         self._process: WorkerProcess | None = None
+        self._state: WorkerState = "loading"
         self._started = time.monotonic()
-        self._was_ready = False
-        self._rest: Rest = "none"
-        self._device_name: str | None = None  # of the first worker that was ready
-        self._stopping = False
+        self._device_name: str | None = None  # of the first worker that was ready; until then None
         self._restarts = 0
         self._restarting: asyncio.Task[None] | None = None
         self._patience = patience
@@ -54,26 +51,25 @@ class WorkerSupervisor:
 
     @property
     def ready(self) -> bool:
-        process = self._process
-        return process is not None and process.info is not None and not process.condemned and not self.failed
+        return self._state == "ready"
+
+    @property
+    def failed(self) -> bool:
+        return self._state == "failed"
 
     @property
     def suspended(self) -> bool:
         """Whether workers died so often that no work should be taken until one is ready."""
-        return not self.ready and not self.failed and self._rest != "asleep" and self._deaths.open
+        return self._state == "suspended"
 
     @property
-    def state(self) -> str:
-        """One of `WORKER_STATES`."""
-        if self.failed:
-            return "failed"
-        if self.ready:
-            return "ready"
-        if self._rest != "none":
-            return self._rest
-        if self.suspended:
-            return "suspended"
-        return "restarting" if self._was_ready else "loading"
+    def state(self) -> WorkerState:
+        return self._state
+
+    def _move_to(self, state: WorkerState) -> None:
+        """The one place where the state changes. What has failed can only be stopped, and what is stopped stays so."""
+        if self._state != "stopped" and (self._state != "failed" or state == "stopped"):
+            self._state = state
 
     @property
     def seconds_to_ready(self) -> float:
@@ -83,7 +79,7 @@ class WorkerSupervisor:
             return 0.0
         if process is not None and process.info is None:
             return cost_model.estimate_load_seconds(time.monotonic() - self._started, process.progress)
-        if self._rest != "none":
+        if self._state in ("asleep", "waking"):
             return cost_model.estimate_load_seconds(0.0, 0.0)
         return self._deaths.seconds_left if process is None else 0.0
 
@@ -100,7 +96,7 @@ class WorkerSupervisor:
     async def start(self) -> None:
         """Spawn a worker. Returns at once; `status()` follows the loading."""
         self._started = time.monotonic()
-        process = WorkerProcess(self._config, self._on_event, self._environment)
+        process = WorkerProcess(self._config, self._environment, self._on_event, self._on_condemned)
         try:
             await process.start(self._on_death)
         except OSError as error:
@@ -111,7 +107,7 @@ class WorkerSupervisor:
             self._process = process
 
     async def stop(self) -> None:
-        self._stopping = True
+        self._move_to("stopped")
         if self._restarting is not None:
             self._restarting.cancel()
             await asyncio.wait([self._restarting])
@@ -122,18 +118,19 @@ class WorkerSupervisor:
         """End the worker, which has no jobs, until `wake`. Its device's memory is free when it is reaped."""
         assert self._process is not None
         assert not self.running
-        self._rest = "asleep"
+        self._move_to("asleep")
         self._process.kill()
 
     def wake(self) -> None:
         """Start a worker in the place of the one that was ended. Returns at once."""
-        self._rest = "waking"
+        self._move_to("waking")
         if self._process is None:  # else it is about to be reaped, and is followed then
-            self._restarting = asyncio.create_task(self._restart(0.0))
+            self._start_after(0.0)
 
     def fail(self, reason: str) -> None:
         """Stop the worker and start no other one."""
-        self.failed, self.failure = True, reason
+        self._move_to("failed")
+        self.failure = reason
         if self._process is not None:
             self._process.kill()
         self._callbacks.on_failed(self)
@@ -200,7 +197,7 @@ class WorkerSupervisor:
 
     def _explain(self) -> str | None:
         """Why this device does not serve, as far as that is known."""
-        if not self.suspended:
+        if self._state != "suspended":
             return self.failure
         cause = f" The last cause known: {self.failure}" if self.failure else ""
         return f"{self._patience.max_deaths} workers have died in a row; one is tried now and then.{cause}"
@@ -212,21 +209,27 @@ class WorkerSupervisor:
                 process.stage, process.progress = header["stage"], header["progress"]
             case "load_failed":
                 self.failure = header["message"]
-                if not self._was_ready:  # a worker that was ready before is restarted
+                if self._device_name is None:  # where a worker was ready before, it is restarted
                     self.fail(header["message"])
             case "ready":
-                seconds, again, woken = time.monotonic() - self._started, self._was_ready, self._rest == "waking"
-                self._callbacks.cost_model.record_load(seconds)
-                self._callbacks.observer.worker_loaded("wake" if woken else "restart" if again else "start", seconds)
-                process.stage, process.progress = "ready", 1.0
-                process.info = EngineInfo(**{key: header[key] for key in EngineInfo.__slots__})
-                self._was_ready, self.failure, self._rest = True, None, "none"
-                if self._keep_device(process.info):
-                    self._callbacks.on_ready(self, process.info)
-                if again and self.ready:
-                    log.info("worker_ready", device=self.device, pid=process.pid, seconds=round(seconds, 1))
+                self._on_ready(process, EngineInfo(**{key: header[key] for key in EngineInfo.__slots__}))
             case event if (job := self.running.get(header["job"])) is not None:
                 self._callbacks.on_job_message(self, job, event, message)
+
+    def _on_ready(self, process: WorkerProcess, info: EngineInfo) -> None:
+        if process.condemned:  # it was killed just before
+            return
+        seconds, again = time.monotonic() - self._started, self._device_name is not None
+        cause = "wake" if self._state == "waking" else "restart" if again else "start"
+        self._callbacks.cost_model.record_load(seconds)
+        self._callbacks.observer.worker_loaded(cause, seconds)
+        process.stage, process.progress, process.info = "ready", 1.0, info
+        self.failure = None
+        self._move_to("ready")
+        if self._keep_device(info):
+            self._callbacks.on_ready(self, info)
+        if again and self.ready:
+            log.info("worker_ready", device=self.device, pid=process.pid, seconds=round(seconds, 1))
 
     def _keep_device(self, info: EngineInfo) -> bool:
         """Whether a worker is on the device of the first one. What `auto` meant then it means for all later ones."""
@@ -239,26 +242,37 @@ class WorkerSupervisor:
             return False
         return True
 
+    def _on_condemned(self) -> None:
+        """The worker has no future: it was killed, has died, or nobody can talk to it."""
+        if self._state == "ready":
+            self._move_to("restarting")
+
     def _on_death(self, process: WorkerProcess) -> None:
         jobs = list(self.running.values())
         self.running.clear()
         self._process = None
-        put_to_sleep = process.info is not None and self._rest != "none"
-        if put_to_sleep and not self._stopping:
-            if self._rest == "waking":
-                self._restarting = asyncio.create_task(self._restart(0.0))
-        elif not (self._stopping or self.failed):
-            self._restarts += 1
-            log.warning("worker_died", device=self.device, pid=process.pid)
-            self._restart_later()
+        match self._state:
+            case "asleep" | "failed" | "stopped":
+                pass
+            case "waking" if process.info is not None:  # the worker that was put to sleep, which is gone only now
+                self._start_after(0.0)
+            case _:
+                self._restarts += 1
+                log.warning("worker_died", device=self.device, pid=process.pid)
+                self._restart_later()
         self._callbacks.requeue(jobs, process.suspects)
 
     def _restart_later(self) -> None:
-        self._rest = "none"
         delay = self._deaths.count_death()
         if self._deaths.open:
+            self._move_to("suspended")
             log.error("worker_suspended", device=self.device, seconds=delay, deaths=self._patience.max_deaths)
-        if not self._stopping:
+        else:
+            self._move_to("loading" if self._device_name is None else "restarting")
+        self._start_after(delay)
+
+    def _start_after(self, delay: float) -> None:
+        if self._state != "stopped":
             self._restarting = asyncio.create_task(self._restart(delay))
 
     async def _restart(self, delay: float) -> None:

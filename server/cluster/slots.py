@@ -25,7 +25,7 @@ from pipelines.errors import CannotSleep
 from pipelines.job import Job
 from pipelines.workers.activity import IDLE, ActivityReport
 from pipelines.workers.protocol import Message
-from pipelines.workers.status import WorkerStatus
+from pipelines.workers.status import WorkerState, WorkerStatus
 from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks
 
 LOOK = 0.5  # seconds between questions to the controller
@@ -184,7 +184,7 @@ class EngineSlot:
         """Nothing to do: it never sleeps."""
 
     @property
-    def state(self) -> str:
+    def state(self) -> WorkerState:
         if self.failed:
             return "failed"
         return "ready" if self.ready else "restarting" if self._roster.most_ready > self._number else "loading"

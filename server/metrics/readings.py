@@ -83,8 +83,8 @@ def read_pool(pool: WorkerPool) -> Iterator[Reading]:
         name, worker = (str(number),), supervisor.status()
         yield Reading(WORKER_RESTARTS, worker.restarts, name)
         yield Reading(HEARTBEAT_AGE, supervisor.silence, name)
-        for state in WORKER_STATES:
-            yield Reading(WORKER_STATE, state == worker.state, (*name, worker.device, state))
+        for worker_state in WORKER_STATES:
+            yield Reading(WORKER_STATE, worker_state == worker.state, (*name, worker.device, worker_state))
         if worker.pid is not None and (resident := read_resident(worker.pid)) is not None:
             yield Reading(WORKER_MEMORY, resident, name)
         statistics = supervisor.report.statistics
