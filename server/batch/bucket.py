@@ -15,6 +15,7 @@ import structlog
 
 from server.errors import StoreUnavailable
 from server.images.stores.s3 import open_bucket
+from server.process.backoff import pauses
 
 FOLDER = "requests/"  # of the records, below the prefix
 FAILURES = "failures.jsonl"
@@ -61,7 +62,7 @@ class BatchBucket:
             return b""
 
     def _insist(self, call: Callable[[], R]) -> R:
-        end, pause = time.monotonic() + PATIENCE, PAUSE
+        end, waits = time.monotonic() + PATIENCE, pauses(PAUSE, MAX_PAUSE)
         while True:
             try:
                 return call()
@@ -69,10 +70,10 @@ class BatchBucket:
                 raise ValueError("there is no such bucket") from error
             except self._obstore.exceptions.BaseError as error:
                 log.warning("batch_bucket", error=type(error).__name__)
+                pause = next(waits)
                 if time.monotonic() + pause > end:
                     raise StoreUnavailable from error
             time.sleep(pause)
-            pause = min(MAX_PAUSE, 2 * pause)
 
 
 def name_part(first: int) -> str:

@@ -20,6 +20,7 @@ from server.images.stores.base import StoredImage
 from server.jobs.delivery import describe_item, fill_item, inline_fields
 from server.jobs.spec import JobSpec
 from server.metrics.generations import GenerationMeter
+from server.process.backoff import pauses
 from server.schema import Body, GenerationReply, ImageItem
 from server.security.callers import Caller
 from server.state import AppState
@@ -173,7 +174,7 @@ class Generation:
 
         Raises `Draining` or `Cancelled` if the server or the job ends before.
         """
-        pause = FIRST_PAUSE
+        waits = pauses(FIRST_PAUSE, MAX_PAUSE)
         while True:
             try:
                 return await self.threads.run("storing", self._state.store.put, image, self.spec.base_url)
@@ -184,9 +185,9 @@ class Generation:
                     raise Draining from error
                 if self._cancelled:
                     raise Cancelled from error
+                pause = next(waits)
                 log.error("image_not_stored", error=type(error).__name__, again_in=pause)
             await asyncio.sleep(pause)
-            pause = min(MAX_PAUSE, 2 * pause)
 
 
 async def check_prompt(prompt: str, state: AppState) -> None:

@@ -16,6 +16,7 @@ from server.errors import ServerError
 from server.jobs.generation import Generation, reply_headers
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore
+from server.process.backoff import pauses
 from server.schema import GenerationReply
 from server.state import AppState
 
@@ -138,12 +139,13 @@ class JobRunner:
 
         The job stays active meanwhile. If the server ends it is drawn again by the next one.
         """
-        pause = FIRST_PAUSE
+        waits = pauses(FIRST_PAUSE, MAX_PAUSE)
         while True:
             try:
                 await self._state.threads.run("database", ending, attempt=job.record.attempt)
                 record = await self._state.threads.run("database", self._store.find, job.record.id)
             except ServerError as error:
+                pause = next(waits)
                 log.error("outcome_not_written", job=job.record.id, error=type(error).__name__, again_in=pause)
                 self.unwritten[job.record.id] = error
                 if self._stopping.is_set():
@@ -151,7 +153,6 @@ class JobRunner:
                     return
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), pause)
-                pause = min(MAX_PAUSE, 2 * pause)
             else:
                 break
         assert record is not None

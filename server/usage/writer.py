@@ -10,6 +10,7 @@ import secrets
 import structlog
 
 from server.errors import StorageFailure
+from server.process.backoff import pauses
 from server.process.threads import ThreadPools
 from server.usage.ledger import Reservation, UsageEntry, UsageLedger
 
@@ -58,18 +59,18 @@ class UsageWriter:
 
     async def run(self) -> None:
         """Write what comes. Never ends."""
-        pause = FIRST_PAUSE
+        waits = pauses(FIRST_PAUSE, MAX_PAUSE)
         while True:
             try:
                 await asyncio.wait_for(self._wanted.wait(), SWEEP_INTERVAL)
                 await self._write()
-                pause = FIRST_PAUSE
+                waits = pauses(FIRST_PAUSE, MAX_PAUSE)
             except TimeoutError:
                 await self._sweep()
             except StorageFailure as error:
+                pause = next(waits)
                 log.error("usage_not_written", error=type(error).__name__, requests=self.unwritten, again_in=pause)
                 await asyncio.sleep(pause)
-                pause = min(MAX_PAUSE, 2 * pause)
 
     async def stop(self) -> None:
         """Write the rest. What cannot be written now is lost."""

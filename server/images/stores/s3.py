@@ -28,6 +28,7 @@ from server.images.stores.base import (
     StoredImage,
     make_links,
 )
+from server.process.backoff import pauses
 from server.process.data_folder import seconds_since_boot
 
 INSTALL = missing_extra("an s3:// store", "s3")
@@ -87,17 +88,17 @@ class S3Store:
 
     def put(self, image: EncodedImage, base_url: str) -> StoredImage:
         """Store an image, with as many tries as `PATIENCE` allows. Raises `StoreUnavailable`."""
-        name, pause, end = self._names.make(image.format), PAUSE, time.monotonic() + PATIENCE
+        name = self._names.make(image.format)
+        end, waits = time.monotonic() + PATIENCE, pauses(PAUSE, MAX_PAUSE)
         while True:
             try:
                 self._create(key_of(name), image.data, image.content_type)
                 break
             except StoreUnavailable as error:
-                self.failure = error
+                self.failure, pause = error, next(waits)
                 if time.monotonic() + pause > end:
                     raise
             time.sleep(pause)
-            pause = min(MAX_PAUSE, 2 * pause)
         self.failure = None
         self._size += len(image.data)
         return StoredImage(name, self.links.make(base_url, name))
