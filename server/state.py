@@ -1,25 +1,26 @@
-"""What the routes work with: one value, built complete from the settings by `create_app`.
-
-The builders of its parts stand beside it, because `srpo generate` and `srpo doctor` need them without a server.
-"""
+"""What the routes work with: one value, built complete from the settings by `create_app`."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Self
 
 from fastapi import Depends
 from starlette.requests import Request
 
 from pipelines.engine.base import EngineConfig
-from pipelines.optimize import tuning_cache
-from pipelines.safety.guard import Guard, make_guard
-from pipelines.safety.prompts import PromptGuard, make_prompt_guard
-from pipelines.workers.patience import Patience
+from pipelines.safety.guard import Guard
+from pipelines.safety.prompts import PromptGuard
 from pipelines.workers.pool import WorkerPool
 from server.aliases import Dialect
 from server.database.database import Database, resolve_url
+from server.engine_setup import (
+    build_engine_config,
+    build_guard,
+    build_patience,
+    build_prompt_guard,
+    build_signer,
+)
 from server.images.constant import ConstantImages
-from server.images.signing import FileSigner, load_signer
+from server.images.signing import FileSigner
 from server.images.source import Sources
 from server.images.stores.base import Store
 from server.images.stores.table import open_store
@@ -34,13 +35,12 @@ from server.security.origins import OriginPolicy
 from server.security.rates import RequestRates
 from server.security.service import KeyService
 from server.security.store import KeyStore
-from server.settings.engine import EngineSettings
 from server.settings.server import Settings
 from server.tracing.opening import open_traces
 from server.tracing.traces import Traces
 from server.usage.ledger import UsageLedger
 from server.usage.writer import UsageWriter
-from weights.checkpoints import HOSTED_MODEL, choose_checkpoint
+from weights.checkpoints import HOSTED_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,31 +127,6 @@ async def get_app_state(request: Request) -> AppState:
 State = Annotated[AppState, Depends(get_app_state)]
 
 
-def build_engine_config(settings: EngineSettings, data_dir: Path | None = None) -> EngineConfig:
-    """What a worker loads, and how. With a `data_dir` measurements and compiled kernels are kept there."""
-    row = choose_checkpoint(settings.model, settings.models_dir)
-    config = EngineConfig(
-        row.id,
-        str(settings.models_dir.absolute()),
-        settings.devices[0],
-        settings.dtype,
-        batch_sizes=settings.batch_sizes,
-        tile_above=settings.tile_above,
-        transformer=str(settings.transformer.absolute()) if settings.transformer else None,
-        loras=settings.lora,
-        verify_weights=settings.verify_weights,
-        placement=settings.placement,
-        optimizations=settings.optimizations,
-        processes=settings.processes,
-        compile_cache=str(settings.compile_cache.absolute()) if settings.compile_cache else None,
-    )
-    if data_dir is None:
-        return config
-    data = data_dir.absolute()
-    compiled = config.compile_cache or str(data / "compiled")
-    return replace(config, tuning_cache=str(data / tuning_cache.NAME), compile_cache=compiled)
-
-
 def build_dialect(settings: Settings, served: str) -> Dialect:
     """How requests are read that leave something open. Raises `ValueError` if an alias names another model."""
     aliases = dict(text.split("=", 1) for text in settings.model_aliases)
@@ -172,27 +147,3 @@ def build_pool(settings: Settings, engine: EngineConfig) -> WorkerPool:
         patience=build_patience(settings),
         idle_release=settings.idle_release,
     )
-
-
-def build_patience(settings: EngineSettings) -> Patience:
-    return Patience(settings.worker_timeout, settings.step_timeout)
-
-
-def build_guard(settings: EngineSettings) -> Guard:
-    """The safety checker with the operator's policy, loaded and tested. Raises `SafetyUnavailable`."""
-    policy = (settings.safety_threshold, settings.safety_policy, settings.safety_action)
-    return make_guard(
-        settings.safety_checker, *policy, settings.safety_labels, settings.safety_device, settings.safety_timeout
-    )
-
-
-def build_prompt_guard(settings: EngineSettings) -> PromptGuard:
-    """The operator's rules for prompts. Raises `OSError` or `ValueError`."""
-    return make_prompt_guard(settings.prompt_list, settings.prompt_hook, settings.safety_timeout)
-
-
-def build_signer(settings: EngineSettings) -> FileSigner | None:
-    """What signs image files, where there is a certificate. Raises `OSError` or `ValueError` if it does not work."""
-    if settings.c2pa_certificate is None or settings.c2pa_key is None:
-        return None
-    return load_signer(settings.c2pa_certificate, settings.c2pa_key, settings.c2pa_algorithm)

@@ -29,8 +29,8 @@ from bench.support.instant import InstantPool
 from pipelines.errors import QueueFull
 from pipelines.request import ImageRequest
 from server.app import create_app
+from server.engine_setup import build_engine_config
 from server.settings.server import Settings
-from server.state import build_engine_config
 
 direct = pytest.mark.direct
 PATH = "/v1/images/generations"

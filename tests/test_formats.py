@@ -13,8 +13,8 @@ from support.engines import ask, draw, engine_with, weights_of
 from support.written_formats import TINY, WRITTEN, Tensors, original
 
 from pipelines.engine.flux import FluxEngine
+from server.engine_setup import build_engine_config
 from server.settings.engine import EngineSettings
-from server.state import build_engine_config
 from weights import tiny
 from weights.errors import WrongWeights
 from weights.formats import lora

@@ -36,8 +36,8 @@ from pipelines.optimize.projections import join_layers, split_layer
 from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, TuningCache
 from server.cli.selfcheck import forget_results
 from server.cli.terminal.parsing import parse
+from server.engine_setup import build_engine_config
 from server.settings.server import Settings
-from server.state import build_engine_config
 from weights.formats.fp8_linear import Float8Linear
 
 EXACT = [name for name, optimization in OPTIMIZATIONS.items() if optimization.accuracy == "exact"]

@@ -41,9 +41,9 @@ from pipelines.loading.placement import (
 )
 from pipelines.optimize.apply import OptimizationFailed
 from server.cli.weights.convert import main as convert
+from server.engine_setup import build_engine_config
 from server.settings.engine import EngineSettings
 from server.settings.server import Settings
-from server.state import build_engine_config
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, ParameterCounts
 from weights.formats.architecture import BLOCK_LINEARS

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from support.canaries import SLOTS, post
 
 from server.__main__ import main as srpo
+from server.engine_setup import build_signer
 from server.settings.server import Settings
-from server.state import build_signer
 
 pytest.importorskip("c2pa", reason="c2pa-python has no wheel for this machine")
 

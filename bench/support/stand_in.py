@@ -29,10 +29,10 @@ from pipelines.workers.pool import WorkerPool
 from server import logs
 from server.app import create_app
 from server.cli.serve import configure_server
+from server.engine_setup import build_engine_config
 from server.process import memory
 from server.process.threads import PoolName, ThreadPools
 from server.settings.server import Settings
-from server.state import build_engine_config
 
 LOOP, ALL = "loop", "all"
 Usage = dict[str, float]  # CPU seconds so far: of the event loop's thread, of the process, of each function in a thread

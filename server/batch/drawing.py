@@ -7,10 +7,10 @@ from pipelines.request import ImageResult
 from pipelines.safety.guard import InspectedResult
 from pipelines.workers.pool import WorkerPool
 from server.batch.items import BatchItem
+from server.engine_setup import build_guard, build_prompt_guard, build_signer
 from server.images.source import Sources
 from server.process.threads import ThreadPools
 from server.settings.engine import EngineSettings
-from server.state import build_guard, build_prompt_guard, build_signer
 
 
 class Drawing:

@@ -28,11 +28,11 @@ from server.cli.serve import listen
 from server.cli.terminal.banner import format_address
 from server.cli.terminal.parsing import parse
 from server.database.database import Database, resolve_url
+from server.engine_setup import build_guard, build_prompt_guard, build_signer
 from server.errors import StorageFailure
 from server.images.stores.table import open_store
 from server.security.keys import KeyRing
 from server.settings.server import Settings
-from server.state import build_guard, build_prompt_guard, build_signer
 from weights.checkpoints import HOSTED_MODEL, choose_checkpoint, locate_files
 from weights.errors import WeightsError
 from weights.formats.architecture import TransformerConfig

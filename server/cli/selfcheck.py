@@ -13,8 +13,8 @@ from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, NAME, TuningCache
 from pipelines.workers.pool import WorkerPool
 from server.cli.terminal.parsing import format_error, parse
+from server.engine_setup import build_engine_config, build_patience
 from server.settings.engine import EngineSettings
-from server.state import build_engine_config, build_patience
 
 
 class SelfcheckSettings(EngineSettings):

@@ -26,8 +26,8 @@ from server.cluster.engine import EngineMessage, build_engine
 from server.cluster.settings import ClusterSettings
 from server.cluster.slots import CallLost, make_slots
 from server.cluster.watchdog import keep_watched
+from server.engine_setup import build_engine_config, build_patience
 from server.process.data_folder import make_private
-from server.state import build_engine_config, build_patience
 
 NAME = "srpo"
 ENGINE = "Engine"

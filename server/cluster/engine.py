@@ -17,7 +17,7 @@ from pipelines.workers.pool import WorkerPool
 from pipelines.workers.protocol import Message
 from pipelines.workers.supervision import EngineSupervisor
 from server.cluster.settings import ClusterSettings
-from server.state import build_patience
+from server.engine_setup import build_patience
 
 BEATS = 5  # signs of life in the time without one after which an engine counts as lost
 EngineMessage = tuple[dict[str, Any], bytes]  # a message's header and payload

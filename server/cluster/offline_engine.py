@@ -21,9 +21,9 @@ from server.batch.drawing import Drawing
 from server.batch.items import BatchItem, make_item
 from server.batch.lines import CannotGenerate, Line
 from server.cluster.engine import EngineUnavailable, wait_ready
+from server.engine_setup import build_engine_config, build_patience
 from server.images.decoding import UnusableImage
 from server.settings.engine import EngineSettings
-from server.state import build_engine_config, build_patience
 
 AT_A_TIME = 2  # requests: one is drawn while another one is checked, encoded and stored
 STUCK = 600.0  # seconds without a worker after which this engine can no longer help

@@ -22,8 +22,8 @@ from bench.support.instant import InstantPool
 from pipelines import errors
 from pipelines.request import ImageRequest
 from server.app import create_app
+from server.engine_setup import build_engine_config
 from server.settings.server import Settings
-from server.state import build_engine_config
 
 KEY = "secret-key-1"
 

@@ -13,8 +13,8 @@ from structlog.typing import EventDict
 
 from bench.support.instant import InstantPool, draw_black
 from server.app import create_app
+from server.engine_setup import build_engine_config
 from server.settings.server import Settings
-from server.state import build_engine_config
 from server.transport.protocol import ConnectionLimits, limited_protocol
 
 

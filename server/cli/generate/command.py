@@ -25,10 +25,10 @@ from server.cli.generate.offline import draw_file
 from server.cli.terminal.banner import describe_substitute
 from server.cli.terminal.parsing import format_error, parse
 from server.cli.terminal.text import Renderer, choose_renderer, show_failure
+from server.engine_setup import build_engine_config, build_patience
 from server.errors import StoreUnavailable
 from server.images.decoding import UnusableImage
 from server.jobs.generation import BLURRED, SHARP
-from server.state import build_engine_config, build_patience
 from weights.checkpoints import CHECKPOINTS
 
 PREVIEWS = 3  # of each image, with --preview
