@@ -139,6 +139,7 @@ def options(*names: str) -> set[str]:
     return set(re.findall(r"--[a-z0-9-]+", usage.getvalue()))
 
 
+@pytest.mark.long
 def test_what_no_test_runs_would_be_understood() -> None:
     commands = {command for page in PAGES for block in blocks(page, "sh") for command in block.commands()}
     excepted = {command: start for command in commands if (start := exception_of(command))}

@@ -181,6 +181,7 @@ def test_each_terminal_is_shown_pictures_in_its_own_way(environment: dict[str, s
     assert choose_renderer({"TERM": "dumb"}) is None
 
 
+@pytest.mark.long
 def test_a_picture_becomes_the_servers_picture(tmp_path: Path, live: LiveServer) -> None:
     Image.effect_noise((512, 544), 60).convert("RGB").save(tmp_path / "harbour.png")
     flags = ("--strength", "0.5", "--num-inference-steps", "2", "--seed", "9")

@@ -49,7 +49,9 @@ def test_imports_go_one_way() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",)], ids=" ".join
+    "command",
+    [("ruff", "check", "."), ("ruff", "format", "--check", "."), pytest.param(("mypy",), marks=pytest.mark.long)],
+    ids=" ".join,
 )
 def test_style_and_types(command: tuple[str, ...]) -> None:
     ended = run("-m", *command)

@@ -50,6 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield live
 
 
+@pytest.mark.long
 def test_same_seed_same_bytes_alone_in_company_and_after_a_worker_restart(server: LiveServer) -> None:
     alone = png(server, seed=11)
     with concurrent.futures.ThreadPoolExecutor(9) as threads:
@@ -129,6 +130,7 @@ def test_sigterm_finishes_what_was_accepted_and_exits_cleanly(serve: Callable[..
     assert re.search(r"Stopping: \d requests? in flight may take 60 s more \.\.\.\n(.*\n)*Stopped\.\n", server.shown())
 
 
+@pytest.mark.long
 def test_sigterm_lets_a_job_that_is_drawn_end_though_nobody_waits(serve: Callable[..., LiveServer]) -> None:
     """Those that wait are left to the next server."""
     server = serve(max_running="1")
@@ -155,6 +157,7 @@ def test_work_for_a_client_that_went_away_is_dropped(serve: Callable[..., LiveSe
     assert within(LIMIT, lambda: '"status": 499' in server.log.read_text())
 
 
+@pytest.mark.long
 def test_not_ready_says_how_far_it_is_until_it_is(serve: Callable[..., LiveServer]) -> None:
     server = serve(wait=False)
     assert within(LIMIT, lambda: answers(server.url))

@@ -71,6 +71,7 @@ def test_in_each_company_that_is_allowed(engine: Watched, alone: bytes, count: i
     assert engine.companies == {count: 9}
 
 
+@pytest.mark.long
 def test_after_a_neighbour_was_cancelled_at_every_step(engine: Watched, alone: bytes) -> None:
     """It shares passes up to then; its place stays empty, or another takes it."""
     mate = replace(WATCHED, seeds=(3,), guidance_scale=9.0)
@@ -97,6 +98,7 @@ def test_after_neighbours_of_other_sizes_were_given_up_at_every_step(engine: Flu
     assert draw(engine, WATCHED) == alone
 
 
+@pytest.mark.long
 def test_beside_a_neighbour_that_fails_in_company(
     engine: FluxEngine, alone: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

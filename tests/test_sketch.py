@@ -133,6 +133,7 @@ def test_flux_sketch_is_a_model_of_its_own_too(server: LiveServer) -> None:
     assert (picture(own) == picture(lent)).all()
 
 
+@pytest.mark.long
 def test_forty_prompts_are_drawn_as_they_say(server: LiveServer, reader: Reader) -> None:
     """Eighteen in the words of the training, and the rest as people write."""
     wrong = {}
@@ -222,6 +223,7 @@ def test_guidance_beyond_what_it_learned_is_taken_as_the_most_and_said(server: L
     assert "notes" not in most.json()["timings"]
 
 
+@pytest.mark.long
 def test_the_fast_presets_stay_near_the_exact_picture(server: LiveServer) -> None:
     prompts = list(DRAWN)[:3]
     for preset in ("regular", "high"):
