@@ -171,7 +171,7 @@ def format_row(row: Figures) -> list[str]:
         f"{row.get('speed_up', nan):.2f}",
         f"{row.get('of_ceiling', nan):.0%}",
         *milliseconds,
-        {None: "-", True: "yes", False: "no"}[row["waits"]],
+        "-" if row["waits"] is None else "yes" if row["waits"] else "no",
     ]
 
 

@@ -1,26 +1,33 @@
 """What is run first when a GPU is at hand, rehearsed on a CPU: every stage's own code, one failure, and going on."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import support.convolution  # noqa: F401
+import torch
 from support.compilers import torch_as_it_was
 from support.waiting import within
 
 from bench.gpu import __main__ as kit
-from bench.gpu import variants
+from bench.gpu import card, speed, variants
 from bench.gpu.predictions import PREDICTIONS
+from bench.gpu.repeat import draw_elsewhere
 from bench.gpu.setup import NEEDS_CUDA, Results, Setup
 from bench.gpu.sizes import NEW
 from bench.gpu.stages import STAGES, Stage
-from bench.support.comparison import make_request
+from bench.support import server_process
+from bench.support.comparison import find_device_wait, make_request
+from bench.support.server_process import start_server
+from pipelines.engine.flux import FluxEngine
 from pipelines.optimize import compile as compiling
 from pipelines.optimize.compile import INDUCTOR_OPTIONS
+from pipelines.request import ImageRequest
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +112,81 @@ def test_what_a_stage_has_started_ends_with_it(tmp_path: Path, monkeypatch: pyte
     assert results(tmp_path)["card"]["error"] == "took more than 2 s"
     status = Path(f"/proc/{pid.read_text().strip()}/stat")
     assert within(10, lambda: not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+class WaitingEngine:
+    """Says what CUDA's check says where a step waits, or fails with something else."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, message: str | None) -> None:
+        self.message = message
+
+    def prepare(self, request: ImageRequest) -> list[Any]:
+        return []
+
+    def step(self, samples: list[Any]) -> None:
+        if self.message:
+            raise RuntimeError(self.message)
+
+
+def test_who_waits_for_the_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    request = make_request(512, 512, 2, "none")
+    assert find_device_wait(cast(FluxEngine, WaitingEngine(None)), request) == []
+    waits = find_device_wait(cast(FluxEngine, WaitingEngine("called a synchronizing CUDA operation")), request)
+    assert waits
+    assert re.fullmatch(r"tests/test_gpu_kit\.py:\d+ step", waits[-1])
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        find_device_wait(cast(FluxEngine, WaitingEngine("an illegal memory access")), request)
+    assert modes == ["error", "default"] * 3
+
+
+def test_a_server_that_ends_or_is_never_ready_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "server.log"
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho no driver >&2\n[ -e $0.stay ] && exec sleep 600\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(server_process, "READY", 1)
+    with pytest.raises(RuntimeError, match="ended with 3:\nno driver"), start_server("tiny", log=log):
+        pass
+    assert log.read_text() == "no driver\n"
+    Path(f"{script}.stay").touch()
+    with pytest.raises(RuntimeError, match="not ready after 1 s:\nno driver"), start_server("tiny"):
+        pass
+
+
+def test_the_last_lines_of_a_process_that_fails_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nseq 1 40 >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(RuntimeError) as raised:
+        draw_elsewhere("load", {})
+    assert str(raised.value).splitlines() == ["40", *map(str, range(11, 41))]
+
+
+def test_what_the_card_cannot_do_is_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("torch._scaled_mm is only supported on CUDA devices with compute capability >= 9.0\nmore")
+
+    monkeypatch.setattr(torch, "_scaled_mm", refuse)
+    monkeypatch.setattr(Setup, "on_cuda", lambda _, measure: measure() if measure.__name__ == "<lambda>" else "")
+    monkeypatch.setattr(card, "read_driver_version", lambda: "")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(card, "measure_copies", lambda *_: 1.0)
+    figures = dict(card.measure(Setup(tmp_path, rehearse=True)))
+    assert figures["ceiling float8, TFLOP/s"].startswith("RuntimeError: torch._scaled_mm is only supported on")
+    assert figures["native attention"]
+    assert (figures["os.pidfd_open"], figures["import of server.app"]) == ("works", "works")
+
+
+def test_bfloat16_is_never_recorded_as_float8(tmp_path: Path) -> None:
+    figures = dict(speed.measure_fp8(Setup(tmp_path, rehearse=True)))
+    assert figures.keys() == {"optimizations that fail here"}
 
 
 RUNS: list[str] = []

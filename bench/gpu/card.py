@@ -1,7 +1,11 @@
 """The card and the software on it, what it can do at best, and which kernel torch's own attention takes."""
 
+import os
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypeVar
 
 import torch
 from torch._C._autograd import DeviceType
@@ -12,6 +16,7 @@ from pipelines.loading.cards import read_driver_version
 
 PACKAGES = ("diffusers", "transformers", "triton", "torchao", "nvidia-cudnn-cu13", "nvidia-cublas", "flash-attn-3")
 GIB = 2**30
+Figure = TypeVar("Figure", float, str)
 
 
 def measure(setup: Setup) -> Results:
@@ -22,12 +27,34 @@ def measure(setup: Setup) -> Results:
     yield "CUDA of torch", torch.version.cuda or "none"
     yield "memory, GiB", setup.on_cuda(lambda: torch.cuda.get_device_properties(setup.device).total_memory / GIB)
     yield "compute capability", setup.on_cuda(lambda: torch.cuda.get_device_capability(setup.device))
+    yield "os.pidfd_open", measure_or_say(open_pidfd)
+    yield "import of server.app", measure_or_say(import_server)
     side = 256 if setup.rehearse else 8192
     yield "ceiling bf16, TFLOP/s", measure_products(setup, side, torch.bfloat16)
-    yield "ceiling float8, TFLOP/s", setup.on_cuda(lambda: measure_products(setup, side, torch.float8_e4m3fn))
+    float8 = partial(measure_products, setup, side, torch.float8_e4m3fn)
+    yield "ceiling float8, TFLOP/s", setup.on_cuda(lambda: measure_or_say(float8))
     yield "copy on the device, GB/s", measure_copies(setup, setup.device)
     yield "from pinned memory, GB/s", setup.on_cuda(lambda: measure_copies(setup, torch.device("cpu")))
     yield "native attention", find_attention_kernels(setup)
+
+
+def measure_or_say(measure: Callable[[], Figure]) -> Figure | str:
+    """What `measure` returns, or why it fails. The stage goes on: its other figures are worth as much."""
+    try:
+        return measure()
+    except Exception as error:  # noqa: BLE001 - whatever fails is a finding
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def open_pidfd() -> str:
+    """The server watches its workers by such descriptors, which old kernels and some sandboxes do not have."""
+    os.close(os.pidfd_open(os.getpid()))
+    return "works"
+
+
+def import_server() -> str:
+    import_module("server.app")
+    return "works"
 
 
 def find_version(package: str) -> str:

@@ -13,6 +13,8 @@ from bench.gpu.setup import REHEARSED, Results, Setup
 from pipelines.fields import Size
 from pipelines.optimize.batching import find_exact_batches
 
+LAST_LINES = 30  # of what a process says before it fails
+
 
 def start_twice(setup: Setup) -> Results:
     """`tiny` with all defaults starts, loses its compile cache, and starts again on the same `engine.json`."""
@@ -49,10 +51,11 @@ def draw_twice(setup: Setup) -> Results:
 
 
 def draw_elsewhere(how: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What another process draws. Raises `RuntimeError` with its last words where it fails."""
+    """What another process draws. Raises `RuntimeError` where it fails: its last line, then the last ones."""
     command = [sys.executable, "-m", "bench.gpu.digest", how, json.dumps(config)]
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:
-        raise RuntimeError(ended.stderr.strip().rpartition("\n")[2])
+        lines = ended.stderr.strip().splitlines()[-LAST_LINES:]
+        raise RuntimeError("\n".join(["".join(lines[-1:]) or f"it ended with {ended.returncode}", *lines]))
     result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return result

@@ -38,7 +38,8 @@ def measure(setup: Setup) -> Results:
         yield "host's memory, peak of the files", (figures["peak"] - figures["before"]) / size
         flags = ["--models-dir", models, "--optimizations", WITHOUT_COMPILING, "--safety-policy", "never"]
         start = time.perf_counter()
-        with start_server(*(["tiny"] if setup.rehearse else ["flux/dev", *flags])) as url:
+        command = ["tiny"] if setup.rehearse else ["flux/dev", *flags]
+        with start_server(*command, log=setup.folder / "server.log") as url:
             yield "ready, s", time.perf_counter() - start
             yield from ask_server(setup, url, "flux/srpo" if setup.rehearse else "flux/dev")
 

@@ -17,6 +17,7 @@ from server.images.encoding import encode
 from server.settings.server import Settings
 
 REPEATS = 5
+FAILED = "optimizations that fail here"
 QUALITY = Settings.model_fields["jpeg_quality"].default
 
 
@@ -26,11 +27,15 @@ def measure_default(setup: Setup) -> Results:
 
 def measure_fp8(setup: Setup) -> Results:
     names = REHEARSED if setup.rehearse else select_optimizations(("default",), "cuda")
-    yield from measure_engine(setup, setup.compare(select_optimizations((*names, "fp8"), setup.device.type)), "fp8")
+    comparison = setup.compare(select_optimizations((*names, "fp8"), setup.device.type))
+    if "fp8" in comparison.failed:  # what is left is bfloat16 again
+        yield FAILED, comparison.failed
+        return
+    yield from measure_engine(setup, comparison, "fp8")
 
 
 def measure_engine(setup: Setup, comparison: Comparison, name: str) -> Results:
-    yield "optimizations that fail here", comparison.failed or "none"
+    yield FAILED, comparison.failed or "none"
     for width, height in setup.sizes:
         size = f"{width}x{height}"
         request = make_request(width, height, setup.steps, "high")
@@ -42,7 +47,7 @@ def measure_engine(setup: Setup, comparison: Comparison, name: str) -> Results:
         yield f"step {size}, TFLOP/s", flops / stages["step"] / 1e12
         yield f"host's part of a step {size}, ms", 1e3 * measure_host(comparison, request)
         waits = partial(find_device_wait, comparison.engine, request)
-        yield f"a step waits {size}", setup.on_cuda(waits)
+        yield f"a step waits {size}", setup.on_cuda(waits) or False
         for preset in PRESETS:
             yield f"{preset} {size} to JPEG, s", statistics.median(draw_files(comparison, width, height, setup, preset))
         yield f"profile {size}", write_profile(setup, comparison, request, f"{name}-{size}")

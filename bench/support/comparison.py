@@ -2,7 +2,9 @@
 
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from pipelines.request import GenerationParams, ImageRequest
 SIZES = "512x512,1440x512,1024x768,1024x1024,1536x1536"
 PROMPT = "a red apple on a wooden table, morning light"
 REPEATS = 3  # of a step, for its median
+WAITS = "synchronizing CUDA operation"  # what CUDA's check says, in its debug mode, of what waits for the device
+FRAMES = 5
 Figures = dict[str, Any]
 
 
@@ -111,8 +115,10 @@ class Comparison:
         return 2 * side**3 / min(self.measure_seconds(lambda: torch.mm(left, right)) for _ in range(10))
 
 
-def find_device_wait(engine: FluxEngine, request: ImageRequest) -> bool | None:
-    """Whether a step waits for the device, as CUDA's own check says; None where it cannot be known."""
+def find_device_wait(engine: FluxEngine, request: ImageRequest) -> list[str] | None:
+    """Where a step waits for the device, as CUDA's own check says: the innermost places in the code, the last of which
+    waits. Empty where no step does; None where it cannot be known.
+    """
     if engine.device.type != "cuda":
         return None
     samples = engine.prepare(request)
@@ -120,8 +126,11 @@ def find_device_wait(engine: FluxEngine, request: ImageRequest) -> bool | None:
     try:
         for _ in range(request.num_inference_steps):
             engine.step(samples)
-    except RuntimeError:
-        return True
+    except RuntimeError as error:
+        if WAITS not in str(error):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+        return [f"{'/'.join(Path(at.filename).parts[-2:])}:{at.lineno} {at.name}" for at in frames]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return False
+    return []
