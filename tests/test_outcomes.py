@@ -5,12 +5,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.exc import OperationalError
 from support.buckets import S3Service
 from support.instant import served
 from support.jobs import PREFER, call, ended, events_of
@@ -21,6 +24,7 @@ from support.tcp_proxy import proxy_to
 from support.waiting import within
 
 from server.images.stores.local import LocalStore
+from server.jobs.store import JobStore
 
 PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {"model": "flux/srpo", "image_size": "square", "num_inference_steps": 3, "seed": 7}
@@ -71,6 +75,55 @@ def test_a_server_that_stops_before_leaves_the_job_to_the_next(tmp_path: Path, m
         assert within(START_LIMIT, lambda: bool(reason(server)))
     with Scripted(tmp_path / "data") as server:
         assert ended(server, identity)["status"] == "succeeded"
+
+
+def test_a_job_whose_row_is_deleted_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its work went on for ever, and so did the waiting for it."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    gate = Gate(tmp_path / "gate")
+    with Scripted(tmp_path / "data") as server, ThreadPoolExecutor(2) as clients:
+        identity = accept(server, prompt=gate.prompt)
+        watcher = clients.submit(call, server, "GET", f"/v1/jobs/{identity}/events")
+        Scripted.until(lambda: gate.begun == 1)
+        with closing(sqlite3.connect(tmp_path / "data" / "jobs.sqlite3")) as other, other:
+            other.execute("DELETE FROM jobs")
+        canceller = clients.submit(call, server, "DELETE", f"/v1/jobs/{identity}")
+        assert canceller.result(START_LIMIT).status_code == 410
+        assert events_of(watcher.result(START_LIMIT))[-1][1] == "error"
+        assert call(server, "GET", f"/v1/jobs/{identity}").status_code == 404
+        gate.allow(3)
+        assert within(START_LIMIT, lambda: server.in_flight == 0)
+        assert httpx.get(f"{server.url}/ready").status_code == 200
+
+
+def failing_ends(monkeypatch: pytest.MonkeyPatch, fails: Callable[[str], bool]) -> None:
+    """Let the database say something of which we know no more than that it is an error."""
+    end = JobStore.end
+
+    def fail(store: JobStore, identity: str, state: str, *rest: Any, **options: Any) -> bool:
+        if fails(state):
+            raise OperationalError("UPDATE jobs", None, Exception("nobody knows"))
+        return end(store, identity, state, *rest, **options)
+
+    monkeypatch.setattr(JobStore, "end", fail)
+
+
+def test_an_error_that_nobody_knows_is_tried_again_and_in_the_end_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr("server.jobs.runner.FIRST_PAUSE", 0.0)
+    told: list[str] = []
+    with Scripted(tmp_path) as server:
+        with monkeypatch.context() as once:
+            failing_ends(once, lambda state: told.append(state) is None and len(told) == 1)
+            assert ended(server, accept(server, prompt="quick"))["status"] == "succeeded"
+        failing_ends(monkeypatch, lambda state: state == "succeeded")
+        failed = ended(server, accept(server, prompt="quick", seed=8))
+        assert (failed["status"], failed["error"]["error"]["code"]) == ("failed", "internal_error")
+        assert "UPDATE" not in json.dumps(failed)
+        assert httpx.get(f"{server.url}/ready").status_code == 200
+    assert told == ["succeeded", "succeeded"]
 
 
 # --- images in replies -----------------------------------------------------------------------------------------------

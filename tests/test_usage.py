@@ -1,5 +1,6 @@
 """Usage: what clients were told adds up, over kills too; quotas hold for any number of requests at a time."""
 
+import asyncio
 import csv
 import io
 import json
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.exc import OperationalError
 from support.jobs import PREFER, call, ended
 from support.ledgers import locked, opened
 from support.postgres import Postgres
@@ -22,8 +24,10 @@ from support.waiting import within
 from server.cli import usage as cli
 from server.database.database import Database
 from server.errors import QuotaSpent
+from server.process.threads import ThreadPools
 from server.security.store import KeyStore
 from server.usage.ledger import Reservation, UsageEntry, UsageLedger, day_of
+from server.usage.writer import UsageWriter
 
 PATH = "/v1/images/generations"
 BODY = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 1}
@@ -162,6 +166,32 @@ def test_a_reply_waits_only_a_moment_for_a_locked_database(tmp_path: Path, monke
     with opened(tmp_path) as database:
         (row,) = UsageLedger(database).report("2000-01-01", "2999-12-31")
     assert (row.owner, row.requests) == ("", 1)
+
+
+async def test_an_error_that_nobody_knows_loses_no_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle, tries = UsageLedger.settle, 0
+
+    def fail_once(ledger: UsageLedger, *amounts: Any) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise OperationalError("INSERT", None, Exception("nobody knows"))
+        settle(ledger, *amounts)
+
+    monkeypatch.setattr(UsageLedger, "settle", fail_once)
+    with opened(tmp_path) as database:
+        pools = ThreadPools()
+        usage = UsageWriter(UsageLedger(database), pools)
+        writing = asyncio.ensure_future(usage.run())
+        await usage.record(UsageEntry("alice", 2, 2**18, 1.5, 7), None)
+        while usage.unwritten or tries < 2:
+            assert not writing.done()
+            await asyncio.sleep(0.01)
+        writing.cancel()
+        await usage.stop()
+        pools.close()
+        (row,) = UsageLedger(database).report("2000-01-01", "2999-12-31")
+    assert (row.requests, row.images) == (1, 2)
 
 
 def rows_of(folder: Path) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any, cast
 
 import structlog
@@ -12,7 +13,7 @@ import structlog
 from pipelines.errors import Cancelled, Draining
 from server.envelope import envelope, headers_of
 from server.error_table import row_of
-from server.errors import ServerError
+from server.errors import Gone, ServerError
 from server.jobs.generation import Generation, reply_headers
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore
@@ -21,6 +22,7 @@ from server.schema import GenerationReply
 from server.state import AppState
 
 FIRST_PAUSE, MAX_PAUSE = 0.5, 30.0  # seconds between tries to write an outcome down
+UNKNOWN_TRIES = 8  # about a minute of an error that nobody expected: it may be the outcome that cannot be written
 log = structlog.get_logger("srpo")
 
 
@@ -33,7 +35,7 @@ class ActiveJob:
 
     `generation` resolves when the pool has admitted the job, to None if it never does. `ended` resolves to the record
     as it is when the job is over, or fails: with `Draining` if the server goes down before, with `TakenOver` if another
-    one has taken the job over.
+    one has taken the job over, with `Gone` if it has been deleted from the database.
     """
 
     def __init__(self, record: JobRecord) -> None:
@@ -59,7 +61,7 @@ class JobRunner:
 
     def __init__(self, state: AppState, store: JobStore) -> None:
         self.active: dict[str, ActiveJob] = {}
-        self.unwritten: dict[str, ServerError] = {}  # jobs that are over, and why that is not written down yet
+        self.unwritten: dict[str, Exception] = {}  # jobs that are over, and why that is not written down yet
         self._stopping = asyncio.Event()
         self._state = state
         self._store = store
@@ -116,7 +118,7 @@ class JobRunner:
             status = self._state.settings.success_status
             ending = partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text)
             ending = partial(ending, pictures=generation.pictures or None, usage=generation.usage)
-            await self._record_outcome(job, ending)
+            await self._record_outcome(job, ending, UNKNOWN_TRIES)
         except Draining as error:
             self._abandon(job, error)
         except Exception as error:  # the edge of a request that nobody may be waiting for
@@ -134,37 +136,43 @@ class JobRunner:
         ending = partial(self._store.end, identity, state, row.status, headers_of(error), text, free_key=free_key)
         await self._record_outcome(job, ending)
 
-    async def _record_outcome(self, job: ActiveJob, ending: Callable[..., bool]) -> None:
+    async def _record_outcome(self, job: ActiveJob, ending: Callable[..., bool], unknown_tries: float = inf) -> None:
         """Write how a job ended. Where that fails it is kept, and tried again until it is written or the server ends.
 
-        The job stays active meanwhile. If the server ends it is drawn again by the next one.
+        The job stays active meanwhile. If the server ends it is drawn again by the next one. Raises an error that is
+        not one of ours, as of a mistake in this program, when it has come `unknown_tries` times.
         """
         waits = pauses(FIRST_PAUSE, MAX_PAUSE)
         while True:
             try:
                 await self._state.threads.run("database", ending, attempt=job.record.attempt)
                 record = await self._state.threads.run("database", self._store.find, job.record.id)
-            except ServerError as error:
-                pause = next(waits)
-                log.error("outcome_not_written", job=job.record.id, error=type(error).__name__, again_in=pause)
-                self.unwritten[job.record.id] = error
-                if self._stopping.is_set():
-                    self._abandon(job, Draining())
-                    return
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), pause)
-            else:
                 break
-        assert record is not None
-        if record.state == ACCEPTED:
+            except Exception as error:
+                known, pause = isinstance(error, ServerError), next(waits)
+                told = {"job": job.record.id, "error": type(error).__name__, "again_in": pause}
+                log.error("outcome_not_written", **told, exc_info=None if known else error)
+                self.unwritten[job.record.id] = error
+                unknown_tries -= not known
+                if not unknown_tries:
+                    raise
+            if self._stopping.is_set():
+                self._abandon(job, Draining())
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+        if record is None:
+            log.error("job_deleted", job=job.record.id)
+            self._abandon(job, Gone("This job was deleted."))
+        elif record.state == ACCEPTED:
             log.warning("job_taken_over", job=job.record.id, by=record.replica)
             self._abandon(job, TakenOver())
-            return
-        self.unwritten.pop(job.record.id, None)
-        job.ended.set_result(record)
-        del self.active[job.record.id]
+        else:
+            self.unwritten.pop(job.record.id, None)
+            job.ended.set_result(record)
+            del self.active[job.record.id]
 
-    def _abandon(self, job: ActiveJob, reason: Draining | TakenOver) -> None:
+    def _abandon(self, job: ActiveJob, reason: Draining | TakenOver | Gone) -> None:
         """The job stays unfinished, and is not this server's any more."""
         self.unwritten.pop(job.record.id, None)
         job.ended.set_exception(reason)

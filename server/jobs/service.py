@@ -16,7 +16,7 @@ from pipelines.duties import keep_running
 from pipelines.errors import Draining
 from pipelines.job import Progress
 from pipelines.request import ImageRequest
-from server.errors import Gone, KeyReused, NotFound, StorageFailure
+from server.errors import Gone, KeyReused, NotFound, ServerError, StorageFailure
 from server.jobs.delivery import restore_reply
 from server.jobs.generation import Generation, check_prompt
 from server.jobs.joining import Joins
@@ -125,14 +125,16 @@ class JobService:
         if not unwritten:
             failure = self._upkeep.failure or self._state.store.failure
             return str(failure) if failure else None
-        return f"the outcomes of {len(unwritten)} requests cannot be written down: {next(iter(unwritten.values()))}"
+        error = next(iter(unwritten.values()))
+        reason = error if isinstance(error, ServerError) else type(error).__name__  # it may show what was asked for
+        return f"the outcomes of {len(unwritten)} requests cannot be written down: {reason}"
 
     def active(self, identity: str) -> ActiveJob | None:
         """The job, if it is unfinished and of this process."""
         return self._runner.active.get(identity)
 
     async def wait_ended(self, record: JobRecord) -> JobRecord:
-        """The job when it is over. Raises `Draining` if the server goes down before."""
+        """The job when it is over. Raises `Draining` if the server goes down before, `Gone` if it was deleted."""
         if job := self.active(record.id):
             with suppress(TakenOver):
                 return await asyncio.shield(job.ended)

@@ -67,17 +67,18 @@ class UsageWriter:
                 waits = pauses(FIRST_PAUSE, MAX_PAUSE)
             except TimeoutError:
                 await self._sweep()
-            except StorageFailure as error:
+            except Exception as error:  # also one that nobody expected: the usage is kept
                 pause = next(waits)
-                log.error("usage_not_written", error=type(error).__name__, requests=self.unwritten, again_in=pause)
+                told = {"error": type(error).__name__, "requests": self.unwritten, "again_in": pause}
+                log.error("usage_not_written", **told, exc_info=unexpected(error))
                 await asyncio.sleep(pause)
 
     async def stop(self) -> None:
         """Write the rest. What cannot be written now is lost."""
         try:
             await self._write()
-        except StorageFailure as error:
-            log.error("usage_lost", error=type(error).__name__, requests=self.unwritten)
+        except Exception as error:
+            log.error("usage_lost", error=type(error).__name__, requests=self.unwritten, exc_info=unexpected(error))
 
     async def _write(self) -> None:
         """One transaction with all there is. Raises what `Database` does; then it is all kept."""
@@ -91,7 +92,7 @@ class UsageWriter:
         self._wanted.clear()
         try:
             await self._threads.run("database", self.ledger.settle, entries, released)
-        except StorageFailure:
+        except Exception:
             self._entries[:0], self._released[:0] = entries, released
             self._wanted.set()
             raise
@@ -110,3 +111,8 @@ class UsageWriter:
             self._written = asyncio.get_running_loop().create_future()
         self._wanted.set()
         return self._written
+
+
+def unexpected(error: Exception) -> Exception | None:
+    """For the log, which shows where it came from."""
+    return None if isinstance(error, StorageFailure) else error
