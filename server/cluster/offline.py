@@ -19,8 +19,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from server.batch.lines import CannotGenerate, Line
 from server.cluster.engine import EngineUnavailable
 from server.cluster.offline_engine import OfflineEngine, Outcome
-from server.cluster.session import ADDRESS, CPUS
-from server.cluster.settings import FleetSettings
+from server.cluster.session import ADDRESS, QUIET, start_ray
+from server.cluster.settings import EngineCount
 
 PART = 20  # lines
 DEPTH = 2  # parts that an engine has at a time, so that it never waits for the driver
@@ -35,21 +35,20 @@ class Part:
 
 
 @contextmanager
-def running_ray(settings: FleetSettings) -> Iterator[None]:
+def running_ray(settings: EngineCount) -> Iterator[None]:
     """Ray with the GPUs that the engines need: the cluster at `RAY_ADDRESS`, else this machine, until the context ends.
 
     Raises `CannotGenerate` where a cluster has too few.
     """
-    gpus = settings.engines * settings.engine_gpus
-    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if os.environ.get(ADDRESS):
-        ray.init(**quiet)
+        ray.init(**QUIET)
     else:
-        alone: dict[str, Any] = {"num_gpus": int(-(-gpus // 1)), "include_dashboard": False}
-        ray.init(address="local", num_cpus=CPUS, **alone, **quiet)
+        start_ray(settings)
     try:
-        if (there := ray.cluster_resources().get("GPU", 0.0)) < gpus:
-            raise CannotGenerate(f"{gpus:g} GPUs are needed, Ray has {there:g}: see --engines and --engine-gpus")
+        if (there := ray.cluster_resources().get("GPU", 0.0)) < settings.gpus:
+            raise CannotGenerate(
+                f"{settings.gpus:g} GPUs are needed, Ray has {there:g}: see --engines and --engine-gpus"
+            )
         yield
     finally:
         ray.shutdown()
@@ -69,7 +68,7 @@ class OfflineActor:
         return await self._engine.draw(lines)
 
 
-def build_with(settings: FleetSettings, *arguments: Any) -> EngineBuilder:
+def build_with(settings: EngineCount, *arguments: Any) -> EngineBuilder:
     """Builds actors that are an `OfflineEngine` of these arguments."""
     actor = ray.remote(OfflineActor).options(num_cpus=0, num_gpus=settings.engine_gpus)
     return lambda: actor.remote(*arguments)

@@ -2,17 +2,20 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 from server.cluster.proxy import CALLBACK
-from server.cluster.settings import ClusterSettings
+from server.cluster.settings import ClusterSettings, EngineCount
 
 TOKEN_FILE = "ray.token"  # noqa: S105 - its name
 ADDRESS = "RAY_ADDRESS"  # where a cluster that runs already is
 CPUS = 4  # logical: replicas ask for none
+QUIET: Mapping[str, Any] = {"log_to_driver": False, "configure_logging": False}  # of `ray.init`
 
 # Where others start Ray, these are to be set on each machine (docs/cluster.md).
 RAY = {
@@ -64,6 +67,13 @@ class Cluster:
         serve.run(build_application(self._settings, self._factory), name=NAME, route_prefix="/")
 
 
+def start_ray(settings: EngineCount) -> None:
+    """Ray on this machine, with the (logical) GPUs that the engines need. `ray.shutdown` ends it."""
+    import ray
+
+    ray.init(address="local", num_cpus=CPUS, num_gpus=ceil(settings.gpus), include_dashboard=False, **QUIET)
+
+
 @contextmanager
 def running_cluster(settings: ClusterSettings, factory: str | None = None) -> Iterator[Cluster]:
     """A cluster that serves, until the context ends. Call `prepare_environment` before.
@@ -75,15 +85,7 @@ def running_cluster(settings: ClusterSettings, factory: str | None = None) -> It
 
     from server.cluster.application import NAME
 
-    gpus = settings.engines * settings.engine_gpus
-    ray.init(
-        address="local",
-        num_cpus=CPUS,
-        num_gpus=int(-(-gpus // 1)) or None,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    start_ray(settings)
     try:
         with suppress(TimeoutError):  # the proxy takes longer than a minute on a busy machine, and comes all the same
             serve.start(

@@ -10,14 +10,19 @@ from server.settings.server import Settings
 from server.settings.types import PREFIX, EnvironmentSettings
 
 
-class FleetSettings(EnvironmentSettings):
+class EngineCount(EnvironmentSettings):
     """The engines of a cluster."""
 
     engines: int = Field(1, ge=1, description="how many engines there are")
     engine_gpus: float = Field(1.0, ge=0, description="GPUs that Ray gives each engine; 0: none, it draws on the CPU")
 
+    @property
+    def gpus(self) -> float:
+        """Those of all engines together."""
+        return self.engines * self.engine_gpus
 
-class ClusterSettings(FleetSettings, Settings):
+
+class ClusterSettings(EngineCount, Settings):
     """Serve from several processes, each engine with a device of its own (see docs/cluster.md)."""
 
     apis: int = Field(1, ge=1, description="how many replicas answer HTTP")

@@ -1,5 +1,6 @@
 """The state of the server's parts, read when Prometheus asks for it: no bookkeeping that could go wrong."""
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,7 +39,8 @@ from server.metrics.table import (
     Metric,
 )
 
-STATM_RESIDENT, PAGE = 1, 4096  # the second field of /proc/PID/statm, in pages
+STATM_RESIDENT = 1  # the second field of /proc/PID/statm, in pages
+PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes
 
 
 class Reading(NamedTuple):

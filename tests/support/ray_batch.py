@@ -16,7 +16,7 @@ from server.cli.generate.batch import add_parameter_flags
 from server.cli.generate.offline import draw_file
 from server.cli.terminal.parsing import parse
 from server.cluster.session import TOKEN_FILE, secure_ray
-from server.cluster.settings import FleetSettings
+from server.cluster.settings import EngineCount
 
 FACTORY = "support.scripted_engine:load"
 
@@ -41,7 +41,7 @@ def draw_at_once(count: int) -> int:
 
         from server.cluster.offline import draw_batch, running_ray
 
-        with running_ray(FleetSettings(engines=2, engine_gpus=0)):
+        with running_ray(EngineCount(engines=2, engine_gpus=0)):
             build = ray.remote(InstantEngine).options(num_cpus=0).remote
             return sum("new" in outcome for outcome in draw_batch(read_lines(file), 2, build))
 

@@ -20,7 +20,7 @@ from pipelines.safety.guard import InspectedResult
 from server.aliases import param_type
 from server.batch.items import BatchItem, make_item
 from server.batch.lines import CannotGenerate, has_source_image, read_lines, to_native
-from server.cluster.settings import FleetSettings
+from server.cluster.settings import EngineCount
 from server.images.signing import FileSigner
 from server.settings.engine import EngineSettings
 from server.settings.storage import BucketSettings
@@ -37,7 +37,7 @@ PARAMETERS = GenerationParams.model_fields | {
 }
 
 
-class GenerateSettings(EngineSettings, FleetSettings, BucketSettings):
+class GenerateSettings(EngineSettings, EngineCount, BucketSettings):
     """Draw images without a server."""
 
     prompts: CliPositionalArg[list[str]] = Field([], description="what to draw; several prompts make several images")
