@@ -29,7 +29,7 @@ class EngineSettings(WorkerSettings):
     models_dir: Path = Field(Path("models"), description="folder with the model files")
     model: str = Field(
         "auto",
-        description="auto (flux/srpo if its files are in models_dir, else the embedded model), or one of "
+        description="auto (flux/srpo if any of its files is in models_dir, else the embedded model), or one of "
         + ", ".join(CHECKPOINTS),
     )
     transformer: Path | None = Field(
