@@ -66,6 +66,16 @@ def test_a_wrong_setting_is_one_clear_line(arguments: list[str], env: dict[str, 
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("name", ["idle_release", "images_expire", "link_lifetime"])
+def test_a_long_time_has_units(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, seconds in {"90": 90, "90s": 90, "15m": 900, "2h": 7200, "7d": 604800}.items():
+        monkeypatch.setenv(f"SRPO_{name.upper()}", text)
+        assert getattr(Settings(), name) == seconds
+    monkeypatch.setenv(f"SRPO_{name.upper()}", "a week")
+    with pytest.raises(ValidationError, match="'a week': expected seconds, or a time such as 15m"):
+        Settings()
+
+
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_no_setting_is_without_end_or_no_number(value: float) -> None:
     names = [name for name, field in Settings.model_fields.items() if re.search(r"\bfloat\b", str(field.annotation))]

@@ -10,7 +10,7 @@ from server.settings.faults import DamageSettings
 from server.settings.limits import LimitSettings
 from server.settings.metrics import MetricsSettings
 from server.settings.storage import ReplicaSettings, StoreSettings
-from server.settings.types import Bytes, Keys, Names, is_loopback
+from server.settings.types import Bytes, Keys, Names, Seconds, is_loopback
 from server.settings.webhooks import WebhookSettings
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
@@ -58,12 +58,14 @@ class Settings(
         description="what happens to an image all of one colour: note (timings.notes and /health say so) or error (the "
         "request fails)",
     )
-    images_expire: float = Field(86400.0, gt=0, description="seconds after which a stored image is deleted")
-    link_lifetime: float | None = Field(
+    images_expire: Seconds = Field(
+        86400.0, gt=0, description="seconds (or 90s, 15m, 2h, 7d) after which a stored image is deleted"
+    )
+    link_lifetime: Seconds | None = Field(
         None,
         gt=0,
-        description="seconds for which an image's URL is valid: it is signed, and each reply has a new one; none: as "
-        "long as the image is there",
+        description="seconds (or 90s, 15m, 2h) for which an image's URL is valid: it is signed, and each reply has a "
+        "new one; none: as long as the image is there",
     )
     link_secrets: Names = Field(
         (),
