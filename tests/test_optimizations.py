@@ -19,9 +19,10 @@ from pipelines.engine.base import EngineConfig, StartAgain
 from pipelines.engine.flux import FluxEngine
 from pipelines.fields import Size
 from pipelines.loading.build import allow_exact_batches, optimize_engine
+from pipelines.loading.fingerprint import compute_fingerprint
 from pipelines.optimize import compile as compiling
 from pipelines.optimize.apply import OptimizationFailed, apply_optimizations, revert_optimization
-from pipelines.optimize.attention import find_fastest
+from pipelines.optimize.attention import PACKAGES, find_fastest
 from pipelines.optimize.compile import COMPILED
 from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import (
@@ -375,6 +376,32 @@ def test_the_attention_that_was_chosen_stays_chosen(tmp_path: Path, monkeypatch:
     for answer in ("_native_math", "native"):
         monkeypatch.setattr("pipelines.optimize.attention.find_fastest", lambda _, answer=answer: answer)
         assert made_fast(tmp_path, "attention").info.optimizations == "attention (_native_math)"
+
+
+def test_a_kernel_whose_package_is_missing_is_no_candidate_and_no_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"native": 1.0, "flash": 0.1, "_flash_3": 0.1}
+    monkeypatch.setattr("pipelines.optimize.attention.measure_seconds", lambda *tensors: seconds[tensors[-1].value])
+    monkeypatch.setattr("pipelines.optimize.attention.CANDIDATES", tuple(seconds))
+    monkeypatch.setattr("pipelines.optimize.attention.dispatch_attention_fn", lambda query, *_, **__: query)
+    engine = tiny_engine(torch.float32)
+    assert find_fastest(engine.pipeline.transformer) == "native"
+    for name in ("flash", "_flash_3"):
+        kept = TuningCache(tmp_path / name / "engine.json")
+        kept.remember("attention", engine.info.fingerprint, lambda name=name: name)
+        assert made_fast(kept.path.parent, "attention").info.optimizations == "attention (native)"
+
+
+def test_the_version_of_every_kernel_package_moves_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(**versions: str) -> str:
+        monkeypatch.setattr("pipelines.loading.fingerprint.read_installed_version", versions.get)
+        return compute_fingerprint("cpu", "float32", {})
+
+    packages = {package.replace("_", "-") for package in PACKAGES.values()}
+    assert len(packages) == 2
+    for package in packages:
+        assert len({of(), of(**{package: "1"}), of(**{package: "2"})}) == 3
 
 
 @pytest.mark.parametrize(

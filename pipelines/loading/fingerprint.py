@@ -30,6 +30,8 @@ KERNEL_LIBRARIES = (
     "nvidia-cublas-cu12",
     "nvidia-cudnn-cu13",
     "nvidia-cudnn-cu12",
+    "flash-attn",
+    "flash-attn-3",
 )
 KERNEL_VARIABLES = (
     "ATEN_CPU_CAPABILITY",

@@ -1,6 +1,7 @@
 """Which attention kernel of torch and diffusers is the fastest on this device, among those that are correct."""
 
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pipelines.optimize.context import Change, OptimizationContext
 
 # None of them downloads, and none computes in fewer bits than its inputs have.
 CANDIDATES = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "flash", "_flash_3")
+PACKAGES = {"flash": "flash_attn", "_flash_3": "flash_attn_3"}  # that a candidate needs; the others are torch's
 TOKENS = {"cuda": 3392, "cpu": 320}  # on CUDA: 1440x512 and 512 text tokens
 ROUNDINGS = 16  # how many roundings of the type a kernel may be away from the plain computation
 REPEATS = 20
@@ -20,8 +22,10 @@ WORTH = 0.95  # of the time of `native`: below it another one is taken, so that 
 
 
 def use_fastest_backend(engine: FluxEngine, context: OptimizationContext) -> Change:
-    """Use the backend that was the fastest when it was first measured on this device."""
+    """Use the backend that was the fastest when it was first measured on this device, or `native` where its package is
+    gone since then."""
     name = context.remember("attention", lambda: find_fastest(engine.pipeline.transformer))
+    name = name if is_installed(name) else "native"
     return Change(set_backend(engine, name), name)
 
 
@@ -36,6 +40,10 @@ def set_backend(engine: FluxEngine, name: str) -> EngineOptions:
     return engine.options
 
 
+def is_installed(name: str) -> bool:
+    return name not in PACKAGES or find_spec(PACKAGES[name]) is not None
+
+
 @torch.inference_mode()
 def find_fastest(transformer: Any) -> str:
     """The name of the backend. One that raises or computes something else is skipped; `native` always works."""
@@ -48,7 +56,7 @@ def find_fastest(transformer: Any) -> str:
     )
     allowed = ROUNDINGS * torch.finfo(dtype).eps * exact.abs().max()
     seconds = {"native": float("inf")}
-    for name in CANDIDATES:
+    for name in filter(is_installed, CANDIDATES):
         try:
             backend = AttentionBackendName(name)
             close = (dispatch_attention_fn(query, key, value, backend=backend).float() - exact).abs().max() <= allowed
