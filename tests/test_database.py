@@ -77,7 +77,7 @@ def test_the_sweep_reads_no_job_that_it_leaves_as_it_is(tmp_path: Path) -> None:
             for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)  # type: ignore[arg-type]
         ]
     reads = [plan for plan in plans if plan.split()[1] == "jobs"]
-    assert len(reads) == 3
+    assert len(reads) == 2
     assert all("jobs_by_end (state=? AND finished<?)" in plan for plan in reads), plans
 
 

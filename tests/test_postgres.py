@@ -1,5 +1,6 @@
 """Jobs in a real Postgres: leases, migrations, two versions at a time, and what happens when it is lost."""
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -144,6 +145,41 @@ def test_a_server_that_was_too_slow_to_renew_does_not_take_over_what_it_still_do
     for name in ("a", "b"):
         store.add(leased(name, slow))
     assert [job.id for job in slow.take_over(None, ["a"])] == ["b"]
+
+
+@pytest.mark.parametrize("seed", [random.randrange(2**32)])
+def test_however_many_jobs_expire_at_once_they_are_swept_a_few_at_a_time(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """One statement for a large backlog ran into the time limit, was rolled back, and was begun again for ever."""
+    many = random.Random(seed).randint(25, 60)
+    monkeypatch.setattr("server.jobs.store.SWEPT_AT_ONCE", 10)
+    store = JobStore(database)
+    for number in range(many):
+        store.add(record(f"job_{number}"))
+        store.end(f"job_{number}", SUCCEEDED, 201, {}, "x")
+    with database.transaction() as session:  # a statement may only change so many
+        session.execute(sa.text(REFUSE.format(limit=10)))
+    with database.transaction() as other:
+        other.execute(sa.select(JobRecord.id).where(JobRecord.id == "job_7").with_for_update())
+        store.sweep(expire=-1)
+        assert store.count_by_state() == {"expired": many - 1, SUCCEEDED: 1}
+    store.sweep(expire=-1)
+    assert store.count_by_state() == {"expired": many}
+    with monkeypatch.context() as later:
+        later.setattr("server.jobs.store.TOMBSTONE", 0.0)
+        store.sweep(expire=-1)
+    assert store.count_by_state() == {}
+
+
+REFUSE = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF (SELECT count(*) FROM changed) > {limit} THEN RAISE 'too many' USING ERRCODE = 'query_canceled'; END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER refuse AFTER UPDATE ON jobs REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse();
+"""
 
 
 # --- two versions at a time ------------------------------------------------------------------------------------------

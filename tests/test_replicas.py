@@ -12,7 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from PIL import Image
+from structlog.testing import capture_logs
 from support.buckets import S3Service
 from support.jobs import KEYS, PREFER, call, ended, events_of, record
 from support.ledgers import job_store, opened
@@ -22,6 +24,7 @@ from support.server import START_LIMIT
 from support.waiting import within
 
 from server.jobs.leases import JobLeases
+from server.jobs.store import JobStore
 from server.settings.server import Settings
 
 PATH = "/v1/images/generations"
@@ -194,3 +197,35 @@ def test_nothing_accepted_is_lost_with_the_database(replicas: Replicas, postgres
     for identity in (running, waiting):
         assert ended(server, identity)["status"] == "succeeded"
     assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 200)
+
+
+FAIL = """
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'x' USING ERRCODE = 'query_canceled'; END $$;
+CREATE TRIGGER fail BEFORE UPDATE ON jobs FOR EACH ROW WHEN (NEW.state = 'expired') EXECUTE FUNCTION fail();
+UPDATE jobs SET finished = 1 WHERE id = 'old';
+"""
+
+
+def test_a_sweep_that_fails_keeps_no_server_from_its_work(
+    tmp_path: Path, replicas: Replicas, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed before leases were renewed, and made every server unready."""
+    monkeypatch.setattr("server.jobs.upkeep.SWEEP_INTERVAL", 0.01)
+    gate = Gate(tmp_path / "gate")
+    with capture_logs() as entries, opened(address) as database:
+        (server,) = replicas(1)
+        identity = accept(server, prompt=gate.prompt)
+        store = JobStore(database)
+        store.add(record("old"))
+        store.end("old", "failed", 500, {}, "{}")
+        with database.transaction() as session:
+            session.execute(sa.text(FAIL))
+        assert within(START_LIMIT, lambda: "jobs_not_swept" in [entry["event"] for entry in entries])
+        leases = set()
+        while len(leases) < 3:
+            found = store.find(identity)
+            assert found is not None
+            leases.add(found.lease_until)
+            assert httpx.get(f"{server.url}/ready").status_code == 200
+        gate.allow(3)
+        assert ended(server, identity)["status"] == "succeeded"

@@ -27,7 +27,7 @@ from server.jobs.resumption import resume_jobs
 from server.jobs.runner import ActiveJob, JobRunner, TakenOver
 from server.jobs.spec import JobSpec
 from server.jobs.store import JobStore, KeyTaken
-from server.jobs.upkeep import Upkeep, maintain_images
+from server.jobs.upkeep import Upkeep, maintain_database, maintain_images
 from server.jobs.webhooks import WebhookSender
 from server.security.callers import Caller
 from server.state import AppState
@@ -59,6 +59,7 @@ class JobService:
         resuming = resume_jobs(jobs, self._runner, self._store, self._state)
         duties = (
             keep_running("jobs", self._upkeep.run),
+            keep_running("sweeps", partial(maintain_database, self._state, self._store)),
             keep_running("images", partial(maintain_images, self._state)),
             keep_running("webhooks", self.webhooks.run),
         )

@@ -5,10 +5,11 @@ whatever crashes, it ends once.
 """
 
 import json
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import Session, defer
 
 from pipelines.errors import Cancelled
 from server.database.database import Database
@@ -18,6 +19,7 @@ from server.jobs.models import ACCEPTED, CANCELLED, ENDED, EXPIRED, JobRecord, S
 from server.jobs.outbox import begin_deliveries
 from server.usage.ledger import Reservation, UsageEntry, UsageLedger
 
+SWEPT_AT_ONCE = 500  # jobs
 TOMBSTONE = 30 * 86400.0  # seconds for which an expired job is still known to have been
 
 
@@ -144,8 +146,31 @@ class JobStore:
         return self._read(query)
 
     def sweep(self, expire: float) -> None:
-        """Delete what is known of jobs that finished `expire` seconds ago, except their ids; later those too."""
+        """Delete what is known of jobs that finished `expire` seconds ago, except their ids; later those too.
+
+        A few at a time, so that each transaction ends in time however much there is. Those that another server is at
+        are left to it.
+        """
         now = self._database.now()
+        old = (JobRecord.finished < now - expire, JobRecord.state.in_(ENDED))
+        forgotten = (JobRecord.finished < now - expire - TOMBSTONE, JobRecord.state == EXPIRED)
+        while self._sweep_some(old, self._clear):
+            pass
+        while self._sweep_some(forgotten, self._forget):
+            pass
+
+    def _sweep_some(
+        self, which: Sequence[sa.ColumnElement[bool]], sweep: Callable[[Session, Collection[str]], None]
+    ) -> bool:
+        """Whether there may be more."""
+        query = sa.select(JobRecord.id).where(*which).limit(SWEPT_AT_ONCE).with_for_update(skip_locked=True)
+        with self._database.transaction() as session:
+            if found := session.scalars(query).all():
+                sweep(session, found)
+        return len(found) == SWEPT_AT_ONCE
+
+    @staticmethod
+    def _clear(session: Session, identities: Collection[str]) -> None:
         cleared = {
             "state": EXPIRED,
             "request": None,
@@ -155,14 +180,12 @@ class JobStore:
             "idempotency_key": None,
             "body_hash": "",
         }
-        old = (JobRecord.finished < now - expire, JobRecord.state.in_(ENDED))
-        with self._database.transaction() as session:
-            theirs = WebhookDelivery.job_id.in_(sa.select(JobRecord.id).where(*old))
-            session.execute(sa.delete(WebhookDelivery).where(theirs))
-            session.execute(sa.update(JobRecord).where(*old).values(cleared))
-        with self._database.transaction() as session:
-            forgotten = (JobRecord.finished < now - expire - TOMBSTONE, JobRecord.state == EXPIRED)
-            session.execute(sa.delete(JobRecord).where(*forgotten))
+        session.execute(sa.delete(WebhookDelivery).where(WebhookDelivery.job_id.in_(identities)))
+        session.execute(sa.update(JobRecord).where(JobRecord.id.in_(identities)).values(cleared))
+
+    @staticmethod
+    def _forget(session: Session, identities: Collection[str]) -> None:
+        session.execute(sa.delete(JobRecord).where(JobRecord.id.in_(identities)))
 
     def _read(self, query: sa.Select[Any]) -> list[JobRecord]:
         with self._database.transaction() as session:

@@ -37,7 +37,7 @@ class Upkeep:
         self._state = state
         self._told: dict[str, Progress] = {}
         self._resuming: asyncio.Task[None] | None = None
-        self._swept = self._renewed = float("-inf")  # when, on the monotonic clock
+        self._renewed = float("-inf")  # on the monotonic clock
         self._patient_until = float("-inf")  # before that no job is taken over
 
     async def run(self) -> None:
@@ -67,11 +67,6 @@ class Upkeep:
             await self._renew_leases()
             await self._tell_progress()
             await self._take_over()
-        if time.monotonic() > self._swept + SWEEP_INTERVAL:
-            await self._state.threads.run("database", self._store.sweep, self._state.settings.images_expire)
-            await self._state.threads.run("database", self._state.database.shrink)
-            await self._state.threads.run("database", self._state.clock.save)
-            self._swept = time.monotonic()
 
     def _cancel(self, identities: set[str]) -> None:
         """Stop the work of jobs that were cancelled elsewhere, or taken over."""
@@ -109,6 +104,18 @@ class Upkeep:
             log.warning("jobs_taken_over", jobs=[record.id for record in records])
             jobs = [self._runner.register(record) for record in records]
             self._resuming = asyncio.ensure_future(resume_jobs(jobs, self._runner, self._store, self._state))
+
+
+async def maintain_database(state: AppState, store: JobStore) -> None:
+    """Delete what has expired. Never ends. That it fails says nothing of whether jobs can be accepted."""
+    while True:
+        try:
+            await state.threads.run("database", store.sweep, state.settings.images_expire)
+            await state.threads.run("database", state.database.shrink)
+        except StorageFailure as error:
+            log.error("jobs_not_swept", error=type(error).__name__)
+        await state.threads.run("database", state.clock.save)
+        await asyncio.sleep(SWEEP_INTERVAL)
 
 
 async def maintain_images(state: AppState) -> None:
