@@ -9,7 +9,7 @@ from pipelines.acceleration import PRESETS
 from pipelines.engine.sample import Sample
 from pipelines.queueing.cost_model import CostModel
 from pipelines.queueing.run_queue import RunQueue
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, Timings
 
 LOAD = 0.8  # of what the device can do, for the Poisson stream
 
@@ -26,7 +26,7 @@ def measure_mixed_load(comparison: Comparison, requests: int, sizes: list[tuple[
     cost_model = CostModel()
     for request in work[:8]:
         took = comparison.measure_seconds(lambda request=request: comparison.run_engine(request))  # type: ignore[misc]
-        cost_model.record_job(request, {"text": 0.0, "denoise": took, "decode": 0.0})
+        cost_model.record_job(request, Timings(denoise=took))
     gap = statistics.mean(cost_model.estimate_seconds(request) for request in work) / LOAD
     stream = [0.0]
     while len(stream) < requests:

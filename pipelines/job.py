@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.request import ImageRequest, ImageResult, Stage, Timings
@@ -124,12 +123,14 @@ class Job:
     def finished(self) -> bool:
         return self._result.done()
 
-    def build_result(self, done: dict[str, Any]) -> ImageResult:
-        """The images that have come, with what the worker's last message says of them. The queue's time is added."""
+    def add_wait(self, timings: Timings) -> Timings:
+        """A worker's timings, with the time that the job has waited for it."""
+        return replace(timings, queue=timings.queue + (self.dispatched or self.admitted) - self.admitted)
+
+    def build_result(self, timings: Timings, stages: tuple[Stage, ...], notes: tuple[str, ...]) -> ImageResult:
+        """The images that have come, with what the worker says of them."""
         pixels = tuple(self.pixels[index] for index in range(len(self.request.seeds)))
-        done["timings"]["queue"] += (self.dispatched or self.admitted) - self.admitted
-        stages = tuple(Stage(*stage) for stage in done["stages"])
-        return ImageResult(self.request, pixels, Timings(**done["timings"]), tuple(done["notes"]), stages)
+        return ImageResult(self.request, pixels, self.add_wait(timings), notes, stages)
 
     async def result(self) -> ImageResult:
         """The finished images; raises a `PipelineError`. Cancelling the wait does not cancel the job."""

@@ -140,14 +140,14 @@ async def test_a_worker_that_cannot_be_spawned_is_tried_again() -> None:
 async def test_a_worker_whose_message_cannot_be_handled_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     async with starting() as pool:
         pid = await ready(pool)
-        handle, failures = pool.on_job_message, iter([RuntimeError("a bug")])
+        handle, failures = pool.on_job_event, iter([RuntimeError("a bug")])
 
         def fail_once(*arguments: Any) -> None:
             for failure in failures:
                 raise failure
             handle(*arguments)
 
-        monkeypatch.setattr(pool, "on_job_message", fail_once)
+        monkeypatch.setattr(pool, "on_job_event", fail_once)
         with capture_logs() as entries:
             assert await result_of(pool.submit(ask())) == (picture(7),)
         assert pool.status().worker_pids != (pid,)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.queueing.cost_model import CostModel
 from pipelines.queueing.run_queue import AGEING, RunQueue
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, Timings
 
 COSTS = st.lists(st.integers(1, 200), min_size=1, max_size=16)
 
@@ -137,8 +137,8 @@ def ask(width: int = 512, height: int = 512, steps: int = 28, images: int = 1, p
     return ImageRequest("tiny", "a cat", width, height, steps, 4.5, tuple(range(1, images + 1)), preset)
 
 
-def seconds(total: float) -> dict[str, float]:
-    return {"text": 0.1 * total, "denoise": 0.8 * total, "decode": 0.1 * total}
+def seconds(total: float) -> Timings:
+    return Timings(text=0.1 * total, denoise=0.8 * total, decode=0.1 * total)
 
 
 def test_cost_counts_pixels_images_and_computed_steps() -> None:

@@ -119,7 +119,7 @@ def test_the_images_of_one_request_share_their_steps() -> None:
 def test_the_seconds_of_a_shared_pass_are_shared() -> None:
     work = Work(4, *(ask("slow", seed=seed) for seed in range(1, 5)))
     work.finish()
-    seconds = [timings["denoise"] for timings in work.told.timings.values()]
+    seconds = [timings.denoise for timings in work.told.timings.values()]
     assert len(seconds) == 4
     assert len(set(seconds)) == 1
 

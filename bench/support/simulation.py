@@ -21,7 +21,7 @@ from pipelines.queueing.run_queue import RunQueue
 from pipelines.request import Timings
 from pipelines.workers.activity import IDLE, ActivityReport
 from pipelines.workers.pool import WorkerPool
-from pipelines.workers.protocol import Message
+from pipelines.workers.protocol import JobDone
 from pipelines.workers.status import WorkerState, WorkerStatus
 from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks
 
@@ -171,14 +171,12 @@ class SimulatedDevice:
         self._go_on()
 
     def _end_job(self, work: Work) -> None:
-        job, seconds = work.job, {"text": 0.0, "denoise": work.visit.device_seconds, "decode": 0.0}
+        job, timings = work.job, Timings(denoise=work.visit.device_seconds)
         self._queue.remove(job.id)
-        self._cost_model.record_job(job.request, seconds)
+        self._cost_model.record_job(job.request, timings)
         work.visit.ended = self._clock.now
         job.pixels = dict.fromkeys(range(len(job.request.seeds)), b"")
-        timings = dict.fromkeys(Timings.__dataclass_fields__, 0.0) | seconds
-        header = {"event": "done", "timings": timings, "stages": [], "notes": []}
-        self._callbacks.on_job_message(self, job, "done", Message(header))
+        self._callbacks.on_job_event(self, job, JobDone(job.id, timings, stages=(), notes=()))
 
     def count(self, tenant: str) -> int:
         return sum(job.tenant == tenant for job in self.running.values())

@@ -6,7 +6,7 @@ than one of a small image, so every size has its own average.
 
 from math import log
 
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, Timings
 
 DEFAULT_RATE = 0.1  # seconds for a megapixel-step before anything was measured: between an H200 and a laptop
 DEFAULT_LOAD_SECONDS = 5.0  # used until loading has come as far as MIN_PROGRESS
@@ -22,9 +22,9 @@ class CostModel:
         self._per_cost: dict[int, float] = {}  # pixels of an image -> seconds a megapixel-step
         self._load_seconds = DEFAULT_LOAD_SECONDS
 
-    def record_job(self, request: ImageRequest, seconds: dict[str, float]) -> None:
+    def record_job(self, request: ImageRequest, timings: Timings) -> None:
         """Learn from a finished job: it kept the device busy for the sum of its stages."""
-        measured = (seconds["text"] + seconds["denoise"] + seconds["decode"]) / request.cost
+        measured = timings.device / request.cost
         before = self._per_cost.get(request.pixels, measured)
         self._per_cost[request.pixels] = (1 - SMOOTHING) * before + SMOOTHING * measured
 

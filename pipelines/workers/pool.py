@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import structlog
 
@@ -36,7 +35,7 @@ from pipelines.workers.dispatcher import Dispatcher
 from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.observer import PoolObserver
 from pipelines.workers.patience import Patience
-from pipelines.workers.protocol import Message
+from pipelines.workers.protocol import ImageReady, JobDone, JobEvent, JobFailed, PreviewReady, StepDone
 from pipelines.workers.status import PoolState, PoolStatus, join_failures
 from pipelines.workers.supervision import EngineSupervisor, Supervise
 from pipelines.workers.supervisor import WorkerSupervisor
@@ -254,25 +253,23 @@ class WorkerPool:
                 job.finish(WorkerCrashed())
         self._dispatcher.dispatch()
 
-    def on_job_message(self, supervisor: EngineSupervisor, job: Job, event: str, message: Message) -> None:
-        header: dict[str, Any] = message.header
+    def on_job_event(self, supervisor: EngineSupervisor, job: Job, event: JobEvent) -> None:
         match event:
-            case "step":
-                job.remaining_fraction = header["remaining_fraction"]
+            case StepDone():
+                job.remaining_fraction = event.remaining_fraction
                 eta = self._dispatcher.estimate_left(supervisor, job)
-                job.publish(Progress(header["stage"], header["image"], header["step"], job.request.steps, eta=eta))
-                if header["stage"] == "denoise":
-                    self.observer.step_taken(job.request, header["step"], header["seconds"], header["batch"])
-            case "preview":
-                size = (header["width"], header["height"])
-                job.publish(Preview(header["image"], header["index"], *size, message.payload))
-            case "image":
-                job.pixels[header["image"]] = message.payload
-            case "done":
-                self._finish_job(supervisor, job, job.build_result(header))
-                self.cost_model.record_job(job.request, header["timings"])
-            case "failed":
-                self._finish_job(supervisor, job, FAILURES[header["error"]]())
+                job.publish(Progress(event.stage, event.image, event.step, job.request.steps, eta=eta))
+                if event.stage == "denoise":
+                    self.observer.step_taken(job.request, event.step, event.seconds, event.batch)
+            case PreviewReady():
+                job.publish(Preview(event.image, event.index, event.width, event.height, event.pixels))
+            case ImageReady():
+                job.pixels[event.image] = event.pixels
+            case JobDone():
+                self._finish_job(supervisor, job, job.build_result(event.timings, event.stages, event.notes))
+                self.cost_model.record_job(job.request, event.timings)
+            case JobFailed():
+                self._finish_job(supervisor, job, FAILURES[event.error]())
 
     async def _watch_deadlines(self) -> None:
         """Cancel jobs that are past their deadline."""

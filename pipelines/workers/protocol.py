@@ -1,11 +1,15 @@
 """Messages on the pipe between the pool and a worker: a small JSON header, then raw bytes.
 
 Layout: header length (4 bytes), payload length (8 bytes), both little-endian unsigned, header (UTF-8 JSON), payload.
+What a worker says of a job is one of `JobEvent`, in either direction; an engine of a cluster says the same.
 """
 
 import json
 import struct
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
+
+from pipelines.request import Stage, Timings
 
 PREFIX = struct.Struct("<IQ")
 
@@ -22,3 +26,103 @@ class Message(NamedTuple):
     @classmethod
     def decode(cls, header: bytes, payload: bytes) -> "Message":
         return cls(json.loads(header), payload)
+
+
+class ProtocolError(ValueError):
+    """A message that is no event of a job, or not with the fields of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A job got on: the `stage` text or decode begins, or a step of denoise was taken, `step` from 1.
+
+    `remaining_fraction` of the job's steps are left. A pass of `batch` samples took `seconds`; `batch` is 0 for all of
+    its samples but one.
+    """
+
+    job: str
+    stage: str
+    image: int
+    step: int
+    remaining_fraction: float
+    seconds: float = 0.0
+    batch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewReady:
+    """Preview `index` of an image, from 0: 8-bit RGB, row-major."""
+
+    job: str
+    image: int
+    index: int
+    width: int
+    height: int
+    pixels: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReady:
+    """A finished image of the request's size: 8-bit RGB, row-major."""
+
+    job: str
+    image: int
+    pixels: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """All images were sent."""
+
+    job: str
+    timings: Timings
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailed:
+    """`error` is a key of `pipelines.errors.FAILURES`."""
+
+    job: str
+    error: str
+
+
+JobEvent = StepDone | PreviewReady | ImageReady | JobDone | JobFailed
+EVENT_NAMES: dict[type[JobEvent], str] = {
+    StepDone: "step",
+    PreviewReady: "preview",
+    ImageReady: "image",
+    JobDone: "done",
+    JobFailed: "failed",
+}
+
+
+def encode_event(event: JobEvent) -> Message:
+    """Pixels are the payload."""
+    header = {"event": EVENT_NAMES[type(event)], **asdict(event)}
+    return Message(header, header.pop("pixels", b""))
+
+
+def decode_event(message: Message) -> JobEvent:
+    """Raises `ProtocolError`, also where a field is missing or too many."""
+    header, payload = message
+    fields = dict(header)
+    try:
+        match fields.pop("event"):
+            case "step":
+                return StepDone(**fields)
+            case "preview":
+                return PreviewReady(**fields, pixels=payload)
+            case "image":
+                return ImageReady(**fields, pixels=payload)
+            case "done":
+                timings, notes = Timings(**fields.pop("timings")), tuple(fields.pop("notes"))
+                stages = tuple(Stage(*stage) for stage in fields.pop("stages"))
+                return JobDone(**fields, timings=timings, stages=stages, notes=notes)
+            case "failed":
+                return JobFailed(**fields)
+            case other:
+                raise ProtocolError(f"no event of a job is called {other!r}")
+    except (KeyError, TypeError) as error:
+        raise ProtocolError(f"{header.get('event')!r} has not the fields of such an event: {error}") from error

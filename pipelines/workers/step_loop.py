@@ -21,16 +21,17 @@ from pipelines.job import PreviewPlan
 from pipelines.logs import format_error
 from pipelines.queueing.cost_model import CostModel
 from pipelines.queueing.run_queue import RunQueue
-from pipelines.request import ImageRequest, Stage
+from pipelines.request import ImageRequest, Stage, Timings
 from pipelines.workers.activity import Activity
+from pipelines.workers.protocol import ImageReady, JobDone, JobEvent, JobFailed, PreviewReady, StepDone
 
 log = structlog.get_logger("srpo")
 
 
 class EventSink(Protocol):
-    """Sends a worker's events to the pool."""
+    """Sends what becomes of jobs to the pool."""
 
-    def send(self, event: str, payload: bytes = b"", **header: Any) -> None: ...
+    def send_event(self, event: JobEvent) -> None: ...
 
 
 class WorkerJob:
@@ -65,9 +66,9 @@ class WorkerJob:
         else:
             self.stages.append(Stage(name, start - begun, end))
 
-    def timings(self) -> dict[str, float]:
+    def timings(self) -> Timings:
         started = self.started or time.monotonic()
-        return {"queue": started - self.received, "inference": time.monotonic() - started, **self.seconds}
+        return Timings(queue=started - self.received, inference=time.monotonic() - started, **self.seconds)
 
     def remaining_fraction(self, engine: Engine[Any]) -> float:
         """The part of the job's steps that remains, from 1 to 0."""
@@ -138,7 +139,7 @@ class StepLoop:
     def _prepare(self, job: WorkerJob) -> None:
         if job.samples is None:
             job.started = time.monotonic()
-            self._send_progress(job, "text")
+            self._events.send_event(StepDone(job.id, "text", image=0, step=0, remaining_fraction=1.0))
             with job.timed("text"), self._activity.doing("text", 1.0, [job.id]):
                 job.samples = self._engine.prepare(job.request)
             self._activity.statistics = self._engine.statistics()
@@ -203,39 +204,33 @@ class StepLoop:
         self._queue.advance(job.id, 1 - remaining_fraction)
         image = job.images + next(index for index, other in enumerate(job.samples) if other is sample)
         step = job.request.steps - self._engine.steps_left(sample)
-        measured = {"seconds": seconds, "batch": batch if leads else 0}
-        self._send_progress(job, "denoise", image, step, remaining_fraction, **measured)
+        progress = StepDone(job.id, "denoise", image, step, remaining_fraction, seconds, batch if leads else 0)
+        self._events.send_event(progress)
         if step not in job.preview_steps:
             return
         with job.timed("denoise"), self._activity.doing("preview", size_of([item]), [job.id]):  # it waits for the step
             thumbnail = self._engine.preview(sample, job.preview_side)
         if thumbnail:
-            where = {"image": image, "index": job.preview_steps.index(step)}
-            size = {"width": thumbnail.width, "height": thumbnail.height}
-            self._events.send("preview", thumbnail.data, job=job.id, **size, **where)
+            index, size = job.preview_steps.index(step), (thumbnail.width, thumbnail.height)
+            self._events.send_event(PreviewReady(job.id, image, index, *size, thumbnail.data))
 
     def _finish(self, job: WorkerJob) -> None:
         """Decode the first image, which has no steps left; with the last one the job is done."""
         assert job.samples
-        self._send_progress(job, "decode", job.images, job.request.steps, job.remaining_fraction(self._engine))
+        left = job.remaining_fraction(self._engine)
+        self._events.send_event(StepDone(job.id, "decode", job.images, job.request.steps, left))
         with job.timed("decode"), self._activity.doing("decode", megapixels(job.request), [job.id]):
             picture = self._engine.finish(job.samples[0])
         self._activity.statistics = self._engine.statistics()
-        self._events.send("image", picture.data, job=job.id, image=job.images)
+        self._events.send_event(ImageReady(job.id, job.images, picture.data))
         job.notes.update(dict.fromkeys(picture.notes))
         job.images += 1
         del job.samples[0]
         if not job.samples:
             self._queue.remove(job.id)
-            self._cost_model.record_job(job.request, job.seconds)
-            self._events.send("done", job=job.id, timings=job.timings(), stages=job.stages, notes=list(job.notes))
-
-    def _send_progress(
-        self, job: WorkerJob, stage: str, image: int = 0, step: int = 0, remaining_fraction: float = 1.0, **more: Any
-    ) -> None:
-        self._events.send(
-            "step", job=job.id, stage=stage, image=image, step=step, remaining_fraction=remaining_fraction, **more
-        )
+            timings = job.timings()
+            self._cost_model.record_job(job.request, timings)
+            self._events.send_event(JobDone(job.id, timings, tuple(job.stages), tuple(job.notes)))
 
     @contextmanager
     def _isolate_failure(self, job: WorkerJob) -> Iterator[None]:
@@ -249,7 +244,8 @@ class StepLoop:
                 self._log("job_failed", error, job)
             if name is None:
                 self._exit(DEVICE_LOST)
-            self._events.send("failed", job=job.id, error=name)
+            else:
+                self._events.send_event(JobFailed(job.id, name))
 
     def _log(self, event: str, error: Exception, *jobs: WorkerJob) -> None:
         """The traceback, without anybody's prompt."""

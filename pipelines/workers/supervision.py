@@ -11,7 +11,7 @@ from pipelines.job import Job
 from pipelines.queueing.cost_model import CostModel
 from pipelines.workers.activity import ActivityReport
 from pipelines.workers.observer import PoolObserver
-from pipelines.workers.protocol import Message
+from pipelines.workers.protocol import JobEvent
 from pipelines.workers.status import WorkerState, WorkerStatus
 
 
@@ -29,7 +29,7 @@ class SupervisorCallbacks(Protocol):
         """The worker died while it had these jobs, in the order in which it received them; it was at `suspects`."""
         ...
 
-    def on_job_message(self, supervisor: "EngineSupervisor", job: Job, event: str, message: Message) -> None: ...
+    def on_job_event(self, supervisor: "EngineSupervisor", job: Job, event: JobEvent) -> None: ...
 
 
 class EngineSupervisor(Protocol):

@@ -17,7 +17,7 @@ from pipelines.job import Job
 from pipelines.workers.activity import IDLE, ActivityReport
 from pipelines.workers.patience import Patience, Restarts
 from pipelines.workers.process import WorkerProcess
-from pipelines.workers.protocol import Message
+from pipelines.workers.protocol import Message, decode_event
 from pipelines.workers.status import WorkerState, WorkerStatus
 from pipelines.workers.supervision import SupervisorCallbacks
 from pipelines.workers.visible_devices import isolate_devices
@@ -213,8 +213,8 @@ class WorkerSupervisor:
                     self.fail(header["message"])
             case "ready":
                 self._on_ready(process, EngineInfo(**{key: header[key] for key in EngineInfo.__slots__}))
-            case event if (job := self.running.get(header["job"])) is not None:
-                self._callbacks.on_job_message(self, job, event, message)
+            case _ if (job := self.running.get(header["job"])) is not None:
+                self._callbacks.on_job_event(self, job, decode_event(message))
 
     def _on_ready(self, process: WorkerProcess, info: EngineInfo) -> None:
         if process.condemned:  # it was killed just before

@@ -20,7 +20,7 @@ from pipelines import logs
 from pipelines.child_process import DEVICE_LOST, LOAD_FAILED, die_with_parent
 from pipelines.engine.base import Engine, EngineConfig, StartAgain
 from pipelines.workers.activity import Activity
-from pipelines.workers.protocol import PREFIX, Message
+from pipelines.workers.protocol import PREFIX, JobEvent, Message, encode_event
 from pipelines.workers.step_loop import StepLoop
 
 ENVIRONMENT = {  # for the libraries, set before they are imported
@@ -64,6 +64,11 @@ class Pipe:
     def send(self, event: str, payload: bytes = b"", **header: Any) -> None:
         """Queue a message. May be called from any thread."""
         self._outbox.put((Message({"event": event, **header}, payload).encode(), payload))
+
+    def send_event(self, event: JobEvent) -> None:
+        """As `send`, of a job."""
+        message = encode_event(event)
+        self._outbox.put((message.encode(), message.payload))
 
     def exit(self, code: int) -> NoReturn:
         """End the process when all that was queued has been sent."""

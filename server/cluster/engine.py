@@ -5,7 +5,7 @@ It says of a request, word for word, what its worker says: `server.cluster.slots
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipelines.engine.base import EngineConfig
@@ -14,7 +14,7 @@ from pipelines.job import Job, PreviewPlan
 from pipelines.request import ImageRequest
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
-from pipelines.workers.protocol import Message
+from pipelines.workers.protocol import JobDone, JobEvent, JobFailed, encode_event
 from pipelines.workers.supervision import EngineSupervisor
 from server.cluster.settings import ClusterSettings
 from server.engine_setup import build_patience
@@ -43,9 +43,9 @@ class EnginePool(WorkerPool):
 
     def __init__(self, config: EngineConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        self._heard: dict[str, asyncio.Queue[Message]] = {}
+        self._heard: dict[str, asyncio.Queue[JobEvent]] = {}
 
-    def hear(self, job: Job) -> asyncio.Queue[Message]:
+    def hear(self, job: Job) -> asyncio.Queue[JobEvent]:
         """What the worker says of a job from now on, until `leave`."""
         return self._heard.setdefault(job.id, asyncio.Queue())
 
@@ -53,10 +53,11 @@ class EnginePool(WorkerPool):
         self._heard.pop(job.id, None)
         self.cancel(job)
 
-    def on_job_message(self, supervisor: EngineSupervisor, job: Job, event: str, message: Message) -> None:
+    def on_job_event(self, supervisor: EngineSupervisor, job: Job, event: JobEvent) -> None:
         if (queue := self._heard.get(job.id)) is not None:
-            queue.put_nowait(message)
-        super().on_job_message(supervisor, job, event, message)
+            waited = replace(event, timings=job.add_wait(event.timings)) if isinstance(event, JobDone) else event
+            queue.put_nowait(waited)
+        super().on_job_event(supervisor, job, event)
 
 
 class EngineService:
@@ -99,14 +100,14 @@ class EngineService:
             while not job.finished or not queue.empty():
                 try:
                     async with asyncio.timeout(self._beat):
-                        message = await queue.get()
+                        event = await queue.get()
                 except TimeoutError:
                     yield ALIVE
                     continue
-                yield message.header, message.payload
-                if message.header["event"] in ("done", "failed"):
+                yield encode_event(event)
+                if isinstance(event, JobDone | JobFailed):
                     return
-            yield {"event": "failed", "error": await self._failure(job)}, b""
+            yield encode_event(JobFailed(job.id, await self._failure(job)))
         finally:
             self._pool.leave(job)
 

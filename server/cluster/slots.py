@@ -24,7 +24,7 @@ from pipelines.engine.base import EngineInfo
 from pipelines.errors import CannotSleep
 from pipelines.job import Job
 from pipelines.workers.activity import IDLE, ActivityReport
-from pipelines.workers.protocol import Message
+from pipelines.workers.protocol import Message, ProtocolError, decode_event
 from pipelines.workers.status import WorkerState, WorkerStatus
 from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks
 
@@ -242,7 +242,11 @@ class EngineSlot:
             limit = self._roster.timeout
             self._begun.add(job.id)
             if header["event"] != "alive":
-                self._roster.callbacks.on_job_message(self, job, header["event"], Message(header, payload))
+                try:
+                    event = decode_event(Message(header, payload))
+                except ProtocolError as error:
+                    raise CallLost(str(error)) from None
+                self._roster.callbacks.on_job_event(self, job, event)
 
     def _call_again(self, job: Job, reason: str, begun: bool) -> None:
         """Back to the pool. From the second loss on after an engine had begun with it, the job itself is suspected, and

@@ -1,6 +1,7 @@
 """An event sink that records what a worker sends."""
 
-from typing import Any
+from pipelines.request import Timings
+from pipelines.workers.protocol import ImageReady, JobDone, JobEvent, JobFailed, StepDone
 
 
 class Told:
@@ -11,20 +12,19 @@ class Told:
         self.pictures: dict[tuple[str, int], bytes] = {}
         self.ends: dict[str, str] = {}
         self.remaining_fractions: dict[str, list[float]] = {}
-        self.timings: dict[str, dict[str, float]] = {}
+        self.timings: dict[str, Timings] = {}
 
-    def send(self, event: str, payload: bytes = b"", **header: Any) -> None:
-        job = header["job"]
-        assert job not in self.ends, "a job that has ended is not heard of again"
+    def send_event(self, event: JobEvent) -> None:
+        assert event.job not in self.ends, "a job that has ended is not heard of again"
         match event:
-            case "step":
-                self.remaining_fractions.setdefault(job, []).append(header["remaining_fraction"])
-                if header["stage"] == "denoise":
-                    self.steps.append((job, header["image"], header["step"]))
-            case "image":
-                self.pictures[job, header["image"]] = payload
-            case "done":
-                self.ends[job] = "done"
-                self.timings[job] = header["timings"]
-            case "failed":
-                self.ends[job] = header["error"]
+            case StepDone():
+                self.remaining_fractions.setdefault(event.job, []).append(event.remaining_fraction)
+                if event.stage == "denoise":
+                    self.steps.append((event.job, event.image, event.step))
+            case ImageReady():
+                self.pictures[event.job, event.image] = event.pixels
+            case JobDone():
+                self.ends[event.job] = "done"
+                self.timings[event.job] = event.timings
+            case JobFailed():
+                self.ends[event.job] = event.error
