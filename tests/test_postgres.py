@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,24 @@ def test_many_servers_start_on_an_empty_database_at_once(url: str) -> None:
 
     with ThreadPoolExecutor(6) as threads:
         assert all(threads.map(start, range(6)))
+
+
+def test_an_upgrade_may_take_longer_than_a_statement_may(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large table could never be brought up to date. Afterwards the limits hold again."""
+    upgrade = command.upgrade
+
+    def upgrade_slowly(config: Config, revision: str) -> None:
+        config.attributes["connection"].execute(sa.text("SELECT pg_sleep(1.2)"))
+        upgrade(config, revision)
+
+    limits = {"statement_timeout": 600, "lock_timeout": 500}
+    monkeypatch.setattr("server.database.postgres.SERVER_LIMITS", limits)
+    monkeypatch.setattr("server.database.postgres.ANSWER_TIMEOUT", 1.0)
+    monkeypatch.setattr(command, "upgrade", upgrade_slowly)
+    with ThreadPoolExecutor(2) as threads, ExitStack() as stack:  # the second one waits for the first
+        first, _ = threads.map(lambda _: stack.enter_context(opened(url)), range(2))
+        with pytest.raises(StorageBusy), first.transaction() as session:
+            session.execute(sa.text("SELECT pg_sleep(60)"))
 
 
 def test_each_orphan_is_taken_over_by_one_server_alone(database: Database) -> None:

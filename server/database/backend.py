@@ -1,6 +1,7 @@
 """What differs between databases: a class for each kind, with the same methods."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -22,8 +23,8 @@ class Backend(Protocol):
     def translate(self, error: sa.exc.DBAPIError) -> StorageFailure | None:
         """The database's own error as ours; None where it is a mistake in this program."""
 
-    def lock(self, connection: sa.Connection) -> None:
-        """Let nobody else change the schema until the transaction ends."""
+    def changing_schema(self, connection: sa.Connection) -> AbstractContextManager[None]:
+        """Let nobody else change the schema until the transaction ends; within it statements take their time."""
 
     def check(self, connection: sa.Connection) -> None:
         """Raises `StorageDamaged` if what is stored is not sound."""

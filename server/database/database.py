@@ -70,9 +70,9 @@ class Database:
         config = Config()
         config.set_main_option("script_location", MIGRATIONS)
         with self._translated_errors(), self._engine.begin() as connection:
-            self._backend.lock(connection)
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            with self._backend.changing_schema(connection):
+                command.upgrade(config, "head")
         self._current = True
 
     def check(self) -> None:

@@ -4,7 +4,9 @@ Every wait has an end: for a connection, a lock, a statement, an answer, and a h
 database that is lost is noticed within seconds, and a connection is tried before it is used again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import inf
 from typing import Any
 
 import sqlalchemy as sa
@@ -65,8 +67,23 @@ class Postgres:
             return StorageFull()
         return StorageDamaged() if code in DAMAGED else None
 
-    def lock(self, connection: sa.Connection) -> None:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+    @contextmanager
+    def changing_schema(self, connection: sa.Connection) -> Iterator[None]:
+        """Statements may take as long as a large table needs; whoever holds a table is waited for no longer than ever.
+
+        Other servers that start wait until it is over.
+        """
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.answers_within = inf
+        try:
+            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+            connection.execute(sa.text("SET LOCAL lock_timeout = 0"))
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            connection.execute(sa.text("SET LOCAL lock_timeout TO DEFAULT"))
+            yield
+        finally:
+            driver.answers_within = None
 
     def check(self, connection: sa.Connection) -> None:
         """Postgres looks after its own files."""
@@ -87,9 +104,13 @@ def make_bounded_connection() -> Any:
     import psycopg
 
     class BoundedConnection(psycopg.Connection[Any]):
+        answers_within: float | None = None  # seconds; None: `ANSWER_TIMEOUT`
+
         def wait(self, gen: Any, interval: float = INTERVAL, timeout: float | None = None) -> Any:
+            if timeout is None:
+                timeout = ANSWER_TIMEOUT if self.answers_within is None else self.answers_within
             try:
-                return super().wait(gen, interval, ANSWER_TIMEOUT if timeout is None else timeout)
+                return super().wait(gen, interval, timeout)
             except psycopg.OperationalError:
                 if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:  # the answer may still come
                     self.close()

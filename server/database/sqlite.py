@@ -5,6 +5,7 @@ WAL with `synchronous=FULL`: a commit survives the loss of power.
 
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,9 @@ class SQLite:
             return StorageFull()
         return StorageDamaged()
 
-    def lock(self, connection: sa.Connection) -> None:
-        """The first statement that writes does it."""
+    def changing_schema(self, connection: sa.Connection) -> AbstractContextManager[None]:  # noqa: ARG002 - a `Backend`
+        """The first statement that writes locks the file."""
+        return nullcontext()
 
     def check(self, connection: sa.Connection) -> None:
         if connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok":
