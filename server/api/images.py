@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import structlog
@@ -136,15 +136,15 @@ async def answer(
         call.upload.close()
         return await finished_reply(call, shared, {"idempotent-replayed": "true"})
     base_url = state.origins.base_url(request.scope, request.headers)
-    spec = JobSpec(translated, body, base_url, picture, trace=trace_context.get())
+    spec = JobSpec(translated, body, base_url, picture, webhook=webhook, trace=trace_context.get())
     if prefers_async(request) or "idempotency-key" in request.headers or webhook is not None:
-        spec = replace(spec, webhook=webhook)
         return await answer_with_job(call, spec, fields)
     with call.jobs.joins.starting(identity):
         await check_prompt(body.prompt, state)
         building = spec.build_request(state)
         image_request = await (cancel_on_disconnect(building, request.receive) if spec.has_source else building)
-        generation = await start_generation(call, spec.drop_source(), image_request)
+        spec.release_source()
+        generation = await start_generation(call, spec, image_request)
     del spec, body
     fields.clear()
     call.upload.close()
@@ -222,7 +222,7 @@ async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> 
     accepting = call.jobs.accept(spec, call.caller, key, digest)
     # A client that leaves and has no key could never ask for the job: it is not accepted.
     record, known = await (accepting if key is not None else cancel_on_disconnect(accepting, call.request.receive))
-    spec = spec.drop_source()
+    spec.release_source()
     fields.clear()
     call.upload.close()
     headers = {"idempotent-replayed": "true"} if known else {}

@@ -109,13 +109,12 @@ async def reply_with_job(
 def describe_job(request: Request, state: AppState, record: JobRecord, active: ActiveJob | None) -> dict[str, Any]:
     """A job as clients see it (`JobReply`), without its reply or error."""
     poll = poll_url(request, state, record)
-    native = (record.request or {"spoken": {"native": {}}})["spoken"]["native"]
     job: dict[str, Any] = {
         "id": record.id,
         "object": "job",
         "status": job_status(record, active),
         "created_at": int(record.created),
-        "model": native.get("model"),
+        "model": record.fields.get("model"),
         "poll_url": poll,
         "events_url": f"{poll}/events",
     }

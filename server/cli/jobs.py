@@ -80,14 +80,14 @@ def list_jobs(store: JobStore, settings: JobsSettings) -> int:
 
 def summarize(record: JobRecord) -> dict[str, object]:
     """The job as a row of the list; its prompt is left out."""
-    native = (record.request or {"spoken": {"native": {}}})["spoken"]["native"]
-    size = native.get("image_size", {"width": 0, "height": 0})
+    fields = record.fields
+    size = fields.get("image_size", {"width": 0, "height": 0})
     return {
         "id": record.id,
         "state": next(name for name, state in STATES.items() if state == record.state),
         "created": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="seconds"),
         "seconds": None if record.finished is None else round(record.finished - record.created, 1),
         "size": f"{size['width']}x{size['height']}",
-        "steps": native.get("num_inference_steps"),
-        "images": native.get("num_images"),
+        "steps": fields.get("num_inference_steps"),
+        "images": fields.get("num_images"),
     }

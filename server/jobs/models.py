@@ -1,5 +1,6 @@
 """The tables of jobs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -84,6 +85,17 @@ class JobRecord(Base):
         default=None,
     )
     number: Mapped[int] = mapped_column(primary_key=True, init=False)  # in the order of acceptance
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """What was asked for, in the API's own fields; none where that is not kept any more."""
+        fields: Mapping[str, Any] = self.request["spoken"]["native"] if self.request else {}
+        return fields
+
+    @property
+    def base_url(self) -> str:
+        """The address of the server that was asked; empty where that is not kept any more."""
+        return str(self.request["base_url"]) if self.request else ""
 
 
 class SourcePicture(Base):

@@ -8,7 +8,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -203,7 +202,8 @@ class JobService:
         self, spec: JobSpec, request: ImageRequest, caller: Caller, key: str | None, body_hash: str
     ) -> JobRecord:
         self._check_store()
-        spec = replace(spec.drop_source(), fingerprint=self._state.fingerprint)
+        spec.release_source()
+        spec.fingerprint = self._state.fingerprint
         generation = Generation.start(self._state, spec, request, caller, durable=True)
         identity = f"job_{secrets.token_hex(16)}"
         record = JobRecord(identity, caller.owner, key, body_hash, spec.to_json(request), created=time.time())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
@@ -15,9 +15,12 @@ from server.state import AppState
 PLACEHOLDER_URL = "data:,"  # the `image_url` of a request whose picture is a file, uploaded or local
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JobSpec:
-    """A validated request with its seed, where its image URLs begin, and which engine was there when it came."""
+    """A validated request with its seed, where its image URLs begin, and which engine was there when it came.
+
+    It lives as long as its request: its source picture is released before, and what is ignored of it is added.
+    """
 
     translated: TranslatedRequest
     body: Body
@@ -52,14 +55,14 @@ class JobSpec:
             ) from error
         return self.body.to_request(state.served, size, pixels)
 
-    def drop_source(self) -> Self:
-        """The same without the source picture, which is large, and is not needed once the request is built."""
+    def release_source(self) -> None:
+        """Forget the source picture, which is large, and is not needed once the request is built. Again: nothing."""
         if self.upload is not None:
             self.upload.close()
-        if isinstance(self.body, GenerationBody):
-            return self
-        self.translated.native["image_url"] = PLACEHOLDER_URL
-        return replace(self, body=self.body.model_copy(update={"image_url": PLACEHOLDER_URL}), upload=None)
+            self.upload = None
+        if not isinstance(self.body, GenerationBody):
+            self.translated.native["image_url"] = PLACEHOLDER_URL
+            self.body = self.body.model_copy(update={"image_url": PLACEHOLDER_URL})
 
     def to_json(self, request: ImageRequest) -> dict[str, Any]:
         """All but the source's pixels, for which there is a better place."""

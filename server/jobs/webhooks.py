@@ -149,7 +149,6 @@ def sign(identity: str, body: str, secrets: list[bytes], now: float) -> dict[str
 
 def describe_event(job: JobRecord) -> dict[str, Any]:
     """The message: the same for every attempt."""
-    request = job.request or {"spoken": {"native": {}}, "base_url": ""}
     finished = job.finished or job.created
     data: dict[str, Any] = {
         "id": job.id,
@@ -157,8 +156,8 @@ def describe_event(job: JobRecord) -> dict[str, Any]:
         "status": job.state,
         "created_at": int(job.created),
         "finished_at": int(finished),
-        "model": request["spoken"]["native"].get("model"),
-        "poll_url": f"{request['base_url']}/v1/jobs/{job.id}",
+        "model": job.fields.get("model"),
+        "poll_url": f"{job.base_url}/v1/jobs/{job.id}",
     }
     if job.state != SUCCEEDED and job.outcome:
         data["error"] = {"code": json.loads(job.outcome).get("error", {}).get("code")}
