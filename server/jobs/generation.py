@@ -5,29 +5,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import structlog
 
-from pipelines.errors import Cancelled, Draining, PromptRefused, SafetyUnavailable
+from pipelines.errors import Cancelled, PromptRefused, SafetyUnavailable
 from pipelines.job import EventChannel, Job, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
 from server.aliases import TranslatedRequest, header_of
-from server.errors import StorageFailure
 from server.images.encoding import EncodedImage, encode_one
-from server.images.stores.base import StoredImage
-from server.jobs.delivery import describe_item, fill_item, inline_fields
+from server.jobs.delivery import ImageDelivery
 from server.jobs.spec import JobSpec
 from server.metrics.generations import GenerationMeter
-from server.process.backoff import pauses
-from server.schema import Body, GenerationReply, ImageItem
+from server.schema import Body, GenerationReply
 from server.security.callers import Caller
 from server.state import AppState
 from server.usage.ledger import UsageEntry
 
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image
-FIRST_PAUSE, MAX_PAUSE = 0.5, 5.0  # seconds between tries to store a job's image
 log = structlog.get_logger("srpo")
 
 
@@ -53,7 +49,7 @@ class Generation:
         self.channel = channel  # the pool's events, then those of the checks and the encoding
         self.job = job
         self.images: list[EncodedImage] = []
-        self.pictures: list[dict[str, Any]] = []  # of a job: what is left out of its reply
+        self.delivery = ImageDelivery(state, spec.translated, spec.body, spec.base_url, durable=durable)
         self.usage: UsageEntry | None = None  # when it has images
         self.threads = state.threads
         self._owner = owner
@@ -62,7 +58,6 @@ class Generation:
         self._durable = durable
         self._meter = GenerationMeter(state.metrics, state.traces, request, spec.body.model, spec.trace)
         self._replying = False
-        self._cancelled = False
 
     @classmethod
     def start(
@@ -92,7 +87,7 @@ class Generation:
 
     def cancel(self) -> None:
         """Stop the work within a step; nothing to do if it has ended."""
-        self._cancelled = True
+        self.delivery.cancel()
         self._state.pool.cancel(self.job)
         if not self._replying:
             self._meter.fail(Cancelled())
@@ -116,7 +111,7 @@ class Generation:
             self.job.drop_pixels()  # files are smaller, and a store may be away for long
             result = replace(inspected.result, pixels=())
             inspected = replace(inspected, result=result)
-            items = await self._deliver()
+            items = await self.delivery.deliver(self.images)
             self._meter.stage("store", watch.lap("encode"))
             reply = GenerationReply.from_result(inspected, items, watch.seconds, self._state.settings)
             if self.translated.detailed:
@@ -148,46 +143,6 @@ class Generation:
         seconds = self._state.settings.safety_timeout
         with fail_closed(seconds):
             return await self._state.threads.run_within(seconds, "safety", guard.inspect, result, wanted)
-
-    async def _deliver(self) -> list[ImageItem]:
-        """Each image as the client asked for it: bare base64, a data URI, a URL of the stored file, or two of them.
-
-        Those of a job are all stored, and what the reply would hold of them is left to `pictures`.
-        """
-        fields = inline_fields(self.translated, self.body)
-        has_url = self.translated.response_format != "b64_json" and "url" not in fields
-
-        async def deliver(image: EncodedImage) -> tuple[ImageItem, StoredImage | None]:
-            stored = await self._put(image) if self._durable or has_url else None
-            item = describe_item(image, stored.url if stored and has_url else None)
-            if fields and not self._durable:
-                item = await self.threads.run("encoding", fill_item, item, fields, image.data)
-            return item, stored
-
-        delivered = await asyncio.gather(*map(deliver, self.images))
-        if self._durable and fields:
-            self.pictures = [{"name": stored.name, "fields": fields} for _, stored in delivered if stored]
-        return [item for item, _ in delivered]
-
-    async def _put(self, image: EncodedImage) -> StoredImage:
-        """Store an image; that of a job as soon as the store takes it.
-
-        Raises `Draining` or `Cancelled` if the server or the job ends before.
-        """
-        waits = pauses(FIRST_PAUSE, MAX_PAUSE)
-        while True:
-            try:
-                return await self.threads.run("storing", self._state.store.put, image, self.spec.base_url)
-            except StorageFailure as error:
-                if not self._durable:
-                    raise
-                if self._state.pool.status().state == "draining":
-                    raise Draining from error
-                if self._cancelled:
-                    raise Cancelled from error
-                pause = next(waits)
-                log.error("image_not_stored", error=type(error).__name__, again_in=pause)
-            await asyncio.sleep(pause)
 
 
 async def check_prompt(prompt: str, state: AppState) -> None:

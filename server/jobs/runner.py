@@ -117,7 +117,7 @@ class JobRunner:
             headers = reply_headers(reply, generation.translated, self._state)
             status = self._state.settings.success_status
             ending = partial(self._store.end, job.record.id, SUCCEEDED, status, headers, text)
-            ending = partial(ending, pictures=generation.pictures or None, usage=generation.usage)
+            ending = partial(ending, pictures=generation.delivery.pictures or None, usage=generation.usage)
             await self._record_outcome(job, ending, UNKNOWN_TRIES)
         except Draining as error:
             self._abandon(job, error)
