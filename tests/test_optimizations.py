@@ -443,6 +443,25 @@ def test_another_kernel_is_taken_only_where_it_is_clearly_faster(
     assert find_fastest(tiny_engine(torch.float32).pipeline.transformer) == chosen
 
 
+@pytest.mark.parametrize(("plans", "chosen"), [(0.1, "_native_cudnn"), (20.0, "_native_efficient")])
+def test_a_kernel_that_plans_for_each_size_has_to_gain_more_than_that(
+    monkeypatch: pytest.MonkeyPatch, plans: float, chosen: str
+) -> None:
+    """tiny has two blocks: half a second is gained 20 times in the ten steps of an image."""
+    seconds, planned = {"native": 1.0, "_native_efficient": 0.9, "_native_cudnn": 0.5}, set()
+
+    def measure(*inputs: Any) -> float:
+        name, tokens = inputs[-1].value, inputs[0].shape[1]
+        new = name == "_native_cudnn" and tokens not in planned
+        planned.update([tokens] * new)
+        return seconds[name] + plans * new
+
+    monkeypatch.setattr("pipelines.optimize.attention.CANDIDATES", tuple(seconds))
+    monkeypatch.setattr("pipelines.optimize.attention.measure_seconds", measure)
+    monkeypatch.setattr("pipelines.optimize.attention.dispatch_attention_fn", lambda query, *_, **__: query)
+    assert find_fastest(tiny_engine(torch.float32).pipeline.transformer) == chosen
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("compiler", "default", "works"),

@@ -4,11 +4,13 @@ from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 
 from bench.gpu.setup import REHEARSED, Results, Setup
 from bench.support.comparison import Comparison, make_request
 from pipelines.fields import Size
 from pipelines.optimize import compile as compiling
+from pipelines.optimize.attention import make_inputs, measure_seconds
 from pipelines.optimize.context import OptimizationContext
 
 NEW = (
@@ -34,6 +36,10 @@ def measure(setup: Setup) -> Results:
             eager += not compiled
             yield f"first calls {width}x{height}, ms", milliseconds
         yield f"of {len(sizes)} sizes eager", eager
+        for name in dict.fromkeys(("native", comparison.choices.get("attention") or "native")):
+            lengths = dict.fromkeys(width * height // 256 for width, height in sizes)
+            first = [measure_first_attention(comparison, name, length) for length in lengths]
+            yield f"first calls of attention {name}, ms", first
 
 
 def measure_first(comparison: Comparison, width: int, height: int) -> tuple[list[float], bool]:
@@ -46,6 +52,14 @@ def measure_first(comparison: Comparison, width: int, height: int) -> tuple[list
             raise
     compiling.forbid_compilation()  # as serving does
     return draw(comparison, width, height), False
+
+
+def measure_first_attention(comparison: Comparison, name: str, length: int) -> float:
+    """Milliseconds of a kernel's first call at about an image's `length`: a few tokens more, new to the kernel."""
+    tokens = comparison.text_tokens + length + 8
+    inputs = make_inputs(comparison.engine.pipeline.transformer, tokens)
+    with torch.inference_mode():
+        return 1e3 * measure_seconds(*inputs, AttentionBackendName(name))
 
 
 def draw(comparison: Comparison, width: int, height: int) -> list[float]:

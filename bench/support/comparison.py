@@ -37,7 +37,7 @@ class Comparison:
     """One model on one device: the stock pipeline and our engine on the same weights.
 
     The engine has the optimizations `names`, as far as they work (None: those that are on by default); `failed` says
-    why the others do not.
+    why the others do not, `choices` what those that choose have chosen.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Comparison:
         if names is None:
             names = select_optimizations(("default",), device.type)
         self.engine, applied = apply_optimizations(plain, names, optional=names, context=context)
-        self.failed = applied.failed
+        self.failed, self.choices = applied.failed, applied.choices
 
     def measure_seconds(self, work: Callable[[], object]) -> float:
         """Seconds of a call, with the device synchronized before and after."""

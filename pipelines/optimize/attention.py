@@ -16,8 +16,10 @@ from pipelines.optimize.context import Change, OptimizationContext
 CANDIDATES = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "flash", "_flash_3")
 PACKAGES = {"flash": "flash_attn", "_flash_3": "flash_attn_3"}  # that a candidate needs; the others are torch's
 TOKENS = {"cuda": 3392, "cpu": 320}  # on CUDA: 1440x512 and 512 text tokens
+OTHER_TOKENS = {"cuda": (1536, 3584, 4608), "cpu": (192, 256, 448)}  # on CUDA: 512x512, 1024x768 and 1024x1024
 ROUNDINGS = 16  # how many roundings of the type a kernel may be away from the plain computation
 REPEATS = 20
+FIRST_IMAGE = 10  # steps that `high` computes of 28: what a kernel gains in so many is to outweigh its first call
 WORTH = 0.95  # of the time of `native`: below it another one is taken, so that like devices make the same choice
 
 
@@ -46,28 +48,44 @@ def is_installed(name: str) -> bool:
 
 @torch.inference_mode()
 def find_fastest(transformer: Any) -> str:
-    """The name of the backend. One that raises or computes something else is skipped; `native` always works."""
-    config, device, dtype = transformer.config, transformer.device, transformer.dtype
-    shape = (1, TOKENS.get(device.type, 320), config.num_attention_heads, config.attention_head_dim)
-    generator = torch.Generator("cpu").manual_seed(1)
-    query, key, value = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
+    """The name of the backend. One that raises or computes something else is skipped; `native` always works.
+
+    Some plan for each new number of tokens (cuDNN does). One that loses more by that than it gains is skipped, too.
+    """
+    device, dtype = transformer.device, transformer.dtype
+    kind = device.type if device.type in TOKENS else "cpu"
+    query, key, value = make_inputs(transformer, TOKENS[kind])
+    others = [make_inputs(transformer, tokens) for tokens in OTHER_TOKENS[kind]]
     exact = dispatch_attention_fn(
         query.float(), key.float(), value.float(), backend=AttentionBackendName("_native_math")
     )
     allowed = ROUNDINGS * torch.finfo(dtype).eps * exact.abs().max()
-    seconds = {"native": float("inf")}
+    seconds, first = {"native": float("inf")}, {"native": 0.0}
     for name in filter(is_installed, CANDIDATES):
         try:
             backend = AttentionBackendName(name)
             close = (dispatch_attention_fn(query, key, value, backend=backend).float() - exact).abs().max() <= allowed
             if close:  # false for NaN
+                first[name] = max(measure_seconds(*inputs, backend) for inputs in others)
                 seconds[name] = min(measure_seconds(query, key, value, backend) for _ in range(REPEATS))
         except (RuntimeError, ValueError, TypeError, ImportError, NotImplementedError) as error:
             if classify_failure(error, device) is None:  # the device is lost: nothing after it can work
                 raise
             continue  # not built into this torch, not installed, or not for this device or type
-    fastest = min(seconds, key=lambda name: seconds[name])
-    return fastest if seconds[fastest] < WORTH * seconds["native"] else "native"
+    calls = FIRST_IMAGE * (transformer.config.num_layers + transformer.config.num_single_layers)
+    for name in sorted(seconds, key=lambda name: seconds[name]):
+        gained = calls * (seconds["native"] - seconds[name])
+        if seconds[name] < WORTH * seconds["native"] and first[name] - first["native"] < gained:
+            return name
+    return "native"
+
+
+def make_inputs(transformer: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value `(1, tokens, heads, channels)`, the same each time."""
+    shape = (1, tokens, transformer.config.num_attention_heads, transformer.config.attention_head_dim)
+    generator = torch.Generator("cpu").manual_seed(1)
+    query, key, value = torch.randn(3, *shape, generator=generator).to(transformer.device, transformer.dtype)
+    return query, key, value
 
 
 def measure_seconds(
