@@ -50,7 +50,6 @@ EXCEPTIONS: Mapping[str, str] = {
     "srpo_run": "needs root and systemd",
     "sed -i /^HF_TOKEN=/d /etc/srpo.env": "needs root and changes the machine",
     "[ -e /etc/srpo.env ]": "needs root and changes the machine",
-    "/opt/srpo/bin/pip install": "needs root and changes the machine",
     "python3 -m venv /tmp/fetch": "fetches from the network",
     "PIP_NO_INDEX=": "installs what `pip download` has fetched",
     "make docs": "writes the pages; tests/test_house.py compares them",
