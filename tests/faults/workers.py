@@ -285,7 +285,7 @@ def full_queue(server: LiveServer, tally: Tally) -> Iterator[None]:
     for client in clients:
         client.join()
     if told:
-        tally.figure = f"told {min(told):.1f} to {max(told):.1f} s; the work ahead took {max(ends):.1f} s"
+        tally.figure = f"`retry-after` said {min(told):.1f} to {max(told):.1f} s; the work ahead took {max(ends):.1f} s"
         tally.figure += f" ({min(told) / max(ends):.1f} to {max(told) / max(ends):.1f} times), a place was free at "
         tally.figure += f"{min(ends):.1f} s"
     yield
