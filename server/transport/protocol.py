@@ -25,6 +25,7 @@ from server.transport.middleware import error_response
 
 WARN_EVERY = 60.0  # seconds
 SHREDS = 2**12  # bytes that come at once: fewer are read in some milliseconds, whatever their pieces
+PIECE = 2**16  # bytes that are read from a connection at a time, of asyncio's 2**18: others wait for less
 MIN_PIECE = 16  # bytes of a chunk on average, its two line ends included
 log = structlog.get_logger("srpo")
 
@@ -67,6 +68,8 @@ class EnvelopeProtocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if hasattr(transport, "max_size"):
+            transport.max_size = PIECE
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             self._make_room()
