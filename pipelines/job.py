@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import count
+from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.request import ImageRequest, ImageResult, Stage, Timings
@@ -27,6 +28,11 @@ class Progress:
     steps: int = 0
     position: int = 0
     eta: float = 0.0
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Progress":
+        """As another process has it, which may be of a newer version: what is not known here is left out."""
+        return cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
 
 
 @dataclass(frozen=True, slots=True)

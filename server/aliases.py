@@ -6,8 +6,8 @@ value cannot be honoured, is ignored and named in `x-ignored-fields`, so that a 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
 from pipelines.fields import ImageSize, Integer, Invalid, ParamType
@@ -79,6 +79,11 @@ class TranslatedRequest:
     events: str = EVENTS
     detailed: bool = False  # the reply is to have what those of OpenAI's gpt-image models have
     ignored: list[str] = field(default_factory=list)  # as `summarize` has them
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """As it was written down, maybe by a newer version: what is not known here is left out."""
+        return cls(**{known.name: data[known.name] for known in fields(cls) if known.name in data})
 
     def ignore(self, names: Iterable[str]) -> None:
         """Say of these fields that they were ignored."""

@@ -3,6 +3,7 @@
 `make replicas` does it with real processes behind a real nginx, and kills them.
 """
 
+import copy
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from support.server import START_LIMIT
 from support.waiting import within
 
 from server.jobs.leases import JobLeases
+from server.jobs.models import JobRecord
 from server.jobs.store import JobStore
 from server.settings.server import Settings
 
@@ -132,10 +134,10 @@ def test_images_in_a_bucket_can_be_read_from_any_server(replicas: Replicas, s3: 
     assert [httpx.get(server.url + path).status_code for server in (here, there)] == [410, 410]
 
 
-def leave_jobs(url: str, like: str, names: list[str]) -> None:
-    """Jobs that a server accepted which is gone, and has not renewed its lease."""
+def leave_jobs(url: str, like: str, names: list[str], lease: float = 0.0) -> str:
+    """Jobs that a server accepted which is gone, and has not renewed its lease. Returns its name."""
     with opened(url) as database, job_store(url) as store:
-        gone = JobLeases(database, 0.0)
+        gone = JobLeases(database, lease)
         done = store.find(like)
         assert done is not None
         for name in names:
@@ -143,6 +145,7 @@ def leave_jobs(url: str, like: str, names: list[str]) -> None:
             job.owner, job.request = done.owner, done.request
             gone.grant(job)
             store.add(job)
+        return gone.replica
 
 
 def test_the_jobs_of_a_server_that_is_gone_are_taken_over(replicas: Replicas, address: str) -> None:
@@ -197,6 +200,63 @@ def test_nothing_accepted_is_lost_with_the_database(replicas: Replicas, postgres
     for identity in (running, waiting):
         assert ended(server, identity)["status"] == "succeeded"
     assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 200)
+
+
+def test_what_a_newer_server_writes_is_read_by_an_older_one(replicas: Replicas, address: str) -> None:
+    """As while servers are replaced one after the other, when a job's request and progress have more fields."""
+    (server,) = replicas(1)
+    made = accept(server, prompt="quick")
+    ended(server, made)
+    with job_store(address) as store, opened(address) as database:
+        newer, done = JobLeases(database, 600.0), store.find(made)
+        assert done is not None
+        assert done.request is not None
+        job = record("newer")
+        spoken = done.request["spoken"] | {"newer": [1]}
+        spoken["native"] |= {"newer": 1}
+        job.owner, job.request = done.owner, done.request | {"spoken": spoken, "newer": {}}
+        newer.grant(job)
+        store.add(job)
+        newer.tell({"newer": {"stage": "denoise", "step": 2, "steps": 3, "newer": 1}})
+        page = call(server, "GET", "/v1/jobs")
+        assert page.status_code == 200
+        assert page.json()["data"][0]["progress"]["step"] == 2
+        headers = {"authorization": f"Bearer {KEYS[0]}"}
+        with httpx.stream("GET", f"{server.url}/v1/jobs/newer/events", headers=headers, timeout=START_LIMIT) as reply:
+            lines = (line for line in reply.iter_lines() if line.startswith("event: "))
+            assert next(lines) == "event: image_generation.progress"
+            newer.release()
+            assert list(lines)[-1] == "event: image_generation.completed"
+    assert ended(server, "newer")["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("change", [{"model": "another/model"}, {"num_inference_steps": 10**6}])
+def test_jobs_of_another_model_are_shown_as_they_were(replicas: Replicas, address: str, change: dict[str, Any]) -> None:
+    """After the model was replaced by one with other bounds, they made the list of all jobs a 400."""
+    (server,) = replicas(1)
+    made = accept(server, prompt="quick", num_images=2)
+    ended(server, made)
+    with opened(address) as database:
+        other = JobLeases(database, 600.0)
+        other.replica = leave_jobs(address, made, ["running"], lease=600.0)
+        with database.transaction() as session:
+            for job in session.scalars(sa.select(JobRecord)):
+                request = copy.deepcopy(job.request)
+                assert request is not None
+                request["spoken"]["native"] |= change
+                job.request = request
+        other.tell({"running": {"stage": "text"}})
+        shown = call(server, "GET", "/v1/jobs").json()["data"]
+        assert [job["status"] for job in shown] == ["running", "succeeded"]
+        assert shown[0]["progress"]["num_images"] == 2
+        told = events_of(call(server, "GET", f"/v1/jobs/{made}/events"))
+        assert [(name, data["image_index"]) for _, name, data in told] == [
+            ("image_generation.completed", 0),
+            ("image_generation.completed", 1),
+        ]
+        other.release()
+        failed = ended(server, "running")
+        assert (failed["status"], failed["error"]["statusCode"]) == ("failed", 400)
 
 
 FAIL = """

@@ -14,15 +14,15 @@ from pipelines.errors import PipelineError
 from pipelines.job import Event, Preview, Progress
 from server.detailed_reply import TokenUsage
 from server.envelope import envelope, readdress
-from server.errors import JobCancelled, ServerError
+from server.errors import Gone, JobCancelled, ServerError
 from server.images.encoding import encode
 from server.images.stores.base import Store
 from server.jobs.generation import Generation
 from server.jobs.models import CANCELLED, SUCCEEDED, JobRecord
 from server.jobs.runner import ActiveJob
 from server.jobs.service import JobService
-from server.jobs.spec import JobSpec
-from server.schema import Body, GenerationReply
+from server.jobs.spec import EventForm
+from server.schema import GenerationReply
 from server.transport.sse import format_event
 
 PREVIEW_QUALITY = 85
@@ -46,13 +46,13 @@ class EventPosition(NamedTuple):
         return cls(int(match[2]), int(match[3])) if match and match[1] == epoch else cls()
 
 
-def describe_progress(now: Progress, spec: JobSpec) -> dict[str, Any]:
+def describe_progress(now: Progress, form: EventForm) -> dict[str, Any]:
     """The data of a progress event."""
     return {
-        "type": f"{spec.translated.events}.progress",
+        "type": f"{form.events}.progress",
         "stage": now.stage,
         "image_index": now.image,
-        "num_images": spec.body.num_images,
+        "num_images": form.num_images,
         "step": now.step,
         "steps": now.steps,
         "queue_position": now.position,
@@ -73,31 +73,31 @@ async def describe_preview(preview: Preview, generation: Generation) -> dict[str
         "image_index": preview.image,
         "width": preview.width,
         "height": preview.height,
-        **openai_fields(generation.body, generation.request.width, generation.request.height, int(time.time())),
+        **openai_fields(generation.spec.form, generation.request.width, generation.request.height, int(time.time())),
     }
 
 
-def describe_image(index: int, reply: Mapping[str, Any], spec: JobSpec, item: Mapping[str, Any]) -> dict[str, Any]:
+def describe_image(index: int, reply: Mapping[str, Any], form: EventForm, item: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a finished image: its `item`, and what the reply (as JSON) says of it."""
     return {
-        "type": f"{spec.translated.events}.completed",
+        "type": f"{form.events}.completed",
         **item,
         "image_index": index,
-        "num_images": spec.body.num_images,
+        "num_images": form.num_images,
         "seed": reply["seed"] + index,
         "has_nsfw_concepts": reply["has_nsfw_concepts"][index],
         **{name: reply[name] for name in ("prompt", "timings", "safety", "meta")},
         "usage": TokenUsage.of(reply["meta"]["usage"]["tokens_used"]).model_dump(),
-        **openai_fields(spec.body, item["width"], item["height"], reply["created"]),
+        **openai_fields(form, item["width"], item["height"], reply["created"]),
     }
 
 
-def openai_fields(body: Body, width: int, height: int, created: int) -> dict[str, Any]:
+def openai_fields(form: EventForm, width: int, height: int, created: int) -> dict[str, Any]:
     """What OpenAI's events always have."""
     return {
         "size": f"{width}x{height}",
         "created_at": created,
-        "output_format": body.output_format,
+        "output_format": form.output_format,
         "background": "opaque",
         "quality": "auto",
     }
@@ -107,11 +107,11 @@ async def format_running(event: Event, generation: Generation, *, named: bool, i
     """One event of a running generation. Progress is a comment where it is not wanted as an event (`named`)."""
     if isinstance(event, Preview):
         return format_event(await describe_preview(event, generation), identity)
-    return format_progress(event, generation.spec, named=named, identity=identity)
+    return format_progress(event, generation.spec.form, named=named, identity=identity)
 
 
-def format_progress(progress: Progress, spec: JobSpec, *, named: bool, identity: str | None = None) -> bytes:
-    data = describe_progress(progress, spec)
+def format_progress(progress: Progress, form: EventForm, *, named: bool, identity: str | None = None) -> bytes:
+    data = describe_progress(progress, form)
     return format_event(data, identity) if named else f": progress {json.dumps(data)}\n\n".encode()
 
 
@@ -121,7 +121,7 @@ def format_image(index: int, reply: GenerationReply, generation: Generation) -> 
     if generation.body.sync_mode:
         item.pop("url", None)  # the same bytes a second time
     shared = reply.model_dump(exclude_none=True, exclude={"images", "data"})
-    return format_event(describe_image(index, shared, generation.spec, item))
+    return format_event(describe_image(index, shared, generation.spec.form, item))
 
 
 async def stream_generation(generation: Generation, named: bool, request_id: str, path: str) -> AsyncGenerator[bytes]:
@@ -150,7 +150,6 @@ async def stream_job(
     record: JobRecord,
     active: ActiveJob | None,
     after: EventPosition,
-    served: str,
     *,
     named: bool,
     store: Store | None,
@@ -167,9 +166,9 @@ async def stream_job(
                 identity = EventPosition(0, number).format_id(jobs.epoch)
                 yield await format_running(event, generation, named=named, identity=identity)
         elif record.request and jobs.is_elsewhere(record):
-            spec = JobSpec.from_json(record.request, served)
+            form = EventForm.from_json(record.request)
             async for progress in jobs.follow_elsewhere(record):
-                yield format_progress(progress, spec, named=named)
+                yield format_progress(progress, form, named=named)
         ended = await jobs.wait_ended(record)
         if address and ended.state == CANCELLED:
             raise JobCancelled
@@ -177,15 +176,23 @@ async def stream_job(
         if ended.state != SUCCEEDED:
             yield format_event(readdress(outcome, *address) if address else outcome, name="error")
             return
-        assert ended.request is not None
-        spec = JobSpec.from_json(ended.request, served)
+        if ended.request is None:
+            raise Gone("This job has expired.")
+        form = EventForm.from_json(ended.request)
         for index, item in enumerate(outcome["images"]):
             if index >= after.images:
                 shown = await jobs.threads.run("files", add_bytes, item, store) if store else item
                 identity = EventPosition(index + 1).format_id(jobs.epoch)
-                yield format_event(describe_image(index, outcome, spec, shown), identity)
+                yield format_event(describe_image(index, outcome, form, shown), identity)
     except (PipelineError, ServerError) as error:
-        yield format_event(envelope(error, *(address or (record.id, f"/v1/jobs/{record.id}"))), name="error")
+        yield format_event(envelope(error, *address_of(record, address)), name="error")
+    except Exception as error:  # the reply has begun: this is its edge
+        log.error("stream", job=record.id, error=type(error).__name__, exc_info=error)
+        yield format_event(envelope(error, *address_of(record, address)), name="error")
+
+
+def address_of(record: JobRecord, address: tuple[str, str] | None) -> tuple[str, str]:
+    return address or (record.id, f"/v1/jobs/{record.id}")
 
 
 def add_bytes(item: dict[str, Any], store: Store) -> dict[str, Any]:

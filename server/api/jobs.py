@@ -16,7 +16,7 @@ from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.remote import progress_of
 from server.jobs.runner import ActiveJob
 from server.jobs.service import JobService
-from server.jobs.spec import JobSpec
+from server.jobs.spec import EventForm
 from server.jobs.webhooks import format_secret
 from server.state import AppState, State
 from server.transport.sse import EventStream, accepts_events
@@ -75,13 +75,13 @@ async def show_webhook_secret(jobs: JobsDep, owner: Owner) -> Response:
 
 @router.get("/v1/jobs/{identity}/events", **JOB_EVENTS)
 async def watch_job(
-    request: Request, state: State, jobs: JobsDep, owner: Owner, identity: str, last_event_id: LastEventID = ""
+    request: Request, jobs: JobsDep, owner: Owner, identity: str, last_event_id: LastEventID = ""
 ) -> Response:
     """What happens to a job, as server-sent events. The stream ends with the job; a reader that leaves ends nothing."""
     record, active = await jobs.find(identity, owner)
     after = EventPosition.parse(last_event_id, jobs.epoch)
     named = accepts_events(request.headers.get("accept"))
-    return EventStream(stream_job(jobs, record, active, after, state.served, named=named, store=None), {})
+    return EventStream(stream_job(jobs, record, active, after, named=named, store=None), {})
 
 
 def poll_url(request: Request, state: AppState, record: JobRecord) -> str:
@@ -128,8 +128,8 @@ def describe_job(request: Request, state: AppState, record: JobRecord, active: A
         job["queue_position"] = now.position if now else 0
         job["eta_seconds"] = round(now.eta if now else state.pool.estimate_wait(), 1)
         if now and record.request:
-            spec = generation.spec if generation else JobSpec.from_json(record.request, state.served)
-            job["progress"] = describe_progress(now, spec)
+            form = generation.spec.form if generation else EventForm.from_json(record.request)
+            job["progress"] = describe_progress(now, form)
     return job
 
 

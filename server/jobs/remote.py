@@ -83,7 +83,7 @@ class RemoteJobs:
                     if identity not in unfinished:
                         self._end(identity)
                     elif progress := unfinished[identity]:
-                        self._publish(identity, Progress(**progress))
+                        self._publish(identity, Progress.from_json(progress))
             await asyncio.sleep(LOOK)
 
     def _end(self, identity: str, failure: PipelineError | ServerError | None = None) -> None:
@@ -98,4 +98,4 @@ class RemoteJobs:
 
 def progress_of(record: JobRecord) -> Progress | None:
     """The newest that the job's server told."""
-    return Progress(**record.progress) if record.progress else None
+    return Progress.from_json(record.progress) if record.progress else None

@@ -2,17 +2,34 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from pipelines.fields import Size
 from pipelines.request import ImageRequest
-from server.aliases import TranslatedRequest, param_type
+from server.aliases import EVENTS, TranslatedRequest, param_type
 from server.errors import invalid_request
 from server.images.decoding import UnusableImage
 from server.schema import Body, GenerationBody, read_body
 from server.state import AppState
 
 PLACEHOLDER_URL = "data:,"  # the `image_url` of a request whose picture is a file, uploaded or local
+
+
+@dataclass(frozen=True, slots=True)
+class EventForm:
+    """What a request says of how its events look.
+
+    It can be read of any job: `JobSpec.from_json` validates for the model that is served now, which may be another one.
+    """
+
+    events: str  # begins their types
+    num_images: int
+    output_format: str
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        spoken, native = data["spoken"], data["spoken"]["native"]
+        return cls(spoken.get("events", EVENTS), native["num_images"], native["output_format"])
 
 
 @dataclass(slots=True)
@@ -55,6 +72,10 @@ class JobSpec:
             ) from error
         return self.body.to_request(state.served, size, pixels)
 
+    @property
+    def form(self) -> EventForm:
+        return EventForm(self.translated.events, self.body.num_images, self.body.output_format)
+
     def release_source(self) -> None:
         """Forget the source picture, which is large, and is not needed once the request is built. Again: nothing."""
         if self.upload is not None:
@@ -76,7 +97,8 @@ class JobSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], served: str) -> "JobSpec":
-        translated = TranslatedRequest(**data["spoken"])
+        """Raises `InvalidRequest` where the model that is served does not take it."""
+        translated = TranslatedRequest.from_json(data["spoken"])
         body, trace = read_body(translated.native, served), data.get("trace", {})
         return cls(translated, body, data["base_url"], fingerprint=data.get("fingerprint"), trace=trace)
 
