@@ -37,6 +37,7 @@ from pipelines.loading.placement import (
     DoesNotFit,
     Placement,
     choose_placement,
+    get_placement,
     measure_host_memory,
 )
 from pipelines.optimize.apply import OptimizationFailed
@@ -369,6 +370,22 @@ def test_a_shared_transformer_takes_only_what_is_exact() -> None:
     with pytest.raises(OptimizationFailed, match=r"^attention .*: it needs .*SRPO_OPTIMIZATIONS=default$"):
         load_one(named, lambda *_: None, lambda *parts: joined.append(parts))
     assert not joined  # nor are the weights read
+
+
+def test_the_second_copy_that_fp8_makes_is_counted_where_it_is_wanted() -> None:
+    """Of a card of 48 GB, 44.5 GiB can be used: the whole model has room there, and no second copy."""
+    assert choose_placement(SRPO, "bfloat16", card(44.5)).name == "resident"
+    chosen = choose_placement(SRPO, "bfloat16", card(44.5), fp8=True)
+    assert (chosen.name, chosen.room) == ("offload-text", False)
+    assert chosen.needed == get_placement(SRPO, "bfloat16", "offload-text").needed + SRPO.sizes.blocks
+    assert choose_placement(SRPO, "bfloat16", card(79), fp8=True).name == "resident"
+    with pytest.raises(DoesNotFit, match=r"needs about 45 GiB .* only 45\.0 are free"):
+        choose_placement(SRPO, "bfloat16", card(79, 45), fp8=True)
+    smaller = choose_placement(SRPO, "bfloat16", card(44.5), wanted="resident", fp8=True)
+    assert smaller.max_pixels is not None
+    assert smaller.needed <= 44.5 * GIB
+    for name in ("float8", "float8-offload", "offload"):
+        assert get_placement(SRPO, "bfloat16", name, fp8=True) == get_placement(SRPO, "bfloat16", name)
 
 
 def test_the_working_memory_is_part_of_what_is_needed() -> None:

@@ -69,7 +69,7 @@ def build_plain_engine(config: EngineConfig, report: Report, join_group: JoinGro
     row = located.checkpoint
     device = choose_device(config.device, row)
     dtype = choose_dtype(config.dtype, device)
-    placement = place_on_device(row, device, dtype, config.placement, config.processes)
+    placement = place_on_device(row, device, dtype, config)
     restricted = join_group is not None or "transformer" in placement.spec.streamed
     if restricted and (unusable := select_inexact(select_optimizations(config.optimizations, "cpu"))):
         raise OptimizationFailed(
@@ -172,16 +172,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def place_on_device(
-    row: Checkpoint, device: torch.device, dtype: torch.dtype, wanted: str, processes: int
-) -> Placement:
+def place_on_device(row: Checkpoint, device: torch.device, dtype: torch.dtype, config: EngineConfig) -> Placement:
     """Where the model's parts go. Raises `DoesNotFit`."""
     precision = str(dtype).removeprefix("torch.")
     if device.type != "cuda":
-        return get_placement(row, precision, wanted)
+        return get_placement(row, precision, config.placement)
     free, total = torch.cuda.mem_get_info(device)
     card = Card(torch.cuda.get_device_name(device), total, free)
-    return choose_placement(row, precision, card, list_holders(), wanted, measure_host_memory(), processes)
+    how = list_holders(), config.placement, measure_host_memory(), config.processes, "fp8" in config.optimizations
+    return choose_placement(row, precision, card, *how)
 
 
 def describe_engine(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:

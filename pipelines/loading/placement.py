@@ -53,6 +53,10 @@ class PlacementSpec(NamedTuple):
         streamed = self.host_bytes(sizes, precision)
         return transformer + (sizes.texts + sizes.vae) * size - streamed + (STREAMED if streamed else 0)
 
+    def copy_bytes(self, sizes: ParameterCounts) -> int:
+        """Bytes on the card of the second copy of the blocks that the optimization `fp8` makes, where it makes one."""
+        return 0 if self.float8 or "transformer" in self.streamed else sizes.blocks
+
     def host_bytes(self, sizes: ParameterCounts, precision: str) -> int:
         """Bytes in the host's memory; of `pinned` counts, with what CUDA's allocator adds to each tensor."""
         size = BYTES[precision]
@@ -81,8 +85,8 @@ PLACEMENTS: Mapping[str, PlacementSpec] = {
 @dataclass(frozen=True, slots=True)
 class Placement:
     """A row for a model in a precision. `needed` are bytes on the card, `host` those of streamed parts in the host's
-    memory. `room`: the card also holds the second copy of the blocks that the optimization `fp8` makes. `max_pixels`:
-    those of the largest image that has room; None: all have."""
+    memory. `room`: the card would also hold the second copy of the blocks that the optimization `fp8` makes; where that
+    is wanted, it is one of the `needed`. `max_pixels`: those of the largest image that has room; None: all have."""
 
     name: str
     precision: str
@@ -123,14 +127,16 @@ def choose_placement(
     wanted: str = "auto",
     host: int | None = None,
     processes: int = 1,
+    fp8: bool = False,
 ) -> Placement:
     """The wanted row, or for `auto` the first that fits the card's total memory; never `offload`.
 
     One that fits with small images only is taken where it is wanted or no other fits. Raises `DoesNotFit` where no row
     or the wanted one does not fit, where too little of the card is free, and where the host's memory (`host` bytes) is
-    too small for the streamed parts, which each of the `processes` that load the model has.
+    too small for the streamed parts, which each of the `processes` that load the model has. `fp8`: the optimization of
+    that name is wanted, too.
     """
-    placement = find_fitting(row, precision, card, wanted)
+    placement = find_fitting(row, precision, card, wanted, fp8)
     if placement.needed > card.free:
         named = ", ".join(f"{holder.name} (pid {holder.pid}) {holder.held / GIB:.1f} GiB" for holder in holders)
         raise DoesNotFit(
@@ -144,13 +150,13 @@ def choose_placement(
             f"{row.id} with --placement {placement.name} keeps {placement.host / GIB:.0f} GiB in {place}, "
             f"which has {host / GIB:.0f}. Give it more, or choose another --placement or a larger card"
         )
-    room = not placement.spec.float8 and not placement.spec.streamed and any(row.sizes)
+    room = not fp8 and not placement.spec.float8 and not placement.spec.streamed and any(row.sizes)
     return replace(placement, room=room and placement.needed + row.sizes.blocks <= card.total)
 
 
-def find_fitting(row: Checkpoint, precision: str, card: Card, wanted: str) -> Placement:
+def find_fitting(row: Checkpoint, precision: str, card: Card, wanted: str, fp8: bool) -> Placement:
     """The wanted row, or the first, that fits the card's total memory. Raises `DoesNotFit`."""
-    candidates = {name: get_placement(row, precision, name) for name in PLACEMENTS}
+    candidates = {name: get_placement(row, precision, name, fp8=fp8) for name in PLACEMENTS}
     fitting = [name for name, placement in candidates.items() if placement.needed <= card.total]
     names = [name for name in PLACEMENTS if wanted == name or (wanted == "auto" and PLACEMENTS[name].automatic)]
     for name in names:
@@ -160,9 +166,9 @@ def find_fitting(row: Checkpoint, precision: str, card: Card, wanted: str) -> Pl
         room = card.total - CONTEXT - OVERHEAD - (candidates[name].needed - working_bytes(LARGEST, precision))
         pixels = room // (ACTIVATIONS * BYTES[precision])
         if pixels >= SMALLEST:
-            return replace(get_placement(row, precision, name, pixels), max_pixels=pixels)
+            return replace(get_placement(row, precision, name, pixels, fp8), max_pixels=pixels)
     smallest = min(candidates.values(), key=lambda placement: placement.needed)
-    refused = get_placement(row, precision, smallest.name if wanted == "auto" else wanted, SMALLEST)
+    refused = get_placement(row, precision, smallest.name if wanted == "auto" else wanted, SMALLEST, fp8)
     other = f"--placement {', '.join(fitting)} would fit" if fitting else "Use a larger card, or --devices cpu"
     raise DoesNotFit(
         f"{row.id} needs about {refused.needed / GIB:.0f} GiB with --placement {refused.name} in {precision}; "
@@ -181,16 +187,17 @@ def describe_pixels(pixels: int) -> str:
     return f"{pixels // (2**20 // 100) / 100} megapixels ({square.width}x{square.height})"
 
 
-def get_placement(row: Checkpoint, precision: str, name: str, pixels: int = LARGEST) -> Placement:
+def get_placement(row: Checkpoint, precision: str, name: str, pixels: int = LARGEST, fp8: bool = False) -> Placement:
     """A row of the table for a model, whether it fits or not; `auto` is the first row, which a CPU uses.
 
-    `pixels` are those of the largest image.
+    `pixels` are those of the largest image. `fp8`: with the second copy that this optimization makes.
     """
     name = "resident" if name == "auto" else name
     if not any(row.sizes):
         return Placement(name, precision)
     spec, sizes = PLACEMENTS[name], row.sizes
     needed = spec.card_bytes(sizes, precision) + working_bytes(pixels, precision)
+    needed += spec.copy_bytes(sizes) if fp8 else 0
     host = spec.host_bytes(row.pinned, precision)
     return Placement(name, precision, needed, host)
 

@@ -158,7 +158,7 @@ def check_placement(settings: DoctorSettings) -> Finding:
         return Finding("failed", f"{row.id} needs a GPU; on a CPU it is very slow: ask for that with --devices cpu")
     if not found:
         return Finding("ok", f"on the CPU. {get_placement(row, precision, settings.placement)}")
-    how = list_holders(), settings.placement, measure_host_memory(), settings.processes
+    how = list_holders(), settings.placement, measure_host_memory(), settings.processes, "fp8" in settings.optimizations
     placed, problems = [], []
     for card in found:
         try:
