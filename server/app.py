@@ -1,4 +1,4 @@
-"""`create_app` builds the whole server from its settings.
+"""`ImageServer` is the whole server; `create_app` builds it from its settings.
 
 Nothing here is global: two apps in one process share nothing. Importing this module never imports torch.
 """
@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
@@ -34,7 +35,13 @@ from weights.checkpoints import HOSTED_MODEL
 TITLE = "srpo: a self-hosted FLUX image server"
 # FastAPI's own spans and logs of requests hold paths, queries and messages of errors, where prompts and signatures may
 # be, and a variable of its own would send them off. Ours are in server.tracing.
-NO_TELEMETRY = {"tracing": False, "metrics": False, "logs": False, "operation_spans": False, "auto_configure": False}
+NO_TELEMETRY: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 METHODS = ("GET", "HEAD", "POST", "DELETE")  # in the order in which they are named
 ROUTERS = tuple(module.router for module in (images, models, jobs, files, health, metrics, admin, workers, pages))
 
@@ -42,75 +49,75 @@ ROUTERS = tuple(module.router for module in (images, models, jobs, files, health
 class ImageServer(FastAPI):
     """The app. Its OpenAPI document has the loaded model's bounds in the two bodies that routes read themselves."""
 
-    def __init__(self, state: AppState, service: JobService, **options: Any) -> None:
-        super().__init__(title=TITLE, redirect_slashes=False, docs_url=None, redoc_url=None, **options)
-        self.state.app_state = state
-        self.state.jobs = service
-        self._served = state.served
+    def __init__(self, parts: AppState) -> None:
+        settings = parts.settings
+        super().__init__(
+            title=TITLE,
+            redirect_slashes=False,
+            docs_url=None,
+            redoc_url=None,
+            lifespan=run_parts,
+            telemetry=NO_TELEMETRY,
+            openapi_url="/openapi.json" if settings.pages else None,
+            exception_handlers={HTTPException: raise_framework_error, RequestValidationError: raise_invalid_request},
+        )
+        self.parts = parts
+        self.jobs = JobService(parts, JobStore(parts.database, parts.usage.ledger))
+        self.loop_watch = LoopWatch()
+        page = MetricsPage(parts, self.jobs, self.loop_watch)
+        self.metrics_page = page if settings.metrics and settings.metrics_port is None else None
+        for router in ROUTERS:
+            self.include_router(router)
+        self.add_middleware(
+            RequestMiddleware,
+            origins=parts.origins,
+            headers=served_headers(parts.served),
+            metrics=parts.metrics,
+            traces=parts.traces,
+        )
+        if settings.metrics and settings.metrics_port is not None:
+            self.add_middleware(MetricsPort, page=page, host=settings.metrics_host, port=settings.metrics_port)
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = super().openapi()
-            describe_bodies(document, self._served)
+            describe_bodies(document, self.parts.served)
             drop_422(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
 
-def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard | None = None) -> FastAPI:
+@asynccontextmanager
+async def run_parts(app: ImageServer) -> AsyncIterator[None]:
+    """What runs as long as the app: started before it serves, and ended, in the order of who needs whom, after."""
+    parts, watch = app.parts, app.loop_watch
+    await parts.pool.start()
+    await app.jobs.start()
+    await parts.key_service.reload()
+    duties = {"loop": watch.run, "keys": parts.key_service.run, "usage": parts.usage.run}
+    watching = [asyncio.create_task(keep_running(name, duty)) for name, duty in duties.items()]
+    watch.notify("READY=1")
+    yield
+    watch.notify("STOPPING=1")
+    await app.jobs.finish()
+    await parts.pool.stop()
+    await parts.usage.stop()
+    await app.jobs.stop()
+    await parts.threads.run("traces", parts.traces.stop)
+    for task in watching:
+        task.cancel()
+    await asyncio.gather(*watching, return_exceptions=True)
+    await parts.threads.run("database", parts.database.close)
+    parts.threads.close()
+
+
+def create_app(settings: Settings, pool: WorkerPool | None = None, guard: Guard | None = None) -> ImageServer:
     """The server as an ASGI app. A `pool` or `guard` that is given is used as it is; the app starts and stops the pool.
 
     Raises `SafetyUnavailable` if the safety checker cannot be loaded or fails its self-test; `OSError` or `ValueError`
     if the prompt list or the signing certificate cannot be used.
     """
-    state = AppState.from_settings(settings, pool, guard)
-    service = JobService(state, JobStore(state.database, state.usage.ledger))
-    watch = LoopWatch()
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await state.pool.start()
-        await service.start()
-        await state.key_service.reload()
-        duties = {"loop": watch.run, "keys": state.key_service.run, "usage": state.usage.run}
-        watching = [asyncio.create_task(keep_running(name, duty)) for name, duty in duties.items()]
-        watch.notify("READY=1")
-        yield
-        watch.notify("STOPPING=1")
-        await service.finish()
-        await state.pool.stop()
-        await state.usage.stop()
-        await service.stop()
-        await state.threads.run("traces", state.traces.stop)
-        for task in watching:
-            task.cancel()
-        await asyncio.gather(*watching, return_exceptions=True)
-        await state.threads.run("database", state.database.close)
-        state.threads.close()
-
-    app = ImageServer(
-        state,
-        service,
-        lifespan=lifespan,
-        telemetry=NO_TELEMETRY,
-        openapi_url="/openapi.json" if settings.pages else None,
-        exception_handlers={HTTPException: raise_framework_error, RequestValidationError: raise_invalid_request},
-    )
-    app.state.loop_watch = watch
-    page = MetricsPage(state, service, watch)
-    app.state.metrics_page = page if settings.metrics and settings.metrics_port is None else None
-    for router in ROUTERS:
-        app.include_router(router)
-    app.add_middleware(
-        RequestMiddleware,
-        origins=state.origins,
-        headers=served_headers(state.served),
-        metrics=state.metrics,
-        traces=state.traces,
-    )
-    if settings.metrics and settings.metrics_port is not None:
-        app.add_middleware(MetricsPort, page=page, host=settings.metrics_host, port=settings.metrics_port)
-    return app
+    return ImageServer(AppState.from_settings(settings, pool, guard))
 
 
 def served_headers(model: str) -> dict[str, str]:

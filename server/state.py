@@ -120,7 +120,7 @@ class AppState:
 
 async def get_app_state(request: Request) -> AppState:
     """The state of the app that the request came to."""
-    state: AppState = request.app.state.app_state
+    state: AppState = request.app.parts
     return state
 
 

@@ -91,7 +91,7 @@ def test_a_retry_that_joins_holds_no_picture_while_it_waits(server: Scripted, tm
         Scripted.until(lambda: gate.begun == 1)
         again = threads.submit(tried, server, 1, gate.prompt, **fields)
         Scripted.until(lambda: server.waiting_clients == 2)
-        held = server.app.state.app_state.uploads.taken
+        held = server.app.parts.uploads.taken
         gate.allow(1000)
     assert held == 0
     assert first.result().status_code == again.result().status_code == 201

@@ -126,7 +126,7 @@ def test_the_numbers_are_those_that_a_load_generator_counted(scripted: Scripted)
     assert value(samples, "srpo_batch_size_count") == value(samples, "srpo_batch_size_sum") == 82
     assert value(samples, "srpo_jobs", state="succeeded") == 1
     assert value(samples, "srpo_store_bytes") == sum(
-        file.stat().st_size for file in (scripted.app.state.app_state.settings.data_dir / "images").rglob("*.*")
+        file.stat().st_size for file in (scripted.app.parts.settings.data_dir / "images").rglob("*.*")
     )
 
 
@@ -287,7 +287,7 @@ def answers(url: str) -> bool:
 
 
 def test_a_locked_database_takes_only_its_own_numbers_away(scripted: Scripted) -> None:
-    with locked(scripted.app.state.app_state.settings.data_dir / "jobs.sqlite3"):
+    with locked(scripted.app.parts.settings.data_dir / "jobs.sqlite3"):
         samples = scrape(scripted)  # readers are not locked out in WAL mode; the page answers either way
         assert value(samples, "srpo_ready") == 1
 
@@ -311,7 +311,8 @@ async def test_what_takes_too_long_is_left_out_and_asked_once(tmp_path: Path, mo
     monkeypatch.setattr(page_module, "PATIENCE", 0.05)
     app = create_app(Settings(data_dir=tmp_path, model="tiny"))
     try:
-        page = app.state.metrics_page
+        page = app.metrics_page
+        assert page is not None
         replies = await asyncio.gather(*(page.render("") for _ in range(3)))
         replies.append(await page.render(""))
         assert len(asked) == 1
@@ -321,7 +322,7 @@ async def test_what_takes_too_long_is_left_out_and_asked_once(tmp_path: Path, mo
             assert ("srpo_disk_free_bytes", frozenset()) not in samples
     finally:
         released.set()
-        app.state.app_state.threads.close()
+        app.parts.threads.close()
 
 
 # ---- The parts

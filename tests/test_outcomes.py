@@ -226,14 +226,14 @@ def test_jobs_that_wait_for_the_store_are_so_many_and_keep_no_pixels(
     monkeypatch.setattr("support.instant.draw_black", lambda _: (16, 16, Pixels(bytes(16 * 16 * 3))))
     body = {"model": "flux/srpo", "prompt": "x", "image_size": "square"}
     with served(tmp_path) as (app, url), httpx.Client(base_url=url, timeout=START_LIMIT) as client:
-        app.state.app_state.pool.capacity = 4
+        app.parts.pool.capacity = 4
         with monkeypatch.context() as disk:
             disk.setattr(LocalStore, "_write", full)
             disk.setattr("server.images.stores.local.write_synced", full)
             posted = []
             for _ in range(12):
                 posted.append(client.post("/v1/images/generations", json=body, headers=PREFER))
-                assert within(START_LIMIT, lambda: app.state.app_state.store.failure is not None)
+                assert within(START_LIMIT, lambda: app.parts.store.failure is not None)
             assert [reply.status_code for reply in posted] == [202] * 4 + [503] * 8
             assert posted[-1].json()["error"]["code"] == "storage_full"
             assert int(posted[-1].headers["retry-after"]) >= 1

@@ -74,8 +74,8 @@ logs.configure(settings)
 app = create_app(settings, pool)
 config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=settings.shutdown_grace)
 signal.signal(signal.SIGTERM, lambda *_: None)
-server = DrainingServer(config, app.state.app_state, app.state.jobs, Console(stderr=True))
-sys.exit(asyncio.run(run(server, app.state.app_state, [listen("127.0.0.1", port, "--port")])))
+server = DrainingServer(config, app.parts, app.jobs, Console(stderr=True))
+sys.exit(asyncio.run(run(server, app.parts, [listen("127.0.0.1", port, "--port")])))
 """
 
 

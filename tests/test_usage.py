@@ -161,8 +161,8 @@ def test_a_reply_waits_only_a_moment_for_a_locked_database(tmp_path: Path, monke
     with Scripted(tmp_path, safety_checker="none") as scripted:
         with locked(tmp_path / "jobs.sqlite3"):
             assert httpx.post(f"{scripted.url}{PATH}", json=BODY, timeout=START_LIMIT).status_code == 201
-            assert scripted.app.state.app_state.usage.unwritten == 1
-        assert within(START_LIMIT, lambda: scripted.app.state.app_state.usage.unwritten == 0)
+            assert scripted.app.parts.usage.unwritten == 1
+        assert within(START_LIMIT, lambda: scripted.app.parts.usage.unwritten == 0)
     with opened(tmp_path) as database:
         (row,) = UsageLedger(database).report("2000-01-01", "2999-12-31")
     assert (row.owner, row.requests) == ("", 1)

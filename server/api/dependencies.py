@@ -50,7 +50,7 @@ async def check_sent_key(request: Request, state: State) -> None:
 
 
 async def get_jobs(request: Request) -> JobService:
-    jobs: JobService = request.app.state.jobs
+    jobs: JobService = request.app.jobs
     return jobs
 
 

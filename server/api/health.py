@@ -39,7 +39,7 @@ async def health(request: Request, state: State, jobs: JobsDep) -> JSONResponse:
     about["constant_images"] = state.constant.count
     about["trouble"] = jobs.find_trouble()
     about["replica"] = jobs.replica
-    about["loop_lag"] = round(request.app.state.loop_watch.lag, 3)
+    about["loop_lag"] = round(request.app.loop_watch.lag, 3)
     return JSONResponse(about | status | info)
 
 

@@ -87,7 +87,7 @@ class MetricsPage:
 @router.api_route(PATH, methods=["GET", "HEAD"])
 async def show_metrics(request: Request, caller: AnyCaller) -> Response:
     """Metrics in Prometheus' format. 404 where they have a port of their own."""
-    page: MetricsPage | None = request.app.state.metrics_page
+    page: MetricsPage | None = request.app.metrics_page
     if page is None:
         raise NotFound
     caller.require("metrics")

@@ -10,13 +10,12 @@ import sys
 import prometheus_client
 import structlog
 import uvicorn
-from fastapi import FastAPI
 from rich.text import Text
 
 from pipelines.errors import SafetyUnavailable
 from pipelines.workers.pool import WorkerPool
 from server import logs
-from server.app import create_app, served_headers
+from server.app import ImageServer, create_app, served_headers
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.cli.terminal import banner
 from server.cli.terminal.parsing import format_error, parse
@@ -49,8 +48,8 @@ def main(arguments: list[str]) -> int:
         make_private(settings.data_dir)
         lock = lock_data_folder(settings.data_dir)  # before anything looks into it: the store sweeps what has expired
         app = create_app(settings)
-        check_data_folder(settings.data_dir, settings.damaged_data, app.state.app_state.database)
-        app.state.app_state.key_service.load()
+        check_data_folder(settings.data_dir, settings.damaged_data, app.parts.database)
+        app.parts.key_service.load()
         listeners = [listen(settings.host, settings.port, "--port")]
         if settings.metrics and settings.metrics_port is not None:
             listeners.append(listen(settings.metrics_host, settings.metrics_port, "--metrics-port"))
@@ -64,23 +63,23 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError) as error:
         console.print(f"srpo serve: {format_error(error)}", markup=False, soft_wrap=True)
         return 2
-    server = DrainingServer(configure_server(app, settings), app.state.app_state, app.state.jobs, console)
+    server = DrainingServer(configure_server(app, settings), app.parts, app.jobs, console)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
     with lock:
-        code = asyncio.run(run(server, app.state.app_state, listeners))
-        leave_if_threads_hang(app.state.app_state, code)
+        code = asyncio.run(run(server, app.parts, listeners))
+        leave_if_threads_hang(app.parts, code)
     return code
 
 
-def configure_server(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def configure_server(app: ImageServer, settings: Settings) -> uvicorn.Config:
     """uvicorn with our protocol and its deadlines."""
     limits = ConnectionLimits(
         settings.header_timeout,
         settings.body_timeout,
         limit_connections(settings),
-        app.state.app_state.metrics.count_connection,
-        served_headers(app.state.app_state.served),
+        app.parts.metrics.count_connection,
+        served_headers(app.parts.served),
     )
     return uvicorn.Config(
         app,

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -21,7 +20,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 from pipelines.engine.base import EngineInfo
 from pipelines.workers.pool import WorkerPool
 from server import logs
-from server.app import create_app
+from server.app import ImageServer, create_app
 from server.cluster.engine import EngineMessage, build_engine
 from server.cluster.settings import ClusterSettings
 from server.cluster.slots import CallLost, make_slots
@@ -92,7 +91,7 @@ class ApiReplica:
     def __init__(self, engine: "DeploymentHandle[Any]") -> None:
         self._engines = RayEngines(engine)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> ImageServer:
         self._folder = TemporaryDirectory(prefix="srpo-api-")  # truth is in the database and the bucket
         settings = ClusterSettings().model_copy(update={"data_dir": Path(self._folder.name)})
         make_private(settings.data_dir)

@@ -18,7 +18,7 @@ def main(port: int, folder: Path) -> None:
     pool = WorkerPool(EngineConfig("tiny", str(folder), factory="support.scripted_engine:load"), max_running=1)
     app = create_app(Settings(port=port, data_dir=folder, model="tiny", safety_checker="none"), pool)
     config = uvicorn.Config(app, port=port, log_config=None, ws="none", timeout_graceful_shutdown=20)
-    asyncio.run(DrainingServer(config, app.state.app_state, app.state.jobs, Console()).serve())
+    asyncio.run(DrainingServer(config, app.parts, app.jobs, Console()).serve())
 
 
 if __name__ == "__main__":

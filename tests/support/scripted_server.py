@@ -65,7 +65,7 @@ class Scripted:
     @property
     def waiting_clients(self) -> int:
         """How many requests wait for a picture that a retry can join."""
-        return sum(shared.waiting for same in self.app.state.jobs.joins._open.values() for shared in same)
+        return sum(shared.waiting for same in self.app.jobs.joins._open.values() for shared in same)
 
     @staticmethod
     def until(condition: Any) -> None:
