@@ -17,6 +17,7 @@ from support.written_formats import TINY, WRITTEN, Tensors, sparse_file
 from server.cli.weights.convert import main as convert
 from weights.formats.architecture import BLOCK_LINEARS, TransformerConfig, tensor_shapes
 from weights.formats.inspection import inspect
+from weights.formats.output_formats import OUTPUT_FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def tensors() -> Tensors:
 
 
 @pytest.mark.parametrize("case", ["diffusers", "comfyui", "fp8 scaled", "gguf Q8_0", "sharded folder"])
-@pytest.mark.parametrize("to", ["bf16", "fp8", "q4"])
+@pytest.mark.parametrize("to", OUTPUT_FORMATS)
 def test_convert(tensors: Tensors, tmp_path: Path, case: str, to: str) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     WRITTEN[case][1](tensors, source)

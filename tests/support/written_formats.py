@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from weights.formats.architecture import ARCHITECTURES, SWAPPED_HALVES, Shape, TransformerConfig, original_to_diffusers
-from weights.formats.write import OUTPUT_FORMATS
+from weights.formats.write import FP8_WRITER
 
 TINY = next(known.config for known in ARCHITECTURES if known.title == "tiny")
 Tensors = dict[str, torch.Tensor]
@@ -67,9 +67,8 @@ def fp8_scaled(tensors: Tensors, path: Path) -> None:
 
 def fp8_rows(tensors: Tensors, path: Path) -> None:
     """As `srpo weights convert --to fp8` writes them."""
-    row = OUTPUT_FORMATS["fp8"]
-    listed = list(row.list_tensors(TINY))
-    row.save(path, listed, (tensor.make(tensors.__getitem__) for tensor in listed), {})
+    listed = list(FP8_WRITER.list_tensors(TINY))
+    FP8_WRITER.save(path, listed, (tensor.make(tensors.__getitem__) for tensor in listed), {})
 
 
 def gguf_of(kind: gguf.GGMLQuantizationType) -> Callable[[Tensors, Path], None]:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from weights.durable_file import ORDINARY, sync_folder, write_durably
 from weights.errors import ConversionError
 from weights.formats.detect import TensorMatch, match_tensors, nearest_architecture, require_match
 from weights.formats.headers import read_header
+from weights.formats.output_formats import OUTPUT_FORMATS
 from weights.formats.read import TensorReader
-from weights.formats.write import OUTPUT_FORMATS, OutputFormat, OutputTensor
+from weights.formats.write import FormatWriter, OutputTensor
 from weights.manifest import read_manifest
 from weights.progress import ProgressReporter
 from weights.version import read_version
@@ -45,8 +47,8 @@ def convert(source: Path, to: str, target: Path, revision: str | None, progress:
     config = nearest_architecture(header).config
     match = match_tensors(header, config)
     require_match(source, match)
-    output = OUTPUT_FORMATS[to]
-    tensors = list(output.list_tensors(config))
+    writer: FormatWriter = resolve_name(OUTPUT_FORMATS[to].writer)
+    tensors = list(writer.list_tensors(config))
     check_target(source, target, sum(tensor.size for tensor in tensors))
     files = sorted({tensor.file for tensor in header.tensors.values()})
     digests = {file.name: _hash_with_progress(file, progress) for file in files}
@@ -58,7 +60,7 @@ def convert(source: Path, to: str, target: Path, revision: str | None, progress:
     }
     manifest |= {"dtype": to, "tool": f"srpo-server {read_version()}"}
     try:
-        write_file(match, output, tensors, partial, manifest, progress)
+        write_file(match, writer, tensors, partial, manifest, progress)
         converted = ConvertedFile(target, partial.stat().st_size, _hash_with_progress(partial, progress))
         manifest_file = target.with_name(target.name + MANIFEST_SUFFIX)
         manifest |= {"size": converted.size, "sha256": converted.sha256}
@@ -84,7 +86,7 @@ def check_target(source: Path, target: Path, size: int) -> None:
 
 def write_file(
     match: TensorMatch,
-    output: OutputFormat,
+    writer: FormatWriter,
     tensors: Sequence[OutputTensor],
     file: Path,
     manifest: Mapping[str, Any],
@@ -98,7 +100,7 @@ def write_file(
                 yield tensor.make(reader.read)
                 advance(tensor.size)
 
-        output.save(file, tensors, make_tensors(), {"manifest": json.dumps(manifest)})
+        writer.save(file, tensors, make_tensors(), {"manifest": json.dumps(manifest)})
     with file.open("rb") as stored:
         os.fsync(stored.fileno())
 

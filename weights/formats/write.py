@@ -1,4 +1,4 @@
-"""The formats that `srpo weights convert` writes: one row of `OUTPUT_FORMATS` each. Imports torch.
+"""What writes the formats of `OUTPUT_FORMATS`. Imports torch.
 
 A format first lists every tensor it will store (name, type, shape), so that the header can be written before the first
 tensor is converted, and the file from front to back.
@@ -46,10 +46,9 @@ class OutputTensor(NamedTuple):
     make: MakeTensor
 
 
-class OutputFormat(NamedTuple):
-    """One format: its title, what it stores, in the file's order, and what writes the file of the tensors made."""
+class FormatWriter(NamedTuple):
+    """How a format is written: what it stores, in the file's order, and what writes the file of the tensors made."""
 
-    title: str
     list_tensors: Callable[[TransformerConfig], Iterator[OutputTensor]]
     save: Callable[[Path, Sequence[OutputTensor], Iterable[torch.Tensor], Mapping[str, str]], None]
 
@@ -173,8 +172,6 @@ def save_gguf(
     writer.close()
 
 
-OUTPUT_FORMATS: Mapping[str, OutputFormat] = {
-    "bf16": OutputFormat("bfloat16, diffusers keys", list_bf16, save_safetensors),
-    "fp8": OutputFormat("fp8 with a scale a row, diffusers keys", list_fp8, save_fp8),
-    "q4": OutputFormat("4-bit GGUF (Q4_0), original keys", list_q4, save_gguf),
-}
+BF16_WRITER = FormatWriter(list_bf16, save_safetensors)  # bfloat16, diffusers keys
+FP8_WRITER = FormatWriter(list_fp8, save_fp8)  # fp8 with a scale a row, diffusers keys
+Q4_WRITER = FormatWriter(list_q4, save_gguf)  # 4-bit GGUF (Q4_0), original keys

@@ -3,15 +3,18 @@
 import importlib
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from pipelines.fields import Choice
 from server.cli.terminal.parsing import Arguments, parse
 from server.cli.terminal.text import escape
 from server.cli.weights.progress import ProgressBars, make_progress
+from server.settings.types import describe_choices
 from weights.errors import WeightsError
+from weights.formats.output_formats import OUTPUT_FORMATS
 
 
 class ConvertSettings(Arguments):
@@ -19,8 +22,8 @@ class ConvertSettings(Arguments):
 
     source: CliPositionalArg[Path] = Field(description="a transformer in any format")
     target: CliPositionalArg[Path] = Field(description="the file to write")
-    to: Literal["bf16", "fp8", "q4"] = Field(
-        "bf16", description="bf16; fp8 (a scale a row; half of bf16's size); q4 (GGUF, Q4_0)"
+    to: Annotated[str, Choice(tuple(OUTPUT_FORMATS))] = Field(
+        "bf16", description=describe_choices({name: row.description for name, row in OUTPUT_FORMATS.items()})
     )
     revision: str | None = Field(
         None, description="the source's revision, for the manifest; default: the one that `srpo weights pull` stored"
