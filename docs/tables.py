@@ -1,5 +1,6 @@
 """The pages' generated tables (parameters, settings, errors, ...). `make docs` writes them; a test fails on drift."""
 
+import inspect
 import json
 import re
 import textwrap
@@ -18,7 +19,7 @@ from server.envelope import UNEXPECTED_NAME
 from server.error_table import TABLE, UNEXPECTED
 from server.metrics.table import METRICS
 from server.settings.server import Settings
-from server.settings.types import UNITS
+from server.settings.types import COMMON, UNITS, EnvironmentSettings
 
 FOLDER = Path(__file__).parent
 ALERTS = FOLDER.parent / "deploy" / "prometheus" / "alerts.yml"
@@ -70,7 +71,7 @@ def image_to_image() -> str:
 
 
 def settings() -> str:
-    """Every setting, from `Settings`."""
+    """Every setting, in groups: first those that most servers set, then by the class that declares them."""
 
     def default(value: Any) -> str:
         if value is None or value == ():
@@ -82,14 +83,30 @@ def settings() -> str:
                 return f"`{value // size}{unit}`"
         return f"`{value}`"
 
-    fields = sorted(Settings.model_fields.items(), key=lambda item: item[0] not in ("host", "port", "model"))
-    return table(
-        ("variable", "flag", "default", "meaning"),
-        (
-            (f"`SRPO_{name.upper()}`", f"`--{name.replace('_', '-')}`", default(field.default), field.description or "")
-            for name, field in fields
-        ),
-    )
+    def rows(names: Iterable[str]) -> str:
+        fields = ((name, Settings.model_fields[name]) for name in names)
+        return table(
+            ("variable", "flag", "default", "meaning"),
+            (
+                (
+                    f"`SRPO_{name.upper()}`",
+                    f"`--{name.replace('_', '-')}`",
+                    default(field.default),
+                    field.description or "",
+                )
+                for name, field in fields
+            ),
+        )
+
+    common = {name for name, field in Settings.model_fields.items() if field.json_schema_extra == COMMON}
+    groups = {
+        (kind.__doc__ or "").partition(".")[0]: [name for name in inspect.get_annotations(kind) if name not in common]
+        for kind in Settings.__mro__
+        if issubclass(kind, EnvironmentSettings)
+    }
+    first = [name for kind in Settings.__mro__ for name in inspect.get_annotations(kind) if name in common]
+    shown = {"What most servers set": first, **groups}
+    return "\n".join(f"### {title}\n\n{rows(names)}" for title, names in shown.items() if names)
 
 
 def errors() -> str:

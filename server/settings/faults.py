@@ -8,7 +8,7 @@ from server.settings.types import EnvironmentSettings, Seconds
 
 
 class WorkerSettings(EnvironmentSettings):
-    """How long a worker is waited for."""
+    """Workers."""
 
     step_timeout: float = Field(
         120.0,
@@ -26,7 +26,7 @@ class WorkerSettings(EnvironmentSettings):
 
 
 class DamageSettings(EnvironmentSettings):
-    """What a start does with a data folder that is not sound."""
+    """A data folder that is not sound."""
 
     damaged_data: Literal["refuse", "move"] = Field(
         "refuse",

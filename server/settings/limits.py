@@ -10,7 +10,7 @@ MAX_RATE = 10_000  # requests a minute: each is remembered for so long
 
 
 class LimitSettings(EnvironmentSettings):
-    """The limits among the server's settings."""
+    """Limits."""
 
     queue_size: int = Field(64, ge=0, description="requests that may wait; one more is answered with 429")
     max_running: int = Field(16, ge=1, description="requests that are drawn at the same time, step by step in turn")

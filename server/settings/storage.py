@@ -36,7 +36,7 @@ STORE_FORMS = " or ".join(row.form for row in STORES.values())
 
 
 class DatabaseSettings(EnvironmentSettings):
-    """Which database."""
+    """The database."""
 
     database_url: SecretStr | None = Field(
         None,
@@ -57,7 +57,7 @@ class DatabaseSettings(EnvironmentSettings):
 
 
 class ReplicaSettings(DatabaseSettings):
-    """How servers that share a database share its jobs."""
+    """Several servers of one database."""
 
     lease: float = Field(
         30.0,
@@ -67,7 +67,7 @@ class ReplicaSettings(DatabaseSettings):
 
 
 class BucketSettings(EnvironmentSettings):
-    """Where buckets are."""
+    """Buckets."""
 
     store_endpoint: str | None = Field(
         None, description="address of the S3 service, if it is not AWS: https://HOST, or http:// for one without TLS"
@@ -82,7 +82,7 @@ class BucketSettings(EnvironmentSettings):
 
 
 class StoreSettings(BucketSettings):
-    """Where finished images are kept."""
+    """Where images are kept."""
 
     store_url: str | None = Field(
         None,

@@ -7,9 +7,11 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
+from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "SRPO_"  # of every variable
+COMMON: JsonDict = {"common": True}  # of a field that most operators set: docs/configuration.md begins with these
 DURATIONS = {"s": 1, "m": 60, "h": 3600, "d": 86400}  # in seconds
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 

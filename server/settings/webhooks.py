@@ -12,7 +12,7 @@ SHORTEST = 24  # characters of a secret
 
 
 class WebhookSettings(EnvironmentSettings):
-    """Webhooks among the server's settings."""
+    """Webhooks."""
 
     webhook_hosts: Names = Field(
         (),
