@@ -2,7 +2,10 @@
 
 import contextlib
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import pipelines.loading.build
 import pipelines.loading.offload
 from bench.quality import psnr
 from bench.support.geometry import MODELS
+from pipelines.allocator import VARIABLES, configure_allocator, rounds_pinned_memory
 from pipelines.engine.base import EngineConfig
 from pipelines.engine.flux import FluxEngine
 from pipelines.loading import placement
@@ -183,7 +187,48 @@ def test_too_little_free_memory_names_who_holds_it() -> None:
         choose_placement(SRPO, "bfloat16", card(23.5, 9), [Holder("41", "python3", int(14.5 * GIB))])
 
 
+def test_pinned_memory_is_counted_as_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert version("torch") >= "2.13"
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    exact = get_placement(SRPO, "bfloat16", "float8-offload").host
+    assert exact == PLACEMENTS["float8-offload"].host_bytes(SRPO.sizes, "bfloat16")
+    worker: dict[str, str] = {}
+    configure_allocator(worker)
+    for environment in (worker, {VARIABLES[1]: worker[VARIABLES[0]]}):
+        assert not rounds_pinned_memory(environment)
+    assert rounds_pinned_memory({VARIABLES[0]: "pinned_max_cached_size_mb:64"})
+    for name in VARIABLES:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "expandable_segments:True")
+            assert get_placement(SRPO, "bfloat16", "float8-offload").host > 1.4 * exact
+    monkeypatch.setattr("pipelines.allocator.version", lambda _: "2.12.1+cu130")
+    assert get_placement(SRPO, "bfloat16", "float8-offload").host > 1.4 * exact
+    configure_allocator(older := {})
+    assert older == {VARIABLES[0]: "expandable_segments:True"}
+
+
+def test_torch_takes_the_workers_settings_of_its_allocators() -> None:
+    """Their names are read by all builds of torch; one that is wrong is refused."""
+    code = "import torch; torch._C._accelerator_setAllocatorSettings('pinned_max_cached_size_mb:{}')"
+    for value, code_of_exit in (("8", 0), ("x", 1)):
+        assert (
+            subprocess.run([sys.executable, "-c", code.format(value)], stderr=subprocess.DEVNULL).returncode
+            == code_of_exit
+        )
+
+
+def test_the_memory_that_is_rounded_all_the_same_is_little() -> None:
+    """What is not larger than 8 MiB: vectors, and CLIP."""
+    pipeline = MODELS["flux"](torch.bfloat16, torch.device("meta")).pipeline
+    parts = [pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2]
+    sizes = [2 * tensor.numel() for part in parts for tensor in part.parameters()]
+    added = sum((1 << (size - 1).bit_length()) - size for size in sizes if size <= 2**23)
+    assert added < 0.25 * GIB
+
+
 def test_the_host_must_hold_what_waits_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLES[0], "expandable_segments:True")  # an operator's own: pinned memory is rounded
     assert choose_placement(SRPO, "bfloat16", card(79), host=GIB).name == "resident"
     assert choose_placement(SRPO, "bfloat16", card(11.6), host=34 * GIB).name == "float8-offload"
     with pytest.raises(DoesNotFit, match="float8-offload keeps 34 GiB in the host's memory, which has 32"):

@@ -122,7 +122,7 @@ async def test_a_killed_worker_loses_nothing() -> None:
 def test_memory_segments_can_grow_unless_the_operator_says_otherwise(name: str) -> None:
     untouched: dict[str, str] = {}
     configure_libraries(untouched)
-    assert untouched["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "expandable_segments:True" in untouched["PYTORCH_ALLOC_CONF"].split(",")
     own = {name: "max_split_size_mb:128"}
     configure_libraries(own)
     assert {key: value for key, value in own.items() if key.startswith("PYTORCH")} == {name: "max_split_size_mb:128"}

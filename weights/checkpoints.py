@@ -80,7 +80,7 @@ class Checkpoint:
     text_tokens: int
     architecture: ArchitectureName | None
     sizes: ParameterCounts = NEGLIGIBLE
-    pinned: ParameterCounts = NEGLIGIBLE  # `sizes` with each tensor rounded up to a power of two, as pinned memory is
+    pinned: ParameterCounts = NEGLIGIBLE  # `sizes` with tensors rounded up to powers of two, as pinned memory may be
     folder: str | None = None
     transformer: str | None = None
     embedded: bool = False

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pipelines.allocator import rounds_pinned_memory
 from pipelines.fields import Size
 from pipelines.loading.cards import Card, Holder
 from weights.checkpoints import Checkpoint, ParameterCounts
@@ -58,7 +59,7 @@ class PlacementSpec(NamedTuple):
         return 0 if self.float8 or "transformer" in self.streamed else sizes.blocks
 
     def host_bytes(self, sizes: ParameterCounts, precision: str) -> int:
-        """Bytes in the host's memory; of `pinned` counts, with what CUDA's allocator adds to each tensor."""
+        """Bytes in the host's memory; of `pinned` counts, with what the allocator may add to each tensor."""
         size = BYTES[precision]
         transformer = sizes.blocks * (1 if self.float8 else size) + sizes.rest * size
         texts = sizes.texts * size if set(TEXTS) <= set(self.streamed) else 0
@@ -198,7 +199,7 @@ def get_placement(row: Checkpoint, precision: str, name: str, pixels: int = LARG
     spec, sizes = PLACEMENTS[name], row.sizes
     needed = spec.card_bytes(sizes, precision) + working_bytes(pixels, precision)
     needed += spec.copy_bytes(sizes) if fp8 else 0
-    host = spec.host_bytes(row.pinned, precision)
+    host = spec.host_bytes(row.pinned if rounds_pinned_memory(os.environ) else sizes, precision)
     return Placement(name, precision, needed, host)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import structlog
 
 from pipelines import logs
+from pipelines.allocator import configure_allocator
 from pipelines.child_process import DEVICE_LOST, LOAD_FAILED, die_with_parent
 from pipelines.engine.base import Engine, EngineConfig, StartAgain
 from pipelines.workers.activity import Activity
@@ -31,7 +32,6 @@ ENVIRONMENT = {  # for the libraries, set before they are imported
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning take the cores from whoever encodes the picture
 }
 UNSENT = 16  # messages that wait to be sent; an image has up to 7 MiB
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is its older name
 log = structlog.get_logger("srpo")
 
 
@@ -119,11 +119,9 @@ def load(config: EngineConfig, pipe: Pipe, activity: Activity) -> Engine[Any]:
 
 
 def configure_libraries(environment: MutableMapping[str, str]) -> None:
-    """Set what libraries read when they are imported. An operator's own settings for CUDA's allocator are kept."""
+    """Set what libraries read when they are imported. An operator's own settings for the allocator are kept."""
     environment.update(ENVIRONMENT)
-    if not any(name in environment for name in ALLOCATOR):
-        # Segments that grow leave no gaps between jobs of different sizes, in which memory would be lost.
-        environment[ALLOCATOR[0]] = "expandable_segments:True"
+    configure_allocator(environment)
 
 
 def main(fd: int, record: int) -> None:
