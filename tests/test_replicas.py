@@ -259,6 +259,20 @@ def test_jobs_of_another_model_are_shown_as_they_were(replicas: Replicas, addres
         assert (failed["status"], failed["error"]["statusCode"]) == ("failed", 400)
 
 
+def test_a_job_that_was_taken_over_just_before_is_cancelled_too(
+    replicas: Replicas, tmp_path: Path, address: str
+) -> None:
+    """This server did not know yet that it was another's, and left it to be drawn."""
+    (server,) = replicas(1, lease=600.0)
+    gate = Gate(tmp_path / "gate")
+    identity = accept(server, prompt=gate.prompt)
+    taken = "UPDATE jobs SET attempt = attempt + 1, replica = 'another', lease_until = lease_until + 600"
+    with opened(address) as database, database.transaction() as session:
+        session.execute(sa.text(taken))
+    assert call(server, "DELETE", f"/v1/jobs/{identity}").json()["status"] == "cancelled"
+    assert within(START_LIMIT, lambda: server.in_flight == 0)
+
+
 FAIL = """
 CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'x' USING ERRCODE = 'query_canceled'; END $$;
 CREATE TRIGGER fail BEFORE UPDATE ON jobs FOR EACH ROW WHEN (NEW.state = 'expired') EXECUTE FUNCTION fail();

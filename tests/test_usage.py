@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,6 +141,16 @@ def test_a_quota_holds_for_any_number_of_requests_at_a_time(server: Server) -> N
     assert {reply.json()["error"]["code"] for reply in refused} == {"insufficient_quota"}
     assert within(START_LIMIT, lambda: server.row(identity)["images"] == 5)
     assert "0 of them are left" in server.post(key).json()["message"]
+
+
+def test_no_work_begins_for_jobs_beyond_a_quota(server: Server, tmp_path: Path) -> None:
+    _, key = server.add(name="dora", images_per_day=random.randrange(1, 4))
+    assert within(START_LIMIT, lambda: server.post(key).status_code == 403)
+    gate = Gate(tmp_path / "gate")
+    gate.allow(1000)
+    for _ in range(20):
+        assert server.post(key, PREFER, prompt=gate.prompt).status_code == 403
+    assert gate.begun == 0
 
 
 def test_what_fails_or_is_cancelled_gives_its_part_of_the_quota_back(server: Server, tmp_path: Path) -> None:

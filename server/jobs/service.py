@@ -169,10 +169,11 @@ class JobService:
         record, job = await self.find(identity, owner)
         if job is not None:
             self._runner.cancel(job)
-        elif record.state == ACCEPTED:  # another server's, which looks for this
-            await self.threads.run("database", self._store.cancel, identity)
-        else:
+            with suppress(TakenOver):
+                return await asyncio.shield(job.ended)
+        elif record.state != ACCEPTED:
             return record
+        await self.threads.run("database", self._store.cancel, identity)  # another server's, which looks for this
         return await self.wait_ended(record)
 
     async def _accept_once(self, spec: JobSpec, caller: Caller, key: str, body_hash: str) -> tuple[JobRecord, bool]:
@@ -202,6 +203,9 @@ class JobService:
         self, spec: JobSpec, request: ImageRequest, caller: Caller, key: str | None, body_hash: str
     ) -> JobRecord:
         self._check_store()
+        quota = self._state.limits.images_per_day(caller)
+        if quota is not None:  # looked at again with what is written down; no work begins for what is refused anyway
+            await self.threads.run("database", self._state.usage.ledger.check, caller.owner, len(request.seeds), quota)
         spec.release_source()
         spec.fingerprint = self._state.fingerprint
         generation = Generation.start(self._state, spec, request, caller, durable=True)
@@ -212,7 +216,6 @@ class JobService:
         self._leases.grant(record)
         try:
             source = request.source.pixels if request.source else None
-            quota = self._state.limits.images_per_day(caller)
             await self.threads.run("database", self._store.add, record, source, quota, len(request.seeds))
         except Exception:
             generation.cancel()

@@ -60,21 +60,29 @@ class UsageLedger:
         """Part of a transaction. Raises `QuotaSpent`."""
         owner, day = reservation.owner, self.today()
         add_to_row(session, UsageRecord, {"owner": owner, "day": day}, dict.fromkeys(AMOUNTS, 0))
-        drawn = session.scalars(
-            sa.select(UsageRecord.images).where(UsageRecord.owner == owner, UsageRecord.day == day)
-        ).one()
+        self._check(session, owner, reservation.images, reservation.quota)
+        expires = None if reservation.seconds is None else self._database.now() + reservation.seconds
+        values = {"id": reservation.id, "owner": owner, "images": reservation.images, "expires": expires}
+        session.execute(sa.insert(ImageReservation).values(values))
+
+    def check(self, owner: str, images: int, quota: int) -> None:
+        """Raises `QuotaSpent` where so many images are not left now, and reserves none."""
+        with self._database.transaction() as session:
+            self._check(session, owner, images, quota)
+
+    def _check(self, session: Session, owner: str, images: int, quota: int) -> None:
+        drawn = session.scalar(
+            sa.select(UsageRecord.images).where(UsageRecord.owner == owner, UsageRecord.day == self.today())
+        )
         alive = sa.or_(ImageReservation.expires.is_(None), ImageReservation.expires > self._database.now())
         under_way = session.scalar(
             sa.select(sa.func.coalesce(sa.func.sum(ImageReservation.images), 0)).where(
                 ImageReservation.owner == owner, alive
             )
         )
-        left = reservation.quota - drawn - (under_way or 0)
-        if reservation.images > left:
-            raise QuotaSpent(reservation.quota, max(0, left))
-        expires = None if reservation.seconds is None else self._database.now() + reservation.seconds
-        values = {"id": reservation.id, "owner": owner, "images": reservation.images, "expires": expires}
-        session.execute(sa.insert(ImageReservation).values(values))
+        left = quota - (drawn or 0) - (under_way or 0)
+        if images > left:
+            raise QuotaSpent(quota, max(0, left))
 
     def release(self, session: Session, identities: Iterable[str]) -> None:
         """Part of a transaction: forget reservations, whether or not they are there."""
