@@ -6,11 +6,12 @@ import shutil
 import string
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from server.errors import Gone, StorageFull
+from server.errors import Gone, StorageFull, StoreUnavailable
 from server.images.encoding import EncodedImage
 from server.images.stores import local
 from server.images.stores.base import Retention
@@ -52,6 +53,46 @@ def test_a_full_disk_is_an_error_of_its_own_and_leaves_nothing(tmp_path: Path, m
     with pytest.raises(StorageFull):
         images.put(image(), BASE)
     assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
+
+
+def test_folders_that_vanish_or_cannot_be_listed_keep_nobody_from_storing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image was on the disk, and its job failed."""
+    images = store(tmp_path, cap=1500)
+    vanishing, refused, foreign = (tmp_path / "images" / name for name in ("a+", "b+", "lost+found"))
+    for folder in (vanishing, refused, foreign):
+        folder.mkdir()
+    scan = os.scandir
+
+    def scan_badly(path: Any) -> Any:
+        name = Path(path).name
+        if name in (refused.name, foreign.name):
+            raise PermissionError(13, "Permission denied")
+        if name == vanishing.name:
+            vanishing.rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_badly)
+    with capture_logs() as entries:
+        for _ in range(4):
+            name = images.put(image(), BASE).name
+            assert images.read(name).data == image().data
+    assert [(entry["event"], entry["folder"]) for entry in entries] == [("images_not_listed", refused.name)]
+
+
+def test_an_image_that_the_disk_does_not_give_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = store(tmp_path)
+    name = images.put(image(), BASE).name
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fstat", fail)
+        with pytest.raises(StoreUnavailable):
+            images.read(name)
+    assert images.read(name).data == image().data
 
 
 def test_an_image_that_cannot_be_deleted_keeps_nobody_from_storing(

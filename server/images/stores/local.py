@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from server.errors import Gone, StorageFailure, StorageFull
+from server.errors import Gone, StorageFailure, StorageFull, StoreUnavailable
 from server.images.encoding import EncodedImage
 from server.images.stores.base import (
     PROBE_SIZE,
@@ -29,6 +29,7 @@ from weights.durable_file import create_durably, write_synced
 
 TEMPORARY = ".partial"
 SWEEP_EVERY = 60.0  # seconds
+FOLDER_LETTERS = 2  # an image is in the folder of its name's first ones
 LINKS = (errno.ELOOP, errno.EMLINK)  # what systems say of a link that must not be followed
 log = structlog.get_logger("srpo")
 
@@ -59,6 +60,7 @@ class LocalStore:
         self._names = ImageNames(secret)
         self.links = make_links(link_lifetime, link_secrets, secret, now)
         self._failed_to_delete = False  # in the last sweep
+        self._unlisted: set[str] = set()  # folders that could not be listed, which is said once
         self.sweep(leftovers=True)
 
     @property
@@ -92,7 +94,7 @@ class LocalStore:
         return StoredImage(name, self.links.make(base_url, name))
 
     def read(self, name: str) -> FoundImage:
-        """An image by its name. Raises `NotFound` or `Gone`."""
+        """An image by its name. Raises `NotFound`, `Gone` or `StoreUnavailable`."""
         content_type = self._names.check(name)
         try:
             with self._folder(name) as folder:
@@ -108,7 +110,8 @@ class LocalStore:
         except OSError as error:
             if error.errno in LINKS:
                 raise Gone from None
-            raise
+            log.error("image_not_read", error=error.strerror)
+            raise StoreUnavailable from error
 
     def sign_url(self, name: str, method: str, seconds: float) -> str | None:  # noqa: ARG002 - a `Store`
         return None
@@ -131,7 +134,10 @@ class LocalStore:
 
     def _sweep_if_due(self) -> None:
         if self._size > self.cap or time.monotonic() > self._next_sweep:
-            self.sweep()
+            try:
+                self.sweep()
+            except OSError as error:  # what was stored is stored
+                self._note_unlisted("", error)
 
     def sweep(self, *, leftovers: bool = False) -> None:
         """Delete expired images, then the oldest until the rest fits the cap; `leftovers`: also half-written ones."""
@@ -157,15 +163,25 @@ class LocalStore:
     def _files(self) -> Iterator[tuple[float, int, str]]:
         """(written, bytes, name) of every file. Links and what they lead to are not ours."""
         for folder in os.scandir(self._root):
-            if not folder.is_dir(follow_symlinks=False):
+            if len(folder.name) != FOLDER_LETTERS or not folder.is_dir(follow_symlinks=False):
                 continue
-            for entry in os.scandir(folder):
+            try:
+                entries = list(os.scandir(folder))
+            except OSError as error:
+                self._note_unlisted(folder.name, error)
+                continue
+            for entry in entries:
                 try:
                     info = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
+                except OSError:  # it was deleted, or is the disk's
                     continue
                 if stat.S_ISREG(info.st_mode) and entry.name[:2] == folder.name:
                     yield info.st_mtime, info.st_size, entry.name
+
+    def _note_unlisted(self, folder: str, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError) and folder not in self._unlisted:
+            self._unlisted.add(folder)
+            log.warning("images_not_listed", folder=folder, error=error.strerror)
 
     @contextmanager
     def _folder(self, name: str) -> Iterator[int]:
