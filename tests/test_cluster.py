@@ -84,6 +84,8 @@ class LocalEngines:
 
     def draw(self, *asked: Any) -> LocalCall:
         self.calls += 1
+        if self.faults and self.faults[0] == "refused":
+            raise RuntimeError(self.faults.pop(0))
         service = self.services[self.calls % len(self.services)]
         return LocalCall(service.draw(*asked), self.faults.pop(0) if self.faults else None)
 
@@ -164,6 +166,23 @@ async def test_a_third_loss_is_the_end_of_the_request_and_of_no_other_one() -> N
             await pool.submit(ask()).result()
         assert (await pool.submit(ask()).result()).pixels == (picture(7),)
         assert engines.calls == 4
+
+
+async def test_a_call_that_fails_in_an_unknown_way_is_made_again() -> None:
+    """It left the request without an end, and its cancellation was an error too."""
+    async with running("refused") as (pool, engines, _):
+        assert (await pool.submit(ask()).result()).pixels == (picture(7),)
+        assert engines.calls == 2
+        engines.faults += ["refused"] * 3
+        with pytest.raises(WorkerCrashed):
+            await pool.submit(ask()).result()
+        engines.faults.append("refused")
+        job = pool.submit(ask())
+        while engines.calls < 6:
+            await asyncio.sleep(0.01)
+        pool.cancel(job)
+        engines.faults.clear()
+        assert (await pool.submit(ask()).result()).pixels == (picture(7),)
 
 
 async def test_waiting_for_an_engine_is_no_silence() -> None:

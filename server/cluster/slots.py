@@ -168,8 +168,8 @@ class EngineSlot:
         return sum(job.tenant == tenant for job in self.running.values())
 
     def cancel(self, job: Job) -> None:
-        if self.running.pop(job.id, None) is not None:
-            self._calls[job.id].cancel()
+        if self.running.pop(job.id, None) is not None and (call := self._calls.get(job.id)):
+            call.cancel()
 
     def release(self, job: Job) -> None:
         del self.running[job.id]
@@ -212,19 +212,26 @@ class EngineSlot:
         roster, source = self._roster, job.request.source
         assert roster.info is not None
         pixels, previews = source.pixels if source else b"", asdict(job.previews)
-        call = roster.engines.draw(job.request.to_json(), pixels, previews, roster.info.fingerprint, job.tenant)
+        call: Call | None = None
         try:
+            call = roster.engines.draw(job.request.to_json(), pixels, previews, roster.info.fingerprint, job.tenant)
             await self._follow(job, call)
-        except CallLost as error:
-            call.cancel()
+        except Exception as error:
+            if call is not None:
+                call.cancel()
+            reason, known = str(error), isinstance(error, CallLost)
+            if not known:  # the request itself may be what fails
+                reason = type(error).__name__
+                log.error("engine_call_failed", job=job.id, error=reason, exc_info=error)
             begun = job.id in self._begun
             if not begun:
                 roster.doubted = True
                 await asyncio.sleep(LOOK)  # in which Serve may learn that the replica is gone
             if self.running.pop(job.id, None) is not None:
-                self._call_again(job, str(error), begun)
+                self._call_again(job, reason, begun or not known)
         except BaseException:
-            call.cancel()
+            if call is not None:
+                call.cancel()
             raise
 
     async def _follow(self, job: Job, call: Call) -> None:
