@@ -10,6 +10,7 @@ from pipelines.engine.base import EngineConfig
 from pipelines.safety.guard import Guard
 from pipelines.safety.prompts import PromptGuard
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server.aliases import Dialect
 from server.database.database import Database, resolve_url
 from server.engine_setup import (
@@ -139,11 +140,9 @@ def build_dialect(settings: Settings, served: str) -> Dialect:
 def build_pool(settings: Settings, engine: EngineConfig) -> WorkerPool:
     """The workers, not started."""
     return WorkerPool(
-        replace(engine, log_format=log_format_of(settings)),
-        devices=settings.devices,
+        local_workers(replace(engine, log_format=log_format_of(settings)), settings.devices, build_patience(settings)),
         queue_size=settings.queue_size,
         max_running=settings.max_running,
         request_timeout=settings.request_timeout,
-        patience=build_patience(settings),
         idle_release=settings.idle_release,
     )

@@ -28,6 +28,7 @@ from pipelines.errors import CannotSleep, WorkerCrashed
 from pipelines.job import Preview, PreviewPlan, Progress
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server.cli import cluster
 from server.cluster.engine import EnginePool, EngineService, EngineUnavailable
 from server.cluster.proxy import list_middlewares
@@ -102,13 +103,11 @@ def scripted_config() -> EngineConfig:
 @asynccontextmanager
 async def running(*faults: str, slots: int = 1) -> AsyncIterator[tuple[WorkerPool, LocalEngines, EnginePool]]:
     config = scripted_config()
-    engine = EnginePool(config, max_running=4)
+    engine = EnginePool(local_workers(config), max_running=4)
     service = EngineService(engine, Patience(), SILENCE / 5)
     await service.load()
     engines = LocalEngines([service] * slots, list(faults))
-    pool = WorkerPool(
-        config, max_running=4, supervise=lambda callbacks: make_slots(engines, callbacks, slots, timeout=SILENCE)
-    )
+    pool = WorkerPool(lambda callbacks: make_slots(engines, callbacks, slots, timeout=SILENCE), max_running=4)
     await pool.start()
     try:
         while pool.status().state != "ready":
@@ -216,7 +215,7 @@ async def test_new_engines_that_draw_other_bytes_take_the_place_of_all_old_ones(
     """A redeployment with other weights: the servers that came first described an old engine."""
     async with running(slots=2) as (pool, engines, _):
         monkeypatch.setenv("SCRIPTED_FINGERPRINT", "new weights")
-        new = EnginePool(scripted_config(), max_running=4)
+        new = EnginePool(local_workers(scripted_config()), max_running=4)
         service = EngineService(new, Patience(), SILENCE / 5)
         await service.load()
         engines.services = [service] * 2
@@ -232,7 +231,7 @@ async def test_new_engines_that_draw_other_bytes_take_the_place_of_all_old_ones(
 async def test_an_engine_whose_worker_dies_at_each_start_gives_up(tmp_path: Path) -> None:
     (tmp_path / "die").touch()
     config = EngineConfig(factory="support.scripted_engine:load", model="dying", models_dir=str(tmp_path))
-    service = EngineService(EnginePool(config, patience=Patience(max_deaths=2)), Patience(), beat=1.0)
+    service = EngineService(EnginePool(local_workers(config, patience=Patience(max_deaths=2))), Patience(), beat=1.0)
     with pytest.raises(EngineUnavailable, match="died in a row"):
         await service.load()
 

@@ -19,6 +19,7 @@ from pipelines.loading.context_parallel import JoinGroup, NotTogether, follow, l
 from pipelines.loading.placement import get_placement
 from pipelines.request import ImageRequest
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server.settings.engine import EngineSettings
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS
@@ -35,7 +36,7 @@ async def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
     config = EngineConfig("tiny", dtype="float32", tuning_cache=str(tmp_path / "engine.json"))
-    pool = WorkerPool(config, devices=("cpu+cpu",))
+    pool = WorkerPool(local_workers(config, ("cpu+cpu",)))
     await pool.start()
     yield pool
     await pool.stop()

@@ -13,6 +13,7 @@ from PIL import Image
 from support.server import LiveServer
 
 from bench.support.instant import InstantPool, draw_black
+from pipelines.engine.base import EngineConfig
 from server.cli.generate import command, offline
 from server.cli.generate.batch import add_parameter_flags, plan_batch
 from server.cli.terminal.parsing import parse
@@ -202,7 +203,7 @@ def test_brackets_in_a_failure_end_no_batch(
 ) -> None:
     """rich takes [/x] for the end of a style that nobody began, and raises."""
     monkeypatch.setattr(command.logs, "configure", lambda _: None)
-    monkeypatch.setattr(command, "WorkerPool", lambda engine, **_: InstantPool(engine, draw_black))
+    monkeypatch.setattr(command, "WorkerPool", lambda *_, **__: InstantPool(EngineConfig(), draw_black))
     lines = [{"prompt": "a", "image": "bad.png"}, {"prompt": "b"}]
     (tmp_path / "bad.png").write_text("no picture")
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -124,14 +124,14 @@ def test_srpo_selfcheck_is_as_patient_as_the_server_and_can_be_stopped(
     patiences = []
 
     class StoppedPool:
-        def __init__(self, *_: object, patience: Patience, **__: object) -> None:
-            patiences.append(patience)
+        def __init__(self, _: object) -> None: ...
 
         async def start(self) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(selfcheck.logs, "configure", lambda _: None)
     monkeypatch.setattr(selfcheck, "WorkerPool", StoppedPool)
+    monkeypatch.setattr(selfcheck, "local_workers", lambda _, __, patience: patiences.append(patience))
     monkeypatch.setenv("SRPO_STEP_TIMEOUT", "1234")
     assert main(["--data-dir", str(tmp_path), "--worker-timeout", "77"]) == 130
     assert patiences == [Patience(77, 1234)]

@@ -62,13 +62,15 @@ import uvicorn
 from rich.console import Console
 from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server import logs
 from server.app import create_app
 from server.cli.serve import listen, run
 from server.cli.stopping import DrainingServer
 from server.settings.server import Settings
 port, folder = int(sys.argv[1]), Path(sys.argv[2])
-pool = WorkerPool(EngineConfig("tiny", str(folder), factory="support.scripted_engine:load"), max_running=1)
+workers = local_workers(EngineConfig("tiny", str(folder), factory="support.scripted_engine:load"))
+pool = WorkerPool(workers, max_running=1)
 settings = Settings(port=port, data_dir=folder, model="tiny", safety_checker="none", log_format="json")
 logs.configure(settings)
 app = create_app(settings, pool)

@@ -12,6 +12,7 @@ from pipelines.engine.base import EngineConfig, EngineInfo
 from pipelines.job import Job
 from pipelines.request import ImageRequest, ImageResult, Timings
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 
 Draw = Callable[[ImageRequest], tuple[int, int, bytes]]  # width, height, and the pixels of each image
 
@@ -20,7 +21,7 @@ class InstantPool(WorkerPool):
     """Every request is done when it is submitted, with what `draw` returns for it, or fails with what it raises."""
 
     def __init__(self, config: EngineConfig, draw: Draw) -> None:
-        super().__init__(config)
+        super().__init__(local_workers(config))
         self._draw = draw
 
     async def start(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from bench.support.plans import Kind
-from pipelines.engine.base import EngineConfig, EngineInfo
+from pipelines.engine.base import EngineInfo
 from pipelines.errors import DeadlineExceeded, QueueFull
 from pipelines.job import Event, EventChannel, Job
 from pipelines.queueing.cost_model import CostModel
@@ -134,6 +134,7 @@ class SimulatedDevice:
     failure: str | None = None
     silence = 0.0
     report: ActivityReport = IDLE
+    watch_interval = 1.0
     ready = True
     state: WorkerState = "ready"
     seconds_to_ready = 0.0
@@ -212,11 +213,10 @@ class Simulation:
         self._clock = Clock()
         self._limits = limits
         self._pool = WorkerPool(
-            EngineConfig(),
+            self._make_devices,
             queue_size=limits.queue_size,
             max_running=limits.max_running,
             request_timeout=limits.request_timeout,
-            supervise=self._make_devices,
         )
         for device in self._pool.supervisors:
             self._pool.on_ready(device, INFO)

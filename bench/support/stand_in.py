@@ -26,6 +26,7 @@ from bench.support.instant import InstantPool, draw_noise
 from bench.support.sleeping_engine import VARIABLE
 from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server import logs
 from server.app import create_app
 from server.cli.serve import configure_server
@@ -69,8 +70,7 @@ def make_pool(workers: int, settings: Settings) -> WorkerPool:
         return InstantPool(build_engine_config(settings), draw_noise)
     config = EngineConfig("tiny", factory="bench.support.sleeping_engine:load", log_format="json")
     return WorkerPool(
-        config,
-        devices=["cpu"] * workers,
+        local_workers(config, ["cpu"] * workers),
         queue_size=settings.queue_size,
         max_running=settings.max_running,
         request_timeout=settings.request_timeout,

@@ -10,12 +10,11 @@ import asyncio
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import structlog
 
 from pipelines.duties import keep_running
-from pipelines.engine.base import EngineConfig, EngineInfo
+from pipelines.engine.base import EngineInfo
 from pipelines.errors import (
     FAILURES,
     Cancelled,
@@ -34,45 +33,33 @@ from pipelines.request import ImageRequest, ImageResult
 from pipelines.workers.dispatcher import Dispatcher
 from pipelines.workers.idleness import IdleRelease
 from pipelines.workers.observer import PoolObserver
-from pipelines.workers.patience import Patience
 from pipelines.workers.protocol import ImageReady, JobDone, JobEvent, JobFailed, PreviewReady, StepDone
 from pipelines.workers.status import PoolState, PoolStatus, join_failures
 from pipelines.workers.supervision import EngineSupervisor, Supervise
-from pipelines.workers.supervisor import WorkerSupervisor
 
 MAX_CRASHES = 2
 log = structlog.get_logger("srpo")
 
 
 class WorkerPool:
-    """One queue of jobs for the workers of `devices`; without `devices`, for the one device that `config` names."""
+    """One queue of jobs for all engines that `supervise` keeps alive: `local_workers`, or those of a cluster."""
 
     def __init__(
         self,
-        config: EngineConfig,
+        supervise: Supervise,
         *,
-        devices: Sequence[str] = (),
         queue_size: int = 64,
         max_running: int = 16,
         request_timeout: float = 600.0,
-        patience: Patience = Patience(),  # noqa: B008 - frozen
         idle_release: float | None = None,
-        supervise: Supervise | None = None,
     ) -> None:
-        """`idle_release`: seconds without a request, after which the workers sleep until the next one.
-
-        `supervise` makes the supervisors of engines elsewhere, instead of workers of `config`.
-        """
+        """`idle_release`: seconds without a request, after which the workers sleep until the next one."""
         self.cost_model = CostModel()
         self.observer = PoolObserver()  # may be replaced before the pool starts
         self.failed = asyncio.Event()  # set when no engine can be loaded: a wrong file, not a passing fault
-        own = [replace(config, device=device) for device in devices or (config.device,)]
-        self.supervisors: Sequence[EngineSupervisor] = (  # one a device, to be looked at
-            supervise(self) if supervise else [WorkerSupervisor(one, self, patience) for one in own]
-        )
+        self.supervisors = supervise(self)  # one a device, to be looked at
         self.capacity = queue_size + max_running * len(self.supervisors)
         self._request_timeout = request_timeout
-        self._patience = patience
         self.idleness = IdleRelease(self.supervisors, idle_release, lambda: any(self._dispatcher.unfinished()))
         self._dispatcher = Dispatcher(self.supervisors, self.cost_model, max_running, self.idleness)
         self._queue = self._dispatcher.waiting
@@ -281,7 +268,7 @@ class WorkerPool:
 
     async def _watch_workers(self) -> None:
         while True:
-            await asyncio.sleep(self._patience.interval)
+            await asyncio.sleep(min(supervisor.watch_interval for supervisor in self.supervisors))
             for supervisor in self.supervisors:
                 supervisor.watch()
             self.idleness.look()

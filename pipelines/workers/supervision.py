@@ -39,6 +39,11 @@ class EngineSupervisor(Protocol):
     failure: str | None
 
     @property
+    def watch_interval(self) -> float:
+        """Seconds between two calls of `watch`."""
+        ...
+
+    @property
     def device(self) -> str: ...
 
     @property

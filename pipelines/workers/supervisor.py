@@ -8,6 +8,7 @@ dead. One that cannot load its engine the first time is not restarted: the cause
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import structlog
@@ -19,7 +20,7 @@ from pipelines.workers.patience import Patience, Restarts
 from pipelines.workers.process import WorkerProcess
 from pipelines.workers.protocol import Message, decode_event
 from pipelines.workers.status import WorkerState, WorkerStatus
-from pipelines.workers.supervision import SupervisorCallbacks
+from pipelines.workers.supervision import Supervise, SupervisorCallbacks
 from pipelines.workers.visible_devices import isolate_devices
 
 log = structlog.get_logger("srpo")
@@ -48,6 +49,10 @@ class WorkerSupervisor:
         self._patience = patience
         self._deaths = Restarts(patience)
         self._pace: dict[str, float] = {}  # seconds of one unit of each kind of work, the slowest of all workers
+
+    @property
+    def watch_interval(self) -> float:
+        return self._patience.interval
 
     @property
     def ready(self) -> bool:
@@ -278,3 +283,13 @@ class WorkerSupervisor:
     async def _restart(self, delay: float) -> None:
         await asyncio.sleep(delay)
         await self.start()
+
+
+def local_workers(
+    config: EngineConfig,
+    devices: Sequence[str] = (),
+    patience: Patience = Patience(),  # noqa: B008 - frozen
+) -> Supervise:
+    """A worker process on each of `devices`; without them, on the one device that `config` names."""
+    own = [replace(config, device=device) for device in devices or (config.device,)]
+    return lambda callbacks: [WorkerSupervisor(one, callbacks, patience) for one in own]

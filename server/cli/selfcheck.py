@@ -12,6 +12,7 @@ from pipelines import logs
 from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, NAME, TuningCache
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server.cli.terminal.parsing import format_error, parse
 from server.engine_setup import build_engine_config, build_patience
 from server.settings.engine import EngineSettings
@@ -49,7 +50,7 @@ def forget_results(data_dir: Path) -> None:
 async def compare_pictures(settings: SelfcheckSettings, cache: TuningCache) -> int:
     known = cache.section(SECTION)
     engine = build_engine_config(settings, settings.data_dir)
-    pool = WorkerPool(engine, devices=settings.devices, patience=build_patience(settings))
+    pool = WorkerPool(local_workers(engine, settings.devices, build_patience(settings)))
     await pool.start()
     try:
         with Console(stderr=True).status("starting") as shown:

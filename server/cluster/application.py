@@ -25,7 +25,7 @@ from server.cluster.engine import EngineMessage, build_engine
 from server.cluster.settings import ClusterSettings
 from server.cluster.slots import CallLost, make_slots
 from server.cluster.watchdog import keep_watched
-from server.engine_setup import build_engine_config, build_patience
+from server.engine_setup import build_engine_config
 from server.process.data_folder import make_private
 
 NAME = "srpo"
@@ -97,12 +97,10 @@ class ApiReplica:
         make_private(settings.data_dir)
         logs.configure(settings)
         pool = WorkerPool(
-            build_engine_config(settings),
+            lambda callbacks: make_slots(self._engines, callbacks, settings.engines, settings.engine_timeout),
             queue_size=settings.queue_size,
             max_running=settings.max_running,
             request_timeout=settings.request_timeout,
-            patience=build_patience(settings),
-            supervise=lambda callbacks: make_slots(self._engines, callbacks, settings.engines, settings.engine_timeout),
         )
         return create_app(settings, pool)
 

@@ -15,7 +15,8 @@ from pipelines.request import ImageRequest
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.protocol import JobDone, JobEvent, JobFailed, encode_event
-from pipelines.workers.supervision import EngineSupervisor
+from pipelines.workers.supervision import EngineSupervisor, Supervise
+from pipelines.workers.supervisor import local_workers
 from server.cluster.settings import ClusterSettings
 from server.engine_setup import build_patience
 
@@ -41,8 +42,8 @@ async def wait_ready(pool: WorkerPool) -> None:
 class EnginePool(WorkerPool):
     """A pool that also hands on what its worker says of a job."""
 
-    def __init__(self, config: EngineConfig, **options: Any) -> None:
-        super().__init__(config, **options)
+    def __init__(self, supervise: Supervise, **options: Any) -> None:
+        super().__init__(supervise, **options)
         self._heard: dict[str, asyncio.Queue[JobEvent]] = {}
 
     def hear(self, job: Job) -> asyncio.Queue[JobEvent]:
@@ -135,11 +136,9 @@ class EngineService:
 def build_engine(settings: ClusterSettings, config: EngineConfig) -> EngineService:
     patience = build_patience(settings)
     pool = EnginePool(
-        config,
-        devices=settings.devices,
+        local_workers(config, settings.devices, patience),
         queue_size=settings.max_running,
         max_running=settings.max_running,
         request_timeout=settings.request_timeout,
-        patience=patience,
     )
     return EngineService(pool, patience, settings.engine_timeout / BEATS)

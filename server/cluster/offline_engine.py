@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.errors import Draining, NotReady, PipelineError, WorkersSuspended
 from pipelines.request import MAX_DRAWN_SEED
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server.batch.bucket import BatchBucket
 from server.batch.drawing import Drawing
 from server.batch.items import BatchItem, make_item
@@ -42,11 +43,9 @@ class OfflineEngine:
         self._bucket = BatchBucket(url, endpoint, os.environ)
         self._model = config.model
         self._pool = WorkerPool(
-            config,
-            devices=settings.devices,
+            local_workers(config, settings.devices, build_patience(settings)),
             queue_size=AT_A_TIME,
             request_timeout=float("inf"),
-            patience=build_patience(settings),
         )
         self._drawing = Drawing(settings, self._pool, config.model)
         self._places = asyncio.Semaphore(AT_A_TIME)

@@ -117,6 +117,7 @@ class EngineSlot:
     suspended = False
     silence = 0.0
     report: ActivityReport = IDLE
+    watch_interval = 1.0
 
     def __init__(self, number: int, roster: EngineRoster) -> None:
         self.running: dict[str, Job] = {}

@@ -22,6 +22,7 @@ from pipelines.safety.guard import Guard
 from pipelines.safety.open_nsfw import canaries
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.status import PoolStatus
+from pipelines.workers.supervisor import local_workers
 from server.app import create_app
 from server.images.encoding import encode
 from server.settings.server import Settings
@@ -36,7 +37,7 @@ class Canaries(WorkerPool):
     """A pool that at once returns the positive canary in some slots and the negative one in the others."""
 
     def __init__(self, slots: Sequence[bool]) -> None:
-        super().__init__(EngineConfig())
+        super().__init__(local_workers(EngineConfig()))
         self._slots = slots
 
     async def start(self) -> None:

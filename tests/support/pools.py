@@ -1,24 +1,33 @@
 """Pools of workers with the scripted engine, and what tests wait for in them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from pipelines.engine.base import EngineConfig
 from pipelines.job import Job
+from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 
 LIMIT = 60.0  # seconds; nothing takes one on an idle machine
 
 
 @asynccontextmanager
 async def pool_of(
-    model: str = "scripted", models_dir: Path = Path("models"), *, wait: bool = True, **options: Any
+    model: str = "scripted",
+    models_dir: Path = Path("models"),
+    *,
+    wait: bool = True,
+    devices: Sequence[str] = (),
+    patience: Patience = Patience(),  # noqa: B008
+    **options: Any,
 ) -> AsyncIterator[WorkerPool]:
     """A started pool; with `wait`, once no worker is loading any more."""
-    pool = WorkerPool(EngineConfig(model, str(models_dir), factory="support.scripted_engine:load"), **options)
+    config = EngineConfig(model, str(models_dir), factory="support.scripted_engine:load")
+    pool = WorkerPool(local_workers(config, devices, patience), **options)
     await pool.start()
     try:
         if wait:

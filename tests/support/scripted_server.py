@@ -12,6 +12,7 @@ from support.server import START_LIMIT, free_port
 
 from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server.app import create_app
 from server.settings.server import Settings
 
@@ -31,7 +32,8 @@ class Scripted:
             factory="support.scripted_engine:load", model="gated" if loading else "tiny", models_dir=str(folder)
         )
         settings = Settings(data_dir=folder, model="tiny", port=self.port, **options)
-        self.pool = WorkerPool(config, queue_size=queue_size, max_running=1, request_timeout=settings.request_timeout)
+        workers, timeout = local_workers(config), settings.request_timeout
+        self.pool = WorkerPool(workers, queue_size=queue_size, max_running=1, request_timeout=timeout)
         self.app = create_app(settings, self.pool)
         self.server = uvicorn.Server(
             uvicorn.Config(self.recorded, interface="asgi3", port=self.port, log_config=None, ws="none")

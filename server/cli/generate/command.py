@@ -17,6 +17,7 @@ from pipelines.job import Job, Preview, PreviewPlan
 from pipelines.request import ImageResult
 from pipelines.safety.guard import InspectedResult
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.supervisor import local_workers
 from server.batch.drawing import Drawing
 from server.batch.items import BatchItem
 from server.batch.lines import CannotGenerate
@@ -66,7 +67,8 @@ async def draw_all(work: list[BatchItem], output: Output, settings: GenerateSett
     if CHECKPOINTS[engine.model].embedded:
         print(f"srpo generate: {describe_substitute(settings, engine.model)}", file=sys.stderr)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    pool = WorkerPool(engine, queue_size=1, request_timeout=float("inf"), patience=build_patience(settings))
+    workers = local_workers(engine, patience=build_patience(settings))
+    pool = WorkerPool(workers, queue_size=1, request_timeout=float("inf"))
     failures = 0
     with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as progress:
         display = Display(progress, render, images=sum(len(item.names) for item in work))
