@@ -235,19 +235,20 @@ def choose_checkpoint(model: str, models_dir: Path) -> Checkpoint:
     """The checkpoint to serve. `auto`: SRPO if any of its files is present, else the embedded model."""
     if model != "auto":
         return CHECKPOINTS[model]
-    row = CHECKPOINTS[HOSTED_MODEL]
-    return row if any((models_dir / part).exists() for part in (row.folder, row.transformer) if part) else EMBEDDED
+    hosted = CHECKPOINTS[HOSTED_MODEL]
+    has_files = any((models_dir / part).exists() for part in (hosted.folder, hosted.transformer) if part)
+    return hosted if has_files else EMBEDDED
 
 
-def locate_files(row: Checkpoint, models_dir: Path, replacement: Path | None = None) -> CheckpointFiles:
+def locate_files(checkpoint: Checkpoint, models_dir: Path, replacement: Path | None = None) -> CheckpointFiles:
     """Find every file of a checkpoint. Raises `MissingFiles`, which lists the missing files.
 
     `replacement` is a transformer to use instead of the checkpoint's own, which then may be missing.
     """
-    if row.folder is None:
-        return CheckpointFiles(row, None, replacement)
-    folder = models_dir / row.folder
-    transformer = replacement or (models_dir / row.transformer if row.transformer else None)
+    if checkpoint.folder is None:
+        return CheckpointFiles(checkpoint, None, replacement)
+    folder = models_dir / checkpoint.folder
+    transformer = replacement or (models_dir / checkpoint.transformer if checkpoint.transformer else None)
     required = [folder / "model_index.json", folder / "transformer" / "config.json"]
     required += [folder / name for name in COMPONENTS]
     required += [transformer] if transformer else []
@@ -255,8 +256,8 @@ def locate_files(row: Checkpoint, models_dir: Path, replacement: Path | None = N
     if transformer is None and not any((folder / "transformer").glob("*.safetensors")):
         missing.append(folder / "transformer" / "diffusion_pytorch_model*.safetensors")
     if missing:
-        raise MissingFiles(row.id, missing)
-    return CheckpointFiles(row, folder, transformer)
+        raise MissingFiles(checkpoint.id, missing)
+    return CheckpointFiles(checkpoint, folder, transformer)
 
 
 def list_downloads() -> Mapping[str, tuple[Repository, ...]]:

@@ -1,8 +1,9 @@
 """Requests that a model cannot draw as they are: sizes and guidance scales that it has not learned.
 
-FLUX.1 draws every size that the API allows. A model that has learned pictures around one square, its canvas, draws a
-window on the plane on which that lies: of the requested shape, the canvas in its middle, and as short on its short side
-as the canvas is. The picture is then enlarged, and what is over at the ends of its long side is cut off.
+FLUX.1 draws every size that the API allows. Another model may have learned pictures of about one size only, its canvas.
+It draws a picture of the requested shape whose short side is as long as that of the canvas. The canvas lies in its
+middle, and the picture goes on beyond it at both ends of the long side. The picture is then enlarged to the requested
+size, and what is left over at the two ends is cut off.
 """
 
 import math
@@ -31,14 +32,14 @@ class CanvasFit:
         return Size(self.request.width, self.request.height)
 
 
-def fit_canvas(request: ImageRequest, canvas: Size | None, token: int, guidance: Range | None) -> CanvasFit:
+def fit_canvas(request: ImageRequest, canvas: Size | None, token_pixels: int, guidance: Range | None) -> CanvasFit:
     """`canvas` is the size around which the model has learned, `guidance` the scales; None for all of them.
 
-    `token` is the pixels of a token's side.
+    `token_pixels` are those of a token's side.
     """
     size, notes = Size(request.width, request.height), list[str]()
     if canvas is not None:
-        drawn = choose_window(size, canvas, token)
+        drawn = choose_window(size, canvas, token_pixels)
         source = request.source and replace(request.source, pixels=extend(request.source.pixels, size, drawn))
         request = replace(request, width=drawn.width, height=drawn.height, source=source)
     scale = request.guidance_scale
@@ -49,11 +50,11 @@ def fit_canvas(request: ImageRequest, canvas: Size | None, token: int, guidance:
     return CanvasFit(request, size, tuple(notes))
 
 
-def choose_window(size: Size, canvas: Size, token: int) -> Size:
+def choose_window(size: Size, canvas: Size, token_pixels: int) -> Size:
     """The smallest window in which a picture of the shape of `size` is, or nearly: as short as the canvas, and with
     equally many tokens on both sides of it.
     """
-    shape, step = (size.width / size.height) / (canvas.width / canvas.height), 2 * token
+    shape, step = (size.width / size.height) / (canvas.width / canvas.height), 2 * token_pixels
 
     def lengthen(least: int, times: float) -> int:
         return least + step * max(0, math.ceil((times * (1 - LOST) - 1) * least / step))
@@ -61,9 +62,9 @@ def choose_window(size: Size, canvas: Size, token: int) -> Size:
     return Size(lengthen(canvas.width, shape), lengthen(canvas.height, 1 / shape))
 
 
-def count_before(drawn: Size, canvas: Size, token: int) -> tuple[int, int]:
+def count_before(drawn: Size, canvas: Size, token_pixels: int) -> tuple[int, int]:
     """Rows and columns of tokens before the canvas' own."""
-    return (drawn.height - canvas.height) // (2 * token), (drawn.width - canvas.width) // (2 * token)
+    return (drawn.height - canvas.height) // (2 * token_pixels), (drawn.width - canvas.width) // (2 * token_pixels)
 
 
 def fit_inside(drawn: Size, size: Size) -> Size:

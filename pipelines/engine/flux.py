@@ -209,14 +209,14 @@ class FluxEngine:
         """
         if len({sample.kind for sample in samples}) != 1:
             raise ValueError("samples of different kinds cannot share a forward pass")
-        now = rows([sample.timesteps[sample.step : sample.step + 1] for sample in samples])
+        timesteps = rows([sample.timesteps[sample.step : sample.step + 1] for sample in samples])
         guidances = [sample.guidance for sample in samples if sample.guidance is not None]
         tables = [sample.modulation[sample.step, None] for sample in samples if sample.modulation is not None]
         first = samples[0]
         variant = first.variant
         inputs: dict[str, Any] = {
             "hidden_states": rows([sample.latents for sample in samples]),
-            "timestep": now.to(first.latents.dtype) / 1000,  # cast first: bf16 rounds differently otherwise
+            "timestep": timesteps.to(first.latents.dtype) / 1000,  # cast first: bf16 rounds differently otherwise
             "guidance": rows(guidances) if guidances else None,
             "pooled_projections": rows([sample.text.pooled for sample in samples]),
             "encoder_hidden_states": rows([sample.text.states for sample in samples]),
@@ -228,10 +228,10 @@ class FluxEngine:
             if exact and not tables and first.rotary is None:
                 velocities = variant.transformer(**inputs, joint_attention_kwargs={}, return_dict=False)[0]
             else:
-                expected = None if compute else rows([sample.residuals.at(sample.time) for sample in samples])
+                extrapolated = None if compute else rows([sample.residuals.at(sample.time) for sample in samples])
                 vectors = variant.modulation.split(rows(tables)) if variant.modulation else None
                 cached: dict[str, Any] = {"rotary": first.rotary, "modulation": vectors}
-                velocities, residuals = forward(variant.transformer, expected, **cached, **inputs)
+                velocities, residuals = forward(variant.transformer, extrapolated, **cached, **inputs)
         except RuntimeError as error:
             if is_out_of_memory(error):  # a batch of this many is not tried again
                 self._batches[first.size] = tuple(n for n in self._batches.get(first.size, ()) if n < len(samples))
@@ -251,9 +251,9 @@ class FluxEngine:
             image = pipeline.vae.decode(latents, return_dict=False)[0]
         finite = torch.isfinite(image).all()
         image = pipeline.image_processor.denormalize(image)[0]
-        rows = image.permute(1, 2, 0).float().mul(255).round().to(torch.uint8)
+        pixels = image.permute(1, 2, 0).float().mul(255).round().to(torch.uint8)
         # Pixels and verdict come in one copy: the host waits for the device once.
-        received = torch.cat((rows.flatten(), finite.to(torch.uint8)[None])).cpu().numpy()
+        received = torch.cat((pixels.flatten(), finite.to(torch.uint8)[None])).cpu().numpy()
         if not received[-1]:
             raise NonFinitePixels
         data: bytes = received[:-1].tobytes()

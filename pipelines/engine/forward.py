@@ -36,7 +36,7 @@ class Residuals:
 
 def forward(
     model: Any,
-    expected: torch.Tensor | None,
+    extrapolated: torch.Tensor | None,
     *,
     rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
     modulation: Sequence[torch.Tensor] | None = None,
@@ -50,21 +50,20 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Velocity `(rows, tokens, channels)` and residual `(rows, tokens, width)`; inputs as for the model's `forward`.
 
-    `expected` is the residual of a skipped step; None computes it. `rotary` and `modulation` (one entry for each block
-    and one for the output) are cached values; None computes them.
+    `extrapolated` is the residual of a skipped step; None computes it. `rotary` and `modulation` (one entry for each
+    block and one for the output) are cached values; None computes them.
     """
     image = model.x_embedder(hidden_states)
     blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
     if modulation is None:
-        now = timestep.to(image.dtype) * 1000
-        strength = () if guidance is None else (guidance.to(image.dtype) * 1000,)
-        modulation = [model.time_text_embed(now, *strength, pooled_projections)] * (len(blocks) + 1)
+        scaled = [1000 * value.to(image.dtype) for value in (timestep, guidance) if value is not None]
+        modulation = [model.time_text_embed(*scaled, pooled_projections)] * (len(blocks) + 1)
     if rotary is None:
         rotary = model.pos_embed(torch.cat((txt_ids, img_ids), dim=0))
     text = model.context_embedder(encoder_hidden_states)
     shared: dict[str, Any] = {"image_rotary_emb": rotary, "joint_attention_kwargs": {}}
     text, image = blocks[0](hidden_states=image, encoder_hidden_states=text, temb=modulation[0], **shared)
-    residual = expected
+    residual = extrapolated
     if residual is None:
         start = image
         for block, vector in zip(blocks[1:], modulation[1:-1], strict=True):

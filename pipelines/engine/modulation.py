@@ -52,8 +52,8 @@ class Modulation:
 
     def table(self, times: torch.Tensor, guidance: torch.Tensor | None, pooled: torch.Tensor) -> torch.Tensor:
         """All vectors of all steps, `(steps, sum of widths)`; `times` are from 0 to 1, `(steps,)`."""
-        strength = () if guidance is None else ((guidance.to(times.dtype) * 1000).expand(len(times)),)
-        embedded = self._embed(times * 1000, *strength, pooled.expand(len(times), -1))
+        scaled_guidance = () if guidance is None else ((guidance.to(times.dtype) * 1000).expand(len(times)),)
+        embedded = self._embed(times * 1000, *scaled_guidance, pooled.expand(len(times), -1))
         active = torch.nn.functional.silu(embedded)
         return torch.cat([layer(active) for layers in self._layers for layer in layers], dim=1)
 

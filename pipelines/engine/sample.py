@@ -67,8 +67,8 @@ class Sample:
 
     def advance(self, velocity: torch.Tensor, residual: torch.Tensor | None) -> None:
         """Take a step along `velocity`, and store the residual of a computed one."""
-        now = self.timesteps[self.step]
-        self.latents = self.scheduler.step(velocity, now, self.latents, return_dict=False)[0]
+        timestep = self.timesteps[self.step]
+        self.latents = self.scheduler.step(velocity, timestep, self.latents, return_dict=False)[0]
         if residual is not None:
             self.residuals.add(self.time, residual)
         self.velocity = velocity

@@ -66,10 +66,10 @@ def build_plain_engine(config: EngineConfig, report: Report, join_group: JoinGro
     transformer = Path(config.transformer) if config.transformer else None
     located = locate_files(CHECKPOINTS[config.model], Path(config.models_dir), transformer)
     check_pulled(located, config.verify_weights)
-    row = located.checkpoint
-    device = choose_device(config.device, row)
+    checkpoint = located.checkpoint
+    device = choose_device(config.device, checkpoint)
     dtype = choose_dtype(config.dtype, device)
-    placement = place_on_device(row, device, dtype, config)
+    placement = place_on_device(checkpoint, device, dtype, config)
     restricted = join_group is not None or "transformer" in placement.spec.streamed
     if restricted and (unusable := select_inexact(select_optimizations(config.optimizations, "cpu"))):
         raise OptimizationFailed(
@@ -79,18 +79,18 @@ def build_plain_engine(config: EngineConfig, report: Report, join_group: JoinGro
     streamed = placement.spec.streamed
     pipeline = load_pipeline(located, dtype, device, report, config.loras, placement.spec.float8, streamed)
     if join_group is not None:
-        join_group(pipeline.transformer, row.text_tokens, placement)
+        join_group(pipeline.transformer, checkpoint.text_tokens, placement)
     report("reading all weights for the fingerprint", 0.955)
-    info = describe_engine(row.id, pipeline, device, dtype)
+    info = describe_engine(checkpoint.id, pipeline, device, dtype)
     info = replace(info, dtype=placement.weights, placement=str(placement), max_pixels=placement.max_pixels)
     stream_parts(pipeline, streamed, device)
     options = EngineOptions(
         info=info,
-        text_tokens=row.text_tokens,
-        preview=row.preview,
-        guidance=row.guidance,
-        canvas=row.canvas and Size(*row.canvas),
-        words=row.words,
+        text_tokens=checkpoint.text_tokens,
+        preview=checkpoint.preview,
+        guidance=checkpoint.guidance,
+        canvas=checkpoint.canvas and Size(*checkpoint.canvas),
+        words=checkpoint.words,
         tile_above=config.tile_above,
         remarks=placement.notes,
     )
@@ -172,15 +172,17 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def place_on_device(row: Checkpoint, device: torch.device, dtype: torch.dtype, config: EngineConfig) -> Placement:
+def place_on_device(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, config: EngineConfig
+) -> Placement:
     """Where the model's parts go. Raises `DoesNotFit`."""
     precision = str(dtype).removeprefix("torch.")
     if device.type != "cuda":
-        return get_placement(row, precision, config.placement)
+        return get_placement(checkpoint, precision, config.placement)
     free, total = torch.cuda.mem_get_info(device)
     card = Card(torch.cuda.get_device_name(device), total, free)
     how = list_holders(), config.placement, measure_host_memory(), config.processes, "fp8" in config.optimizations
-    return choose_placement(row, precision, card, *how)
+    return choose_placement(checkpoint, precision, card, *how)
 
 
 def describe_engine(model: str, pipeline: FluxPipeline, device: torch.device, dtype: torch.dtype) -> EngineInfo:

@@ -14,12 +14,12 @@ class DeviceRefused(Exception):
     """The device is not there, or cannot draw this model; the message says why and what to do."""
 
 
-def choose_device(name: str, row: Checkpoint | None = None) -> torch.device:
+def choose_device(name: str, checkpoint: Checkpoint | None = None) -> torch.device:
     """The device that `name` means. `auto` is CUDA, or for small models the CPU where CUDA does not work.
 
     Raises `DeviceRefused`: a card needs compute capability 8.0, and a full-size model is drawn on a CPU only where that
-    is asked for by name. Without a `row` any model may. So is an AMD card (torch for ROCm calls it `cuda`, too), since
-    nothing of this has been tried on one.
+    is asked for by name. Without a `checkpoint` any model may. So is an AMD card (torch for ROCm calls it `cuda`, too),
+    since nothing of this has been tried on one.
     """
     if name.startswith("cpu"):
         return torch.device(name)
@@ -36,11 +36,11 @@ def choose_device(name: str, row: Checkpoint | None = None) -> torch.device:
     reason = explain_missing_cuda()
     if name != "auto":
         raise DeviceRefused(f"{name} cannot be used: {reason}")
-    if row is not None and any(row.sizes):
-        needed = get_placement(row, "float32", "resident").needed / GIB
+    if checkpoint is not None and any(checkpoint.sizes):
+        needed = get_placement(checkpoint, "float32", "resident").needed / GIB
         raise DeviceRefused(
-            f"{row.id} needs a GPU, and {reason}. On a CPU it is very slow and needs about {needed:.0f} GiB of memory "
-            "in float32: ask for that with --devices cpu"
+            f"{checkpoint.id} needs a GPU, and {reason}. On a CPU it is very slow and needs about {needed:.0f} GiB of "
+            "memory in float32: ask for that with --devices cpu"
         )
     log.info("device_is_cpu", reason=reason)
     return torch.device("cpu")

@@ -121,7 +121,7 @@ class Placement:
 
 
 def choose_placement(
-    row: Checkpoint,
+    checkpoint: Checkpoint,
     precision: str,
     card: Card,
     holders: Sequence[Holder] = (),
@@ -137,27 +137,27 @@ def choose_placement(
     too small for the streamed parts, which each of the `processes` that load the model has. `fp8`: the optimization of
     that name is wanted, too.
     """
-    placement = find_fitting(row, precision, card, wanted, fp8)
+    placement = find_fitting(checkpoint, precision, card, wanted, fp8)
     if placement.needed > card.free:
         named = ", ".join(f"{holder.name} (pid {holder.pid}) {holder.held / GIB:.1f} GiB" for holder in holders)
         raise DoesNotFit(
-            f"{row.id} needs about {placement.needed / GIB:.0f} GiB with --placement {placement.name} in {precision}; "
-            f"of {card.name}'s {card.total / GIB:.0f} only {card.free / GIB:.1f} are free. Held by: "
+            f"{checkpoint.id} needs about {placement.needed / GIB:.0f} GiB with --placement {placement.name} in "
+            f"{precision}; of {card.name}'s {card.total / GIB:.0f} only {card.free / GIB:.1f} are free. Held by: "
             f"{named or 'processes that cannot be seen from here'}. Free it, or choose another card with --devices"
         )
     if host is not None and placement.host * processes > host:
         place = "the host's memory" + (f" for each of {processes} devices" if processes > 1 else "")
         raise DoesNotFit(
-            f"{row.id} with --placement {placement.name} keeps {placement.host / GIB:.0f} GiB in {place}, "
+            f"{checkpoint.id} with --placement {placement.name} keeps {placement.host / GIB:.0f} GiB in {place}, "
             f"which has {host / GIB:.0f}. Give it more, or choose another --placement or a larger card"
         )
-    room = not fp8 and not placement.spec.float8 and not placement.spec.streamed and any(row.sizes)
-    return replace(placement, room=room and placement.needed + row.sizes.blocks <= card.total)
+    room = not fp8 and not placement.spec.float8 and not placement.spec.streamed and any(checkpoint.sizes)
+    return replace(placement, room=room and placement.needed + checkpoint.sizes.blocks <= card.total)
 
 
-def find_fitting(row: Checkpoint, precision: str, card: Card, wanted: str, fp8: bool) -> Placement:
+def find_fitting(checkpoint: Checkpoint, precision: str, card: Card, wanted: str, fp8: bool) -> Placement:
     """The wanted row, or the first, that fits the card's total memory. Raises `DoesNotFit`."""
-    candidates = {name: get_placement(row, precision, name, fp8=fp8) for name in PLACEMENTS}
+    candidates = {name: get_placement(checkpoint, precision, name, fp8=fp8) for name in PLACEMENTS}
     fitting = [name for name, placement in candidates.items() if placement.needed <= card.total]
     names = [name for name in PLACEMENTS if wanted == name or (wanted == "auto" and PLACEMENTS[name].automatic)]
     for name in names:
@@ -167,12 +167,12 @@ def find_fitting(row: Checkpoint, precision: str, card: Card, wanted: str, fp8: 
         room = card.total - CONTEXT - OVERHEAD - (candidates[name].needed - working_bytes(LARGEST, precision))
         pixels = room // (ACTIVATIONS * BYTES[precision])
         if pixels >= SMALLEST:
-            return replace(get_placement(row, precision, name, pixels, fp8), max_pixels=pixels)
+            return replace(get_placement(checkpoint, precision, name, pixels, fp8), max_pixels=pixels)
     smallest = min(candidates.values(), key=lambda placement: placement.needed)
-    refused = get_placement(row, precision, smallest.name if wanted == "auto" else wanted, SMALLEST, fp8)
+    refused = get_placement(checkpoint, precision, smallest.name if wanted == "auto" else wanted, SMALLEST, fp8)
     other = f"--placement {', '.join(fitting)} would fit" if fitting else "Use a larger card, or --devices cpu"
     raise DoesNotFit(
-        f"{row.id} needs about {refused.needed / GIB:.0f} GiB with --placement {refused.name} in {precision}; "
+        f"{checkpoint.id} needs about {refused.needed / GIB:.0f} GiB with --placement {refused.name} in {precision}; "
         f"{card.name} has {card.total / GIB:.0f}. {other}"
     )
 
@@ -188,18 +188,20 @@ def describe_pixels(pixels: int) -> str:
     return f"{pixels // (2**20 // 100) / 100} megapixels ({square.width}x{square.height})"
 
 
-def get_placement(row: Checkpoint, precision: str, name: str, pixels: int = LARGEST, fp8: bool = False) -> Placement:
+def get_placement(
+    checkpoint: Checkpoint, precision: str, name: str, pixels: int = LARGEST, fp8: bool = False
+) -> Placement:
     """A row of the table for a model, whether it fits or not; `auto` is the first row, which a CPU uses.
 
     `pixels` are those of the largest image. `fp8`: with the second copy that this optimization makes.
     """
     name = "resident" if name == "auto" else name
-    if not any(row.sizes):
+    if not any(checkpoint.sizes):
         return Placement(name, precision)
-    spec, sizes = PLACEMENTS[name], row.sizes
+    spec, sizes = PLACEMENTS[name], checkpoint.sizes
     needed = spec.card_bytes(sizes, precision) + working_bytes(pixels, precision)
     needed += spec.copy_bytes(sizes) if fp8 else 0
-    host = spec.host_bytes(row.pinned if rounds_pinned_memory(os.environ) else sizes, precision)
+    host = spec.host_bytes(checkpoint.pinned if rounds_pinned_memory(os.environ) else sizes, precision)
     return Placement(name, precision, needed, host)
 
 

@@ -46,17 +46,17 @@ class EventPosition(NamedTuple):
         return cls(int(match[2]), int(match[3])) if match and match[1] == epoch else cls()
 
 
-def describe_progress(now: Progress, form: EventForm) -> dict[str, Any]:
+def describe_progress(progress: Progress, form: EventForm) -> dict[str, Any]:
     """The data of a progress event."""
     return {
         "type": f"{form.events}.progress",
-        "stage": now.stage,
-        "image_index": now.image,
+        "stage": progress.stage,
+        "image_index": progress.image,
         "num_images": form.num_images,
-        "step": now.step,
-        "steps": now.steps,
-        "queue_position": now.position,
-        "eta_seconds": round(now.eta, 1),
+        "step": progress.step,
+        "steps": progress.steps,
+        "queue_position": progress.position,
+        "eta_seconds": round(progress.eta, 1),
     }
 
 

@@ -150,19 +150,21 @@ def list_cards_or_none() -> list[Card]:
 
 
 def check_placement(settings: DoctorSettings) -> Finding:
-    row = choose_checkpoint(settings.model, settings.models_dir)
+    checkpoint = choose_checkpoint(settings.model, settings.models_dir)
     found = [] if wants_cpu_only(settings) else list_cards_or_none()
     found = [card for card in found if not explain_too_old(card.name, card.capability)] or found
     precision = ("bfloat16" if found else "float32") if settings.dtype == "auto" else settings.dtype
-    if not found and any(row.sizes) and not wants_cpu_only(settings):
-        return Finding("failed", f"{row.id} needs a GPU; on a CPU it is very slow: ask for that with --devices cpu")
+    if not found and any(checkpoint.sizes) and not wants_cpu_only(settings):
+        return Finding(
+            "failed", f"{checkpoint.id} needs a GPU; on a CPU it is very slow: ask for that with --devices cpu"
+        )
     if not found:
-        return Finding("ok", f"on the CPU. {get_placement(row, precision, settings.placement)}")
+        return Finding("ok", f"on the CPU. {get_placement(checkpoint, precision, settings.placement)}")
     how = list_holders(), settings.placement, measure_host_memory(), settings.processes, "fp8" in settings.optimizations
     placed, problems = [], []
     for card in found:
         try:
-            placed.append(f"{card.name}: {choose_placement(row, precision, card, *how)}")
+            placed.append(f"{card.name}: {choose_placement(checkpoint, precision, card, *how)}")
         except DoesNotFit as error:
             problems.append(str(error))
     if len(placed) < count_cards_needed(settings):
@@ -202,14 +204,14 @@ def check_storage(settings: DoctorSettings) -> Finding:
 
 def check_weights(settings: DoctorSettings) -> Finding:
     """Whether the files of the served model are there, and are those that were published."""
-    row = choose_checkpoint(settings.model, settings.models_dir)
-    if row.embedded:
+    checkpoint = choose_checkpoint(settings.model, settings.models_dir)
+    if checkpoint.embedded:
         return Finding(
-            "warning", f"{row.id} stands in for {HOSTED_MODEL}: `srpo weights pull {HOSTED_MODEL}` brings it"
+            "warning", f"{checkpoint.id} stands in for {HOSTED_MODEL}: `srpo weights pull {HOSTED_MODEL}` brings it"
         )
     try:
-        located = locate_files(row, settings.models_dir, settings.transformer)
-        folders = [settings.models_dir / part.folder for part in row.repositories]
+        located = locate_files(checkpoint, settings.models_dir, settings.transformer)
+        folders = [settings.models_dir / part.folder for part in checkpoint.repositories]
         if settings.transformer and located.folder:
             folders = [folder for folder in folders if folder.is_dir()]
             config = json.loads((located.folder / "transformer" / "config.json").read_text())
@@ -217,16 +219,16 @@ def check_weights(settings: DoctorSettings) -> Finding:
             require_match(settings.transformer, match)
         unlisted = [folder for folder in folders if not (folder / MANIFEST).exists()]
         if unlisted:
-            return Finding("warning", f"{row.id} is there; {unlisted[0]} has no manifest to verify it against")
+            return Finding("warning", f"{checkpoint.id} is there; {unlisted[0]} has no manifest to verify it against")
         if settings.verify:
             if problems := [problem for folder in folders for problem in manifest.find_problems(folder)]:
                 return Finding("failed", "; ".join(problems))
-            return Finding("ok", f"{row.id} is there, every byte as it was published")
+            return Finding("ok", f"{checkpoint.id} is there, every byte as it was published")
         if problems := [problem for folder in folders for problem in manifest.find_problems(folder, whole=False)]:
             return Finding("failed", "; ".join(problems))
     except WeightsError as error:
         return Finding("failed", str(error))
-    return Finding("ok", f"{row.id} is there, verified when it was pulled (--verify reads every byte again)")
+    return Finding("ok", f"{checkpoint.id} is there, verified when it was pulled (--verify reads every byte again)")
 
 
 def check_safety(settings: DoctorSettings) -> Finding:
