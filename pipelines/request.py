@@ -211,6 +211,28 @@ class ImageRequest:
         return cls(**{**data, "seeds": tuple(data["seeds"]), "source": source})
 
 
+def make_probe(
+    size: Size,
+    steps: int,
+    preset: str,
+    *,
+    prompt: str = "a red apple",
+    guidance_scale: float = 4.5,
+    seed: int = 1,
+) -> ImageRequest:
+    """A request of the engine's own, to measure or to compare what it draws: one image, of whatever model is loaded."""
+    return ImageRequest(
+        model="",
+        prompt=prompt,
+        width=size.width,
+        height=size.height,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        seeds=(seed,),
+        acceleration=preset,
+    )
+
+
 class Stage(NamedTuple):
     """When a stage (text, denoise or decode) began and ended, in seconds from a request's start on the device."""
 

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.engine.base import Engine
+from pipelines.fields import Size
 from pipelines.optimize.tuning_cache import TuningCache
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, make_probe
 
 SECTION = "golden"
 PROMPT = "a red apple on a wooden table, morning light"
 GOLDEN: Mapping[str, ImageRequest] = {
-    "exact": ImageRequest("", PROMPT, 256, 256, 4, 4.5, (1,), "none"),
-    "accelerated": ImageRequest("", PROMPT, 256, 256, 12, 4.5, (2,), "high"),
+    "exact": make_probe(Size(256, 256), 4, "none", prompt=PROMPT),
+    "accelerated": make_probe(Size(256, 256), 12, "high", prompt=PROMPT, seed=2),
 }
 
 

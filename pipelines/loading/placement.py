@@ -66,19 +66,22 @@ class PlacementSpec(NamedTuple):
         return texts + (transformer if "transformer" in self.streamed else 0)
 
 
-PROMPTS = "a new prompt waits for the text encoders to come to the card layer by layer"
-STEPS = (
+PROMPTS_NOTE = "a new prompt waits for the text encoders to come to the card layer by layer"
+STEPS_NOTE = (
     "every step waits for the transformer, a new prompt waits for the text encoders, to come to the card layer by layer"
 )
 PLACEMENTS: Mapping[str, PlacementSpec] = {
     "resident": PlacementSpec("every part on the device"),
-    "offload-text": PlacementSpec("text encoders in the host's memory", PROMPTS, TEXTS),
-    "float8": PlacementSpec(f"{FLOAT8}, text encoders in the host's memory", PROMPTS, TEXTS, float8=True),
+    "offload-text": PlacementSpec("text encoders in the host's memory", PROMPTS_NOTE, TEXTS),
+    "float8": PlacementSpec(f"{FLOAT8}, text encoders in the host's memory", PROMPTS_NOTE, TEXTS, float8=True),
     "float8-offload": PlacementSpec(
-        f"{FLOAT8}, transformer and text encoders in the host's memory", STEPS, (*TEXTS, "transformer"), float8=True
+        f"{FLOAT8}, transformer and text encoders in the host's memory",
+        STEPS_NOTE,
+        (*TEXTS, "transformer"),
+        float8=True,
     ),
     "offload": PlacementSpec(
-        "transformer and text encoders in the host's memory", STEPS, (*TEXTS, "transformer"), automatic=False
+        "transformer and text encoders in the host's memory", STEPS_NOTE, (*TEXTS, "transformer"), automatic=False
     ),
 }
 

@@ -18,11 +18,12 @@ import torch
 from pipelines.engine.base import StartAgain
 from pipelines.engine.failures import is_out_of_memory
 from pipelines.engine.flux import FluxEngine
+from pipelines.fields import Size
 from pipelines.optimize.compile import COMPILED, warm_up
 from pipelines.optimize.context import OptimizationContext
 from pipelines.optimize.optimizations import OPTIMIZATIONS
 from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, TuningCache
-from pipelines.request import ImageRequest
+from pipelines.request import make_probe
 
 TOLERANCE = 0.25  # of the largest value: more than any optimization's rounding moves a result, float8's included
 TEMPORARY_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
@@ -33,7 +34,7 @@ TEMPORARY_TEXTS = (
     "Failed to find C compiler",  # Triton's and Inductor's words where there is none: it may be installed tomorrow
     "No working C++ compiler found",
 )
-TRIAL = ImageRequest("", "a red apple", 512, 512, 28, 4.5, (1,), "regular")
+TRIAL = make_probe(Size(512, 512), 28, "regular")
 
 
 class OptimizationFailed(Exception):

@@ -17,7 +17,7 @@ from pipelines.engine.failures import is_out_of_memory
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.sample import Sample
 from pipelines.fields import Size
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, make_probe
 
 COUNTS = (2, 4)
 STEPS = 28  # enough for the presets to differ
@@ -64,8 +64,8 @@ def compare_steps(engine: FluxEngine, size: Size, count: int, preset: str) -> bo
 
 
 def make_request(size: Size, number: int, preset: str) -> ImageRequest:
-    prompt, guidance, seeds = PROMPTS[number % len(PROMPTS)], 1.0 + 2.5 * number, (number + 1,)
-    return ImageRequest("", prompt, size.width, size.height, STEPS, guidance, seeds, preset)
+    prompt = PROMPTS[number % len(PROMPTS)]
+    return make_probe(size, STEPS, preset, prompt=prompt, guidance_scale=1.0 + 2.5 * number, seed=number + 1)
 
 
 def have_same_bits(one: Sample, other: Sample) -> bool:

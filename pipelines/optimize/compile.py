@@ -21,7 +21,7 @@ from pipelines.engine.options import EngineOptions
 from pipelines.fields import Size
 from pipelines.optimize.batching import find_exact_batches
 from pipelines.optimize.context import Change, OptimizationContext
-from pipelines.request import ImageRequest
+from pipelines.request import ImageRequest, make_probe
 
 GRAPHS = 64  # that one block class may have; torch gives up after 8, and two precisions with three batches need 12
 # Inductor tunes a graph for the size that it is first compiled at: a large one, which is what most requests ask for.
@@ -113,7 +113,7 @@ def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
         kinds = [("none", size, 0) for size in SIZES]
     for done, (preset, size, count) in enumerate(kinds):
         report(f"warming up {optimization}: {done} of {len(kinds)}", 0.95 + 0.01 * done / len(kinds))
-        request = ImageRequest("", "warm-up", size.width, size.height, STEPS, 4.5, (1,), preset)
+        request = make_probe(size, STEPS, preset, prompt="warm-up")
         try:
             run_once(engine, request, count)
         except RuntimeError as error:
