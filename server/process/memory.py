@@ -13,7 +13,7 @@ THRESHOLD = 2**18  # bytes
 
 
 def fix_thresholds() -> None:
-    """Large blocks are the kernel's from now on, and the heap shrinks. Does nothing where the C library has no such."""
+    """Large blocks are the kernel's from now on, and the heap shrinks. Without mallopt it does nothing."""
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, THRESHOLD)

@@ -5,13 +5,13 @@ need, and the system's figures show it. Memory that is new to a process is slow 
 clear each page first: of many tensors, all are read into the same two buffers, each while its predecessor is in use.
 """
 
-import importlib
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
+from pkgutil import resolve_name
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -162,6 +162,7 @@ class TensorReader:
 
     @cached_property
     def _read_format(self) -> FormatReader:
-        module, _, function = (FORMATS[self._match.format].reader or "").partition(":")
-        reader: FormatReader = getattr(importlib.import_module(module), function)
+        name = FORMATS[self._match.format].reader
+        assert name is not None  # `match_tensors` refuses a LoRA
+        reader: FormatReader = resolve_name(name)
         return reader

@@ -48,7 +48,7 @@ class ProgressFile(io.FileIO):
 def download_http(repository: Repository, file: RemoteFile, commit: str, partial: Path, advance: Advance) -> bool:
     """Download over HTTP to `partial`, from where an earlier attempt stopped. Raises `FileMismatch`, client errors.
 
-    A file that ends too early is gone on with, twice. Returns whether the file was put together from several replies.
+    A file that ends too early is resumed up to twice. Returns whether the file was put together from several replies.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
