@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from support.jobs import PREFER, call
 from support.ledgers import opened
 from support.postgres import Postgres
@@ -19,11 +21,15 @@ from support.scripted_server import Gate, Scripted
 from support.server import START_LIMIT
 from support.waiting import within
 
+from pipelines.engine.base import EngineConfig
+from pipelines.workers.pool import WorkerPool
 from server.cli import keys as cli
-from server.errors import NotFound, Unauthorized
+from server.errors import KeyRateReached, NotFound, Unauthorized
+from server.process.threads import ThreadPools
 from server.security import service
-from server.security.callers import Quota
+from server.security.callers import Caller, Quota
 from server.security.keys import KeyRing
+from server.security.limits import KeyLimits
 from server.security.rates import RequestRates
 from server.security.store import KeyStore
 
@@ -362,3 +368,27 @@ def test_servers_with_one_database_share_keys_and_rates(postgres: Postgres) -> N
         assert waits.count(None) == 10
         assert all(0 < wait <= 60 for wait in waits if wait is not None)
         assert rates[0].take("key_y", 10) is None
+        limits = KeyLimits(Quota(), WorkerPool(EngineConfig("tiny")), rates[0], ThreadPools())
+        statements: list[str] = []
+        with one.connection() as connection:
+            sa.event.listen(connection.engine, "before_cursor_execute", lambda *event: statements.append(event[2]))
+        for _ in range(20):
+            with pytest.raises(KeyRateReached):
+                asyncio.run(limits.count_request(Caller("key_x", quota=Quota(requests_per_minute=10))))
+        assert statements == []  # it is known until when the key is refused
+
+
+def test_a_date_that_is_set_back_refuses_no_key_for_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that had sent its requests waited until the date had caught up."""
+    per_minute, now = random.randint(1, 50), [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with opened(tmp_path) as database:
+        rates = RequestRates(database)
+        assert [rates.take("key_x", per_minute) for _ in range(per_minute)] == [None] * per_minute
+        right = time.time
+        monkeypatch.setattr(time, "time", lambda: right() - 3600)
+        now[0] += 20.0
+        assert rates.take("key_x", per_minute) == 40.0
+        assert rates.take("key_x", per_minute + 1) is None
+        now[0] += 40.0
+        assert rates.take("key_x", per_minute) == (None if per_minute > 1 else 20.0)

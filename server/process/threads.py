@@ -19,6 +19,7 @@ PoolName = Literal[
     "files",
     "storing",
     "database",
+    "rates",
     "encoding",
     "prompts",
     "safety",
@@ -33,6 +34,7 @@ POOLS: Mapping[PoolName, int] = {  # threads each
     "files": 4,  # reading stored images, for anybody who knows a name
     "storing": 4,  # writing them
     "database": 4,  # which another program may have locked
+    "rates": 2,  # the database too, for the requests a minute of keys: many of one key wait for its row
     "encoding": 4,  # pixels to files, replies to JSON
     "prompts": 8,  # the operator's prompt list and prompt hook
     "safety": 4,  # the checker of images, which may be a hook too

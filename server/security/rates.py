@@ -1,14 +1,16 @@
-"""How many requests a key has sent within the last minute: `limits`' moving window, so that advice is exact.
+"""How many requests a key has sent within the last minute: a moving window, so that advice is exact.
 
-One server counts in memory. Servers that share a database count there, since `limits` has no storage in one.
+One server counts in memory. Servers that share a database count there by `limits`, which has no storage in one.
 """
 
 import time
+from collections import deque
 from collections.abc import Sequence
+from threading import Lock
 
 import sqlalchemy as sa
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage, MovingWindowSupport, Storage
+from limits.storage import MovingWindowSupport, Storage
 from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy.orm import Session
 
@@ -16,6 +18,8 @@ from server.database.database import Database
 from server.database.upsert import lock_row
 from server.errors import StorageFailure
 from server.security.models import RateWindow
+
+WINDOW = 60.0  # seconds
 
 
 class DatabaseStorage(Storage, MovingWindowSupport):
@@ -80,11 +84,37 @@ class RequestRates:
 
     def __init__(self, database: Database) -> None:
         self.shared = database.shared
-        self._limiter = MovingWindowRateLimiter(DatabaseStorage(database) if database.shared else MemoryStorage())
+        self._limiter = MovingWindowRateLimiter(DatabaseStorage(database))
+        self._hits: dict[str, deque[float]] = {}  # of each key, on the monotonic clock: no change of the date moves it
+        self._refused: dict[tuple[str, int], float] = {}  # until when the database has refused a key, on that clock
+        self._lock = Lock()
 
     def take(self, owner: str, per_minute: int) -> float | None:
         """Count one request. One too many is not counted: the seconds until the next may come."""
+        if not self.shared:
+            return self._take_here(owner, per_minute)
         limit = RateLimitItemPerMinute(per_minute)
         if self._limiter.hit(limit, owner):
             return None
-        return max(0.0, self._limiter.get_window_stats(limit, owner).reset_time - time.time())
+        wait = max(0.0, self._limiter.get_window_stats(limit, owner).reset_time - time.time())
+        self._refused[owner, per_minute] = time.monotonic() + wait
+        return wait
+
+    def known_wait(self, owner: str, per_minute: int) -> float | None:
+        """The seconds that are left of what a refusal said: until then there is no need to ask the database again."""
+        left = self._refused.get((owner, per_minute), 0.0) - time.monotonic()
+        if left > 0:
+            return left
+        self._refused.pop((owner, per_minute), None)
+        return None
+
+    def _take_here(self, owner: str, per_minute: int) -> float | None:
+        now = time.monotonic()
+        with self._lock:
+            hits = self._hits.setdefault(owner, deque())
+            while hits and hits[0] <= now - WINDOW:
+                hits.popleft()
+            if len(hits) >= per_minute:
+                return hits[-per_minute] + WINDOW - now
+            hits.append(now)
+        return None
