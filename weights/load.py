@@ -4,8 +4,8 @@ Every file is checked before it is read, and no file is ever in memory as a whol
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,7 @@ def load_pipeline(
     adapters = [lora.read(*parse_lora(text), tensor_shapes(transformer_config)) for text in loras]
     home = HOST if "transformer" in on_host else device
     if file is not None:
-        match = match_tensors(read_header(file), transformer_config)
-        require_match(file, match)
-        pinned = device.type == "cuda"
-        with (
-            TensorReader(match) as reader,
-            closing(reader.read_all(tensor_shapes(transformer_config), pinned=pinned)) as tensors,
-        ):
+        with open_tensors(file, transformer_config, pinned=device.type == "cuda") as tensors:
             parts["transformer"] = build_transformer(config, tensors, adapters, dtype, device, home, report, fp8)
     elif adapters or fp8:
         state = pipeline.transformer.state_dict()
@@ -83,6 +77,17 @@ def load_pipeline(
         if name not in on_host:
             getattr(pipeline, name).to(device)
     return pipeline
+
+
+@contextmanager
+def open_tensors(
+    file: Path, config: TransformerConfig, *, pinned: bool
+) -> Iterator[Iterable[tuple[str, torch.Tensor]]]:
+    """The transformer's names and tensors in a file of any format, each valid until the next. Raises `WeightsError`."""
+    match = match_tensors(read_header(file), config)
+    require_match(file, match)
+    with TensorReader(match) as reader, closing(reader.read_all(tensor_shapes(config), pinned=pinned)) as tensors:
+        yield tensors
 
 
 def load_folder(folder: Path, dtype: torch.dtype, parts: Mapping[str, Any]) -> FluxPipeline:
