@@ -163,17 +163,24 @@ def test_no_stage_takes_more_memory_than_the_placement_counts(card: FakeCard, wi
 def test_convolutions_are_chosen_while_memory_is_free(
     card: FakeCard, monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
-    """Whether the decoder is compiled, where the warm-up has decoded, or not."""
-    decoded = list[Size]()
+    """Also where the decoder is compiled, and the warm-up has decoded. The encoder is used by image-to-image alone."""
+    decoded, encoded = list[Size](), list[Size]()
 
     def decode(_: FluxEngine, sample: Sample) -> bytes:
         decoded.append(sample.size)
         return bytes(3 * sample.size.width * sample.size.height)
 
+    def encode(pixels: torch.Tensor) -> Any:
+        encoded.append(Size(pixels.shape[3], pixels.shape[2]))
+        return real(pixels)
+
     engine = make_engine()
+    real = engine.pipeline.vae.encode
     monkeypatch.setattr(FluxEngine, "decode", decode)
+    monkeypatch.setattr(engine.pipeline.vae, "encode", encode)
     choose_convolutions(engine, AppliedOptimizations({"compile_vae": ""} if compiled else {}), lambda *_: None)
     assert decoded == ([] if compiled else list(compiling.SIZES))
+    assert encoded == list(compiling.SIZES)
 
 
 @pytest.mark.long

@@ -137,12 +137,15 @@ def allow_exact_batches(engine: FluxEngine, config: EngineConfig, cache: TuningC
 
 
 def choose_convolutions(engine: FluxEngine, applied: AppliedOptimizations, report: Report) -> None:
-    """Let cuDNN choose an algorithm for the decoder at each usual size while memory is free.
+    """Let cuDNN choose algorithms for the decoder and the encoder at each usual size while memory is free.
 
     It keeps the first that could run in the process; where memory is short that is another one, which rounds otherwise.
     """
-    if engine.device.type == "cuda" and "compile_vae" not in applied.choices:  # whose warm-up has done it
+    if engine.device.type != "cuda":
+        return
+    if "compile_vae" not in applied.choices:  # whose warm-up has done it
         warm_up(engine, "decoding", report)
+    warm_up(engine, "encoding", report)
 
 
 def read_sizes(config: EngineConfig) -> tuple[Size, ...]:

@@ -21,7 +21,7 @@ from pipelines.engine.options import EngineOptions
 from pipelines.fields import Size
 from pipelines.optimize.batching import find_exact_batches
 from pipelines.optimize.context import Change, OptimizationContext
-from pipelines.request import ImageRequest, make_probe
+from pipelines.request import ImageRequest, Source, make_probe
 
 GRAPHS = 64  # that one block class may have; torch gives up after 8, and two precisions with three batches need 12
 # Inductor tunes a graph for the size that it is first compiled at: a large one, which is what most requests ask for.
@@ -104,7 +104,8 @@ def uncompile_decoder(engine: FluxEngine) -> EngineOptions:
 
 
 def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
-    """Run what serving will run: for `compile` every kind of step in every number of rows, else a decoding a size."""
+    """Run what serving will run: for `compile` every kind of step in every number of rows, for `encoding` an encoding a
+    size of the picture that image-to-image begins with, else a decoding a size."""
     presets = {id(variant): preset for preset, variant in engine.variants.items()}.values()  # one a precision
     if optimization == "compile":
         batches = [(size, count) for size, counts in engine.options.batches.items() for count in counts]
@@ -114,6 +115,8 @@ def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
     for done, (preset, size, count) in enumerate(kinds):
         report(f"warming up {optimization}: {done} of {len(kinds)}", 0.95 + 0.01 * done / len(kinds))
         request = make_probe(size, STEPS, preset, prompt="warm-up")
+        if optimization == "encoding":
+            request = replace(request, source=Source(bytes(3 * size.width * size.height), 1.0))
         try:
             run_once(engine, request, count)
         except RuntimeError as error:
@@ -124,12 +127,13 @@ def warm_up(engine: FluxEngine, optimization: str, report: Report) -> None:
 
 @torch.inference_mode()
 def run_once(engine: FluxEngine, request: ImageRequest, count: int) -> None:
-    """Take steps of `count` samples in one pass, up to and including the first skipped one; for 0, decode one."""
+    """Take steps of `count` samples in one pass, up to and including the first skipped one; for 0, decode one. A source
+    is only encoded."""
     samples = [engine.prepare(request)[0] for _ in range(max(1, count))]
     computed = samples[0].computed
     for _ in range((computed.index(False) + 1 if False in computed else 1) if count else 0):
         engine.step(samples)
-    if not count:
+    if not count and request.source is None:
         engine.finish(samples[0])
 
 
