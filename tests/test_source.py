@@ -416,6 +416,29 @@ def test_a_text_that_unpacks_to_megabytes_is_refused() -> None:
         decode(io.BytesIO(file_of(Image.new("RGB", (64, 64)), pnginfo=chunks)), SOURCE_MEMORY)
 
 
+async def test_slow_addresses_keep_no_upload_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, come = 0, asyncio.Event()
+
+    async def fetch_slowly(url: str, threads: ThreadPools) -> bytes:
+        nonlocal begun
+        begun += 1
+        await come.wait()
+        return data
+
+    monkeypatch.setattr("server.images.source.fetch", fetch_slowly)
+    data = file_of(Image.new("RGB", (512, 512)))
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    sources = inputs.Sources(ThreadPools(), may_fetch=True)
+    slow = [asyncio.ensure_future(sources.load(f"https://example.com/{number}")) for number in range(30)]
+    while not begun:
+        await asyncio.sleep(0)
+    quick = await asyncio.wait_for(asyncio.gather(*map(sources.load, (uri, data, io.BytesIO(data)))), 60)
+    assert len(quick) == 3
+    assert not any(task.done() for task in slow)
+    come.set()
+    assert await asyncio.gather(*slow) == [quick[0]] * 30
+
+
 MEMORY = """
 import asyncio, base64, io
 from pathlib import Path

@@ -15,6 +15,7 @@ from server.settings.limits import SOURCE_MEMORY
 
 MAX_DATA_URI = 10 * 2**20  # characters
 FILES = 8  # in memory at once
+FETCHES = 8  # the same of those from URLs, which may be slow, and must not keep others' uploads waiting
 
 
 class Sources:
@@ -28,12 +29,20 @@ class Sources:
         self._may_fetch = may_fetch
         self._memory = memory
         self._files = asyncio.Semaphore(FILES)
+        self._fetched = asyncio.Semaphore(FETCHES)
 
     async def load(self, picture: str | bytes | BinaryIO) -> tuple[Size, bytes]:
         """The size to draw, and the picture as RGB pixels of that size. `picture` is a URL, bytes or a file.
 
         Raises `UnusableImage`.
         """
+        if isinstance(picture, str) and picture[:5].lower() != "data:":
+            async with self._fetched:
+                return await self._decode(await read_url(picture, self._may_fetch, self._threads))
+        return await self._decode(picture)
+
+    async def _decode(self, picture: str | bytes | BinaryIO) -> tuple[Size, bytes]:
+        """`picture`: a data URI, bytes or a file."""
         async with self._files:
             data = await read_url(picture, self._may_fetch, self._threads) if isinstance(picture, str) else picture
             file = io.BytesIO(data) if isinstance(data, bytes) else data
