@@ -263,6 +263,24 @@ def test_an_image_is_put_when_a_bucket_that_refused_is_back(images: S3Store, net
     assert images.failure is None
 
 
+def test_a_bucket_that_was_given_up_is_tried_once_an_image(
+    images: S3Store, network: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty images that wait for four threads would wait for as many patiences."""
+    monkeypatch.setattr(s3_store, "PATIENCE", 0.5)
+    network.cut()
+    tries: list[str] = []
+    create = images._create
+    monkeypatch.setattr(images, "_create", lambda key, *rest: [tries.append(key), create(key, *rest)])
+    for _ in range(4):
+        with pytest.raises(StoreUnavailable):
+            images.put(image(), BASE)
+    assert tries.count(tries[0]) > 1
+    assert tries.count(tries[-1]) == tries.count(tries[-2]) == 1
+    network.mode = "pass"
+    assert images.read(images.put(image(), BASE).name).data == image().data
+
+
 def test_an_image_whose_confirmation_is_lost_is_put_once(
     images: S3Store, network: TcpProxy, s3: S3Service, bucket: str
 ) -> None:

@@ -104,13 +104,18 @@ def fill_item(item: ImageItem, fields: Sequence[str], data: bytes) -> ImageItem:
     return item.model_copy(update={name: forms[name] for name in fields})
 
 
+def needs_files(pictures: Sequence[dict[str, Any]] | None, store: Store) -> bool:
+    """Whether a reply is put together anew, which may read files or parse much."""
+    return bool(pictures) or store.links.expire
+
+
 def restore_reply(outcome: str, pictures: Sequence[dict[str, Any]] | None, store: Store) -> str:
     """The reply whose outcome was kept, with addresses that are valid now.
 
     `pictures` are, for each image with its bytes in the reply, `name` in the store and `fields` of the item. Raises
     `Gone` if one has expired, and what the store raises.
     """
-    if not pictures and not store.links.expire:
+    if not needs_files(pictures, store):
         return outcome
     stored = json.loads(outcome)
     reply = GenerationReply.model_validate(store.links.renew(stored) if store.links.expire else stored)

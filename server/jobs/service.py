@@ -16,7 +16,7 @@ from pipelines.errors import Draining
 from pipelines.job import Progress
 from pipelines.request import ImageRequest
 from server.errors import Gone, KeyReused, NotFound, ServerError, StorageFailure
-from server.jobs.delivery import restore_reply
+from server.jobs.delivery import needs_files, restore_reply
 from server.jobs.generation import Generation, check_prompt
 from server.jobs.joining import Joins
 from server.jobs.leases import JobLeases
@@ -160,7 +160,7 @@ class JobService:
         Raises `Gone` if the reply holds images that have expired, and what the store raises.
         """
         outcome = record.outcome or "{}"
-        if record.state != SUCCEEDED:
+        if record.state != SUCCEEDED or not needs_files(record.pictures, self._state.store):
             return outcome
         return await self.threads.run("files", restore_reply, outcome, record.pictures, self._state.store)
 

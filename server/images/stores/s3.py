@@ -72,7 +72,7 @@ class S3Store:
         self._expire = retention.expire
         self._signed_urls = signed_urls
         self._size = 0
-        self._next_sweep = time.monotonic()
+        self._next_sweep = self._failing_since = time.monotonic()
         self._probe_key = PROBE + secrets.token_hex(8)  # no other server deletes it
         self._offset: float | None = None  # from the seconds since this machine's start to the bucket's clock
         self._obstore, self._bucket = open_bucket(url, endpoint, environment)
@@ -87,7 +87,10 @@ class S3Store:
         return self._size
 
     def put(self, image: EncodedImage, base_url: str) -> StoredImage:
-        """Store an image, with as many tries as `PATIENCE` allows. Raises `StoreUnavailable`."""
+        """Store an image, with as many tries as `PATIENCE` allows. Raises `StoreUnavailable`.
+
+        A bucket that has been away for as long is tried once: many images may wait for these threads.
+        """
         name = self._names.make(image.format)
         end, waits = time.monotonic() + PATIENCE, pauses(PAUSE, MAX_PAUSE)
         while True:
@@ -95,8 +98,9 @@ class S3Store:
                 self._create(key_of(name), image.data, image.content_type)
                 break
             except StoreUnavailable as error:
-                self.failure, pause = error, next(waits)
-                if time.monotonic() + pause > end:
+                self._fail(error)
+                pause = next(waits)
+                if time.monotonic() + pause > min(end, self._failing_since + PATIENCE):
                     raise
             time.sleep(pause)
         self.failure = None
@@ -148,7 +152,12 @@ class S3Store:
         try:
             self._probe()
         except StoreUnavailable as error:
-            self.failure = error
+            self._fail(error)
+
+    def _fail(self, error: StoreUnavailable) -> None:
+        if self.failure is None:
+            self._failing_since = time.monotonic()
+        self.failure = error
 
     def _now(self) -> float:
         """The bucket's time; this machine's date as long as nothing could be put."""
