@@ -21,7 +21,6 @@ from support.scripted_server import Gate, Scripted
 from support.server import START_LIMIT
 from support.waiting import within
 
-from pipelines.engine.base import EngineConfig
 from pipelines.workers.pool import WorkerPool
 from server.cli import keys as cli
 from server.errors import KeyRateReached, NotFound, Unauthorized
@@ -368,7 +367,7 @@ def test_servers_with_one_database_share_keys_and_rates(postgres: Postgres) -> N
         assert waits.count(None) == 10
         assert all(0 < wait <= 60 for wait in waits if wait is not None)
         assert rates[0].take("key_y", 10) is None
-        limits = KeyLimits(Quota(), WorkerPool(EngineConfig("tiny")), rates[0], ThreadPools())
+        limits = KeyLimits(Quota(), WorkerPool(lambda _: []), rates[0], ThreadPools())
         statements: list[str] = []
         with one.connection() as connection:
             sa.event.listen(connection.engine, "before_cursor_execute", lambda *event: statements.append(event[2]))
