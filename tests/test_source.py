@@ -11,7 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,12 +22,19 @@ from PIL import Image, ImageOps, PngImagePlugin
 from support.pictures import INWARD, Peer, file_of, open_image
 
 from pipelines.request import IMAGE_SIZE
+from pipelines.workers.pool import WorkerPool
+from server.database.database import Database
+from server.database.sqlite import sqlite_url
+from server.errors import KeyLimitReached
 from server.images import fetch
 from server.images import source as inputs
 from server.images.decoding import UnusableImage, decode, has_several_scans
 from server.images.fetch import Unfetchable
 from server.outbound import Exchange
 from server.process.threads import POOLS, ThreadPools
+from server.security.callers import Caller, Quota
+from server.security.limits import KeyLimits
+from server.security.rates import RequestRates
 from server.settings.limits import SOURCE_MEMORY
 
 JFIF: dict[str, dict[str, Any]] = {"JPEG": {"dpi": (72, 72)}}  # then Pillow does not look at the EXIF when it opens it
@@ -292,6 +299,9 @@ from pathlib import Path
 from PIL import Image
 from server.process import memory
 from server.images.decoding import UnusableImage, decode, has_several_scans
+from server.security.callers import Caller, Quota
+from server.security.limits import KeyLimits
+from server.security.rates import RequestRates
 from server.settings.limits import SOURCE_MEMORY
 
 def measured(name):
@@ -437,6 +447,27 @@ async def test_slow_addresses_keep_no_upload_waiting(monkeypatch: pytest.MonkeyP
     assert not any(task.done() for task in slow)
     come.set()
     assert await asyncio.gather(*slow) == [quick[0]] * 30
+
+
+def test_pictures_that_are_being_fetched_count_as_unfinished_requests(tmp_path: Path) -> None:
+    """Or one key could have all the places of fetches that are slow."""
+    rates = RequestRates(Database(sqlite_url(tmp_path)))
+    limits = KeyLimits(Quota(concurrent_requests=3), WorkerPool(lambda _: []), rates, ThreadPools())
+    alice, bob = Caller("alice"), Caller("bob")
+    with ExitStack() as fetches:
+        for _ in range(3):
+            fetches.enter_context(limits.loading(alice))
+        with pytest.raises(KeyLimitReached), limits.loading(alice):
+            pass
+        with pytest.raises(KeyLimitReached) as refused:
+            limits.check(alice)
+        assert refused.value.retry_after >= 1
+        limits.check(bob)
+    limits.check(alice)
+    anybody = Caller("")
+    with ExitStack() as fetches:  # a server without keys has one client
+        for _ in range(9):
+            fetches.enter_context(limits.loading(anybody))
 
 
 MEMORY = """

@@ -141,7 +141,7 @@ async def answer(
         return await answer_with_job(call, spec, fields)
     with call.jobs.joins.starting(identity):
         await check_prompt(body.prompt, state)
-        building = spec.build_request(state)
+        building = spec.build_request(state, call.caller)
         image_request = await (cancel_on_disconnect(building, request.receive) if spec.has_source else building)
         spec.release_source()
         generation = await start_generation(call, spec, image_request)

@@ -85,7 +85,7 @@ class JobService:
         Raises `KeyReused`, a `StorageFailure`, and what `Generation.start` raises before any work.
         """
         if key is None:
-            request = await self._build_request(spec)
+            request = await self._build_request(spec, caller)
             admission = asyncio.ensure_future(self._admit(spec, request, caller, None, body_hash))
             return await asyncio.shield(admission), False  # a row without its generation would wait for a restart
         return await asyncio.shield(asyncio.ensure_future(self._accept_once(spec, caller, key, body_hash)))
@@ -181,7 +181,7 @@ class JobService:
         async with lock:  # a source picture is not fetched for a second answer
             if known := await self._find_key(caller.owner, key, body_hash):
                 return known, True
-        request = await self._build_request(spec)
+        request = await self._build_request(spec, caller)
         while True:
             async with lock:
                 if known := await self._find_key(caller.owner, key, body_hash):
@@ -189,9 +189,9 @@ class JobService:
                 with suppress(KeyTaken):  # another server was quicker: its job is the one to find
                     return await self._admit(spec, request, caller, key, body_hash), False
 
-    async def _build_request(self, spec: JobSpec) -> ImageRequest:
+    async def _build_request(self, spec: JobSpec, caller: Caller) -> ImageRequest:
         await check_prompt(spec.body.prompt, self._state)
-        return await spec.build_request(self._state)
+        return await spec.build_request(self._state, caller)
 
     async def _find_key(self, owner: str, key: str, body_hash: str) -> JobRecord | None:
         record = await self.threads.run("database", self._store.find_key, owner, key)

@@ -10,6 +10,7 @@ from server.aliases import EVENTS, TranslatedRequest, param_type
 from server.errors import invalid_request
 from server.images.decoding import UnusableImage
 from server.schema import Body, GenerationBody, read_body
+from server.security.callers import Caller
 from server.state import AppState
 
 PLACEHOLDER_URL = "data:,"  # the `image_url` of a request whose picture is a file, uploaded or local
@@ -52,16 +53,18 @@ class JobSpec:
         """Whether it begins at a picture, which may have to be fetched."""
         return not isinstance(self.body, GenerationBody)
 
-    async def build_request(self, state: AppState) -> ImageRequest:
+    async def build_request(self, state: AppState, caller: Caller) -> ImageRequest:
         """What is to be drawn; a source picture is fetched and decoded.
 
-        Raises `InvalidRequest` if it cannot be used, and what the pool would raise, before a picture is fetched.
+        Raises `InvalidRequest` if it cannot be used, and before a picture is fetched what the pool would raise, and
+        `KeyLimitReached`.
         """
         if isinstance(self.body, GenerationBody):
             return self.body.to_request(state.served)
         state.pool.check_capacity()
         try:
-            size, pixels = await state.sources.load(self.body.image_url if self.upload is None else self.upload)
+            with state.limits.loading(caller):
+                size, pixels = await state.sources.load(self.body.image_url if self.upload is None else self.upload)
         except UnusableImage as error:
             raise invalid_request(
                 f"the picture cannot be used: {error}",

@@ -6,7 +6,9 @@ Images a day are counted where usage is, in the database (`server.usage`).
 import asyncio
 import ipaddress
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +20,7 @@ from server.security.rates import RequestRates
 
 RESERVED = 4  # one place of so many is kept for other keys, where no limit is set
 FREE, RECOVERY = 20.0, 3.0  # failures, and seconds
+LOADED_AFTER = 2.0  # seconds, about, for a source picture
 MIN_WAIT = 0.25  # seconds
 MAX_WAITING, MAX_ADDRESSES = 64, 10_000
 UNCOUNTED = 2**16  # bytes of a body; with connections limited, those of all that are so small have a bound already
@@ -36,12 +39,28 @@ class KeyLimits:
         self._pool = pool
         self._rates = rates
         self._threads = threads
+        self._loading: Counter[str] = Counter()  # source pictures, by whose they are
 
     def check(self, caller: Caller) -> None:
         """Raises `KeyLimitReached`, which says when one of the key's requests is predicted to end."""
         limit = caller.quota.concurrent_requests or self._requests
-        if caller.owner and len(jobs := self._pool.unfinished_of(caller.owner)) >= limit:
-            raise KeyLimitReached(len(jobs), self._pool.estimate_end(jobs))
+        jobs = self._pool.unfinished_of(caller.owner) if caller.owner else []
+        if caller.owner and (unfinished := len(jobs) + self._loading[caller.owner]) >= limit:
+            raise KeyLimitReached(unfinished, self._pool.estimate_end(jobs) if jobs else LOADED_AFTER)
+
+    @contextmanager
+    def loading(self, caller: Caller) -> Iterator[None]:
+        """While a source picture of the caller's is fetched and decoded, which is an unfinished request too.
+
+        Raises as `check` does.
+        """
+        self.check(caller)
+        self._loading[caller.owner] += 1
+        try:
+            yield
+        finally:
+            self._loading[caller.owner] -= 1
+            self._loading += Counter()  # forgets those that have none
 
     def images_per_day(self, caller: Caller) -> int | None:
         """How many images the caller may have in a day of UTC; None: any number."""
