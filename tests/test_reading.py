@@ -4,6 +4,8 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from support.written_formats import TINY, WRITTEN, Tensors
@@ -12,7 +14,8 @@ from weights.errors import WrongWeights
 from weights.formats.architecture import tensor_shapes
 from weights.formats.detect import match_tensors
 from weights.formats.headers import read_header
-from weights.formats.read import TensorReader
+from weights.formats.read import TensorReader, read_gguf
+from weights.formats.tensors import TensorInfo
 
 NAMES = list(tensor_shapes(TINY))
 
@@ -83,3 +86,15 @@ def test_who_stops_early_leaves_no_thread(tensors: Tensors, tmp_path: Path) -> N
         next(ahead)
         assert len(threads()) == 1
     assert not threads()
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_0", "Q5_1", "Q8_0", "IQ4_NL", "IQ4_XS"])
+def test_gguf_is_dequantized_in_float32(kind: str) -> None:
+    """As the gguf package does it. In float16 each value would be rounded before the file's LoRAs or bfloat16."""
+    quantization = gguf.GGMLQuantizationType[kind]
+    size = gguf.GGML_QUANT_SIZES[quantization][1]
+    stored = np.random.default_rng(5).integers(0, 0x40, (4, 2 * size), np.uint8)  # no scale is infinite
+    expected = torch.from_numpy(gguf.quants.dequantize(stored, quantization))
+    read = read_gguf(torch.from_numpy(stored), TensorInfo(kind, tuple(expected.shape), Path(), 0, stored.size), None)
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read, expected, rtol=1e-6, atol=1e-6)

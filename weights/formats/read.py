@@ -61,17 +61,22 @@ def read_scaled(stored: torch.Tensor, info: TensorInfo, scale: torch.Tensor | No
 
 
 def read_gguf(stored: torch.Tensor, info: TensorInfo, scale: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG001
-    """The values as diffusers' functions dequantize them. Raises `WrongWeights` for a type that diffusers lacks."""
+    """The values in float32, by diffusers' functions. Raises `WrongWeights` for a type that diffusers lacks.
+
+    diffusers itself calls them without a type, and they then compute in the float16 of the stored scales.
+    """
     if info.dtype in DTYPES:
         return read_plain(stored, info, None)
-    from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_functions, dequantize_gguf_tensor
-    from gguf import GGMLQuantizationType
+    from diffusers.quantizers.gguf.utils import dequantize_functions
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     quantization = GGMLQuantizationType[info.dtype]
     if quantization not in dequantize_functions:
         raise WrongWeights(info.file, f"{info.dtype} is a GGUF type that diffusers does not read")
-    values: torch.Tensor = dequantize_gguf_tensor(GGUFParameter(stored, quant_type=quantization))
-    return values
+    values, size = GGML_QUANT_SIZES[quantization]  # of a block, the latter in bytes
+    blocks = stored.reshape(-1, size)
+    decoded: torch.Tensor = dequantize_functions[quantization](blocks, values, size, dtype=torch.float32)
+    return decoded.reshape(stored.shape[0], *info.shape[1:])
 
 
 class StoredTensor(NamedTuple):
