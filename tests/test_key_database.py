@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -380,12 +381,14 @@ def test_servers_with_one_database_share_keys_and_rates(postgres: Postgres) -> N
 def test_a_date_that_is_set_back_refuses_no_key_for_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that had sent its requests waited until the date had caught up."""
     per_minute, now = random.randint(1, 50), [1000.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0], time=time.time
+    )  # not that of event loops, which would sleep for hours
+    monkeypatch.setattr("server.security.rates.time", clock)
     with opened(tmp_path) as database:
         rates = RequestRates(database)
         assert [rates.take("key_x", per_minute) for _ in range(per_minute)] == [None] * per_minute
-        right = time.time
-        monkeypatch.setattr(time, "time", lambda: right() - 3600)
+        clock.time = lambda: time.time() - 3600
         now[0] += 20.0
         assert rates.take("key_x", per_minute) == 40.0
         assert rates.take("key_x", per_minute + 1) is None
