@@ -292,5 +292,5 @@ def idempotency_key(request: Request) -> str | None:
 
 def hash_fields(fields: dict[str, Any], translated: TranslatedRequest) -> str:
     """The same for bodies that say the same, whatever their spacing and order; an edit is another request."""
-    said = fields if translated.events == EVENTS else [translated.events, fields]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    content = fields if translated.events == EVENTS else [translated.events, fields]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -72,7 +72,7 @@ class KeyLimits:
         if not caller.owner or per_minute is None:
             return
         if self._rates.shared:
-            wait = self._rates.known_wait(caller.owner, per_minute)
+            wait = self._rates.cached_wait(caller.owner, per_minute)
             if wait is None:
                 wait = await self._threads.run("rates", self._rates.take, caller.owner, per_minute)
         else:

@@ -42,7 +42,7 @@ class RequestRates:
                 hits.append(now)
         return wait
 
-    def known_wait(self, owner: str, per_minute: int) -> float | None:
+    def cached_wait(self, owner: str, per_minute: int) -> float | None:
         """The seconds that are left of what a refusal said: until then there is no need to ask the database again."""
         left = self._refused.get((owner, per_minute), 0.0) - time.monotonic()
         if left > 0:
