@@ -36,7 +36,7 @@ from bench.support.sleeping_engine import dump_plans
 from bench.support.stand_in import start_stand_in
 
 HOST_MS, CPU_MS = 60.0, 80.0  # of a checked picture of a megapixel: bench/LOG.md, 2026-11-27
-TRIES = 5  # of each kind alone, before a check
+TRIES = 5  # of each kind alone, before a check and after it
 DAY = 86400
 Figures = dict[str, Any]
 
@@ -132,31 +132,41 @@ def show(rows: Sequence[Figures], options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def start_checked(kinds: Sequence[Kind], options: argparse.Namespace) -> Iterator[tuple[int, Sequence[Kind]]]:
-    """The real server, which has drawn each kind before: its port, and the kinds as it draws them."""
+def start_checked(kinds: Sequence[Kind], options: argparse.Namespace) -> Iterator[int]:
+    """The port of the real server, which has drawn each kind once."""
     limits = {"queue_size": options.queue_size, "max_running": options.max_running}
     if options.model is None:
         with start_stand_in(options.devices[0], dump_plans(kinds), **limits) as server:
             wait_until_ready(server.port)
             try_alone(server.port, kinds, 1)
-            yield server.port, kinds
+            yield server.port
         return
     flags = [text for name, value in limits.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     with start_server(options.model, *flags) as url:
         port = urlsplit(url).port or 0
         try_alone(port, kinds, 1)
-        timings = try_alone(port, kinds, TRIES)
-        yield port, [replace(kind, plan=plan_from_timings(kind.request, medians_of(rows))) for kind, rows in timings]
+        yield port
 
 
-def try_alone(port: int, kinds: Sequence[Kind], times: int) -> list[tuple[Kind, list[dict[str, Any]]]]:
-    """The timings of some requests of each kind, one at a time."""
+def try_alone(port: int, kinds: Sequence[Kind], rounds: int) -> list[list[dict[str, Any]]]:
+    """The timings of the kinds, one request at a time: a list of each round, in the order of the kinds.
+
+    In rounds, since how fast shared cores are changes within a minute.
+    """
     tried = []
-    for kind in kinds:
-        replies = asyncio.run(send_in_turn(port, [make_post(kind.body)] * times))
+    for _ in range(rounds):
+        replies = asyncio.run(send_in_turn(port, [make_post(kind.body) for kind in kinds]))
         check_replies(replies)
-        tried.append((kind, [timings_of(reply) for reply in replies]))
+        tried.append([timings_of(reply) for reply in replies])
     return tried
+
+
+def with_measured_plans(kinds: Sequence[Kind], rounds: Sequence[Sequence[dict[str, Any]]]) -> list[Kind]:
+    """How long requests wait follows from the mean, not from the median."""
+    return [
+        replace(kind, plan=plan_from_timings(kind.request, means_of(rows)))
+        for kind, *rows in zip(kinds, *rounds, strict=True)
+    ]
 
 
 def timings_of(reply: Reply) -> dict[str, Any]:
@@ -164,17 +174,26 @@ def timings_of(reply: Reply) -> dict[str, Any]:
     return timings
 
 
-def medians_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {name: statistics.median(row[name] for row in rows) for name in ("text", "denoise", "decode")}
+def means_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {name: statistics.fmean(row[name] for row in rows) for name in ("text", "denoise", "decode")}
 
 
 def check(kinds: Sequence[Kind], options: argparse.Namespace) -> Figures:
-    """The same arrivals, sent and simulated. What a request takes beside the engine is this run's median."""
+    """The same arrivals, sent and simulated. What a request takes beside the engine is this run's median.
+
+    A model's seconds alone are measured before and after, and the simulation has those of both.
+    """
     devices = options.devices[0] if options.model is None else 1
-    with start_checked(kinds, options) as (port, drawn):
+    with start_checked(kinds, options) as port:
+        alone = try_alone(port, kinds, TRIES) if options.model else []
+        drawn = with_measured_plans(kinds, alone) if alone else kinds
         rate = options.load[0] * devices / mean_seconds(drawn)
-        visits = draw_arrivals(drawn, rate, max(1, round(rate * options.seconds)), options.seed)
+        count = max(1, round(rate * options.seconds))
+        visits = draw_arrivals(drawn, rate, count, options.seed)
         replies = asyncio.run(send_at(port, [(visit.arrived, make_post(visit.kind.body)) for visit in visits]))
+        if alone:
+            drawn = with_measured_plans(kinds, alone + try_alone(port, kinds, TRIES))
+    visits = draw_arrivals(drawn, rate, count, options.seed)
     simulate(Limits(devices, options.queue_size, options.max_running), visits)
     answered = [(visit, reply) for visit, reply in zip(visits, replies, strict=True) if reply.status in (200, 201)]
     check_replies([reply for reply in replies if reply.status != 429])
