@@ -8,7 +8,7 @@ and flux/srpo/image-to-image APIs. Nothing else in the project declares a parame
 import secrets
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -201,9 +201,13 @@ class ImageRequest:
         return self.pixels * weigh_steps(self.acceleration, self.steps) * len(self.seeds) / 2**20
 
     def to_json(self) -> dict[str, Any]:
-        """All but the source's pixels, which travel beside it as they are."""
-        data = asdict(replace(self, source=None))
-        return data | {"source": None if self.source is None else {"strength": self.source.strength}}
+        """All but the source's pixels, which travel beside it as they are.
+
+        Defaults are left out: an earlier version can read what asks for nothing that it does not know.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["source"] = self.source and {"strength": self.source.strength}
+        return {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], pixels: bytes = b"") -> "ImageRequest":

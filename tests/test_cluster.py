@@ -44,7 +44,7 @@ SILENCE = 0.5  # seconds
 class LocalCall:
     """A call of an engine in this process; a `frozen` one says one thing and no more, a `dying` one breaks then.
 
-    A `deaf` one says nothing at all, and a `gone` one breaks before it has said anything.
+    A `deaf` one says nothing at all, and a `gone` one breaks before it has said anything. A `newer` one says more.
     """
 
     def __init__(self, said: Any, fault: str | None) -> None:
@@ -57,6 +57,10 @@ class LocalCall:
             if self._fault == "deaf":
                 await asyncio.sleep(3600)
             async for said in self._said:
+                if self._fault == "newer":
+                    yield {"event": "weather", "job": "none"}, b""
+                    yield said[0] | {"colour": "green"}, said[1]
+                    continue
                 yield said
                 if self._fault == "dying":
                     raise CallLost("it died")
@@ -207,6 +211,24 @@ async def test_an_engine_that_would_draw_other_bytes_draws_none() -> None:
         call = engines.draw(ask().to_json(), b"", asdict(PreviewPlan()), "another fingerprint")
         with pytest.raises(CallLost, match="other bytes"):
             await anext(call.messages())
+
+
+async def test_a_server_understands_an_engine_of_a_later_version() -> None:
+    """While a cluster is updated. It says more of what it always said, and things that nobody knew before."""
+    async with running("newer") as (pool, engines, _):
+        assert (await pool.submit(ask()).result()).pixels == (picture(7),)
+        assert engines.calls == 1
+
+
+async def test_an_engine_refuses_a_request_of_a_later_version_only_if_it_asks_for_something_new() -> None:
+    async with running() as (pool, engines, engine):
+        request = ask()
+        assert "source" not in request.to_json()  # a field that asks for nothing is not sent
+        fingerprint = pool.status().info.fingerprint  # type: ignore[union-attr]
+        call = engines.draw(request.to_json() | {"colour": "green"}, b"", asdict(PreviewPlan()), fingerprint)
+        with pytest.raises(CallLost, match="version"):
+            await anext(call.messages())
+        assert engine.status().running == 0
 
 
 async def test_new_engines_that_draw_other_bytes_take_the_place_of_all_old_ones(

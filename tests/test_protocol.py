@@ -40,13 +40,12 @@ def test_an_event_arrives_as_it_was_sent(event: JobEvent) -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
-def test_a_field_that_is_missing_or_too_many_is_refused(event: JobEvent) -> None:
+def test_a_missing_field_is_refused_and_one_of_a_later_version_left_out(event: JobEvent) -> None:
     header, payload = encode_event(event)
     for name in header.keys() - {"seconds", "batch"}:  # of a step in which nothing was measured
         with pytest.raises(ProtocolError):
             decode_event(Message({key: value for key, value in header.items() if key != name}, payload))
-    with pytest.raises(ProtocolError, match="colour"):
-        decode_event(Message(header | {"colour": 1}, payload))
+    assert decode_event(Message(header | {"colour": 1}, payload)) == event
 
 
 @pytest.mark.parametrize("header", [{}, {"event": "loading"}, {"event": ["step"]}, {"event": "done", "job": "a"}])

@@ -1,12 +1,15 @@
 """Messages on the pipe between the pool and a worker: a small JSON header, then raw bytes.
 
 Layout: header length (4 bytes), payload length (8 bytes), both little-endian unsigned, header (UTF-8 JSON), payload.
-What a worker says of a job is one of `JobEvent`, in either direction; an engine of a cluster says the same.
+What a worker says of a job is one of `JobEvent`, in either direction; an engine of a cluster says the same. While a
+cluster is updated its engines and servers are of two versions: a later one may say more, never less, and a field that
+is new has a default.
 """
 
 import json
 import struct
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from pipelines.request import Stage, Timings
@@ -98,6 +101,11 @@ EVENT_NAMES: dict[type[JobEvent], str] = {
 }
 
 
+def known_fields(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what another version has sent, what this one's dataclass `kind` has a field for. Pixels are no part of it."""
+    return {field.name: data[field.name] for field in fields(kind) if field.name in data}
+
+
 def encode_event(event: JobEvent) -> Message:
     """Pixels are the payload."""
     header = {"event": EVENT_NAMES[type(event)], **asdict(event)}
@@ -105,23 +113,22 @@ def encode_event(event: JobEvent) -> Message:
 
 
 def decode_event(message: Message) -> JobEvent:
-    """Raises `ProtocolError`, also where a field is missing or too many."""
+    """Raises `ProtocolError`, also where a field is missing. Fields of a later version are left out."""
     header, payload = message
-    fields = dict(header)
     try:
-        match fields.pop("event"):
+        match header["event"]:
             case "step":
-                return StepDone(**fields)
+                return StepDone(**known_fields(StepDone, header))
             case "preview":
-                return PreviewReady(**fields, pixels=payload)
+                return PreviewReady(**known_fields(PreviewReady, header), pixels=payload)
             case "image":
-                return ImageReady(**fields, pixels=payload)
+                return ImageReady(**known_fields(ImageReady, header), pixels=payload)
             case "done":
-                timings, notes = Timings(**fields.pop("timings")), tuple(fields.pop("notes"))
-                stages = tuple(Stage(*stage) for stage in fields.pop("stages"))
-                return JobDone(**fields, timings=timings, stages=stages, notes=notes)
+                timings, notes = Timings(**known_fields(Timings, header["timings"])), tuple(header["notes"])
+                stages = tuple(Stage(*stage) for stage in header["stages"])
+                return JobDone(header["job"], timings, stages, notes)
             case "failed":
-                return JobFailed(**fields)
+                return JobFailed(**known_fields(JobFailed, header))
             case other:
                 raise ProtocolError(f"no event of a job is called {other!r}")
     except (KeyError, TypeError) as error:

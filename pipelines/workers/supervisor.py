@@ -18,7 +18,7 @@ from pipelines.job import Job
 from pipelines.workers.activity import IDLE, ActivityReport
 from pipelines.workers.patience import Patience, Restarts
 from pipelines.workers.process import WorkerProcess
-from pipelines.workers.protocol import Message, decode_event
+from pipelines.workers.protocol import Message, decode_event, known_fields
 from pipelines.workers.status import WorkerState, WorkerStatus
 from pipelines.workers.supervision import Supervise, SupervisorCallbacks
 from pipelines.workers.visible_devices import isolate_devices
@@ -217,7 +217,7 @@ class WorkerSupervisor:
                 if self._device_name is None:  # where a worker was ready before, it is restarted
                     self.fail(header["message"])
             case "ready":
-                self._on_ready(process, EngineInfo(**{key: header[key] for key in EngineInfo.__slots__}))
+                self._on_ready(process, EngineInfo(**known_fields(EngineInfo, header)))
             case _ if (job := self.running.get(header["job"])) is not None:
                 self._callbacks.on_job_event(self, job, decode_event(message))
 

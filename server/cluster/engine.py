@@ -95,6 +95,8 @@ class EngineService:
             job = self._pool.submit(ImageRequest.from_json(request, pixels), PreviewPlan(**previews), tenant=tenant)
         except PipelineError as error:
             raise EngineUnavailable(type(error).__name__) from None
+        except TypeError:  # while a cluster is updated: to draw without the field would be another picture
+            raise EngineUnavailable("the request has a field that this engine's version does not know") from None
         queue = self._pool.hear(job)
         try:
             yield ALIVE

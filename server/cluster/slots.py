@@ -24,7 +24,7 @@ from pipelines.engine.base import EngineInfo
 from pipelines.errors import CannotSleep
 from pipelines.job import Job
 from pipelines.workers.activity import IDLE, ActivityReport
-from pipelines.workers.protocol import Message, ProtocolError, decode_event
+from pipelines.workers.protocol import EVENT_NAMES, Message, ProtocolError, decode_event
 from pipelines.workers.status import WorkerState, WorkerStatus
 from pipelines.workers.supervision import EngineSupervisor, SupervisorCallbacks
 
@@ -249,7 +249,7 @@ class EngineSlot:
                 raise CallLost("it ended too soon") from None
             limit = self._roster.timeout
             self._begun.add(job.id)
-            if header["event"] != "alive":
+            if header["event"] in EVENT_NAMES.values():  # else a sign of life, or an engine's of a later version
                 try:
                     event = decode_event(Message(header, payload))
                 except ProtocolError as error:
