@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
@@ -19,6 +20,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from pipelines.engine.base import EngineInfo
 from pipelines.workers.pool import WorkerPool
+from pipelines.workers.protocol import known_fields
 from server import logs
 from server.app import ImageServer, create_app
 from server.cluster.engine import EngineMessage, build_engine
@@ -77,7 +79,7 @@ class RayEngines:
     async def describe(self) -> EngineInfo:
         with lost_calls():
             async with asyncio.timeout(DESCRIBE_LIMIT):
-                return EngineInfo(**await self._handle.describe.remote())
+                return EngineInfo(**known_fields(EngineInfo, await self._handle.describe.remote()))
 
     def draw(
         self, request: dict[str, Any], pixels: bytes, previews: dict[str, int], fingerprint: str, tenant: str
@@ -105,6 +107,14 @@ class ApiReplica:
         return create_app(settings, pool)
 
 
+def count_engines_here(settings: ClusterSettings) -> int:
+    """How many engines this machine may have: they share its memory, where parts of a model wait for their turn."""
+    here = ray.get_runtime_context().get_node_id()
+    gpus = next((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["NodeID"] == here), 0.0)
+    fitting = int(gpus / settings.engine_gpus) if settings.engine_gpus else settings.engines
+    return max(1, min(settings.engines, fitting))
+
+
 class EngineReplica:
     """One engine on the device that Ray gives it. Ready when its worker is."""
 
@@ -112,7 +122,9 @@ class EngineReplica:
         settings = ClusterSettings()
         make_private(settings.data_dir)
         logs.configure(settings)
-        config = replace(build_engine_config(settings, settings.data_dir), log_format=logs.log_format_of(settings))
+        config = build_engine_config(settings, settings.data_dir)
+        processes = config.processes * count_engines_here(settings)
+        config = replace(config, processes=processes, log_format=logs.log_format_of(settings))
         if factory is not None:
             config = replace(config, factory=factory)
         self._watched = asyncio.create_task(keep_watched(STANDSTILL * settings.engine_timeout))
