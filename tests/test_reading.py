@@ -45,6 +45,15 @@ def test_what_is_read_ahead_is_what_is_read_alone(tensors: Tensors, tmp_path: Pa
     assert not threads()
 
 
+@pytest.mark.parametrize("case", WRITTEN)
+def test_tensors_are_decoded_on_the_device(tensors: Tensors, tmp_path: Path, case: str) -> None:
+    """torch's device without values takes the place of a card: nothing is computed beside it."""
+    with reader_of(tensors, tmp_path / "file", case) as reader:
+        for name, tensor in list(reader.read_all(NAMES, device=torch.device("meta"))):
+            assert tensor.device.type == "meta"
+            assert (tensor.dtype, tensor.shape) == (reader.read(name).dtype, tensors[name].shape)
+
+
 def test_all_tensors_lie_in_two_buffers(tensors: Tensors, tmp_path: Path) -> None:
     largest = max(tensor.numel() * 4 for tensor in tensors.values())
     with reader_of(tensors, tmp_path / "file") as reader:

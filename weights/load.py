@@ -60,7 +60,7 @@ def load_pipeline(
     adapters = [lora.read(*parse_lora(text), tensor_shapes(transformer_config)) for text in loras]
     home = HOST if "transformer" in on_host else device
     if file is not None:
-        with open_tensors(file, transformer_config, pinned=device.type == "cuda") as tensors:
+        with open_tensors(file, transformer_config, device) as tensors:
             parts["transformer"] = build_transformer(config, tensors, adapters, dtype, device, home, report, fp8)
     elif adapters or fp8:
         state = pipeline.transformer.state_dict()
@@ -81,12 +81,19 @@ def load_pipeline(
 
 @contextmanager
 def open_tensors(
-    file: Path, config: TransformerConfig, *, pinned: bool
+    file: Path, config: TransformerConfig, device: torch.device
 ) -> Iterator[Iterable[tuple[str, torch.Tensor]]]:
-    """The transformer's names and tensors in a file of any format, each valid until the next. Raises `WeightsError`."""
+    """The transformer's names and tensors in a file of any format, on `device`, each valid until the next.
+
+    Raises `WeightsError`.
+    """
     match = match_tensors(read_header(file), config)
     require_match(file, match)
-    with TensorReader(match) as reader, closing(reader.read_all(tensor_shapes(config), pinned=pinned)) as tensors:
+    pinned = device.type == "cuda"
+    with (
+        TensorReader(match) as reader,
+        closing(reader.read_all(tensor_shapes(config), pinned=pinned, device=device)) as tensors,
+    ):
         yield tensors
 
 
@@ -133,6 +140,7 @@ def build_transformer(
 
 
 def store(value: torch.Tensor, home: torch.device, read: torch.Tensor) -> torch.Tensor:
-    """The value on `home`, in memory of its own and not in that of `read`."""
+    """The value on `home`, in memory of its own and not in that of `read`, if that is a buffer."""
     stored = value.to(home)
-    return stored.clone() if stored.untyped_storage().data_ptr() == read.untyped_storage().data_ptr() else stored
+    in_buffer = read.device.type == "cpu" and stored.untyped_storage().data_ptr() == read.untyped_storage().data_ptr()
+    return stored.clone() if in_buffer else stored

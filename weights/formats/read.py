@@ -86,6 +86,10 @@ class StoredTensor(NamedTuple):
     info: TensorInfo
     scale: torch.Tensor | None
 
+    def move(self, device: torch.device | None) -> "StoredTensor":
+        scale = None if self.scale is None else self.scale.to(device)
+        return StoredTensor(self.rows.to(device), self.info, scale)
+
 
 class TensorReader:
     """Reads the transformer's tensors by diffusers' names, whatever the format. A context manager: it opens files."""
@@ -106,13 +110,14 @@ class TensorReader:
         return self._decode(name, self._read_stored(name))
 
     def read_all(
-        self, names: Iterable[str], *, pinned: bool = False
+        self, names: Iterable[str], *, pinned: bool = False, device: torch.device | None = None
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Names and tensors as of `read`, in the order of the files; while one is in use a thread reads the next.
 
         A tensor is valid until the next one is asked for: it may lie in one of two buffers, of the largest tensor's
-        size, that are used again and again. `pinned` buffers are copied to a CUDA device fastest. To be closed if not
-        read to the end. Raises `WrongWeights`.
+        size, that are used again and again. It is moved to `device` as it is stored, and decoded there; None: it stays
+        on the CPU. `pinned` buffers are copied to a CUDA device fastest. To be closed if not read to the end. Raises
+        `WrongWeights`.
         """
         ordered = sorted(names, key=self._place)
         size = max(map(self._stored_bytes, ordered), default=0)
@@ -125,7 +130,7 @@ class TensorReader:
                     thread.submit(self._read_stored, following, buffers[number % 2])
                     for following in ordered[number : number + 1]
                 ]
-                yield name, self._decode(name, stored)
+                yield name, self._decode(name, stored.move(device))
 
     def _place(self, name: str) -> tuple[str, int]:
         """Where a tensor begins: on a disk it is fastest to read onwards."""
