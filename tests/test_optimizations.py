@@ -157,9 +157,8 @@ def test_joined_projections_take_no_memory_and_are_quantized_as_one() -> None:
     for preset in ("none", "high"):
         transformer = fast.variants[preset].transformer
         assert count(transformer) == count(slow.variants[preset].transformer)
-        assert type(transformer.transformer_blocks[0].attn.to_qkv.weight).__name__ == {
-            "none": "Parameter", "high": "Float8Tensor"
-        }[preset]  # fmt: skip
+        for joined in (transformer.transformer_blocks[0].attn.to_qkv, transformer.single_transformer_blocks[0].proj_in):
+            assert type(joined.weight).__name__ == {"none": "Parameter", "high": "Float8Tensor"}[preset]
         error = (velocity(fast, preset) - velocity(slow, preset)).abs().max()
         assert error <= FLOAT8 * velocity(slow, preset).abs().max()
 
@@ -172,7 +171,7 @@ def test_projections_stored_in_float8_are_joined_with_their_scales() -> None:
     inputs = torch.randn(5, 32)
     joined = join_layers(layers)
     torch.testing.assert_close(joined(inputs), torch.cat([layer(inputs) for layer in layers], dim=-1))
-    for layer, part in zip(layers, split_layer(joined, 3), strict=True):
+    for layer, part in zip(layers, split_layer(joined, [16] * 3), strict=True):
         assert torch.equal(part(inputs), layer(inputs))
 
 

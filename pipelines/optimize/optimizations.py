@@ -43,7 +43,7 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
         "position tables are kept for each size", "exact", ("cpu", "cuda"), f"{HERE}.precompute:cache_rotaries"
     ),
     "qkv": Optimization(
-        "query, key and value of each attention are one product",
+        "query, key and value of each attention are one product, in single blocks with the MLP's",
         "rounding",
         (),
         f"{HERE}.projections:fuse_projections",

@@ -1,21 +1,28 @@
-"""Query, key and value of an attention by one product instead of three: the same weights, read once.
+"""Products of the same inputs as one: the weights of several layers, read once.
 
-diffusers' blocks know such attentions (`fused_projections`), but its own way keeps the three layers beside the joined
-one. Here they are moved into it, so it takes no memory.
+In each attention query, key and value are one product instead of three; in a single block the first layer of its MLP is
+part of it too. diffusers' attentions know such layers (`fused_projections`), but its own way keeps the three beside the
+joined one. Here they are moved into it, so it takes no memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from diffusers.models.transformers import transformer_flux
 
 from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
 from pipelines.optimize.context import Change, OptimizationContext
 from weights.formats.fp8_linear import Float8Linear
 
-# By the name that the blocks use for the joined layer: those of the image's tokens, and of the text's in double blocks.
-JOINED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
+# A block's layers, by the name of the joined one: of a double block's tokens of the image and of the text, of a single
+# block's tokens.
+DOUBLE = {
+    "attn.to_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "attn.to_added_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+SINGLE = {"proj_in": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")}
 LAYERS = (torch.nn.Linear, Float8Linear)  # of these, all tensors' rows are outputs
 
 
@@ -23,42 +30,86 @@ class ProjectionsUnavailable(RuntimeError):
     """The layers cannot be joined as they are stored."""
 
 
+class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):  # type: ignore[misc]
+    """diffusers' block (0.42) with `proj_in` for query, key, value and MLP.
+
+    It has the name of diffusers' class, by which `compile_repeated_blocks` finds it.
+    """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        joint_attention_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of the image and of the text, `(batch, tokens, width)` each; returns the text's and the image's."""
+        text = encoder_hidden_states.shape[1]
+        residual = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        normed, gate = self.norm(residual, emb=temb)
+        joined = self.proj_in(normed)
+        projections, mlp = joined.split([joined.shape[-1] - self.mlp_hidden_dim, self.mlp_hidden_dim], dim=-1)
+        attended = self.attn(
+            hidden_states=projections, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {})
+        )
+        mixed = self.proj_out(torch.cat([attended, self.act_mlp(mlp)], dim=2))
+        states = residual + gate.unsqueeze(1) * mixed
+        if states.dtype == torch.float16:
+            states = states.clip(-65504, 65504)
+        return states[:, :text], states[:, text:]
+
+
 def fuse_projections(engine: FluxEngine, _: OptimizationContext) -> Change:
-    """Join the three layers of every attention. Raises `ProjectionsUnavailable`, with all layers as before."""
-    attentions = list(iterate_attentions(engine))
-    layers = [getattr(attention, name) for attention in attentions for name in list_separate(attention)]
+    """Join the layers of every block. Raises `ProjectionsUnavailable`, with all layers as before."""
+    blocks = list(iterate_blocks(engine))
+    layers = [block.get_submodule(name) for block, joined in blocks for names in joined.values() for name in names]
     if any(type(layer) not in LAYERS or hasattr(layer, "_diffusers_hook") for layer in layers):
         raise ProjectionsUnavailable("the placement streams the transformer's layers one by one")
-    for attention in attentions:
-        for joined, separate in JOINED.items():
-            if hasattr(attention, separate[0]):
-                setattr(attention, joined, join_layers([getattr(attention, name) for name in separate]))
-                for name in separate:
-                    delattr(attention, name)
-        attention.fused_projections = True
+    for block, joined in blocks:
+        for name, separate in joined.items():
+            replace_layers(block, separate, {name: join_layers([block.get_submodule(one) for one in separate])})
+        block.attn.fused_projections = True
+        if joined is SINGLE:
+            block.attn.to_qkv = torch.nn.Identity()  # it is given the product
+            block.__class__ = FluxSingleTransformerBlock
     return Change(engine.options)
 
 
 def separate_projections(engine: FluxEngine) -> EngineOptions:
-    """Three layers again, which share the joined one's memory."""
-    for attention in iterate_attentions(engine):
-        for joined, separate in JOINED.items():
-            if hasattr(attention, joined):
-                for name, layer in zip(separate, split_layer(getattr(attention, joined), len(separate)), strict=True):
-                    setattr(attention, name, layer)
-                delattr(attention, joined)
-        attention.fused_projections = False
+    """Layers of their own again, which share the joined one's memory."""
+    for block, joined in iterate_blocks(engine):
+        if not block.attn.fused_projections:
+            continue
+        for name, separate in joined.items():
+            layer, widths = block.get_submodule(name), [block.attn.inner_dim] * 3
+            if joined is SINGLE:
+                widths.append(block.mlp_hidden_dim)
+            replace_layers(block, [name], dict(zip(separate, split_layer(layer, widths), strict=True)))
+        block.attn.fused_projections = False
+        if joined is SINGLE:
+            del block.attn.to_qkv
+            block.__class__ = transformer_flux.FluxSingleTransformerBlock
     return engine.options
 
 
-def iterate_attentions(engine: FluxEngine) -> Iterator[Any]:
+def iterate_blocks(engine: FluxEngine) -> Iterator[tuple[Any, Mapping[str, Sequence[str]]]]:
+    """Each block, and what is joined in it."""
     for variant in engine.distinct_variants():
-        for block in (*variant.transformer.transformer_blocks, *variant.transformer.single_transformer_blocks):
-            yield block.attn
+        for block in variant.transformer.transformer_blocks:
+            yield block, DOUBLE
+        for block in variant.transformer.single_transformer_blocks:
+            yield block, SINGLE
 
 
-def list_separate(attention: torch.nn.Module) -> list[str]:
-    return [name for separate in JOINED.values() for name in separate if hasattr(attention, name)]
+def replace_layers(block: torch.nn.Module, old: Sequence[str], new: Mapping[str, torch.nn.Module]) -> None:
+    """Names are paths below the block."""
+    for path in old:
+        parent, _, name = path.rpartition(".")
+        delattr(block.get_submodule(parent), name)
+    for path, layer in new.items():
+        parent, _, name = path.rpartition(".")
+        setattr(block.get_submodule(parent), name, layer)
 
 
 def join_layers(layers: Sequence[torch.nn.Linear]) -> torch.nn.Linear:
@@ -67,10 +118,10 @@ def join_layers(layers: Sequence[torch.nn.Linear]) -> torch.nn.Linear:
     return make_layer(layers[0], {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
-def split_layer(layer: torch.nn.Linear, count: int) -> list[torch.nn.Linear]:
-    """`count` layers, each with its share of the outputs and of the layer's memory."""
-    parts = {name: tensor.chunk(count) for name, tensor in layer.state_dict().items()}
-    return [make_layer(layer, {name: chunks[index] for name, chunks in parts.items()}) for index in range(count)]
+def split_layer(layer: torch.nn.Linear, widths: Sequence[int]) -> list[torch.nn.Linear]:
+    """Layers that have so many of the outputs each, and their part of the layer's memory."""
+    parts = {name: tensor.split(list(widths)) for name, tensor in layer.state_dict().items()}
+    return [make_layer(layer, {name: part[index] for name, part in parts.items()}) for index in range(len(widths))]
 
 
 def make_layer(like: torch.nn.Linear, tensors: dict[str, torch.Tensor]) -> torch.nn.Linear:
