@@ -12,6 +12,7 @@ from typing import Any
 import obstore
 import pytest
 from support.buckets import S3Service
+from support.command_line import srpo
 
 from server.batch.items import BatchItem, make_item
 from server.batch.lines import CannotGenerate, Line, read_lines
@@ -134,10 +135,11 @@ def test_a_line_without_a_seed_always_gets_the_same_one_and_another_line_another
         (("--ray", "--jsonl", "in.jsonl", "-o", "s3://bucket/run"), "needs credentials in the environment"),
     ],
 )
-def test_what_a_batch_over_engines_needs(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
+def test_what_a_batch_over_engines_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}')
-    command = [sys.executable, "-m", "server", "generate", *arguments, "--model", "tiny"]
-    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    ended = srpo("generate", *arguments, "--model", "tiny")
     assert ended.returncode == 2
     assert complaint in ended.stderr, ended.stderr

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from support.command_line import srpo
+from support.server import START_LIMIT
 
 from server.errors import Unauthorized
 from server.security.keys import KeyRing, new_key
@@ -18,16 +20,6 @@ from server.settings.server import Settings
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def srpo(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server", *arguments],
-        env={"PATH": "/usr/bin:/bin", **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def test_every_setting_is_a_flag_with_help() -> None:
@@ -51,7 +43,6 @@ def test_every_setting_is_a_flag_with_help() -> None:
         (["--store-url", "s3:///x"], {}, "(--store-url): expected file:///FOLDER or s3://BUCKET/PREFIX"),
         (["--store-url", "file://host/x"], {}, "(--store-url): expected file:///FOLDER or s3://BUCKET/PREFIX"),
         ([], {"SRPO_API_KEYS": "short"}, "at least 8"),
-        ([], {"SRPO_API_KEYS_FILE": "/nowhere"}, "/nowhere"),
         ([], {"SRPO_PUBLIC_URL": "images.example"}, "begins with http"),
         (["--nonsense", "1"], {}, "--nonsense"),
         ([], {"SRPO_API_KEYS": " , "}, "SRPO_API_KEYS (--api-keys): it holds no key"),
@@ -85,9 +76,15 @@ def test_no_setting_is_without_end_or_no_number(value: float) -> None:
             Settings.model_validate({name: value})
 
 
-def test_an_unknown_variable_is_named_with_the_nearest_setting() -> None:
-    env = {"SRPO_SAFTY_CHECKER": "none", "SRPO_XYZ": "1", "SRPO_API_KEYS_FILE": "/nowhere"}
-    lines = [line for line in srpo("serve", **env).stderr.splitlines() if "unknown_setting" in line]
+def test_a_start_names_unknown_variables_and_a_key_file_that_is_not_there() -> None:
+    unknown = {"SRPO_SAFTY_CHECKER": "none", "SRPO_XYZ": "1"}
+    env = {"PATH": "/usr/bin:/bin", "SRPO_API_KEYS_FILE": "/nowhere"} | unknown
+    command = [sys.executable, "-m", "server", "serve"]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=START_LIMIT)
+    assert ended.returncode == 2
+    assert "/nowhere" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if "unknown_setting" in line]
     assert [json.loads(line)["name"] for line in lines] == ["SRPO_SAFTY_CHECKER", "SRPO_XYZ"]
     assert [json.loads(line)["nearest"] for line in lines] == ["SRPO_SAFETY_CHECKER", None]
 
