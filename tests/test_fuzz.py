@@ -33,7 +33,7 @@ STATUSES = {row.status for row in TABLE.values()} - {499, 500}
 IGNORED = re.compile(r"(?:[A-Za-z0-9_.-]|%[0-9A-F]{2}){0,64}")
 UNPARSABLE = ("invalid_json", "invalid_body")  # a body that is no JSON object has no field to name
 
-few = settings(derandomize=True, deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+few = settings(derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +199,8 @@ FOREIGN: dict[str, Callable[[Any], bool]] = {
     "height": lambda value: a_size({"height": value}),
     "stream": lambda value: isinstance(value, bool),
     "partial_images": lambda value: value in range(4) and not isinstance(value, bool),
-    **dict.fromkeys(
-        ("quality", "style", "user", "background", "moderation", "output_compression"),
-        lambda value: False,
-    ),
 }
+WITHOUT_USE = ("quality", "style", "user", "background", "moderation", "output_compression")
 
 
 # --- native fields ---------------------------------------------------------------------------------------------------
@@ -242,7 +239,7 @@ def test_a_native_field_is_accepted_or_named(post: Post, field: str, value: Any)
     ids=lambda token: token[:12] or "empty",
 )  # fmt: skip
 def test_what_is_no_strict_json_is_refused_in_any_field(post: Post, token: str) -> None:
-    for field in (*ACCEPTED, *FOREIGN, "extra_body", "unknown"):
+    for field in (*ACCEPTED, *FOREIGN, *WITHOUT_USE, "extra_body", "unknown"):
         error = refusal(post(f'{{"model":"flux/srpo","prompt":"x","{field}":{token}}}'.encode()))
         assert (error["code"], error["param"]) == ("invalid_json", None), field
 
@@ -297,6 +294,17 @@ def test_a_foreign_field_is_honoured_or_listed(post: Post, field: str, value: An
     assert names == (set() if value is None or FOREIGN[field](value) else {field}) or (
         isinstance(value, dict) and names == {"image_size"}  # a size's own extra members
     )
+
+
+@few
+@given(sent=st.fixed_dictionaries({}, optional=dict.fromkeys(WITHOUT_USE, JSON.filter(lambda v: not has_surrogate(v)))))
+@example(sent=dict.fromkeys(WITHOUT_USE, "hd"))
+@example(sent=dict.fromkeys(WITHOUT_USE, 2))
+@example(sent=dict.fromkeys(WITHOUT_USE))
+def test_a_foreign_field_without_use_here_is_listed(post: Post, sent: dict[str, Any]) -> None:
+    reply = post(json.dumps(BASE | sent).encode())
+    assert reply.status_code == 201, reply.text
+    assert set(ignored(reply)) == {name for name, value in sent.items() if value is not None}
 
 
 @few
