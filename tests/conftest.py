@@ -1,5 +1,6 @@
 """Real parts for the tests: a real `srpo serve` on a real loopback port, with the tiny model."""
 
+import functools
 import gc
 import os
 import sys
@@ -17,6 +18,8 @@ from support.pictures import canary, public
 from support.postgres import Postgres, running_postgres
 from support.replicas import running_pair
 from support.server import LiveServer, running
+
+from pipelines.safety import open_nsfw
 
 # The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +49,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_embedded_checker() -> Iterator[None]:
+    """The network is read and compiled once a process. Each server still proves at its start that the checker works."""
+    load = open_nsfw.load_open_nsfw
+    load_of = functools.cache(lambda packages: load())  # a test that changes the packages gets what it asks for
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_nsfw, "load_open_nsfw", lambda: load_of(open_nsfw.OPEN_NSFW))
+        yield
 
 
 @pytest.fixture(scope="session")
