@@ -75,6 +75,7 @@ def test_the_linear_code_keeps_a_scene_it_has_not_seen(atlas: Atlas, code: codec
     assert -10 * np.log10(error) > 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(8, 8), (16, 8), (8, 14)])
 def test_a_scene_put_together_from_stamps_is_the_scene_drawn_and_encoded(
     atlas: Atlas, code: codec.Codec, size: tuple[int, int]
@@ -153,6 +154,7 @@ def test_a_thing_is_spelled_with_its_own_pieces(small: Small) -> None:
         assert (made - wanted).norm() < 0.03 * wanted.norm()
 
 
+@pytest.mark.long
 def test_every_row_has_the_same_norm(small: Small) -> None:
     norms = small.pieces.table.norm(dim=1)
     assert (norms > 0.99 * small.alphabet.norm).all()
@@ -246,6 +248,7 @@ def test_a_caption_is_read_as_what_the_model_is_trained_on(read: Callable[[str],
         assert read(scene.caption) == words_of(scene), scene.caption
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_few")
 def test_t5s_tokenizer_spells_as_the_training_does(small: Small) -> None:
     tokenizer, rng = grammar.make_t5_tokenizer(small.pieces), np.random.default_rng(15)
@@ -411,6 +414,7 @@ def test_the_reader_reads_what_was_composed(atlas: Atlas, tmp_path: Path) -> Non
     assert right >= 76
 
 
+@pytest.mark.long
 def test_the_packaged_icons_are_the_recipes_own(atlas: Atlas, tmp_path: Path) -> None:
     reader.save_icons(atlas, tmp_path / "icons.npz")
     with np.load(tmp_path / "icons.npz") as made, np.load(reader.ICONS) as kept:
