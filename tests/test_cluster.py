@@ -393,12 +393,6 @@ async def test_serves_own_404_is_an_answer_to_come_back_for_and_the_apps_stays(k
         assert int(reply.headers["retry-after"]) >= 1
 
 
-def test_the_server_does_not_import_ray() -> None:
-    program = "import sys, server.__main__, server.app, server.cli.cluster; print('ray' in sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ended.stdout.strip() == "False", ended.stderr
-
-
 def test_the_ray_service_sets_what_there_is() -> None:
     service = yaml.safe_load((ROOT / "deploy/kuberay/rayservice.yaml").read_text())
     (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
