@@ -80,11 +80,11 @@ def test_same_seed_same_bytes_alone_in_company_and_after_a_worker_restart(server
 
 def test_a_worker_killed_in_the_middle_of_a_request_loses_nothing(server: LiveServer) -> None:
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        replies = [threads.submit(png, server, seed=seed, num_inference_steps=50) for seed in range(1, 5)]
+        replies = [threads.submit(png, server, seed=seed, num_inference_steps=16) for seed in range(1, 5)]
         assert within(LIMIT, lambda: httpx.get(f"{server.url}/health").json()["running"] > 0)
         os.kill(worker_pid(server), signal.SIGKILL)
         pictures = [reply.result() for reply in replies]
-    assert pictures == [png(server, seed=seed, num_inference_steps=50) for seed in range(1, 5)]
+    assert pictures == [png(server, seed=seed, num_inference_steps=16) for seed in range(1, 5)]
     assert re.search(r"worker_died(.*\n)*.*worker_ready", server.log.read_text())
 
 
