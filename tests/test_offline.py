@@ -25,6 +25,7 @@ print(json.dumps({"files": files, "safety": reply["safety"]}))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not permitted(), reason="this machine does not permit `unshare -rn` (user namespaces)")
 def test_a_server_generates_in_an_empty_network_namespace(tmp_path: Path) -> None:
     command = [*NAMESPACE, sys.executable, "-c", GENERATE, str(tmp_path)]
