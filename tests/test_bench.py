@@ -166,6 +166,7 @@ def test_bench_host_measures_python_without_kernels(tmp_path: Path, capsys: pyte
     assert "compiled" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_bench_convert_measures_both_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
     assert main(["convert", "--layers", "0", "0", "--folder", str(tmp_path), "--json", str(file)]) == 0

@@ -90,6 +90,7 @@ def load_but_on_the_second(config: EngineConfig, report: Report, join_group: Joi
     join_group(tiny.build().transformer, tiny.TEXT_TOKENS, get_placement(CHECKPOINTS["tiny"], "float32", "auto"))
 
 
+@pytest.mark.long
 def test_what_fails_on_another_device_is_told() -> None:
     with pytest.raises(NotTogether, match=r"^other: RuntimeError: no such device$"):
         load_group(EngineConfig("tiny", device="cpu+other"), lambda *_: None, load_but_on_the_second)

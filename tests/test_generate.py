@@ -40,6 +40,7 @@ def generate(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.long
 def test_one_prompt_into_one_file_equals_the_servers_picture(tmp_path: Path, live: LiveServer) -> None:
     ended = generate(tmp_path, "a red apple", "-o", "apple.png", "--seed", "9", *FAST)
     assert ended.returncode == 0, ended.stderr
