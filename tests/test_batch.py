@@ -34,8 +34,8 @@ LINES = [
 
 
 @asynccontextmanager
-async def engine(s3: S3Service, bucket: str, **settings: Any) -> AsyncIterator[OfflineEngine]:
-    one = OfflineEngine(EngineSettings(model="tiny", safety_checker="none", **settings), bucket, s3.endpoint)
+async def engine(s3: S3Service, bucket: str, factory: str | None = None) -> AsyncIterator[OfflineEngine]:
+    one = OfflineEngine(EngineSettings(model="tiny", safety_checker="none"), bucket, s3.endpoint, factory)
     await one.load()
     try:
         yield one
@@ -93,8 +93,9 @@ async def test_a_batch_in_a_bucket_is_the_same_as_one_in_a_folder_and_goes_on_wh
 
 async def test_a_line_is_drawn_though_its_twin_is(s3: S3Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Variants: equal lines without a seed."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))  # where the worker finds its engine
     lines = [Line(number, FAST | {"prompt": "a cat"}) for number in (1, 2)]
-    async with engine(s3, s3.create_bucket()) as one:
+    async with engine(s3, s3.create_bucket(), factory="support.scripted_engine:load") as one:
         with monkeypatch.context() as patch:
             patch.setattr(one, "_draw_item", fail_first(one._draw_item))
             before = await one.draw(lines)
