@@ -14,6 +14,7 @@ import httpx
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
 from support.canaries import talking
 from support.jobs import PREFER, ended
 from support.ledgers import locked, opened
@@ -24,11 +25,13 @@ from support.waiting import LIMIT, within
 
 from pipelines.safety.guard import Guard
 from pipelines.safety.open_nsfw import load_open_nsfw
+from server.app import create_app
 from server.error_table import TABLE
 from server.metrics.readings import CardReader
 from server.metrics.recorder import Metrics
 from server.metrics.table import CARD_FREE, CARD_SIZE, MEGAPIXELS, METRICS, size_class
 from server.security.store import KeyStore
+from server.settings.server import Settings
 
 PATH = "/v1/images/generations"
 BODY = {"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 2}
@@ -274,16 +277,10 @@ def test_a_port_of_its_own_needs_no_key_and_serves_nothing_else(tmp_path: Path) 
 
 
 def test_metrics_can_be_switched_off(tmp_path: Path) -> None:
-    with running(tmp_path, metrics="false", wait=False) as server:
-        assert within(LIMIT, lambda: answers(server.url))
-        assert httpx.get(f"{server.url}/metrics").status_code == 404
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
+    settings = Settings(metrics=False, data_dir=tmp_path, safety_checker="none", model="tiny")
+    client = TestClient(create_app(settings), base_url="http://127.0.0.1")
+    assert client.get("/health").status_code == 200
+    assert client.get("/metrics").status_code == 404
 
 
 def test_a_locked_database_takes_only_its_own_numbers_away(scripted: Scripted) -> None:
@@ -297,8 +294,6 @@ async def test_what_takes_too_long_is_left_out_and_asked_once(tmp_path: Path, mo
     from threading import Event
 
     from server.api import metrics as page_module
-    from server.app import create_app
-    from server.settings.server import Settings
 
     released, asked = Event(), []
 
