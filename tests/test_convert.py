@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from support.engines import engine_with, weights_of
 from support.written_formats import TINY, WRITTEN, Tensors, sparse_file
 
-from server.cli.weights.convert import main as convert
+from server.__main__ import main as srpo
 from weights.formats.architecture import BLOCK_LINEARS, TransformerConfig, tensor_shapes
 from weights.formats.inspection import inspect
 from weights.formats.output_formats import OUTPUT_FORMATS
@@ -31,7 +31,7 @@ def tensors() -> Tensors:
 def test_convert(tensors: Tensors, tmp_path: Path, case: str, to: str) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     WRITTEN[case][1](tensors, source)
-    assert convert([str(source), str(target), "--to", to, "--revision", "abc"]) == 0
+    assert srpo(["weights", "convert", str(source), str(target), "--to", to, "--revision", "abc"]) == 0
     assert inspect(target).format == {"bf16": "diffusers", "fp8": "fp8-rows", "q4": "gguf"}[to]
     assert inspect(target).problem is None
     before, after = weights_of(engine_with(source)), weights_of(engine_with(target))
@@ -53,7 +53,7 @@ def test_fp8_rows_each_have_their_scale(tensors: Tensors, tmp_path: Path) -> Non
     name = "transformer_blocks.0.attn.to_q.weight"
     uneven = tensors | {name: tensors[name] * torch.logspace(-4, 4, 32)[:, None]}
     save_file(uneven, tmp_path / "source")
-    assert convert([str(tmp_path / "source"), str(tmp_path / "target"), "--to", "fp8"]) == 0
+    assert srpo(["weights", "convert", str(tmp_path / "source"), str(tmp_path / "target"), "--to", "fp8"]) == 0
     read = weights_of(engine_with(tmp_path / "target"))[name]
     assert ((read - uneven[name]).abs().amax(1) <= uneven[name].abs().amax(1) / 16).all()
     stored = load_file(tmp_path / "target")
@@ -81,7 +81,7 @@ def test_a_failed_conversion_leaves_nothing(
     tensors: Tensors, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file(tensors, tmp_path / "source")
-    assert convert([str(tmp_path / "source"), str(tmp_path / "target")]) == 2
+    assert srpo(["weights", "convert", str(tmp_path / "source"), str(tmp_path / "target")]) == 2
     assert "target cannot be written: No space left on device" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
@@ -91,17 +91,17 @@ def test_what_cannot_be_converted_is_said_before_any_work(
 ) -> None:
     save_file(tensors, tmp_path / "source")
     (tmp_path / "there").write_bytes(b"mine")
-    assert convert([str(tmp_path / "source"), str(tmp_path / "there")]) == 2
+    assert srpo(["weights", "convert", str(tmp_path / "source"), str(tmp_path / "there")]) == 2
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "there").read_bytes() == b"mine"
-    assert convert([str(tmp_path / "source"), str(tmp_path / "nowhere" / "file")]) == 2
+    assert srpo(["weights", "convert", str(tmp_path / "source"), str(tmp_path / "nowhere" / "file")]) == 2
     assert "there is no folder" in capsys.readouterr().err
     free = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free._replace(free=1000))
-    assert convert([str(tmp_path / "source"), str(tmp_path / "target")]) == 2
+    assert srpo(["weights", "convert", str(tmp_path / "source"), str(tmp_path / "target")]) == 2
     assert "only 1,000 are free" in capsys.readouterr().err
     (tmp_path / "short").write_bytes((tmp_path / "source").read_bytes()[:-4])
-    assert convert([str(tmp_path / "short"), str(tmp_path / "target")]) == 2
+    assert srpo(["weights", "convert", str(tmp_path / "short"), str(tmp_path / "target")]) == 2
     assert "short: cut off: expected" in capsys.readouterr().err
     assert not (tmp_path / "target").exists()
 

@@ -16,8 +16,8 @@ from pipelines.loading.golden import SelfCheckFailed, check_golden_images
 from pipelines.optimize.batching import COUNTS, find_exact_batches
 from pipelines.optimize.tuning_cache import TuningCache
 from pipelines.workers.patience import Patience
+from server.__main__ import main as srpo
 from server.cli import selfcheck
-from server.cli.selfcheck import main
 
 SQUARE = Size(512, 512)
 
@@ -109,12 +109,12 @@ def test_srpo_selfcheck_says_in_one_line_which_file_cannot_be_read(
     file = tmp_path / "engine.json"
     file.write_text("{")
     for flags in ([], ["--renew"]):
-        assert main(["--data-dir", str(tmp_path), *flags]) == 2
+        assert srpo(["selfcheck", "--data-dir", str(tmp_path), *flags]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"srpo selfcheck: {file} is not readable")
     file.unlink()
     file.mkdir()  # root may read the file of another user, but nobody a folder
-    assert main(["--data-dir", str(tmp_path)]) == 2
+    assert srpo(["selfcheck", "--data-dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"srpo selfcheck: {file}: Is a directory\n"
 
 
@@ -133,7 +133,7 @@ def test_srpo_selfcheck_is_as_patient_as_the_server_and_can_be_stopped(
     monkeypatch.setattr(selfcheck, "WorkerPool", StoppedPool)
     monkeypatch.setattr(selfcheck, "local_workers", lambda _, __, patience: patiences.append(patience))
     monkeypatch.setenv("SRPO_STEP_TIMEOUT", "1234")
-    assert main(["--data-dir", str(tmp_path), "--worker-timeout", "77"]) == 130
+    assert srpo(["selfcheck", "--data-dir", str(tmp_path), "--worker-timeout", "77"]) == 130
     assert patiences == [Patience(77, 1234)]
     assert capsys.readouterr().err == "srpo selfcheck: stopped\n"
 
@@ -141,17 +141,17 @@ def test_srpo_selfcheck_is_as_patient_as_the_server_and_can_be_stopped(
 @pytest.mark.long
 def test_srpo_selfcheck_compares_refuses_and_begins_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """With the worker that serves, too: what cannot be loaded is a server that does not start."""
-    flags = ["--data-dir", str(tmp_path)]
-    assert main(flags) == 0
+    flags = ["selfcheck", "--data-dir", str(tmp_path)]
+    assert srpo(flags) == 0
     assert "the first pictures" in capfd.readouterr().out
     file = tmp_path / "engine.json"
     kept = json.loads(file.read_text())
     (fingerprint,) = kept["golden"]
     kept["golden"][fingerprint]["accelerated"] = "0" * 64
     file.write_text(json.dumps(kept))
-    assert main(flags) == 1
+    assert srpo(flags) == 1
     assert "accelerated pictures differ" in capfd.readouterr().err
-    assert main([*flags, "--renew"]) == 0
+    assert srpo([*flags, "--renew"]) == 0
     assert json.loads(file.read_text())["golden"][fingerprint]["accelerated"] != "0" * 64
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from support.traps import Trap
 from support.written_formats import TINY, WRITTEN, Tensors, sparse_file
 
-from server.cli.weights.inspect import main
+from server.__main__ import main as srpo
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, Checkpoint
 from weights.errors import UnsafeFile, WrongWeights
@@ -127,13 +127,13 @@ def test_the_command_reads_headers_only(tmp_path: Path, capsys: pytest.CaptureFi
     sparse_file(tmp_path / "schnell", tensor_shapes(TransformerConfig(guidance_embeds=False)), "BF16", 2)
     said = {}
     for name in ("srpo", "comfy", "schnell"):
-        assert main([str(tmp_path / name), "--json"]) == 0
+        assert srpo(["weights", "inspect", str(tmp_path / name), "--json"]) == 0
         said[name] = json.loads(capsys.readouterr().out)
     assert said["srpo"]["parameters"] == said["comfy"]["parameters"] == 11_901_408_320
     assert [said[name]["format"] for name in said] == ["diffusers", "comfyui", "diffusers"]
     assert said["srpo"]["models"] == ["flux/srpo", "flux/dev"]
     assert said["schnell"]["models"] == ["flux/schnell"]
-    assert main([str(tmp_path / "srpo")]) == 0
+    assert srpo(["weights", "inspect", str(tmp_path / "srpo")]) == 0
     text = " ".join(capsys.readouterr().out.split())  # a long path breaks its line
     assert "47.61 GB, 1160 tensors" in text
     assert "11.90 billion (11,901,408,320)" in text
@@ -180,12 +180,12 @@ def test_other_files_are_refused_with_what_they_are(tmp_path: Path, capsys: pyte
     }
     for name, (data, said) in cases.items():
         (tmp_path / name).write_bytes(data)
-        assert main([str(tmp_path / name)]) == 2
+        assert srpo(["weights", "inspect", str(tmp_path / name)]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert name in error
         assert error.count("\n") == 1
-    assert main([str(tmp_path / "absent")]) == 2
+    assert srpo(["weights", "inspect", str(tmp_path / "absent")]) == 2
     assert "there is no such file" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.written_formats import TINY, WRITTEN
 
-from server.cli.weights import convert, pull, verify
+from server.__main__ import main as srpo
 from weights.checkpoints import CHECKPOINTS, SAFETY, CheckpointFiles
 from weights.digests import hash_file
 from weights.errors import BrokenManifest
@@ -44,12 +44,12 @@ def test_a_damaged_manifest_is_one_line_that_names_it(
     (folder / MANIFEST).write_text(BROKEN[case])
     said = f"{folder / MANIFEST} is damaged ("
     places = ["--models-dir", str(folder.parent)]
-    assert verify.main(["safety", *places]) == 1
+    assert srpo(["weights", "verify", "safety", *places]) == 1
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith(said)
     assert line.endswith("). Move it away, and pull again: what is there is not fetched anew")
     mirror = ["--models-dir", str(folder.parent / "new"), "--offline", "--from", str(folder.parent)]
-    assert pull.main(["safety", *mirror]) == 1
+    assert srpo(["weights", "pull", "safety", *mirror]) == 1
     assert f"srpo weights pull: {said}" in capsys.readouterr().err
     with pytest.raises(BrokenManifest) as raised:
         check_pulled(CheckpointFiles(CHECKPOINTS["flux/srpo"], folder, None), whole=False)
@@ -60,11 +60,11 @@ def test_a_damaged_manifest_beside_a_file_to_convert(folder: Path, capsys: pytes
     """Without it the new file's manifest would have no revision, and nobody would notice."""
     WRITTEN["diffusers"][1]({name: torch.zeros(shape) for name, shape in tensor_shapes(TINY).items()}, folder / "file")
     (folder / MANIFEST).write_text(BROKEN["cut off"])
-    command = [str(folder / "file"), str(folder / "new"), "--to", "bf16"]
-    assert convert.main(command) == 2
+    command = ["weights", "convert", str(folder / "file"), str(folder / "new"), "--to", "bf16"]
+    assert srpo(command) == 2
     assert f"{folder / MANIFEST} is damaged" in capsys.readouterr().err.replace("\n", "")
     (folder / MANIFEST).write_text(json.dumps(WHOLE))
-    assert convert.main(command) == 0
+    assert srpo(command) == 0
     assert json.loads((folder / f"new.{MANIFEST}").read_text())["revision"] == WHOLE["revision"]
 
 
@@ -74,7 +74,7 @@ def test_another_programs_file_verifies_nothing_and_is_not_overwritten(
     theirs = '{"name": "an app", "version": 3}'
     (folder / MANIFEST).write_text(theirs)
     places = ["--models-dir", str(folder.parent)]
-    assert verify.main(["safety", *places]) == 1
+    assert srpo(["weights", "verify", "safety", *places]) == 1
     assert "another program's" in capsys.readouterr().out
     mirror = folder.parent / "mirror" / SAFETY.folder
     mirror.mkdir(parents=True)
@@ -82,11 +82,11 @@ def test_another_programs_file_verifies_nothing_and_is_not_overwritten(
         (mirror / name).write_text("abc")
     files = dict.fromkeys(SAFETY.files, FILE)
     (mirror / MANIFEST).write_text(json.dumps(WHOLE | {"files": files}))
-    command = ["safety", "--offline", "--from", str(mirror.parent), *places]
-    assert pull.main(command) == 1
+    command = ["weights", "pull", "safety", "--offline", "--from", str(mirror.parent), *places]
+    assert srpo(command) == 1
     assert f"{folder / MANIFEST} is another program's: move it away" in capsys.readouterr().err
     assert (folder / MANIFEST).read_text() == theirs
     (folder / MANIFEST).unlink()
-    assert pull.main(command) == 0
+    assert srpo(command) == 0
     assert hash_file(folder / "model.safetensors") == FILE["sha256"]
-    assert verify.main(["safety", *places]) == 0
+    assert srpo(["weights", "verify", "safety", *places]) == 0

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from server.__main__ import main as srpo
 from server.cli.generate.batch import add_parameter_flags
 from server.cli.terminal.parsing import parse
 from server.cli.verify import VerifySettings
@@ -34,7 +35,5 @@ def test_a_variable_that_cannot_be_read_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SRPO_PROMPTS", "[")
-    with pytest.raises(SystemExit) as ended:
-        parse(add_parameter_flags(), "generate", [])
-    assert ended.value.code == 2
+    assert srpo(["generate"]) == 2
     assert capsys.readouterr().err.startswith('srpo generate: error parsing value for field "prompts"')

@@ -45,7 +45,7 @@ from pipelines.loading.placement import (
     measure_host_memory,
 )
 from pipelines.optimize.apply import OptimizationFailed
-from server.cli.weights.convert import main as convert
+from server.__main__ import main as srpo
 from server.engine_setup import build_engine_config
 from server.settings.engine import EngineSettings
 from server.settings.server import Settings
@@ -372,7 +372,7 @@ def test_float8_keeps_a_scale_a_row_and_stays_close(tmp_path: Path) -> None:
 
 def test_a_file_of_ours_in_float8_is_served_as_it_is(tmp_path: Path) -> None:
     tiny.build().transformer.save_pretrained(tmp_path / "transformer")
-    assert convert([str(tmp_path / "transformer"), str(tmp_path / "file"), "--to", "fp8"]) == 0
+    assert srpo(["weights", "convert", str(tmp_path / "transformer"), str(tmp_path / "file"), "--to", "fp8"]) == 0
     file, served = load_file(tmp_path / "file"), weights_of(engine_at("float8", transformer=str(tmp_path / "file")))
     for name, tensor in file.items():
         if BLOCK_LINEARS.fullmatch(name):

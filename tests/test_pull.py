@@ -70,7 +70,7 @@ def pull(hub: Hub, models: Path, capsys: pytest.CaptureFixture[str]) -> Pull:
     """`srpo weights pull` in this process: the exit code, and what it printed."""
 
     def run(*arguments: str) -> tuple[int, str]:
-        code = pull_cli.main([*arguments, "--models-dir", str(models)])
+        code = srpo(["weights", "pull", *arguments, "--models-dir", str(models)])
         said = capsys.readouterr()
         return code, " ".join((said.out + said.err).split())
 
@@ -289,8 +289,7 @@ def test_a_full_tmpfs_is_an_error_that_names_the_file(hub: Hub, models: Path, tm
 
 
 def pull_all(hub: Hub, models: Path) -> None:
-    arguments = ["flux/srpo", "--accept-license", "--models-dir", str(models)]
-    assert pull_cli.main(arguments) == 0
+    assert srpo(["weights", "pull", "flux/srpo", "--accept-license", "--models-dir", str(models)]) == 0
     hub.requests.clear()
 
 

@@ -10,7 +10,7 @@ import pytest
 from support.jobs import record
 from support.ledgers import job_store, locked
 
-from server.cli import jobs
+from server.__main__ import main as srpo
 from server.database.database import Database
 from server.database.sqlite import sqlite_url
 from server.start_check import NotNow, check_data_folder
@@ -77,7 +77,7 @@ def test_the_database_of_a_later_version_is_never_moved(tmp_path: Path, capsys: 
     with pytest.raises(OSError, match=r"another version.*put a backup"):
         check(tmp_path, "move")
     assert not list(tmp_path.glob("*damaged*"))
-    assert jobs.main(["--data-dir", str(tmp_path)]) == 2
+    assert srpo(["jobs", "--data-dir", str(tmp_path)]) == 2
     assert "put a backup" in capsys.readouterr().err
 
 

@@ -22,7 +22,7 @@ from support.scripted_server import Gate, Scripted
 from support.server import START_LIMIT
 from support.waiting import within
 
-from server.cli import usage as cli
+from server.__main__ import main as srpo
 from server.database.database import Database
 from server.errors import QuotaSpent
 from server.process.threads import ThreadPools
@@ -117,17 +117,17 @@ def test_usage_is_shown_as_json_csv_and_a_table(server: Server, capsys: pytest.C
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "until")
     assert call(server.scripted, "GET", "/v1/admin/usage", key).status_code == 403
     where = ["--data-dir", str(server.folder)]
-    assert cli.main([*where, "--json"]) == 0
+    assert srpo(["usage", *where, "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert {"sha256:", "key_"} <= {row["key"][: row["key"].find("_") + 1] or row["key"][:7] for row in rows}
     for shown in (identity, next(row["key"] for row in rows if row["key"].startswith("sha256:"))):
-        assert cli.main([*where, "--key", shown]) == 0
+        assert srpo(["usage", *where, "--key", shown]) == 0
         assert shown in capsys.readouterr().out
-    assert cli.main([*where, "--key", "nosuch"]) == 1
+    assert srpo(["usage", *where, "--key", "nosuch"]) == 1
     assert "srpo keys list" in capsys.readouterr().err
-    assert cli.main([*where, "--since", "2026-02-02", "--until", "2026-01-01"]) == 2
+    assert srpo(["usage", *where, "--since", "2026-02-02", "--until", "2026-01-01"]) == 2
     assert "before" in capsys.readouterr().err
-    assert cli.main([*where, "--csv", "--until", "2020-01-01", "--since", "2020-01-01"]) == 0
+    assert srpo(["usage", *where, "--csv", "--until", "2020-01-01", "--since", "2020-01-01"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("day,key,name,requests")
 
 

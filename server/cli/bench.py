@@ -1,8 +1,8 @@
 """`srpo bench`: measurements that need a checkout, one row of `BENCHES` each. They are not part of the wheel."""
 
-import sys
 from collections.abc import Mapping
 
+from server.cli.terminal.failure import CommandFailed
 from server.cli.terminal.parsing import Command, run
 
 BENCHES: Mapping[str, Command] = {
@@ -31,5 +31,4 @@ def main(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name != "bench":
             raise
-        print("srpo bench: run it from a checkout of the project, where the bench folder is", file=sys.stderr)
-        return 2
+        raise CommandFailed("run it from a checkout of the project, where the bench folder is") from error

@@ -2,9 +2,8 @@
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,7 +14,8 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from server import logs
-from server.cli.terminal.parsing import format_error, parse
+from server.cli.terminal.failure import CommandFailed, format_error
+from server.cli.terminal.parsing import parse
 from server.cluster.session import Cluster, prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
 from server.extras import missing_extra
@@ -39,16 +39,20 @@ class ClusterCommand(ClusterSettings):
     verb: CliPositionalArg[str] = Field(description="up, status, redeploy or down")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int | None:
     settings = parse(ClusterCommand, "cluster", arguments)
-    verb = {"up": up, "status": status, "redeploy": redeploy, "down": down}.get(settings.verb)
-    if verb is None:
-        print(f"srpo cluster: {settings.verb!r}: expected up, status, redeploy or down", file=sys.stderr)
-        return 2
-    return verb(settings)
+    verbs: Mapping[str, Callable[[ClusterSettings], int | None]] = {
+        "up": up,
+        "status": status,
+        "redeploy": redeploy,
+        "down": down,
+    }
+    if settings.verb not in verbs:
+        raise CommandFailed(f"{settings.verb!r}: expected up, status, redeploy or down")
+    return verbs[settings.verb](settings)
 
 
-def up(settings: ClusterSettings) -> int:
+def up(settings: ClusterSettings) -> None:
     """Serve until a signal. What was accepted is finished then."""
     logs.configure(settings)
     console = logs.make_console(settings)
@@ -65,12 +69,9 @@ def up(settings: ClusterSettings) -> int:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        print(f"srpo cluster: {INSTALL}", file=sys.stderr)
-        return 2
+        raise CommandFailed(INSTALL) from error
     except (OSError, RuntimeError) as error:
-        print(f"srpo cluster: {format_error(error)}", file=sys.stderr)
-        return 1
-    return 0
+        raise CommandFailed(format_error(error), exit_code=1) from error
 
 
 def take_orders(*numbers: int, orders: Orders | None = None) -> Orders:
@@ -153,13 +154,12 @@ def redeploy(settings: ClusterSettings) -> int:
     return int(outcome.stat().st_size > 0)
 
 
-def down(settings: ClusterSettings) -> int:
+def down(settings: ClusterSettings) -> None:
     """Stop the cluster of this data folder, and wait until it is gone."""
     pid = find_pid(settings)
     if pid is None:
         print("no cluster runs here")
-        return 0
+        return
     os.kill(pid, signal.SIGTERM)
     while find_pid(settings) == pid:
         time.sleep(0.1)
-    return 0

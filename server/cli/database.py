@@ -1,13 +1,13 @@
 """The database for subcommands that read and write it themselves, whether or not the server runs."""
 
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from alembic.util import CommandError
 from pydantic import Field
 
-from server.cli.terminal.parsing import format_error
+from server.cli.terminal.failure import CommandFailed, format_error
 from server.database.database import Database, explain_version, resolve_url
 from server.database.sqlite import FILE
 from server.errors import NotFound, StorageFailure
@@ -21,40 +21,30 @@ class RecordsSettings(DatabaseSettings):
     data_dir: Path = Field(Path("data"), description="the server's folder for images and other state")
 
 
-def with_database(
-    command: str, settings: RecordsSettings, action: Callable[[Database], int], *, create: bool = False
-) -> int:
-    """The exit code of `action` on the server's database; 2, with a line that says why, where that cannot be used.
+@contextmanager
+def open_database(settings: RecordsSettings, *, create: bool = False) -> Iterator[Database]:
+    """The server's database. Raises `CommandFailed` where it cannot be used, and where what is asked for is not in it.
 
-    `create`: make the database where there is none yet. What is not found in it is 1.
+    `create`: make the database where there is none yet.
     """
     file = settings.data_dir / FILE
     if settings.database_url is None and create:
         try:
             make_private(settings.data_dir)
         except OSError as error:
-            print(
-                f"srpo {command}: {format_error(error)}: run it as the server's user (see --data-dir)", file=sys.stderr
-            )
-            return 2
+            raise CommandFailed(f"{format_error(error)}: run it as the server's user (see --data-dir)") from error
     elif settings.database_url is None and not file.exists():
-        print(f"srpo {command}: there is no {file}: no server has run there (see --data-dir)", file=sys.stderr)
-        return 2
-    database = Database(resolve_url(settings.database_url, settings.data_dir))
-    try:
-        database.open()
-        return action(database)
-    except NotFound as error:
-        print(f"srpo {command}: {error}", file=sys.stderr)
-        return 1
-    except CommandError as error:
-        print(f"srpo {command}: {database.place} {explain_version(error)}", file=sys.stderr)
-        return 2
-    except StorageFailure as error:
-        print(f"srpo {command}: {error}", file=sys.stderr)
-        return 2
-    finally:
-        database.close()
+        raise CommandFailed(f"there is no {file}: no server has run there (see --data-dir)")
+    with closing(Database(resolve_url(settings.database_url, settings.data_dir))) as database:
+        try:
+            database.open()
+            yield database
+        except NotFound as error:
+            raise CommandFailed(str(error), exit_code=1) from error
+        except CommandError as error:
+            raise CommandFailed(f"{database.place} {explain_version(error)}") from error
+        except StorageFailure as error:
+            raise CommandFailed(str(error)) from error
 
 
 def print_table(rows: list[list[str]]) -> None:

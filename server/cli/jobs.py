@@ -4,15 +4,14 @@ It reads and writes the job database itself; a running server notices a cancella
 """
 
 import json
-import sys
 from datetime import UTC, datetime
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from server.cli.database import RecordsSettings, print_table, with_database
+from server.cli.database import RecordsSettings, open_database, print_table
+from server.cli.terminal.failure import CommandFailed
 from server.cli.terminal.parsing import parse
-from server.database.database import Database
 from server.jobs.models import ACCEPTED, CANCELLED, FAILED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore
 
@@ -29,53 +28,45 @@ class JobsSettings(RecordsSettings):
     json_: bool = Field(False, alias="json", description="one JSON object a line")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     settings = parse(JobsSettings, "jobs", arguments)
     verb, *identities = settings.cancel or ["list"]
     if verb not in ("list", "cancel") or (verb == "cancel") != bool(identities):
-        print("usage: srpo jobs [--state STATE] [--limit N] [--json] | srpo jobs cancel ID...", file=sys.stderr)
-        return 2
+        raise CommandFailed("expected cancel ID..., or nothing to list jobs (see srpo jobs --help)")
     if settings.state is not None and settings.state not in STATES:
-        print(f"srpo jobs: --state: expected one of {', '.join(STATES)}", file=sys.stderr)
-        return 2
-
-    def run(database: Database) -> int:
-        store = JobStore(database)
-        return cancel_jobs(store, identities) if identities else list_jobs(store, settings)
-
-    return with_database("jobs", settings, run)
+        raise CommandFailed(f"--state: expected one of {', '.join(STATES)}")
+    with open_database(settings) as database:
+        if identities:
+            cancel_jobs(JobStore(database), identities)
+        else:
+            list_jobs(JobStore(database), settings)
 
 
-def cancel_jobs(store: JobStore, identities: list[str]) -> int:
-    code = 0
+def cancel_jobs(store: JobStore, identities: list[str]) -> None:
+    """Cancel those that there are. Raises `CommandFailed` for the others."""
+    problems = []
     for identity in identities:
         if store.cancel(identity):
             print(f"{identity} cancelled")
         elif record := store.find(identity):
             print(f"{identity} had {record.state} before")
         else:
-            print(f"srpo jobs: there is no job {identity}; `srpo jobs` lists those there are", file=sys.stderr)
-            code = 1
-    return code
+            problems.append(f"there is no job {identity}; `srpo jobs` lists those there are")
+    if problems:
+        raise CommandFailed(*problems, exit_code=1)
 
 
-def list_jobs(store: JobStore, settings: JobsSettings) -> int:
+def list_jobs(store: JobStore, settings: JobsSettings) -> None:
     states = (STATES[settings.state],) if settings.state else tuple(STATES.values())
     records = store.page(None, settings.limit, None, states)
     if settings.json_:
         for record in records:
             print(json.dumps(summarize(record)))
-        return 0
-    if not records:
+    elif records:
+        rows = (["-" if value is None else str(value) for value in summarize(record).values()] for record in records)
+        print_table([HEADINGS, *rows])
+    else:
         print("no jobs")
-        return 0
-    print_table(
-        [
-            HEADINGS,
-            *(["-" if value is None else str(value) for value in summarize(record).values()] for record in records),
-        ]
-    )
-    return 0
 
 
 def summarize(record: JobRecord) -> dict[str, object]:

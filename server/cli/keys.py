@@ -14,9 +14,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import CliPositionalArg, NoDecode
 
-from server.cli.database import RecordsSettings, print_table, with_database
+from server.cli.database import RecordsSettings, open_database, print_table
 from server.cli.terminal.parsing import Arguments, Command, parse, run
-from server.database.database import Database
 from server.security.key_params import (
     DEFAULT_SCOPES,
     Grace,
@@ -93,70 +92,54 @@ class RotateSettings(RecordsSettings, RotationParams):
 
 
 def main(arguments: list[str]) -> int:
-    return run("srpo keys", COMMANDS, arguments) if arguments else print_line([])
+    return run("srpo keys", COMMANDS, arguments or ["line"])
 
 
-def print_line(arguments: list[str]) -> int:
+def print_line(arguments: list[str]) -> None:
     parse(LineSettings, "keys line", arguments)
     key, line = new_key()
     print(f"key (give it to the client):           {key}")
     print(f"line (append it to SRPO_API_KEYS_FILE): {line}")
-    return 0
 
 
-def add(arguments: list[str]) -> int:
+def add(arguments: list[str]) -> None:
     settings = parse(AddSettings, "keys add", arguments)
-
-    def make(database: Database) -> int:
+    with open_database(settings, create=True) as database:
         key = KeyStore(database).add(settings.name, settings.scopes, settings.end(time.time()), settings.quota)
-        return show(*key, as_json=settings.json_)
-
-    return with_database("keys add", settings, make, create=True)
+        show(*key, as_json=settings.json_)
 
 
-def rotate(arguments: list[str]) -> int:
+def rotate(arguments: list[str]) -> None:
     settings = parse(RotateSettings, "keys rotate", arguments)
-
-    def replace(database: Database) -> int:
-        return show(*KeyStore(database).rotate(settings.identity, settings.grace), as_json=settings.json_)
-
-    return with_database("keys rotate", settings, replace)
+    with open_database(settings) as database:
+        show(*KeyStore(database).rotate(settings.identity, settings.grace), as_json=settings.json_)
 
 
-def revoke(arguments: list[str]) -> int:
+def revoke(arguments: list[str]) -> None:
     settings = parse(RevokeSettings, "keys revoke", arguments)
-
-    def end(database: Database) -> int:
+    with open_database(settings) as database:
         print(f"{KeyStore(database).revoke(settings.identity).id} revoked")
-        return 0
-
-    return with_database("keys revoke", settings, end)
 
 
-def list_keys(arguments: list[str]) -> int:
+def list_keys(arguments: list[str]) -> None:
     settings = parse(ListSettings, "keys list", arguments)
-
-    def show_all(database: Database) -> int:
+    with open_database(settings) as database:
         records = KeyStore(database).list()
-        if settings.json_:
-            for record in records:
-                print(json.dumps(describe_key(record)))
-        elif records:
-            print_table([HEADINGS, *(summarize(record) for record in records)])
-        else:
-            print("no keys")
-        return 0
-
-    return with_database("keys list", settings, show_all)
+    if settings.json_:
+        for record in records:
+            print(json.dumps(describe_key(record)))
+    elif records:
+        print_table([HEADINGS, *(summarize(record) for record in records)])
+    else:
+        print("no keys")
 
 
-def show(record: KeyRecord, text: str, *, as_json: bool) -> int:
+def show(record: KeyRecord, text: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(describe_key(record) | {"key": text}))
     else:
         print(f"id:  {record.id}\nkey: {text}")
         print(ONCE, file=sys.stderr)
-    return 0
 
 
 def summarize(record: KeyRecord) -> list[str]:

@@ -1,7 +1,6 @@
 """`srpo selfcheck`: compares what this machine draws with what it drew before, or starts the comparison anew."""
 
 import asyncio
-import sys
 from pathlib import Path
 
 from pydantic import Field
@@ -13,7 +12,8 @@ from pipelines.loading.golden import SECTION
 from pipelines.optimize.tuning_cache import FAILED_OPTIMIZATIONS, NAME, TuningCache
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.supervisor import local_workers
-from server.cli.terminal.parsing import format_error, parse
+from server.cli.terminal.failure import STOPPED, CommandFailed, format_error
+from server.cli.terminal.parsing import parse
 from server.engine_setup import build_engine_config, build_patience
 from server.settings.engine import EngineSettings
 
@@ -24,20 +24,18 @@ class SelfcheckSettings(EngineSettings):
     renew: bool = Field(False, description="forget earlier pictures and failed optimizations; store new ones")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     settings = parse(SelfcheckSettings, "selfcheck", arguments)
     logs.configure("console")
     cache = TuningCache(settings.data_dir / NAME)
     try:
         if settings.renew:
             forget_results(settings.data_dir)
-        return asyncio.run(compare_pictures(settings, cache))
+        asyncio.run(compare_pictures(settings, cache))
     except (OSError, ValueError) as error:  # the file of another user, or a damaged one
-        print(f"srpo selfcheck: {format_error(error)}", file=sys.stderr)
-        return 2
+        raise CommandFailed(format_error(error)) from error
     except KeyboardInterrupt:
-        print("srpo selfcheck: stopped", file=sys.stderr)
-        return 130
+        raise CommandFailed("stopped", exit_code=STOPPED) from None
 
 
 def forget_results(data_dir: Path) -> None:
@@ -47,7 +45,7 @@ def forget_results(data_dir: Path) -> None:
         cache.forget(section)
 
 
-async def compare_pictures(settings: SelfcheckSettings, cache: TuningCache) -> int:
+async def compare_pictures(settings: SelfcheckSettings, cache: TuningCache) -> None:
     known = cache.section(SECTION)
     engine = build_engine_config(settings, settings.data_dir)
     pool = WorkerPool(local_workers(engine, settings.devices, build_patience(settings)))
@@ -62,9 +60,7 @@ async def compare_pictures(settings: SelfcheckSettings, cache: TuningCache) -> i
     finally:
         await pool.stop()
     if status.info is None or status.failure:
-        print(f"srpo selfcheck: {status.failure}", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"{status.failure}", exit_code=1)
     info = status.info
     found = "the same pictures as before" if info.fingerprint in known else "the first pictures; they are kept"
     print(f"{info.model} on {info.device}, {info.dtype}, fingerprint {info.fingerprint}: {found} in {cache.path}")
-    return 0

@@ -18,7 +18,8 @@ from server import logs
 from server.app import ImageServer, create_app, served_headers
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.cli.terminal import banner
-from server.cli.terminal.parsing import format_error, parse
+from server.cli.terminal.failure import format_error
+from server.cli.terminal.parsing import parse
 from server.errors import StorageFailure
 from server.process import memory
 from server.process.data_folder import lock_data_folder, make_private

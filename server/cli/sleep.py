@@ -1,7 +1,6 @@
 """`srpo sleep` and `srpo wake`: ask a running server to free its devices, or to load them again."""
 
 import json
-import sys
 import time
 from urllib.parse import urlsplit
 
@@ -9,7 +8,8 @@ import httpx2
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from server.cli.terminal.parsing import format_error, parse
+from server.cli.terminal.failure import CommandFailed, format_error
+from server.cli.terminal.parsing import parse
 from server.settings.types import EnvironmentSettings, is_loopback
 
 POLL = 0.2  # seconds
@@ -47,7 +47,7 @@ def wake(arguments: list[str]) -> int:
 
 
 def talk(verb: str, settings: ServerSettings, *, wait: bool) -> int:
-    """Ask for `verb`. Returns the exit code: 1 where the server refuses, 2 where there is none."""
+    """Ask for `verb`. Returns the exit code: 1 where the state it leads to is another one. Raises `CommandFailed`."""
     headers = {"authorization": f"Bearer {settings.key}"} if settings.key else {}
     url = settings.url or f"http://127.0.0.1:{settings.port}"
     proxied = not is_loopback(urlsplit(url).hostname or "")  # HTTP_PROXY is no way to this machine, and gets no key
@@ -56,18 +56,15 @@ def talk(verb: str, settings: ServerSettings, *, wait: bool) -> int:
             reply = client.post(f"/v1/admin/{verb}")
             if not reply.is_success:
                 hint = " Give it with --key or SRPO_KEY." if reply.status_code in (401, 403) else ""
-                print(f"srpo {verb}: {explain(reply)}{hint}", file=sys.stderr)
-                return 1
+                raise CommandFailed(explain(reply) + hint, exit_code=1)
             state = read_state(reply)
             while wait and state == "waking":
                 time.sleep(POLL)
                 state = read_state(client.get("/ready"))
     except ValueError as error:
-        print(f"srpo {verb}: {url}: {error}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"{url}: {error}") from error
     except httpx2.HTTPError as error:
-        print(f"srpo {verb}: no server answers at {url}: {format_error(error)}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"no server answers at {url}: {format_error(error)}") from error
     print(state)
     return 0 if state in ("asleep", "ready", "waking") else 1
 

@@ -5,9 +5,9 @@ import sys
 
 from pydantic import Field, field_validator
 
-from server.cli.database import RecordsSettings, print_table, with_database
+from server.cli.database import RecordsSettings, open_database, print_table
+from server.cli.terminal.failure import CommandFailed
 from server.cli.terminal.parsing import parse
-from server.database.database import Database
 from server.errors import NotFound
 from server.security.store import KeyStore
 from server.usage.ledger import UsageLedger, choose_days
@@ -32,14 +32,12 @@ class UsageSettings(RecordsSettings):
             raise ValueError("expected a day such as 2026-11-26") from None
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     settings = parse(UsageSettings, "usage", arguments)
     if settings.since and settings.until and settings.until < settings.since:
-        print(f"srpo usage: --until {settings.until} is before --since {settings.since}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"--until {settings.until} is before --since {settings.since}")
     since, until = choose_days(settings.since, settings.until)
-
-    def show(database: Database) -> int:
+    with open_database(settings) as database:
         names = {record.id: record.name for record in KeyStore(database).list()}
         records = UsageLedger(database).report(since, until, settings.key)
         if settings.key is not None and not records and settings.key not in names:
@@ -54,6 +52,3 @@ def main(arguments: list[str]) -> int:
             print_table([list(COLUMNS), *([str(value) for value in row.values()] for row in rows)])
         else:
             print(f"no usage from {since} to {until}")
-        return 0
-
-    return with_database("usage", settings, show)

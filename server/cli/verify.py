@@ -1,14 +1,14 @@
 """`srpo verify`: reads what an image file says about its origin."""
 
 import io
-import sys
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from server.cli.terminal.parsing import Arguments, format_error, parse
+from server.cli.terminal.failure import CommandFailed, format_error
+from server.cli.terminal.parsing import Arguments, parse
 from server.cli.terminal.text import escape
 from server.images.metadata import Marks, read_marks
 from server.images.signing import Signature, read_signature
@@ -32,16 +32,23 @@ def main(arguments: list[str]) -> int:
     settings = parse(VerifySettings, "verify", arguments)
     try:
         if settings.trust and b"-----BEGIN CERTIFICATE-----" not in settings.trust.read_bytes():
-            print(f"srpo verify: --trust: {settings.trust} holds no certificate in PEM", file=sys.stderr)
-            return 2
+            raise CommandFailed(f"--trust: {settings.trust} holds no certificate in PEM")
     except OSError as error:
-        print(f"srpo verify: --trust: {format_error(error)}", file=sys.stderr)
-        return 2
-    return max(verify_file(file, settings.trust) for file in settings.files)
+        raise CommandFailed(f"--trust: {format_error(error)}") from error
+    accepted = True
+    problems: list[str] = []
+    for file in settings.files:
+        try:
+            accepted &= verify_file(file, settings.trust)
+        except CommandFailed as failure:
+            problems.extend(failure.problems)
+    if problems:
+        raise CommandFailed(*problems)
+    return 0 if accepted else 1
 
 
-def verify_file(file: Path, trust: Path | None) -> int:
-    """Print one file's marks. Returns its exit code."""
+def verify_file(file: Path, trust: Path | None) -> bool:
+    """Print one file's marks. Returns whether they say that a model made it. Raises `CommandFailed`."""
     try:
         data = file.read_bytes()
         with Image.open(io.BytesIO(data)) as picture:
@@ -49,19 +56,16 @@ def verify_file(file: Path, trust: Path | None) -> int:
             if signature is None or signature.state != "Invalid":
                 picture.load()
             marks = read_marks(picture)
-    except UnidentifiedImageError:
-        print(f"srpo verify: {file}: not an image that can be read", file=sys.stderr)
-        return 2
+    except UnidentifiedImageError as error:
+        raise CommandFailed(f"{file}: not an image that can be read") from error
     except OSError as error:
-        print(f"srpo verify: {file}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"{file}: {error.strerror or error}") from error
     except (ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as error:
-        print(f"srpo verify: {file}: {error}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"{file}: {error}") from error
     print(f"{file}\n{format_marks(marks, signature)}")
     accepted = ("Trusted",) if trust else ("Trusted", "Valid")
     is_accepted = signature.state in accepted if signature else trust is None
-    return 0 if marks.says_ai and is_accepted else 1
+    return marks.says_ai and is_accepted
 
 
 def format_marks(marks: Marks, signature: Signature | None) -> str:

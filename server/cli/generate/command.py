@@ -24,7 +24,8 @@ from server.batch.lines import CannotGenerate
 from server.cli.generate.batch import GenerateSettings, Output, add_parameter_flags, plan_batch
 from server.cli.generate.offline import draw_file
 from server.cli.terminal.banner import describe_substitute
-from server.cli.terminal.parsing import format_error, parse
+from server.cli.terminal.failure import STOPPED, CommandFailed, format_error
+from server.cli.terminal.parsing import parse
 from server.cli.terminal.text import Renderer, choose_renderer, show_failure
 from server.engine_setup import build_engine_config, build_patience
 from server.errors import StoreUnavailable
@@ -47,14 +48,11 @@ def main(arguments: list[str]) -> int:
             return 0
         return asyncio.run(draw_all(work, output, settings))
     except (CannotGenerate, StoreUnavailable, OSError, ValueError) as error:
-        print(f"srpo generate: {format_error(error)}", file=sys.stderr)
-        return 2
+        raise CommandFailed(format_error(error)) from error
     except SafetyUnavailable as error:
-        print(f"srpo generate: the safety checker: {error.cause}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"the safety checker: {error.cause}") from error
     except KeyboardInterrupt:
-        print("srpo generate: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        raise CommandFailed("stopped; the same command goes on from here", exit_code=STOPPED) from None
 
 
 async def draw_all(work: list[BatchItem], output: Output, settings: GenerateSettings) -> int:

@@ -1,1 +1,1 @@
-"""What subcommands share: their flags and help, the banner, and text of strangers made safe to show."""
+"""What subcommands share: their flags, help and failures, the banner, and text of strangers made safe to show."""

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from pipelines.imports import import_name
+from server.cli.terminal.failure import CommandFailed, format_error
 from server.cli.terminal.metavars import POSITIONAL, add_argument_of
 
 S = TypeVar("S", bound=BaseSettings)
@@ -28,7 +29,7 @@ IS_POSITIONAL = get_args(CliPositionalArg[str])[1]
 
 
 class Command(NamedTuple):
-    """A command: its one-line help, and `module:function`, which takes the arguments and returns the exit code."""
+    """A command: its one-line help, and `module:function`, which takes the arguments and may return an exit code."""
 
     help: str
     function: str
@@ -86,8 +87,13 @@ def run(program: str, commands: Mapping[str, Command | Group], arguments: list[s
         return 2
     if isinstance(command, Group):
         return run(f"{program} {name}", command.commands, rest)
-    code: int = import_name(command.function)(rest)
-    return code
+    try:
+        code: int | None = import_name(command.function)(rest)
+    except CommandFailed as failure:
+        for problem in failure.problems:
+            print(f"{program} {name}: {problem}", file=sys.stderr)
+        return failure.exit_code
+    return code or 0
 
 
 def format_usage(program: str, commands: Mapping[str, Command | Group]) -> str:
@@ -100,7 +106,7 @@ def format_usage(program: str, commands: Mapping[str, Command | Group]) -> str:
 
 
 def parse(kind: type[S], command: str, arguments: list[str]) -> S:
-    """Read `kind` from flags, then environment variables, then defaults. Prints each problem and exits with 2."""
+    """Read `kind` from flags, then environment variables, then defaults. Raises `CommandFailed` with every problem."""
     hyphenated = [with_hyphens(argument) for argument in arguments]
     try:
         source: VerbatimSource[S] = VerbatimSource(
@@ -111,20 +117,17 @@ def parse(kind: type[S], command: str, arguments: list[str]) -> S:
         )
         return kind(_cli_settings_source=source)
     except ValidationError as error:
-        for issue in error.errors(include_url=False):
-            name = "_".join(str(part) for part in issue["loc"])
-            place = f"{describe_setting(kind, name)}: " if name else ""
-            print(f"srpo {command}: {place}{describe_issue(issue)}", file=sys.stderr)
-        sys.exit(2)
+        raise CommandFailed(*(describe_issue(kind, issue) for issue in error.errors(include_url=False))) from error
     except (OSError, SettingsError) as error:
-        print(f"srpo {command}: {format_error(error)}", file=sys.stderr)
-        sys.exit(2)
+        raise CommandFailed(format_error(error)) from error
 
 
-def describe_issue(issue: ErrorDetails) -> str:
-    """What is wrong with a value: in pydantic's words, or what its kind (`pipelines.fields`) expects."""
-    text = issue["msg"].removeprefix("Value error, ")
-    return f"expected {text}" if "issues" in issue.get("ctx", {}) else text
+def describe_issue(kind: type[BaseSettings], issue: ErrorDetails) -> str:
+    """Which setting has a wrong value, and why: in pydantic's words, or what its kind (`pipelines.fields`) expects."""
+    name = "_".join(str(part) for part in issue["loc"])
+    place = f"{describe_setting(kind, name)}: " if name else ""
+    expected = "expected " if "issues" in issue.get("ctx", {}) else ""
+    return place + expected + issue["msg"].removeprefix("Value error, ")
 
 
 def describe_setting(kind: type[BaseSettings], name: str) -> str:
@@ -144,10 +147,3 @@ def with_hyphens(argument: str) -> str:
     flag, equals, value = argument.partition("=")
     is_flag = flag.startswith("--") and " " not in flag
     return flag.replace("_", "-") + equals + value if is_flag else argument
-
-
-def format_error(error: Exception) -> str:
-    """The error's message; an error about a file without Python's `[Errno 2]`."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)

@@ -1,7 +1,6 @@
 """`srpo weights convert`: writes a transformer in another format, with a manifest of its source."""
 
 import importlib
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from pipelines.fields import Choice
+from server.cli.terminal.failure import STOPPED, CommandFailed
 from server.cli.terminal.parsing import Arguments, parse
 from server.cli.terminal.text import escape
 from server.cli.weights.progress import ProgressBars, make_progress
@@ -30,17 +30,14 @@ class ConvertSettings(Arguments):
     )
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     settings = parse(ConvertSettings, "weights convert", arguments)
     convert = importlib.import_module("weights.formats.convert").convert  # torch: only here
     try:
         with make_progress() as progress:
             made = convert(settings.source, settings.to, settings.target, settings.revision, ProgressBars(progress))
     except (WeightsError, OSError) as error:
-        print(f"srpo weights convert: {escape(str(error))}", file=sys.stderr)
-        return 2
+        raise CommandFailed(escape(str(error))) from error
     except KeyboardInterrupt:
-        print("srpo weights convert: stopped; nothing was put in place", file=sys.stderr)
-        return 130
+        raise CommandFailed("stopped; nothing was put in place", exit_code=STOPPED) from None
     print(f"{made.path}: {made.size:,} bytes, sha256 {made.sha256}")
-    return 0

@@ -1,7 +1,6 @@
 """`srpo weights inspect`: what a file or folder of weights contains. Only headers are read."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from server.cli.terminal.failure import CommandFailed
 from server.cli.terminal.parsing import Arguments, parse
 from server.cli.terminal.text import escape
 from weights.errors import WeightsError
@@ -27,13 +27,12 @@ class InspectSettings(Arguments):
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 1 where the file can be read and does not fit; 2 where it cannot be read."""
+    """Returns exit code 1 where the file can be read and does not fit. Raises `CommandFailed` if it cannot be read."""
     settings = parse(InspectSettings, "weights inspect", arguments)
     try:
         found = inspect(settings.path)
     except (WeightsError, OSError) as error:
-        print(f"srpo weights inspect: {escape(str(error))}", file=sys.stderr)
-        return 2
+        raise CommandFailed(escape(str(error))) from error
     if settings.json_:
         print(json.dumps(asdict(found)))
     else:

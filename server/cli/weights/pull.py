@@ -1,20 +1,18 @@
 """`srpo weights pull`: downloads the published files, each verified, and says how to serve them."""
 
 import os
-import sys
 from pathlib import Path
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import CliPositionalArg
 
+from server.cli.terminal.failure import STOPPED, CommandFailed
 from server.cli.terminal.parsing import parse
 from server.cli.weights.progress import ProgressBars, make_progress
 from server.settings.types import EnvironmentSettings
 from weights.checkpoints import APACHE, Repository, list_downloads
 from weights.errors import WeightsError
 from weights.hub.pull import PullOptions, pull
-
-INTERRUPTED = 130  # as a shell reports an end by Ctrl-C
 
 
 class PullSettings(EnvironmentSettings):
@@ -40,18 +38,14 @@ class PullSettings(EnvironmentSettings):
     )
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     settings = parse(PullSettings, "weights pull", arguments)
     known = list_downloads()
     if not settings.names or not set(settings.names) <= set(known):
-        return report_usage(f"expected one or more of {', '.join(known)}")
+        raise CommandFailed(f"expected one or more of {', '.join(known)}")
     repositories = list(dict.fromkeys(part for name in settings.names for part in known[name]))
-    try:
-        revisions = dict(parse_revision(text, repositories) for text in settings.revision)
-    except ValueError as error:
-        return report_usage(str(error))
-    if not accept_licences(repositories, settings.accept_license):
-        return 2
+    revisions = dict(parse_revision(text, repositories) for text in settings.revision)
+    accept_licences(repositories, settings.accept_license)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     options = PullOptions(settings.models_dir, revisions, settings.source, settings.offline, settings.fast)
     try:
@@ -61,34 +55,29 @@ def main(arguments: list[str]) -> int:
             folder = settings.models_dir / part.folder
             print(f"{folder}: {len(listing.files)} files of {part.name} at {listing.commit}, each verified")
     except (WeightsError, OSError) as error:
-        print(f"srpo weights pull: {error}", file=sys.stderr)
-        return 1
+        raise CommandFailed(str(error), exit_code=1) from error
     except KeyboardInterrupt:
-        print("srpo weights pull: stopped; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+        raise CommandFailed("stopped; the same command goes on from here", exit_code=STOPPED) from None
     print(format_next_steps(settings.names, settings.models_dir))
-    return 0
 
 
 def parse_revision(text: str, repositories: list[Repository]) -> tuple[str, str]:
-    """The repository's name and the revision of `REVISION` or `REPOSITORY=REVISION`. Raises `ValueError`."""
+    """The repository's name and the revision of `REVISION` or `REPOSITORY=REVISION`. Raises `CommandFailed`."""
     name, _, revision = text.rpartition("=")
     names = [part.name for part in repositories]
     if name in names or (not name and len(names) == 1):
         return name or names[0], revision
     known = ", ".join(f"{part.name}={part.revision}" for part in repositories)
-    raise ValueError(f"--revision {text}: say of which repository. Without it: {known}")
+    raise CommandFailed(f"--revision {text}: say of which repository. Without it: {known}")
 
 
-def accept_licences(repositories: list[Repository], accepted: bool) -> bool:
-    """Print what each licence asks of the operator. False where one must be accepted and was not."""
+def accept_licences(repositories: list[Repository], accepted: bool) -> None:
+    """Print what each licence asks of the operator. Raises `CommandFailed` where one must be accepted and was not."""
     for part in repositories:
         licence = part.licence
         print(f"{part.name}: {licence.name} ({licence.url})\n  {licence.conditions}")
-    if accepted or all(part.licence is APACHE for part in repositories):
-        return True
-    print("srpo weights pull: read the licences; if you accept them, say --accept-license", file=sys.stderr)
-    return False
+    if not accepted and any(part.licence is not APACHE for part in repositories):
+        raise CommandFailed("read the licences; if you accept them, say --accept-license")
 
 
 def format_next_steps(names: list[str], models_dir: Path) -> str:
@@ -98,8 +87,3 @@ def format_next_steps(names: list[str], models_dir: Path) -> str:
         "safety-compvis": f"SRPO_SAFETY_CHECKER=compvis:{models_dir / 'safety-compvis'}",
     }
     return "\n".join(f"Serve it: {checkers.get(name, f'srpo serve --model {name}')}" for name in dict.fromkeys(names))
-
-
-def report_usage(problem: str) -> int:
-    print(f"srpo weights pull: {problem}", file=sys.stderr)
-    return 2

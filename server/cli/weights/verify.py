@@ -1,11 +1,11 @@
 """`srpo weights verify`: reads every byte of the pulled files and compares them with their manifest."""
 
-import sys
 from pathlib import Path
 
 from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
+from server.cli.terminal.failure import CommandFailed
 from server.cli.terminal.parsing import parse
 from server.cli.weights.progress import ProgressBars, make_progress
 from server.settings.types import EnvironmentSettings
@@ -23,19 +23,17 @@ class VerifySettings(EnvironmentSettings):
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code 1 where a file is missing or differs; 2 for an unknown name."""
+    """Returns exit code 1 where a file is missing or differs. Raises `CommandFailed` where nothing can be compared."""
     settings = parse(VerifySettings, "weights verify", arguments)
     known = list_downloads()
     if not set(settings.names) <= set(known):
-        print(f"srpo weights verify: expected some of {', '.join(known)}", file=sys.stderr)
-        return 2
+        raise CommandFailed(f"expected some of {', '.join(known)}")
     parts = [part for name in settings.names or known for part in known[name]]
     folders = list(dict.fromkeys(settings.models_dir / part.folder for part in parts))
     pulled = [folder for folder in folders if (folder / MANIFEST).exists()]
     if not pulled or (settings.names and len(pulled) < len(folders)):
         lacking = next(folder for folder in folders if folder not in pulled)
-        print(f"srpo weights verify: {lacking / MANIFEST} is not there: nothing was pulled to it", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"{lacking / MANIFEST} is not there: nothing was pulled to it", exit_code=1)
     problems = find_problems(pulled)
     for problem in problems:
         print(problem)
