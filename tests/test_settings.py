@@ -57,8 +57,8 @@ def test_a_wrong_setting_is_one_clear_line(arguments: list[str], env: dict[str, 
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("name", ["idle_release", "images_expire", "link_lifetime"])
-def test_a_long_time_has_units(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["idle_release", "images_expire", "request_timeout", "shutdown_grace"])
+def test_a_time_has_units(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, seconds in {"90": 90, "90s": 90, "15m": 900, "2h": 7200, "7d": 604800}.items():
         monkeypatch.setenv(f"SRPO_{name.upper()}", text)
         assert getattr(Settings(), name) == seconds

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, SecretStr, model_validator
 
 from server.settings.server import Settings
-from server.settings.types import PREFIX, EnvironmentSettings
+from server.settings.types import PREFIX, EnvironmentSettings, Seconds
 
 
 class EngineCount(EnvironmentSettings):
@@ -26,7 +26,7 @@ class ClusterSettings(EngineCount, Settings):
     """Serve from several processes, each engine with a device of its own (see docs/cluster.md)."""
 
     apis: int = Field(1, ge=1, description="how many replicas answer HTTP")
-    engine_timeout: float = Field(
+    engine_timeout: Seconds = Field(
         30.0, gt=0, description="seconds without a sign of an engine that has begun a request, then another one gets it"
     )
 

@@ -10,12 +10,14 @@ from server.settings.types import EnvironmentSettings, Seconds
 class WorkerSettings(EnvironmentSettings):
     """Workers."""
 
-    step_timeout: float = Field(
+    step_timeout: Seconds = Field(
         120.0,
         gt=0,
         description="seconds a step may take, then its worker is restarted; more where steps were slow or none was yet",
     )
-    worker_timeout: float = Field(30.0, gt=0, description="seconds without any sign of a worker, then it is restarted")
+    worker_timeout: Seconds = Field(
+        30.0, gt=0, description="seconds without any sign of a worker, then it is restarted"
+    )
 
     idle_release: Seconds | None = Field(
         None,

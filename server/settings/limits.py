@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from server.settings.types import Bytes, EnvironmentSettings
+from server.settings.types import Bytes, EnvironmentSettings, Seconds, WholeSeconds
 
 SOURCE_MEMORY = 2**26  # bytes
 MAX_KEY_TIME = 10 * 365 * 86400  # seconds a key or its old text may be valid: its end must be a date to show
@@ -33,22 +33,22 @@ class LimitSettings(EnvironmentSettings):
         description="requests for images a key may send within a minute, where the key itself has no rate; beyond them "
         "429; none: any number",
     )
-    key_delay: float = Field(
+    key_delay: Seconds = Field(
         5.0,
         ge=0,
         description="longest wait, in seconds, before a wrong key is refused once many came from its address; 0: none",
     )
-    request_timeout: float = Field(
+    request_timeout: Seconds = Field(
         600.0, gt=0, description="seconds a request may take, waiting included, then the answer is 504"
     )
-    header_timeout: float = Field(
+    header_timeout: Seconds = Field(
         10.0, gt=0, description="seconds a client may take to send a request's headers, from its first byte on"
     )
     max_connections: int = Field(
         1000, ge=1, description="connections that may be open; one more takes the place of the longest idle one"
     )
-    body_timeout: float = Field(30.0, gt=0, description="seconds a client may take to send a request's body")
-    shutdown_grace: int = Field(60, ge=0, description="seconds that unfinished requests get at shutdown")
+    body_timeout: Seconds = Field(30.0, gt=0, description="seconds a client may take to send a request's body")
+    shutdown_grace: WholeSeconds = Field(60, ge=0, description="seconds that unfinished requests get at shutdown")
     max_body: Bytes = Field(2**24, ge=1024, description="size limit of a request body, in bytes or with a unit (16MiB)")
     max_upload: Bytes = Field(
         50 * 2**20, ge=1024, description="size limit of the picture in a form to /v1/images/edits, as for max_body"

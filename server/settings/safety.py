@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from pipelines.fields import Choice
 from pipelines.safety.checkers import parse_checkers
 from pipelines.safety.guard import ACTIONS, POLICIES
-from server.settings.types import COMMON, EnvironmentSettings, Names, describe_choices
+from server.settings.types import COMMON, EnvironmentSettings, Names, Seconds, describe_choices
 
 
 class SafetySettings(EnvironmentSettings):
@@ -40,7 +40,7 @@ class SafetySettings(EnvironmentSettings):
         description="what happens to a flagged image: "
         + describe_choices({name: action.description for name, action in ACTIONS.items()}),
     )
-    safety_timeout: float = Field(
+    safety_timeout: Seconds = Field(
         10.0,
         gt=0,
         description="seconds that the check of a prompt or of an image may take, without its wait for others; then the "

@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from server.settings.types import EnvironmentSettings
+from server.settings.types import EnvironmentSettings, Seconds
 
 POSTGRES = "postgresql+psycopg://"
 SPELLINGS = (POSTGRES, "postgresql://", "postgres://")
@@ -59,7 +59,7 @@ class DatabaseSettings(EnvironmentSettings):
 class ReplicaSettings(DatabaseSettings):
     """Several servers of one database."""
 
-    lease: float = Field(
+    lease: Seconds = Field(
         30.0,
         ge=1,
         description="seconds after which another server of the same database takes over the jobs of one that is gone",

@@ -76,6 +76,7 @@ def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> di
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 Keys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_keys)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+WholeSeconds = Annotated[int, BeforeValidator(parse_seconds)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 
 
