@@ -41,6 +41,29 @@ def test_help_says_what_to_write_and_names_no_type_of_python(
     assert not re.findall(r"default: (?:None|True|False|\()", told)
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("serve", "--step-timeout SECONDS"),
+        ("serve", "--data-dir FOLDER"),
+        ("serve", "--metrics-port PORT"),
+        ("serve", "--devices DEVICE[,...]"),
+        ("serve", "--model-aliases NAME=MODEL[,...]"),
+        ("serve", "--queue-size NUMBER"),
+        ("generate", "--enable-safety-checker true|false"),
+        ("keys add", "--expires SECONDS"),
+        ("keys revoke", "ID"),
+        ("weights convert", "--to {bf16,fp8,q4}"),
+    ],
+)
+def test_help_names_a_value_by_its_unit_or_choices(
+    command: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert f"{shown}\n" in capsys.readouterr().out.replace("  ", "\n")
+
+
 def test_an_unknown_command_is_an_error_with_the_known_ones() -> None:
     ended = run("sreve")
     assert ended.returncode == 2

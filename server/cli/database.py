@@ -13,12 +13,13 @@ from server.database.sqlite import FILE
 from server.errors import NotFound, StorageFailure
 from server.process.data_folder import make_private
 from server.settings.storage import DatabaseSettings
+from server.settings.types import Folder
 
 
 class RecordsSettings(DatabaseSettings):
     """Where the server keeps its records."""
 
-    data_dir: Path = Field(Path("data"), description="the server's folder for images and other state")
+    data_dir: Folder = Field(Path("data"), description="the server's folder for images and other state")
 
 
 @contextmanager

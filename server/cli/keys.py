@@ -28,7 +28,7 @@ from server.security.key_params import (
 from server.security.keys import new_key
 from server.security.models import KeyRecord
 from server.security.store import KeyStore, describe_key
-from server.settings.types import parse_seconds, split_list
+from server.settings.types import SECONDS, parse_seconds, split_list
 
 COMMANDS: Mapping[str, Command] = {
     "add": Command("make a key with scopes and quotas, kept in the database", "server.cli.keys:add"),
@@ -59,7 +59,7 @@ class AddSettings(RecordsSettings, KeyParams):
     scopes: Annotated[KeyScopes, NoDecode, BeforeValidator(split_list)] = Field(
         DEFAULT_SCOPES, description=ADDED["scopes"].description
     )
-    expires_in: Annotated[Lifetime, BeforeValidator(parse_seconds)] | None = Field(
+    expires_in: Annotated[Lifetime, BeforeValidator(parse_seconds), SECONDS] | None = Field(
         None, validation_alias="expires", description=ADDED["expires_in"].description
     )
     json_: bool = Field(False, alias="json", description="one JSON object")
@@ -78,14 +78,14 @@ class ListSettings(RecordsSettings):
 class RevokeSettings(RecordsSettings):
     """End a key: it is refused within seconds. Its jobs and its usage stay."""
 
-    identity: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
+    id: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
 
 
 class RotateSettings(RecordsSettings, RotationParams):
     """Give a key another text, shown once. Its jobs, usage and quotas stay."""
 
-    identity: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
-    grace: Annotated[Grace, BeforeValidator(parse_seconds)] = Field(
+    id: CliPositionalArg[str] = Field(description="the key's id, or how its text begins")
+    grace: Annotated[Grace, BeforeValidator(parse_seconds), SECONDS] = Field(
         0.0, description=RotationParams.model_fields["grace"].description
     )
     json_: bool = Field(False, alias="json", description="one JSON object")
@@ -112,13 +112,13 @@ def add(arguments: list[str]) -> None:
 def rotate(arguments: list[str]) -> None:
     settings = parse(RotateSettings, "keys rotate", arguments)
     with open_database(settings) as database:
-        show(*KeyStore(database).rotate(settings.identity, settings.grace), as_json=settings.json_)
+        show(*KeyStore(database).rotate(settings.id, settings.grace), as_json=settings.json_)
 
 
 def revoke(arguments: list[str]) -> None:
     settings = parse(RevokeSettings, "keys revoke", arguments)
     with open_database(settings) as database:
-        print(f"{KeyStore(database).revoke(settings.identity).id} revoked")
+        print(f"{KeyStore(database).revoke(settings.id).id} revoked")
 
 
 def list_keys(arguments: list[str]) -> None:

@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from server.cli.terminal.failure import CommandFailed, format_error
 from server.cli.terminal.parsing import parse
-from server.settings.types import EnvironmentSettings, is_loopback
+from server.settings.types import EnvironmentSettings, Port, is_loopback
 
 POLL = 0.2  # seconds
 TIMEOUT = 30.0  # seconds for one answer
@@ -22,7 +22,7 @@ class ServerSettings(EnvironmentSettings):
     model_config = SettingsConfigDict(populate_by_name=True)
 
     url: str | None = Field(None, description="the server's address; none: this machine, on the port of SRPO_PORT")
-    port: int = Field(8000, description="the server's port on this machine")
+    port: Port = Field(8000, description="the server's port on this machine")
     key: str | None = Field(None, description="a key with the scope admin, where the server has keys")
 
 

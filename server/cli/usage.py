@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -10,15 +11,18 @@ from server.cli.terminal.failure import CommandFailed
 from server.cli.terminal.parsing import parse
 from server.errors import NotFound
 from server.security.store import KeyStore
+from server.settings.types import Metavar
 from server.usage.ledger import UsageLedger, choose_days
 from server.usage.report import COLUMNS, describe_usage, format_csv, parse_day
+
+Day = Annotated[str, Metavar("DAY")]
 
 
 class UsageSettings(RecordsSettings):
     """Show what each key has used, a row a day: of requests that ended with images. Days are UTC's."""
 
-    since: str | None = Field(None, description="the first day, as 2026-11-01; none: 30 days ago")
-    until: str | None = Field(None, description="the last day, as 2026-11-30; none: today")
+    since: Day | None = Field(None, description="the first day, as 2026-11-01; none: 30 days ago")
+    until: Day | None = Field(None, description="the last day, as 2026-11-30; none: today")
     key: str | None = Field(None, description="only this key, by its id as shown")
     csv: bool = Field(False, description="comma-separated values, with a head line")
     json_: bool = Field(False, alias="json", description="one JSON object a line")

@@ -1,18 +1,18 @@
 """Who reaches the server, and where. Part of the settings."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from server.settings.types import COMMON, EnvironmentSettings, Keys, Names, is_loopback
+from server.settings.types import COMMON, EnvironmentSettings, Keys, Metavar, Names, Port, is_loopback
 
 
 class AccessSettings(EnvironmentSettings):
     """Address, keys and pages."""
 
     host: str = Field("127.0.0.1", description="address to listen on", json_schema_extra=COMMON)
-    port: int = Field(
+    port: Port = Field(
         8000, ge=0, le=65535, description="port to listen on; 0 takes a free one", json_schema_extra=COMMON
     )
     public_url: str | None = Field(
@@ -21,7 +21,7 @@ class AccessSettings(EnvironmentSettings):
         "begin with it",
         json_schema_extra=COMMON,
     )
-    forwarded_allow_ips: str | None = Field(
+    forwarded_allow_ips: Annotated[str, Metavar("ADDRESS[,...]")] | None = Field(
         None,
         description="addresses of proxies whose X-Forwarded headers are trusted, separated by commas",
         json_schema_extra=COMMON,

@@ -13,7 +13,7 @@ from pipelines.request import IMAGE_SIZE
 from server.settings.faults import WorkerSettings
 from server.settings.files import FileSettings
 from server.settings.safety import SafetySettings
-from server.settings.types import COMMON, Names
+from server.settings.types import COMMON, Folder, Names
 from weights.checkpoints import CHECKPOINTS
 from weights.lora_file import parse_lora
 
@@ -21,13 +21,13 @@ from weights.lora_file import parse_lora
 class EngineSettings(WorkerSettings, SafetySettings, FileSettings):
     """Model and devices."""
 
-    data_dir: Path = Field(
+    data_dir: Folder = Field(
         Path("data"),
         description="folder for images and other state, with what was measured about the device; only one server at a "
         "time can use it",
         json_schema_extra=COMMON,
     )
-    models_dir: Path = Field(Path("models"), description="folder with the model files", json_schema_extra=COMMON)
+    models_dir: Folder = Field(Path("models"), description="folder with the model files", json_schema_extra=COMMON)
     model: str = Field(
         "auto",
         description="auto (flux/srpo if any of its files is in models_dir, else the embedded model), or one of "
@@ -77,7 +77,7 @@ class EngineSettings(WorkerSettings, SafetySettings, FileSettings):
         description="how the engine is made faster: default (those that suit the device), none, or some of "
         + ", ".join(OPTIMIZATIONS),
     )
-    compile_cache: Path | None = Field(
+    compile_cache: Folder | None = Field(
         None,
         description="folder for compiled kernels, so that a restart need not compile again; none: compiled/ in "
         "data_dir",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.settings.types import COMMON, EnvironmentSettings
+from server.settings.types import COMMON, EnvironmentSettings, Port
 
 
 class MetricsSettings(EnvironmentSettings):
@@ -13,7 +13,7 @@ class MetricsSettings(EnvironmentSettings):
     metrics: bool = Field(
         True, description="serve metrics for Prometheus at /metrics; where keys are needed, one with the scope metrics"
     )
-    metrics_port: int | None = Field(
+    metrics_port: Port | None = Field(
         None,
         ge=1,
         le=65535,

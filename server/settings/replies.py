@@ -1,10 +1,10 @@
 """How requests are answered, and how long images are kept. Part of the settings."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from server.settings.types import COMMON, Bytes, EnvironmentSettings, Names, Seconds
+from server.settings.types import COMMON, Bytes, EnvironmentSettings, Metavar, Names, Seconds
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 
@@ -14,7 +14,7 @@ class ReplySettings(EnvironmentSettings):
     response_format: Literal["url", "b64_json", "both"] = Field(
         "url", description="how images come back if the request does not say it: url, b64_json or both"
     )
-    model_aliases: Names = Field(
+    model_aliases: Annotated[Names, Metavar("NAME=MODEL[,...]")] = Field(
         (),
         description="more names for models, NAME=MODEL separated by commas (dall-e-3=flux/srpo); if the request does "
         "not name a format, dall-e-* answers with url and gpt-image-* with b64_json, both with PNG",

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from pipelines.fields import Choice
 from pipelines.safety.checkers import parse_checkers
 from pipelines.safety.guard import ACTIONS, POLICIES
-from server.settings.types import COMMON, EnvironmentSettings, Names, Seconds, describe_choices
+from server.settings.types import COMMON, EnvironmentSettings, Names, Seconds, Url, describe_choices
 
 
 class SafetySettings(EnvironmentSettings):
@@ -46,7 +46,7 @@ class SafetySettings(EnvironmentSettings):
         description="seconds that the check of a prompt or of an image may take, without its wait for others; then the "
         "answer is 503",
     )
-    prompt_hook: str | None = Field(None, description="URL of a moderation service that judges each prompt")
+    prompt_hook: Url | None = Field(None, description="URL of a moderation service that judges each prompt")
     prompt_list: Path | None = Field(
         None, description="file with words and /regular expressions/, one a line, that no prompt may contain"
     )

@@ -6,7 +6,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from server.settings.types import EnvironmentSettings, Seconds
+from server.settings.types import EnvironmentSettings, Seconds, Url
 
 POSTGRES = "postgresql+psycopg://"
 SPELLINGS = (POSTGRES, "postgresql://", "postgres://")
@@ -69,7 +69,7 @@ class ReplicaSettings(DatabaseSettings):
 class BucketSettings(EnvironmentSettings):
     """Buckets."""
 
-    store_endpoint: str | None = Field(
+    store_endpoint: Url | None = Field(
         None, description="address of the S3 service, if it is not AWS: https://HOST, or http:// for one without TLS"
     )
 

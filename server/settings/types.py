@@ -3,7 +3,9 @@
 import ipaddress
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
@@ -73,11 +75,22 @@ def find_unknown_variables(names: Iterable[str], kind: type[BaseSettings]) -> di
     return {name: PREFIX + found[0] if found else None for name, found in nearest.items()}
 
 
+@dataclass(frozen=True)
+class Metavar:
+    """What a value is called in a command's help, where neither its type nor its setting's name says what to write."""
+
+    text: str
+
+
+SECONDS = Metavar("SECONDS")
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_list)]
 Keys = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_keys)]
-Seconds = Annotated[float, BeforeValidator(parse_seconds)]
-WholeSeconds = Annotated[int, BeforeValidator(parse_seconds)]
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), SECONDS]
+WholeSeconds = Annotated[int, BeforeValidator(parse_seconds), SECONDS]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Metavar("BYTES")]
+Port = Annotated[int, Metavar("PORT")]
+Folder = Annotated[Path, Metavar("FOLDER")]
+Url = Annotated[str, Metavar("URL")]
 
 
 class EnvironmentSettings(BaseSettings):

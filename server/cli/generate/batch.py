@@ -9,12 +9,13 @@ import re
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 from pydantic import AliasChoices, Field, create_model
 from pydantic_settings import CliPositionalArg
 
+from pipelines.fields import Boolean
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageToImageParams
 from pipelines.safety.guard import InspectedResult
 from server.aliases import param_type
@@ -24,6 +25,7 @@ from server.cluster.settings import EngineCount
 from server.images.signing import FileSigner
 from server.settings.engine import EngineSettings
 from server.settings.storage import BucketSettings
+from server.settings.types import Metavar
 from weights.checkpoints import choose_checkpoint
 from weights.durable_file import ORDINARY, append_durably, write_durably
 
@@ -66,7 +68,10 @@ class GenerateSettings(EngineSettings, EngineCount, BucketSettings):
 def add_parameter_flags() -> type[GenerateSettings]:
     """The settings with every generation parameter as a flag; its value is validated as in the API."""
     fields: dict[str, Any] = {
-        name: (str | None, Field(None, description=f"{info.description} ({param_type(name).expected})"))
+        name: (
+            Annotated[str, Metavar("true|false")] | None if isinstance(param_type(name), Boolean) else str | None,
+            Field(None, description=f"{info.description} ({param_type(name).expected})"),
+        )
         for name, info in PARAMETERS.items()
         if name not in NOT_FLAGS
     }

@@ -22,7 +22,7 @@ from pydantic_settings import (
 
 from pipelines.imports import import_name
 from server.cli.terminal.failure import CommandFailed, format_error
-from server.cli.terminal.metavars import POSITIONAL, add_argument_of
+from server.cli.terminal.metavars import add_argument_of
 
 S = TypeVar("S", bound=BaseSettings)
 IS_POSITIONAL = get_args(CliPositionalArg[str])[1]
@@ -137,7 +137,7 @@ def describe_setting(kind: type[BaseSettings], name: str) -> str:
     """
     field = kind.model_fields.get(name)
     if field is not None and IS_POSITIONAL in field.metadata:
-        return POSITIONAL.get(name, name.upper())
+        return name.upper()
     flag = f"--{name.lower().replace('_', '-')}"
     return flag if issubclass(kind, Arguments) else f"SRPO_{name.upper()} ({flag})"
 

@@ -9,7 +9,7 @@ from pydantic_settings import CliPositionalArg
 from server.cli.terminal.failure import STOPPED, CommandFailed
 from server.cli.terminal.parsing import parse
 from server.cli.weights.progress import ProgressBars, make_progress
-from server.settings.types import EnvironmentSettings
+from server.settings.types import EnvironmentSettings, Folder
 from weights.checkpoints import APACHE, Repository, list_downloads
 from weights.errors import WeightsError
 from weights.hub.pull import PullOptions, pull
@@ -18,7 +18,7 @@ from weights.hub.pull import PullOptions, pull
 class PullSettings(EnvironmentSettings):
     """Download a model's files to the models folder and verify each. An interrupted pull continues where it stopped."""
 
-    models_dir: Path = Field(Path("models"), description="folder with the model files")
+    models_dir: Folder = Field(Path("models"), description="folder with the model files")
     names: CliPositionalArg[list[str]] = Field([], description=f"what to pull: {', '.join(list_downloads())}")
     revision: list[str] = Field(
         [],
@@ -26,7 +26,7 @@ class PullSettings(EnvironmentSettings):
         "several repositories (can be repeated)",
     )
     accept_license: bool = Field(False, description="you have read the licences and accept them")
-    source: Path | None = Field(
+    source: Folder | None = Field(
         None,
         validation_alias=AliasChoices("from"),
         description="a folder that has the files: a mirror, another models folder",

@@ -8,7 +8,7 @@ from pydantic_settings import CliPositionalArg
 from server.cli.terminal.failure import CommandFailed
 from server.cli.terminal.parsing import parse
 from server.cli.weights.progress import ProgressBars, make_progress
-from server.settings.types import EnvironmentSettings
+from server.settings.types import EnvironmentSettings, Folder
 from weights.checkpoints import list_downloads
 from weights.errors import WeightsError
 from weights.hub import manifest
@@ -18,7 +18,7 @@ from weights.manifest import MANIFEST
 class VerifySettings(EnvironmentSettings):
     """Compare every pulled file with its manifest. Reads every byte."""
 
-    models_dir: Path = Field(Path("models"), description="folder with the model files")
+    models_dir: Folder = Field(Path("models"), description="folder with the model files")
     names: CliPositionalArg[list[str]] = Field([], description="what to verify; nothing: all that was pulled")
 
 
