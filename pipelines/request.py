@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from pipelines.acceleration import PRESETS
 from pipelines.fields import Boolean, Choice, ImageSize, Integer, Number, ParamType, Size, Text, Url
+from pipelines.image_formats import IMAGE_FORMATS, TITLES
 from weights.checkpoints import CHECKPOINTS
 
 MAX_SEED = 2**63 - 1
 MAX_DRAWN_SEED = 2**31 - 1  # exact in every client's JSON, and distinct modulo 2^32
 SKIPPED_STEP = 0.02  # of a computed step: one of FLUX.1's 57 blocks, and the head
-OUTPUT_FORMATS = ("jpeg", "png", "webp")
+OUTPUT_FORMATS = tuple(sorted(IMAGE_FORMATS))
 SIZES: Mapping[str, Size] = {
     "square_hd": Size(1024, 1024),
     "square": Size(512, 512),
@@ -105,7 +106,7 @@ class SourceImageParams(PromptParams):
     """An image that begins at a picture, and takes its size."""
 
     image_url: Annotated[str, Url()] = Field(
-        description="The picture to begin with (PNG, JPEG, WebP): its address, or a data URI. The image takes its size."
+        description=f"The picture to begin with ({TITLES}): its address, or a data URI. The image takes its size."
     )
     strength: Annotated[float, Number(0, 1)] = Field(
         default=0.95, description="How much of the picture may change, from 0 (hardly anything) to 1 (all of it)."

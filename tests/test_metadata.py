@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from support.canaries import SLOTS, post
 
+from pipelines.request import OUTPUT_FORMATS
 from server.__main__ import main as srpo
 from server.images.metadata import SOURCE_TYPE
 
-FORMATS = ("jpeg", "png", "webp")
 PROMPT = 'a café, 猫: "two"\nlines \U0001f600'
 needs_exiftool = pytest.mark.skipif(
     shutil.which("exiftool") is None, reason="exiftool is not installed (Debian: libimage-exiftool-perl)"
@@ -38,7 +38,7 @@ def exiftool(data: bytes) -> dict[str, str]:
 
 
 @needs_exiftool
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
 async def test_exiftool_reads_the_mark_and_the_parameters(tmp_path: Path, format: str) -> None:
     first, second = await files(tmp_path, (False, False), output_format=format, seed=5, guidance_scale=3.5)
     for data, seed in ((first, 5), (second, 6)):
@@ -52,7 +52,7 @@ async def test_exiftool_reads_the_mark_and_the_parameters(tmp_path: Path, format
 
 
 @needs_exiftool
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
 async def test_without_parameters_the_mark_stays_and_the_prompt_is_nowhere(tmp_path: Path, format: str) -> None:
     secret = "".join(random.choices(string.ascii_lowercase, k=20))
     (data,) = await files(tmp_path, output_format=format, omit_parameters=True, prompt=secret)
@@ -63,7 +63,7 @@ async def test_without_parameters_the_mark_stays_and_the_prompt_is_nowhere(tmp_p
     assert secret.encode("utf-16-be") not in data
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
 async def test_the_same_request_gives_the_same_bytes(tmp_path: Path, format: str) -> None:
     both = [await files(tmp_path, (False, False), output_format=format, seed=7) for _ in range(2)]
     (alone,) = await files(tmp_path, output_format=format, seed=8)
@@ -79,7 +79,7 @@ async def test_a_withheld_image_says_so_in_place_of_its_parameters(tmp_path: Pat
     assert all(SOURCE_TYPE in picture.info["XML:com.adobe.xmp"] for picture in pictures)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
 async def test_verify_reads_back_what_was_written(
     tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from starlette.responses import Response
 
+from pipelines.image_formats import ANY_TITLE
 from server.aliases import IMAGE_TO_IMAGE
 from server.schema import (
     EXAMPLE,
@@ -134,7 +135,7 @@ def drop_422(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
-FILE = {"type": "string", "format": "binary", "description": "The picture to begin with: PNG, JPEG or WebP."}
+FILE = {"type": "string", "format": "binary", "description": f"The picture to begin with: {ANY_TITLE}."}
 ADDRESSES = {
     "type": "array",
     "description": "The pictures, of which the first is used: https addresses or data URIs.",

@@ -14,9 +14,9 @@ from typing import BinaryIO
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from pipelines.fields import Size
+from pipelines.image_formats import ANY_TITLE, IMAGE_FORMATS
 from pipelines.request import IMAGE_SIZE
 
-FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 2**25  # checked before anything is decoded: 33.5 megapixels, 100 MB as RGB
 STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2}  # bytes that Pillow keeps a pixel in, of its modes; 4 of all others
 WEBP_BYTES = 16  # a pixel: two canvases of libwebp's, the frame as bytes, and Pillow's own
@@ -55,7 +55,7 @@ def decode(file: BinaryIO, memory: int) -> tuple[Size, bytes]:
         with warnings.catch_warnings(action="ignore"):
             size, flat = read_upright(file, memory)
     except UnidentifiedImageError:
-        raise UnusableImage("it is not a PNG, JPEG or WebP picture") from None
+        raise UnusableImage(f"it is not a {ANY_TITLE} picture") from None
     except Image.DecompressionBombError:  # Pillow also raises it, for its own, higher limit
         raise UnusableImage(f"it has more than {MAX_PIXELS:,} pixels") from None
     except DAMAGED:
@@ -65,7 +65,7 @@ def decode(file: BinaryIO, memory: int) -> tuple[Size, bytes]:
 
 def read_upright(file: BinaryIO, memory: int) -> tuple[Size, Image.Image]:
     """The size to draw, and the picture as RGB, upright, of its own size or shrunk."""
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(file, formats=tuple(IMAGE_FORMATS)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
         if estimate_shrunk_decode(image, file) > memory + 3 * image.width * image.height:

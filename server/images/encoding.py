@@ -3,16 +3,14 @@
 import base64
 import io
 from dataclasses import dataclass, replace
-from typing import Any
 
 from PIL import Image
 
+from pipelines.image_formats import IMAGE_FORMATS
 from pipelines.safety.guard import InspectedResult
 from server.images.metadata import WITHHELD, format_parameters, make_save_options
 from server.images.signing import FileSigner
 from server.settings.engine import EngineSettings
-
-CONTENT_TYPES = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,7 @@ class EncodedImage:
 
     @property
     def content_type(self) -> str:
-        return CONTENT_TYPES[self.format]
+        return IMAGE_FORMATS[self.format].content_type
 
     def base64(self) -> str:
         return base64.b64encode(self.data).decode("ascii")
@@ -49,16 +47,15 @@ def encode_one(
 def encode(
     pixels: bytes, width: int, height: int, format: str, quality: int, parameters: str | None = None
 ) -> EncodedImage:
-    """Encode 8-bit RGB `pixels`, `width * height * 3` bytes, row-major. `quality` is of JPEG and WebP, 1 to 100.
+    """Encode 8-bit RGB `pixels`, `width * height * 3` bytes, row-major. `quality` is of lossy formats, 1 to 100.
 
     The mark that a model made the image is always in the file; `parameters` is a text beside it.
     """
-    options: dict[str, dict[str, Any]] = {
-        "jpeg": {"quality": quality, "subsampling": "4:4:4"},
-        "png": {"compress_level": 1},  # level 6 takes eight times as long for a few percent
-        "webp": {"quality": quality, "method": 2},
-    }
+    row = IMAGE_FORMATS[format]
+    options = {**row.save_options, **make_save_options(row, parameters)}
+    if row.lossy:
+        options["quality"] = quality
     out = io.BytesIO()
     picture = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
-    picture.save(out, format, **options[format], **make_save_options(format, parameters))
+    picture.save(out, format, **options)
     return EncodedImage(out.getvalue(), format, width, height)

@@ -3,6 +3,7 @@
 import http.client
 from urllib.parse import urljoin
 
+from pipelines.image_formats import IMAGE_FORMATS
 from server.outbound import Exchange, NotPublic, Unreachable
 from server.process.threads import ThreadPools
 
@@ -12,7 +13,7 @@ LATE = f"it did not arrive within {SECONDS:.0f} s"
 REDIRECTS = 3
 CHUNK = 2**16
 HEADERS = {
-    "accept": "image/png, image/jpeg, image/webp",
+    "accept": ", ".join(row.content_type for row in IMAGE_FORMATS.values()),
     "user-agent": "srpo-server (fetches source pictures for its users)",  # some hosts refuse whoever sends none
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
+from pipelines.image_formats import ImageFormat
 from pipelines.request import ImageRequest
 from weights.version import read_version
 
@@ -72,9 +73,9 @@ def quote_value(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if set(value) & set(',:"\n') else value
 
 
-def make_save_options(format: str, parameters: str | None) -> dict[str, Any]:
+def make_save_options(format: ImageFormat, parameters: str | None) -> dict[str, Any]:
     """The options that make Pillow's `save` write the marks into a file of this format."""
-    if format == "png":
+    if format.text_chunks:
         chunks = PngImagePlugin.PngInfo()
         chunks.add_itxt(XMP_CHUNK, XMP)
         if parameters is not None:

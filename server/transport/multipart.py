@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from pipelines.fields import Boolean, Integer, Issue, Number
+from pipelines.image_formats import ANY_TITLE
 from server.aliases import ALIASES, PARAM_TYPES
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull, invalid_request
 from server.jobs.spec import PLACEHOLDER_URL
@@ -60,7 +61,7 @@ async def read_form(request: Request, settings: Settings, upload: Upload) -> For
         if picture is not None:
             fields["image_url"] = PLACEHOLDER_URL
         elif not {"image", "image_url"} & set(fields):
-            raise no_picture("a PNG, JPEG or WebP file")
+            raise no_picture(f"a {ANY_TITLE} file")
     except Exception:
         await form.close()
         raise

@@ -16,6 +16,7 @@ from pydantic import AliasChoices, Field, create_model
 from pydantic_settings import CliPositionalArg
 
 from pipelines.fields import Boolean
+from pipelines.image_formats import IMAGE_FORMATS, TITLES
 from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageToImageParams
 from pipelines.safety.guard import InspectedResult
 from server.aliases import param_type
@@ -29,7 +30,7 @@ from server.settings.types import Metavar
 from weights.checkpoints import choose_checkpoint
 from weights.durable_file import ORDINARY, append_durably, write_durably
 
-SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
+SUFFIXES = {suffix: name for name in OUTPUT_FORMATS for suffix in IMAGE_FORMATS[name].suffixes}
 RECORD = "requests.jsonl"
 NUMBERED = re.compile(r"\d{4,}(-\d+)?")
 BUCKET = "s3://"
@@ -49,7 +50,7 @@ class GenerateSettings(EngineSettings, EngineCount, BucketSettings):
         description="a file (its suffix chooses the format), a folder, or with --ray s3://BUCKET/PREFIX",
     )
     jsonl: Path | None = Field(None, description="a file with one request a line, in the API's own fields")
-    image: Path | None = Field(None, description="begin at this picture (PNG, JPEG, WebP) and keep its size")
+    image: Path | None = Field(None, description=f"begin at this picture ({TITLES}) and keep its size")
     format: str | None = Field(None, description=f"format of images in a folder: {', '.join(OUTPUT_FORMATS)}")
     as_json: bool = Field(
         False, validation_alias=AliasChoices("json", "as_json"), description="print one JSON object for each request"

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipelines.image_formats import IMAGE_FORMATS
 from server.errors import NotFound, StorageFailure
-from server.images.encoding import CONTENT_TYPES, EncodedImage
+from server.images.encoding import EncodedImage
 from server.images.links import ImageLinks
 
 RANDOM_BYTES, SIGNATURE_BYTES, SECRET_BYTES = 16, 8, 32
 PROBE_SIZE = 2**20  # bytes of what is written to see whether an image could be
-NAME = re.compile(r"([A-Za-z0-9_-]{32})\.(jpeg|png|webp)")
+NAME = re.compile(rf"([A-Za-z0-9_-]{{32}})\.({'|'.join(IMAGE_FORMATS)})")
 SECRET_NAME = "images.key"  # noqa: S105 - the name of the file, beside the images
 
 
@@ -96,7 +97,7 @@ class ImageNames:
         raw = base64.urlsafe_b64decode(match[1]) if match else b""
         if not match or not hmac.compare_digest(raw[RANDOM_BYTES:], self._sign(raw[:RANDOM_BYTES])):
             raise NotFound("There is no such image.")
-        return CONTENT_TYPES[match[2]]
+        return IMAGE_FORMATS[match[2]].content_type
 
     def _sign(self, token: bytes) -> bytes:
         return hmac.digest(self._secret, token, hashlib.sha256)[:SIGNATURE_BYTES]
