@@ -33,7 +33,6 @@ NAMESAKES: Mapping[str, Namesake] = {
 }
 MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
-MORE = re.compile(r"\+\d{1,9}", re.ASCII)  # how many names are not listed; no encoded name begins so
 SIDES = re.compile(r"0*([1-9]\d{0,4})[xX]0*([1-9]\d{0,4})", re.ASCII)
 
 
@@ -78,7 +77,8 @@ class TranslatedRequest:
     partial_images: int = 0
     events: str = EVENTS
     detailed: bool = False  # the reply is to have what those of OpenAI's gpt-image models have
-    ignored: list[str] = field(default_factory=list)  # as `summarize` has them
+    ignored: list[str] = field(default_factory=list)  # the first of them, encoded, each once
+    unlisted: int = 0  # how many more were ignored: there may be thousands, and this is kept as long as its job
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -88,8 +88,13 @@ class TranslatedRequest:
     def ignore(self, names: Iterable[str]) -> None:
         """Say of these fields that they were ignored."""
         cut = [name for name in dict.fromkeys(name[:MAX_NAME] for name in names) if name]
-        more = [f"+{len(cut) - MAX_LISTED}"] if len(cut) > MAX_LISTED else []
-        self.ignored = summarize([*self.ignored, *map(encode_name, cut[:MAX_LISTED]), *more])
+        listed = list(dict.fromkeys([*self.ignored, *map(encode_name, cut[:MAX_LISTED])]))
+        self.ignored = listed[:MAX_LISTED]
+        self.unlisted += len(cut[MAX_LISTED:]) + len(listed[MAX_LISTED:])
+
+    def format_ignored(self) -> str:
+        """The value of `x-ignored-fields`: at most 20 names, and how many more there are."""
+        return ", ".join([*self.ignored, *([f"+{self.unlisted}"] if self.unlisted else [])])
 
 
 @dataclass(frozen=True)
@@ -230,11 +235,6 @@ def take_sides(fields: dict[str, Any], translated: TranslatedRequest) -> None:
         translated.native.setdefault("image_size", {})[name] = value
 
 
-def header_of(names: Iterable[str]) -> str:
-    """The value of `x-ignored-fields`, of encoded names: at most 20, and how many more there are."""
-    return ", ".join(summarize(names))
-
-
 def encode_name(name: str) -> str:
     """A field's name, percent-encoded outside `A-Za-z0-9_.-`, in at most 64 characters.
 
@@ -242,15 +242,3 @@ def encode_name(name: str) -> str:
     """
     quoted = quote(name[:MAX_NAME], safe="").replace("~", "%7E")
     return re.sub("%.?$", "", quoted[:MAX_NAME])  # no half of an escape
-
-
-def summarize(names: Iterable[str]) -> list[str]:
-    """The first of these encoded names, each once, and `+N` for all others, which `names` may end with already.
-
-    A request may have thousands, and what is said of them is kept as long as its job.
-    """
-    names = list(names)
-    counts = [name for name in names if MORE.fullmatch(name)]
-    listed = [name for name in dict.fromkeys(names) if name and name not in counts]
-    more = sum(map(int, counts)) + max(0, len(listed) - MAX_LISTED)
-    return listed[:MAX_LISTED] + ([f"+{more}"] if more else [])

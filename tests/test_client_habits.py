@@ -19,7 +19,7 @@ from support.server import START_LIMIT, LiveServer
 from pipelines.errors import QueueFull
 from pipelines.queueing.cost_model import CostModel
 from pipelines.queueing.refusals import Refusals
-from server.aliases import header_of, translate
+from server.aliases import translate
 from server.app import create_app
 from server.jobs.spec import JobSpec
 from server.schema import GenerationBody, read_body
@@ -250,15 +250,15 @@ def test_a_name_as_long_as_a_body_is_neither_encoded_nor_kept_whole() -> None:
     body = {"model": "flux/srpo", "prompt": "p", "image_size": {"width": 512, name: name, "junk": [name]}, name: name}
     translated = translate(body | {f"{number:05}{name[:80]}": 1 for number in range(30)})
     translated.ignore(["one.more", "another"])
-    header = header_of(translated.ignored)
+    header = translated.format_ignored()
     assert len(header) < 2000
     assert header.endswith(", +15")
-    assert header_of([]) == ""
+    assert translate({}).format_ignored() == ""
     spec = JobSpec(translated, read_body(translated.native, "flux/srpo"), "http://localhost")
     assert isinstance(spec.body, GenerationBody)
     stored = json.dumps(spec.to_json(spec.body.to_request("flux/srpo")))
     assert len(stored) < 5000
-    assert header_of(JobSpec.from_json(json.loads(stored), "flux/srpo").translated.ignored) == header
+    assert JobSpec.from_json(json.loads(stored), "flux/srpo").translated.format_ignored() == header
     assert len(str(translated.native)) < 200
 
 

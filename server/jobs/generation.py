@@ -13,7 +13,7 @@ from pipelines.errors import Cancelled, PromptRefused, SafetyUnavailable
 from pipelines.job import EventChannel, Job, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
-from server.aliases import TranslatedRequest, header_of
+from server.aliases import TranslatedRequest
 from server.images.encoding import EncodedImage, encode_one
 from server.jobs.delivery import ImageDelivery
 from server.jobs.spec import JobSpec
@@ -177,7 +177,7 @@ def start_headers(translated: TranslatedRequest, state: AppState) -> dict[str, s
     if fingerprint := state.fingerprint:
         headers["x-engine-fingerprint"] = fingerprint
     if translated.ignored:
-        headers["x-ignored-fields"] = header_of(translated.ignored)
+        headers["x-ignored-fields"] = translated.format_ignored()
     return headers
 
 
