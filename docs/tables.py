@@ -13,8 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from pipelines.acceleration import PRESETS
 from pipelines.optimize.optimizations import OPTIMIZATIONS
-from pipelines.request import GenerationParams, ImageToImageParams
-from server.aliases import param_type
+from pipelines.request import PARAM_TYPES, GenerationParams, ImageToImageParams
 from server.envelope import UNEXPECTED_NAME
 from server.error_table import TABLE, UNEXPECTED
 from server.metrics.table import METRICS
@@ -51,7 +50,7 @@ def rows_of(fields: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         return f"`{json.dumps(field.default)}`"
 
     for name, field in fields.items():
-        yield f"`{name}`", param_type(name).expected, default(field), field.description or ""
+        yield f"`{name}`", PARAM_TYPES[name].expected, default(field), field.description or ""
 
 
 def parameters() -> str:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
 
 from pipelines.acceleration import PRESETS
 from pipelines.fields import Boolean, Choice, ImageSize, Integer, Number, ParamType, Size, Text, Url
@@ -130,6 +131,15 @@ class ImageToImageParams(CommonParams, SourceImageParams):
         return self._request(model, size, Source(pixels, self.strength))
 
 
+def param_type_of(info: FieldInfo) -> ParamType:
+    """The kind that a parameter is declared with."""
+    return next(part for part in info.metadata if isinstance(part, ParamType))
+
+
+PARAM_TYPES: Mapping[str, ParamType] = {
+    name: param_type_of(info)
+    for name, info in (GenerationParams.model_fields | ImageToImageParams.model_fields).items()
+}
 P = TypeVar("P", bound=CommonParams)
 
 
@@ -143,7 +153,7 @@ def for_model(model: str, base: type[P]) -> type[P]:
     for name in own:
         info = copy(base.model_fields[name])
         default = row.defaults.get(name, info.default)
-        kind = next(part for part in info.metadata if isinstance(part, ParamType))
+        kind = param_type_of(info)
         if name in row.bounds and isinstance(kind, Integer | Number):
             low, high = row.bounds[name]
             kind = replace(kind, low=low, high=high)

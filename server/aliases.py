@@ -10,8 +10,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote
 
-from pipelines.fields import ImageSize, Integer, Invalid, ParamType
-from pipelines.request import CommonParams, GenerationParams, ImageToImageParams, for_model
+from pipelines.fields import ImageSize, Integer, Invalid
+from pipelines.request import (
+    PARAM_TYPES,
+    CommonParams,
+    GenerationParams,
+    ImageToImageParams,
+    for_model,
+    param_type_of,
+)
 from weights.checkpoints import HOSTED_MODEL
 
 IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
@@ -34,19 +41,6 @@ NAMESAKES: Mapping[str, Namesake] = {
 MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
 SIDES = re.compile(r"0*([1-9]\d{0,4})[xX]0*([1-9]\d{0,4})", re.ASCII)
-
-
-PARAM_TYPES: Mapping[str, ParamType] = {
-    name: part
-    for name, field in (GenerationParams.model_fields | ImageToImageParams.model_fields).items()
-    for part in field.metadata
-    if isinstance(part, ParamType)
-}
-
-
-def param_type(name: str) -> ParamType:
-    """The kind a generation parameter is declared with."""
-    return PARAM_TYPES[name]
 
 
 def params_of(model: object) -> type[CommonParams]:
@@ -195,7 +189,7 @@ def take_response_format(fields: dict[str, Any], translated: TranslatedRequest, 
 
 def honour(foreign: str, native: str, value: Any, translated: TranslatedRequest, params: type[CommonParams]) -> None:
     """Take `value` for the native field if that is absent and the value is one it accepts, or near to one."""
-    kind = next(part for part in params.model_fields[native].metadata if isinstance(part, ParamType))
+    kind = param_type_of(params.model_fields[native])
     exact = value
     sides = SIDES.fullmatch(value) if foreign == "size" and isinstance(value, str) else None
     if sides:
@@ -228,7 +222,7 @@ def take_sides(fields: dict[str, Any], translated: TranslatedRequest) -> None:
         return  # left in `fields`, so they are listed as ignored
     for name, value in sides.items():
         try:
-            param_type("image_size").parse({name: value})
+            PARAM_TYPES["image_size"].parse({name: value})
         except Invalid:
             continue
         del fields[name]

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from pipelines.fields import Issue
-from pipelines.request import GenerationParams, ImageRequest, ImageToImageParams, for_model
+from pipelines.request import PARAM_TYPES, GenerationParams, ImageRequest, ImageToImageParams, for_model
 from pipelines.safety.guard import InspectedResult
-from server.aliases import IMAGE_TO_IMAGE, param_type, params_of
+from server.aliases import IMAGE_TO_IMAGE, params_of
 from server.detailed_reply import DetailedReply
 from server.errors import InvalidRequest
 from server.settings.server import Settings
@@ -116,7 +116,7 @@ def issues_of(detail: Any) -> Sequence[dict[str, Any]]:
     """Our issues from one of pydantic's errors."""
     loc = tuple(detail["loc"])
     if detail["type"] == "missing":
-        return [issue_of("required", loc, Issue((), param_type(str(loc[0])).expected, None), missing=True)]
+        return [issue_of("required", loc, Issue((), PARAM_TYPES[str(loc[0])].expected, None), missing=True)]
     return [issue_of(detail["type"], loc, issue) for issue in detail["ctx"]["issues"]]
 
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO, Self
 
 from pipelines.fields import Size
-from pipelines.request import ImageRequest
-from server.aliases import EVENTS, TranslatedRequest, param_type
+from pipelines.request import PARAM_TYPES, ImageRequest
+from server.aliases import EVENTS, TranslatedRequest
 from server.errors import invalid_request
 from server.images.decoding import UnusableImage
 from server.schema import Body, GenerationBody, read_body
@@ -70,7 +70,7 @@ class JobSpec:
                 f"the picture cannot be used: {error}",
                 path=("image_url" if self.upload is None else "image",),
                 code="unusable_image",
-                expected=param_type("image_url").expected,
+                expected=PARAM_TYPES["image_url"].expected,
                 received=str(error),
             ) from error
         return self.body.to_request(state.served, size, pixels)

@@ -16,7 +16,8 @@ from starlette.requests import Request
 
 from pipelines.fields import Boolean, Integer, Issue, Number
 from pipelines.image_formats import ANY_TITLE
-from server.aliases import ALIASES, PARAM_TYPES
+from pipelines.request import PARAM_TYPES
+from server.aliases import ALIASES
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull, invalid_request
 from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issue_of

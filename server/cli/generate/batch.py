@@ -17,9 +17,8 @@ from pydantic_settings import CliPositionalArg
 
 from pipelines.fields import Boolean
 from pipelines.image_formats import IMAGE_FORMATS, TITLES
-from pipelines.request import OUTPUT_FORMATS, GenerationParams, ImageToImageParams
+from pipelines.request import OUTPUT_FORMATS, PARAM_TYPES, GenerationParams, ImageToImageParams
 from pipelines.safety.guard import InspectedResult
-from server.aliases import param_type
 from server.batch.items import BatchItem, make_item
 from server.batch.lines import CannotGenerate, has_source_image, read_lines, to_native
 from server.cluster.settings import EngineCount
@@ -70,8 +69,8 @@ def add_parameter_flags() -> type[GenerateSettings]:
     """The settings with every generation parameter as a flag; its value is validated as in the API."""
     fields: dict[str, Any] = {
         name: (
-            Annotated[str, Metavar("true|false")] | None if isinstance(param_type(name), Boolean) else str | None,
-            Field(None, description=f"{info.description} ({param_type(name).expected})"),
+            Annotated[str, Metavar("true|false")] | None if isinstance(PARAM_TYPES[name], Boolean) else str | None,
+            Field(None, description=f"{info.description} ({PARAM_TYPES[name].expected})"),
         )
         for name, info in PARAMETERS.items()
         if name not in NOT_FLAGS
