@@ -1,8 +1,8 @@
 """What goes over the wire as JSON: the bodies of requests, and the replies.
 
 `GenerationBody` is `GenerationParams` plus `model`, `ImageToImageBody` is `ImageToImageParams` plus `model`; they add
-no parameter of their own. OpenAI's and other spellings are translated before (`server.aliases`), so that native fields
-can be strict.
+no parameter of their own. OpenAI's and other spellings are translated before (`server.translation`), so that native
+fields can be strict.
 """
 
 import time
@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pipelines.fields import Issue
 from pipelines.request import PARAM_TYPES, GenerationParams, ImageRequest, ImageToImageParams, for_model
 from pipelines.safety.guard import InspectedResult
-from server.aliases import IMAGE_TO_IMAGE, params_of
 from server.detailed_reply import DetailedReply
 from server.errors import InvalidRequest
 from server.settings.server import Settings
+from server.translation.model_names import IMAGE_TO_IMAGE, params_of
 from weights.checkpoints import CHECKPOINTS, HOSTED_MODEL
 
 MAX_RECEIVED = 80

@@ -11,7 +11,6 @@ from pipelines.safety.guard import Guard
 from pipelines.safety.prompts import PromptGuard
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.supervisor import local_workers
-from server.aliases import Dialect
 from server.database.database import Database, resolve_url
 from server.engine_setup import (
     build_engine_config,
@@ -39,6 +38,7 @@ from server.security.store import KeyStore
 from server.settings.server import Settings
 from server.tracing.opening import open_traces
 from server.tracing.traces import Traces
+from server.translation.model_names import Dialect
 from server.usage.ledger import UsageLedger
 from server.usage.writer import UsageWriter
 from weights.checkpoints import HOSTED_MODEL

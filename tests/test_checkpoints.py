@@ -13,11 +13,12 @@ from pipelines.engine.flux import FluxEngine
 from pipelines.engine.options import EngineOptions
 from pipelines.loading.build import describe_engine
 from pipelines.request import GenerationParams, for_model
-from server.aliases import Dialect, translate
 from server.app import create_app
 from server.errors import InvalidRequest
 from server.schema import read_body
 from server.settings.server import Settings
+from server.translation.aliases import translate
+from server.translation.model_names import Dialect
 from weights import tiny
 from weights.checkpoints import CHECKPOINTS, Checkpoint, choose_checkpoint, list_downloads, locate_files
 from weights.errors import MissingFiles

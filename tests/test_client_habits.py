@@ -19,11 +19,11 @@ from support.server import START_LIMIT, LiveServer
 from pipelines.errors import QueueFull
 from pipelines.queueing.cost_model import CostModel
 from pipelines.queueing.refusals import Refusals
-from server.aliases import translate
 from server.app import create_app
 from server.jobs.spec import JobSpec
 from server.schema import GenerationBody, read_body
 from server.settings.server import Settings
+from server.translation.aliases import translate
 
 ALIASES = "dall-e-3=flux/srpo,gpt-image-1=flux/srpo,painter=flux/srpo"
 OTHER = file_of(Image.new("RGB", (512, 512), "navy"))

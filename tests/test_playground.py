@@ -8,12 +8,12 @@ from starlette.testclient import TestClient
 from support.server import LiveServer
 
 import server
-from server.aliases import translate
 from server.api.openapi import EXAMPLES, REPLY
 from server.app import create_app
 from server.detailed_reply import DetailedReply
 from server.schema import GenerationReply, read_body
 from server.settings.server import Settings
+from server.translation.aliases import translate
 
 FOLDER = Path(server.__file__).parent / "playground" / "static"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from server.aliases import lift_extra_body
 from server.security.limits import Upload
 from server.state import AppState
+from server.translation.aliases import lift_extra_body
 from server.transport.json_body import read_object
 from server.transport.multipart import Form, no_mask, no_picture, read_form, unsupported_part
 

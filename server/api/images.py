@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from pipelines.request import ImageRequest
 from pipelines.trace_context import trace_context
-from server.aliases import EVENTS, TranslatedRequest, lift_extra_body, translate
 from server.api.dependencies import Drawer, JobsDep
 from server.api.edits import read_edit
 from server.api.events import EventPosition, stream_generation, stream_job
@@ -31,6 +30,8 @@ from server.schema import GenerationReply, read_body
 from server.security.callers import Caller
 from server.security.limits import UNCOUNTED, Upload
 from server.state import AppState, State
+from server.translation.aliases import lift_extra_body, translate
+from server.translation.translated_request import EVENTS, TranslatedRequest
 from server.transport.json_body import AT_ONCE, read_object
 from server.transport.multipart import sha256_of, too_many_pictures
 from server.transport.sse import EventStream, cancel_on_disconnect, knows_progress

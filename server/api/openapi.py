@@ -5,7 +5,6 @@ from typing import Any
 from starlette.responses import Response
 
 from pipelines.image_formats import ANY_TITLE
-from server.aliases import IMAGE_TO_IMAGE
 from server.schema import (
     EXAMPLE,
     SOURCED_EXAMPLE,
@@ -15,6 +14,7 @@ from server.schema import (
     JobReply,
     body_of,
 )
+from server.translation.model_names import IMAGE_TO_IMAGE
 from weights.checkpoints import HOSTED_MODEL
 
 FAILURES: dict[int | str, dict[str, Any]] = {

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.aliases import IMAGE_TO_IMAGE, translate
+from server.translation.aliases import translate
+from server.translation.model_names import IMAGE_TO_IMAGE
 
 
 class CannotGenerate(Exception):

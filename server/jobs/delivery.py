@@ -13,13 +13,13 @@ from typing import Any, Literal
 import structlog
 
 from pipelines.errors import Cancelled, Draining
-from server.aliases import TranslatedRequest
 from server.errors import StorageFailure
 from server.images.encoding import EncodedImage
 from server.images.stores.base import Store, StoredImage
 from server.process.backoff import pauses
 from server.schema import Body, GenerationReply, ImageItem
 from server.state import AppState
+from server.translation.translated_request import TranslatedRequest
 
 Field = Literal["b64_json", "url"]
 

@@ -13,7 +13,6 @@ from pipelines.errors import Cancelled, PromptRefused, SafetyUnavailable
 from pipelines.job import EventChannel, Job, PreviewPlan, Progress
 from pipelines.request import ImageRequest, ImageResult
 from pipelines.safety.guard import InspectedResult
-from server.aliases import TranslatedRequest
 from server.images.encoding import EncodedImage, encode_one
 from server.jobs.delivery import ImageDelivery
 from server.jobs.spec import JobSpec
@@ -21,6 +20,7 @@ from server.metrics.generations import GenerationMeter
 from server.schema import Body, GenerationReply
 from server.security.callers import Caller
 from server.state import AppState
+from server.translation.translated_request import TranslatedRequest
 from server.usage.ledger import UsageEntry
 
 BLURRED, SHARP = 32, 192  # longest side of a preview in pixels: no outline survives; an eighth of the largest image

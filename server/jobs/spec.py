@@ -6,12 +6,12 @@ from typing import Any, BinaryIO, Self
 
 from pipelines.fields import Size
 from pipelines.request import PARAM_TYPES, ImageRequest
-from server.aliases import EVENTS, TranslatedRequest
 from server.errors import invalid_request
 from server.images.decoding import UnusableImage
 from server.schema import Body, GenerationBody, read_body
 from server.security.callers import Caller
 from server.state import AppState
+from server.translation.translated_request import EVENTS, TranslatedRequest
 
 PLACEHOLDER_URL = "data:,"  # the `image_url` of a request whose picture is a file, uploaded or local
 

@@ -17,12 +17,12 @@ from starlette.requests import Request
 from pipelines.fields import Boolean, Integer, Issue, Number
 from pipelines.image_formats import ANY_TITLE
 from pipelines.request import PARAM_TYPES
-from server.aliases import ALIASES
 from server.errors import BodyTooLarge, InvalidRequest, StorageFull, invalid_request
 from server.jobs.spec import PLACEHOLDER_URL
 from server.schema import issue_of
 from server.security.limits import Upload
 from server.settings.server import Settings
+from server.translation.aliases import ALIASES
 from server.transport.json_body import chunks_of, expect_body
 
 PICTURE = re.compile(r"image(\[\d*\])?")  # as a member of a list it is `image[]`

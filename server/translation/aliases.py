@@ -5,50 +5,18 @@ value cannot be honoured, is ignored and named in `x-ignored-fields`, so that a 
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple, Self
-from urllib.parse import quote
+from collections.abc import Mapping
+from typing import Any
 
 from pipelines.fields import ImageSize, Integer, Invalid
-from pipelines.request import (
-    PARAM_TYPES,
-    CommonParams,
-    GenerationParams,
-    ImageToImageParams,
-    for_model,
-    param_type_of,
-)
+from pipelines.request import PARAM_TYPES, CommonParams, for_model, param_type_of
+from server.translation.model_names import HOSTED_DIALECT, IMAGE_TO_IMAGE, Dialect, params_of
+from server.translation.translated_request import MAX_NAME, TranslatedRequest
 from weights.checkpoints import HOSTED_MODEL
 
-IMAGE_TO_IMAGE = "/image-to-image"  # after the name of a model
 RESPONSE_FORMATS = ("url", "b64_json")
-EVENTS = "image_generation"  # what the names of a stream's events begin with
-
-
-class Namesake(NamedTuple):
-    """What OpenAI's models of a name answer where the request leaves it open."""
-
-    response_format: str
-    detailed: bool  # with `usage`, `size`, `output_format` and `background`
-    output_format: str = "png"  # several clients take it for granted
-
-
-NAMESAKES: Mapping[str, Namesake] = {
-    "dall-e-": Namesake("url", detailed=False),
-    "gpt-image-": Namesake("b64_json", detailed=True),
-}
-MAX_LISTED, MAX_NAME = 20, 64
 MAX_PARTIAL = 3  # previews of an image
 SIDES = re.compile(r"0*([1-9]\d{0,4})[xX]0*([1-9]\d{0,4})", re.ASCII)
-
-
-def params_of(model: object) -> type[CommonParams]:
-    """The parameters of the model that a request names; what is no name has those of text-to-image."""
-    sourced = isinstance(model, str) and model.endswith(IMAGE_TO_IMAGE)
-    return ImageToImageParams if sourced else GenerationParams
-
-
 ALIASES: Mapping[str, str] = {
     "n": "num_images",
     "size": "image_size",
@@ -59,66 +27,6 @@ ALIASES: Mapping[str, str] = {
     "prompt_strength": "strength",
     "denoising_strength": "strength",
 }
-
-
-@dataclass
-class TranslatedRequest:
-    """A body in native fields, how its images are to be returned, and the names of fields that were ignored."""
-
-    native: dict[str, Any]
-    response_format: str | None = None  # url, b64_json or both; None: url
-    stream: bool = False
-    partial_images: int = 0
-    events: str = EVENTS
-    detailed: bool = False  # the reply is to have what those of OpenAI's gpt-image models have
-    ignored: list[str] = field(default_factory=list)  # the first of them, encoded, each once
-    unlisted: int = 0  # how many more were ignored: there may be thousands, and this is kept as long as its job
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """As it was written down, maybe by a newer version: what is not known here is left out."""
-        return cls(**{known.name: data[known.name] for known in fields(cls) if known.name in data})
-
-    def ignore(self, names: Iterable[str]) -> None:
-        """Say of these fields that they were ignored."""
-        cut = [name for name in dict.fromkeys(name[:MAX_NAME] for name in names) if name]
-        listed = list(dict.fromkeys([*self.ignored, *map(encode_name, cut[:MAX_LISTED])]))
-        self.ignored = listed[:MAX_LISTED]
-        self.unlisted += len(cut[MAX_LISTED:]) + len(listed[MAX_LISTED:])
-
-    def format_ignored(self) -> str:
-        """The value of `x-ignored-fields`: at most 20 names, and how many more there are."""
-        return ", ".join([*self.ignored, *([f"+{self.unlisted}"] if self.unlisted else [])])
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """What the operator decides about requests that leave it open, or that name other models."""
-
-    served: str = HOSTED_MODEL  # id of the loaded model
-    response_format: str = "url"
-    model_aliases: Mapping[str, str] = field(default_factory=dict)
-
-    def resolve(self, model: str) -> str:
-        """The model that a name stands for; with `/image-to-image` behind it too."""
-        name, kind = split_kind(model)
-        target = self.model_aliases.get(name)
-        return model if target is None else target + kind
-
-    def namesake(self, model: object) -> Namesake | None:
-        """The models of OpenAI's that an alias is named like."""
-        if isinstance(model, str) and split_kind(model)[0] in self.model_aliases:
-            return next((namesake for name, namesake in NAMESAKES.items() if model.startswith(name)), None)
-        return None
-
-
-def split_kind(model: str) -> tuple[str, str]:
-    """A model's name, and `/image-to-image` if that is behind it."""
-    name = model.removesuffix(IMAGE_TO_IMAGE)
-    return name, model[len(name) :]
-
-
-HOSTED_DIALECT = Dialect()
 
 
 def translate(body: Mapping[str, Any], dialect: Dialect = HOSTED_DIALECT, *, edit: bool = False) -> TranslatedRequest:
@@ -227,12 +135,3 @@ def take_sides(fields: dict[str, Any], translated: TranslatedRequest) -> None:
             continue
         del fields[name]
         translated.native.setdefault("image_size", {})[name] = value
-
-
-def encode_name(name: str) -> str:
-    """A field's name, percent-encoded outside `A-Za-z0-9_.-`, in at most 64 characters.
-
-    It is cut before it is encoded too: it may be as long as a body.
-    """
-    quoted = quote(name[:MAX_NAME], safe="").replace("~", "%7E")
-    return re.sub("%.?$", "", quoted[:MAX_NAME])  # no half of an escape
