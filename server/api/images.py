@@ -1,10 +1,9 @@
-"""Images: a body becomes a request, the request a generation or a durable job, and its result the reply."""
+"""Images: a body becomes a request, and the request a generation or a durable job."""
 
 import hashlib
 import io
 import json
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import structlog
@@ -15,48 +14,29 @@ from pipelines.request import ImageRequest
 from pipelines.trace_context import trace_context
 from server.api.dependencies import Drawer, JobsDep
 from server.api.edits import read_edit
-from server.api.events import EventPosition, stream_generation, stream_job
-from server.api.jobs import poll_url, reply_with_job
 from server.api.openapi import EDITS, GENERATION
+from server.api.replies import Call, accepted_reply, finished_reply, generation_stream, job_stream
 from server.envelope import readdress
 from server.errors import JobCancelled, invalid_request
-from server.jobs.generation import Generation, check_prompt, reply_headers, start_headers
-from server.jobs.joining import TRIES, RequestIdentity, SharedGeneration
-from server.jobs.models import CANCELLED, SUCCEEDED, JobRecord
-from server.jobs.service import JobService
+from server.jobs.generation import Generation, check_prompt
+from server.jobs.joining import TRIES, RequestIdentity
+from server.jobs.models import CANCELLED, SUCCEEDED
 from server.jobs.spec import JobSpec
 from server.jobs.webhooks import check_url
-from server.schema import GenerationReply, read_body
-from server.security.callers import Caller
-from server.security.limits import UNCOUNTED, Upload
-from server.state import AppState, State
+from server.schema import read_body
+from server.security.limits import UNCOUNTED
+from server.state import State
 from server.translation.aliases import lift_extra_body, translate
 from server.translation.translated_request import EVENTS, TranslatedRequest
-from server.transport.json_body import AT_ONCE, read_object
+from server.transport.json_body import read_object
 from server.transport.multipart import sha256_of, too_many_pictures
-from server.transport.sse import EventStream, cancel_on_disconnect, knows_progress
+from server.transport.sse import cancel_on_disconnect
 
 WEBHOOK = "webhook-url"
 LATE = 60.0  # seconds: what comes after the work on the device
 MAX_KEY = 255  # characters of an Idempotency-Key
 log = structlog.get_logger("srpo")
 router = APIRouter()
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call of this API, what it is answered with, and what its body takes of the budget for uploads."""
-
-    request: Request
-    state: AppState
-    jobs: JobService
-    caller: Caller
-    upload: Upload
-
-    @property
-    def address(self) -> tuple[str, str]:
-        """What an error's envelope names: the request's id and its path."""
-        return self.request.scope["state"]["request_id"], self.request.scope["path"]
 
 
 @router.post("/v1/images/generations", status_code=201, **GENERATION)
@@ -197,25 +177,6 @@ async def identify_try(call: Call, fields: dict[str, Any], translated: Translate
     return RequestIdentity(call.caller.owner, await call.state.threads.run("bodies", hash_fields, fields, translated))
 
 
-async def finished_reply(call: Call, shared: SharedGeneration, headers: dict[str, str]) -> Response:
-    """The finished images. Work that the last waiting client leaves ends."""
-    shared.join()
-    try:
-        reply: GenerationReply = await cancel_on_disconnect(shared.reply(), call.request.receive)
-    finally:
-        shared.leave()
-    content = reply.text() if reply.length <= AT_ONCE else await call.state.threads.run("encoding", reply.text)
-    headers = reply_headers(reply, shared.generation.translated, call.state) | headers
-    return Response(content, call.state.settings.success_status, headers, "application/json")
-
-
-def generation_stream(call: Call, generation: Generation) -> EventStream:
-    """The events of a generation that ends with its reader."""
-    named = knows_progress(call.request.headers)
-    events = stream_generation(generation, named, *call.address)
-    return EventStream(events, start_headers(generation.translated, call.state), generation.cancel)
-
-
 async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> Response:
     """Accept a request as a job, or find the one with its key; reply at once, by events, or when the job is over."""
     key = idempotency_key(call.request)
@@ -238,36 +199,6 @@ async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> 
     if ended.state != SUCCEEDED:
         content = json.dumps(readdress(json.loads(content), *call.address))
     return Response(content, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
-
-
-async def accepted_reply(call: Call, spec: JobSpec, record: JobRecord, headers: dict[str, str]) -> Response:
-    """202, and where the job is; which fields were ignored, since a caller of a webhook may never ask again."""
-    headers = (
-        headers
-        | start_headers(spec.translated, call.state)
-        | {
-            "location": poll_url(call.request, call.state, record),
-            "preference-applied": "respond-async",
-        }
-    )
-    return await reply_with_job(
-        call.request, call.state, call.jobs, record, call.jobs.active(record.id), status=202, headers=headers
-    )
-
-
-def job_stream(call: Call, spec: JobSpec, record: JobRecord, headers: dict[str, str]) -> EventStream:
-    """The job's events with the images' bytes. The job goes on if the reader leaves."""
-    events = stream_job(
-        call.jobs,
-        record,
-        call.jobs.active(record.id),
-        EventPosition(),
-        named=knows_progress(call.request.headers),
-        store=call.state.store,
-        address=call.address,
-    )
-    location = {"content-location": f"{poll_url(call.request, call.state, record)}/events"}
-    return EventStream(events, (record.headers or start_headers(spec.translated, call.state)) | headers | location)
 
 
 def prefers_async(request: Request) -> bool:
