@@ -12,9 +12,14 @@ import pytest
 from faults.good import PATH, measure
 from faults.outcome import MIB
 from faults.strangers import STALLED, STALLED_FORM, STALLED_JSON, body_head
+from support.img2img import FILE, uri
+from support.scripted_process import ScriptedProcess, scripted_process
+from support.scripted_server import Gate
 from support.server import START_LIMIT, LiveServer, running
 from support.strangers import SlowSockets
 from support.waiting import LIMIT, within
+
+from server.process.memory import THRESHOLD
 
 BUDGET = 32 * MIB
 
@@ -39,9 +44,15 @@ def refusals(sockets: SlowSockets) -> list[str]:
     return [match[1].decode() for match in found if match]
 
 
-def memory(server: LiveServer) -> int:
+def memory(server: LiveServer | ScriptedProcess) -> int:
     """Bytes of resident memory."""
     return int(Path(f"/proc/{server.process.pid}/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+
+
+def in_flight(server: ScriptedProcess) -> int:
+    """Requests that are drawn or wait for it."""
+    health = httpx.get(f"{server.url}/health").json()
+    return int(health["running"] + health["waiting"])
 
 
 def temporary_bytes(server: LiveServer) -> int:
@@ -100,6 +111,29 @@ def test_millions_of_values_are_refused_before_they_are_parsed(small: LiveServer
 
 def test_a_large_text_is_no_fault(small: LiveServer) -> None:
     assert small.generate(unknown="a" * (15 * MIB)).status_code == 201
+
+
+def test_a_job_whose_client_waits_keeps_no_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five clients wait for jobs that began at pictures of 9 MiB in JSON."""
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(THRESHOLD))  # as `srpo serve` has it
+    gate, picture = Gate(tmp_path / "gate"), uri(FILE + bytes(8 * MIB * 3 // 4))
+    fields = {"model": "flux/srpo/image-to-image", "image_url": picture, "num_inference_steps": 1}
+
+    def draw(server: ScriptedProcess, prompt: str, seed: int) -> int:
+        headers = {"idempotency-key": f"{prompt} {seed}"}
+        body = fields | {"prompt": prompt, "seed": seed}
+        return httpx.post(f"{server.url}{PATH}", json=body, headers=headers, timeout=START_LIMIT).status_code
+
+    with scripted_process(tmp_path / "data") as server, ThreadPoolExecutor(5) as threads:
+        assert draw(server, "quick", 1) == 201
+        before = memory(server)
+        drawing = [threads.submit(draw, server, gate.prompt, seed) for seed in range(1, 6)]
+        try:
+            assert within(LIMIT, lambda: in_flight(server) == 5)
+            assert within(LIMIT, lambda: memory(server) < before + 20 * MIB)
+        finally:
+            gate.allow(100)
+        assert [reply.result() for reply in drawing] == [201] * 5
 
 
 @pytest.mark.long

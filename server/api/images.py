@@ -15,12 +15,10 @@ from pipelines.trace_context import trace_context
 from server.api.dependencies import Drawer, JobsDep
 from server.api.edits import read_edit
 from server.api.openapi import EDITS, GENERATION
-from server.api.replies import Call, accepted_reply, finished_reply, generation_stream, job_stream
-from server.envelope import readdress
-from server.errors import JobCancelled, invalid_request
+from server.api.replies import Call, accepted_reply, ended_reply, finished_reply, generation_stream, job_stream
+from server.errors import invalid_request
 from server.jobs.generation import Generation, check_prompt
 from server.jobs.joining import TRIES, RequestIdentity
-from server.jobs.models import CANCELLED, SUCCEEDED
 from server.jobs.spec import JobSpec
 from server.jobs.webhooks import check_url
 from server.schema import read_body
@@ -97,39 +95,24 @@ async def answer(
     picture: BinaryIO | None = None,
     webhook: tuple[str, str] | None = None,
 ) -> Response:
-    """Carry a request out and reply in the way it asks for. `fields` are the request as it came.
+    """Carry a request out and reply in the way it asks for.
 
-    `webhook`: where its end is told, and the host of that; such a request is a job.
+    `fields` are the request as it came. They may hold a picture of many megabytes, so they are emptied once they are
+    hashed. `webhook`: where its end is told, and the host of that; such a request is a job.
     """
-    request, state = call.request, call.state
-    if WEBHOOK in request.headers and webhook is None:
-        translated.ignore([WEBHOOK])
-    body = read_body(translated.native, state.served, state.dialect.model_aliases)
-    if state.settings.log_prompts:
-        log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
-    identity = await identify_try(call, fields, translated) if webhook is None else None
-    if identity and (shared := call.jobs.joins.find(identity, request.headers[TRIES])):
-        del body  # with its source picture: the first try has it
-        translated.native.clear()
+    spec = read_spec(call, translated, picture, webhook)
+    if wants_job(call.request, spec):
+        body_hash = await hash_body(call, fields, spec)
         fields.clear()
-        if picture is not None:
-            picture.close()
-        call.upload.close()
-        return await finished_reply(call, shared, {"idempotent-replayed": "true"})
-    base_url = state.origins.base_url(request.scope, request.headers)
-    spec = JobSpec(translated, body, base_url, picture, webhook=webhook, trace=trace_context.get())
-    if prefers_async(request) or "idempotency-key" in request.headers or webhook is not None:
-        return await answer_with_job(call, spec, fields)
-    with call.jobs.joins.starting(identity):
-        await check_prompt(body.prompt, state)
-        building = spec.build_request(state, call.caller)
-        image_request = await (cancel_on_disconnect(building, request.receive) if spec.has_source else building)
-        spec.release_source()
-        generation = await start_generation(call, spec, image_request)
-    del spec, body
+        return await answer_with_job(call, spec, body_hash)
+    identity = await identify_try(call, fields, spec)
     fields.clear()
-    call.upload.close()
-    if generation.translated.stream:
+    if identity and (shared := call.jobs.joins.find(identity, call.request.headers[TRIES])):
+        release_source(call, spec)  # the first try has it
+        return await finished_reply(call, shared, {"idempotent-replayed": "true"})
+    with call.jobs.joins.starting(identity):
+        generation = await start_generation(call, spec)
+    if translated.stream:
         return generation_stream(call, generation)
     return await finished_reply(call, call.jobs.joins.open(identity, generation), {})
 
@@ -147,8 +130,40 @@ def take_webhook(call: Call, fields: dict[str, Any]) -> tuple[str, str] | None:
     return None if url is None else check_url(url, call.state.settings)
 
 
-async def start_generation(call: Call, spec: JobSpec, request: ImageRequest) -> Generation:
-    """Submit a request whose reply is waited for, within its key's quota.
+def read_spec(
+    call: Call, translated: TranslatedRequest, picture: BinaryIO | None, webhook: tuple[str, str] | None
+) -> JobSpec:
+    """The validated request. Raises `InvalidRequest`."""
+    request, state = call.request, call.state
+    if WEBHOOK in request.headers and webhook is None:
+        translated.ignore([WEBHOOK])
+    body = read_body(translated.native, state.served, state.dialect.model_aliases)
+    if state.settings.log_prompts:
+        log.info("prompt", request_id=request.scope["state"]["request_id"], prompt=body.prompt)
+    base_url = state.origins.base_url(request.scope, request.headers)
+    return JobSpec(translated, body, base_url, picture, webhook=webhook, trace=trace_context.get())
+
+
+def release_source(call: Call, spec: JobSpec) -> None:
+    """Forget the source picture, and give back what the body took of the budget for uploads."""
+    spec.release_source()
+    call.upload.close()
+
+
+async def start_generation(call: Call, spec: JobSpec) -> Generation:
+    """Submit a request whose reply is waited for, once its prompt is checked and its source picture read.
+
+    Raises what `check_prompt`, `JobSpec.build_request` and `submit` do.
+    """
+    await check_prompt(spec.body.prompt, call.state)
+    building = spec.build_request(call.state, call.caller)
+    request = await (cancel_on_disconnect(building, call.request.receive) if spec.has_source else building)
+    release_source(call, spec)
+    return await submit(call, spec, request)
+
+
+async def submit(call: Call, spec: JobSpec, request: ImageRequest) -> Generation:
+    """Submit a request within its key's quota.
 
     Raises what `Generation.start` does, and `QuotaSpent`.
     """
@@ -166,39 +181,34 @@ async def start_generation(call: Call, spec: JobSpec, request: ImageRequest) -> 
         raise
 
 
-async def identify_try(call: Call, fields: dict[str, Any], translated: TranslatedRequest) -> RequestIdentity | None:
+async def identify_try(call: Call, fields: dict[str, Any], spec: JobSpec) -> RequestIdentity | None:
     """What the tries of one request have in common; None for a request whose retry cannot join it.
 
-    A stream shows at once that it is answered, and a job has its own key.
+    A stream shows at once that it is answered. A job, for which this is not asked, has its own key.
     """
-    headers = call.request.headers
-    if TRIES not in headers or translated.stream or prefers_async(call.request) or "idempotency-key" in headers:
+    if TRIES not in call.request.headers or spec.translated.stream:
         return None
-    return RequestIdentity(call.caller.owner, await call.state.threads.run("bodies", hash_fields, fields, translated))
+    return RequestIdentity(call.caller.owner, await hash_body(call, fields, spec))
 
 
-async def answer_with_job(call: Call, spec: JobSpec, fields: dict[str, Any]) -> Response:
+async def answer_with_job(call: Call, spec: JobSpec, body_hash: str) -> Response:
     """Accept a request as a job, or find the one with its key; reply at once, by events, or when the job is over."""
     key = idempotency_key(call.request)
-    digest = await call.state.threads.run("bodies", hash_fields, fields, spec.translated)
-    accepting = call.jobs.accept(spec, call.caller, key, digest)
+    accepting = call.jobs.accept(spec, call.caller, key, body_hash)
     # A client that leaves and has no key could never ask for the job: it is not accepted.
     record, known = await (accepting if key is not None else cancel_on_disconnect(accepting, call.request.receive))
-    spec.release_source()
-    fields.clear()
-    call.upload.close()
+    release_source(call, spec)
     headers = {"idempotent-replayed": "true"} if known else {}
     if prefers_async(call.request):
         return await accepted_reply(call, spec, record, headers)
     if spec.translated.stream:
         return job_stream(call, spec, record, headers)
-    ended = await call.jobs.wait_ended(record)
-    if ended.state == CANCELLED:
-        raise JobCancelled
-    content = await call.jobs.read_outcome(ended)
-    if ended.state != SUCCEEDED:
-        content = json.dumps(readdress(json.loads(content), *call.address))
-    return Response(content, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
+    return await ended_reply(call, record, headers)
+
+
+def wants_job(request: Request, spec: JobSpec) -> bool:
+    """Whether the request becomes a durable job."""
+    return prefers_async(request) or "idempotency-key" in request.headers or spec.webhook is not None
 
 
 def prefers_async(request: Request) -> bool:
@@ -222,7 +232,11 @@ def idempotency_key(request: Request) -> str | None:
     return key
 
 
-def hash_fields(fields: dict[str, Any], translated: TranslatedRequest) -> str:
+async def hash_body(call: Call, fields: dict[str, Any], spec: JobSpec) -> str:
     """The same for bodies that say the same, whatever their spacing and order; an edit is another request."""
-    content = fields if translated.events == EVENTS else [translated.events, fields]
+    content = fields if spec.translated.events == EVENTS else [spec.translated.events, fields]
+    return await call.state.threads.run("bodies", hash_json, content)
+
+
+def hash_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,5 +1,6 @@
 """How a call for images is answered: with finished images, with events, or with the job that it has become."""
 
+import json
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -7,9 +8,11 @@ from starlette.responses import Response
 
 from server.api.events import EventPosition, stream_generation, stream_job
 from server.api.jobs import poll_url, reply_with_job
+from server.envelope import readdress
+from server.errors import JobCancelled
 from server.jobs.generation import Generation, reply_headers, start_headers
 from server.jobs.joining import SharedGeneration
-from server.jobs.models import JobRecord
+from server.jobs.models import CANCELLED, SUCCEEDED, JobRecord
 from server.jobs.service import JobService
 from server.jobs.spec import JobSpec
 from server.schema import GenerationReply
@@ -53,6 +56,17 @@ def generation_stream(call: Call, generation: Generation) -> EventStream:
     named = knows_progress(call.request.headers)
     events = stream_generation(generation, named, *call.address)
     return EventStream(events, start_headers(generation.translated, call.state), generation.cancel)
+
+
+async def ended_reply(call: Call, record: JobRecord, headers: dict[str, str]) -> Response:
+    """What the job's own request is answered with, when the job is over."""
+    ended = await call.jobs.wait_ended(record)
+    if ended.state == CANCELLED:
+        raise JobCancelled
+    content = await call.jobs.read_outcome(ended)
+    if ended.state != SUCCEEDED:
+        content = json.dumps(readdress(json.loads(content), *call.address))
+    return Response(content, ended.status or 500, {**(ended.headers or {}), **headers}, "application/json")
 
 
 async def accepted_reply(call: Call, spec: JobSpec, record: JobRecord, headers: dict[str, str]) -> Response:
