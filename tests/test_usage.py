@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import random
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,7 +181,7 @@ def test_a_reply_waits_only_a_moment_for_a_locked_database(tmp_path: Path, monke
 
 
 async def test_an_error_that_nobody_knows_loses_no_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settle, tries = UsageLedger.settle, 0
+    settle, tries, settled = UsageLedger.settle, 0, threading.Event()
 
     def fail_once(ledger: UsageLedger, *amounts: Any) -> None:
         nonlocal tries
@@ -188,6 +189,7 @@ async def test_an_error_that_nobody_knows_loses_no_usage(tmp_path: Path, monkeyp
         if tries == 1:
             raise OperationalError("INSERT", None, Exception("nobody knows"))
         settle(ledger, *amounts)
+        settled.set()
 
     monkeypatch.setattr(UsageLedger, "settle", fail_once)
     with opened(tmp_path) as database:
@@ -195,7 +197,7 @@ async def test_an_error_that_nobody_knows_loses_no_usage(tmp_path: Path, monkeyp
         usage = UsageWriter(UsageLedger(database), pools)
         writing = asyncio.ensure_future(usage.run())
         await usage.record(UsageEntry("alice", 2, 2**18, 1.5, 7), None)
-        while usage.unwritten or tries < 2:
+        while not settled.is_set():
             assert not writing.done()
             await asyncio.sleep(0.01)
         writing.cancel()
