@@ -56,8 +56,13 @@ def _one_embedded_checker() -> Iterator[None]:
     """The network is read and compiled once a process. Each server still proves at its start that the checker works."""
     load = open_nsfw.load_open_nsfw
     load_of = functools.cache(lambda packages: load())  # a test that changes the packages gets what it asks for
+
+    @functools.wraps(load)
+    def load_once() -> open_nsfw.OpenNsfw:
+        return load_of(open_nsfw.OPEN_NSFW)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_nsfw, "load_open_nsfw", lambda: load_of(open_nsfw.OPEN_NSFW))
+        patch.setattr(open_nsfw, "load_open_nsfw", load_once)
         yield
 
 
