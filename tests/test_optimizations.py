@@ -254,12 +254,7 @@ def test_trying_batches_before_compiling_is_reported() -> None:
     """A worker that reports nothing while it loads is taken for stuck."""
     said: list[tuple[str, float]] = []
     context = OptimizationContext(report=lambda stage, done: said.append((stage, done)))
-    assert compiling.recall_exact_batches(tiny_engine(torch.bfloat16), Size(64, 64), context) in (
-        (),
-        (2,),
-        (4,),
-        (2, 4),
-    )
+    compiling.recall_exact_batches(tiny_engine(torch.bfloat16), Size(64, 64), context)
     assert said[0] == ("trying batches: 2 of 64x64, none", 0.95)  # before the warm-up's progress
 
 
@@ -346,7 +341,6 @@ def made_fast(
     *names: str,
     default: Sequence[str] = (),
     compiler: object = None,
-    dtype: torch.dtype = torch.float32,
 ) -> FluxEngine:
     """As loading does it on a device where `default` is that, with what is kept over starts."""
     with pytest.MonkeyPatch.context() as patch:
