@@ -9,11 +9,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 
-from pipelines.engine.base import Report
+from pipelines.engine.base import EngineConfig, Report
 from pipelines.workers.activity import Activity, ActivityReport
 from pipelines.workers.patience import FACTOR, Patience
 from pipelines.workers.protocol import PREFIX, Message
@@ -113,17 +112,21 @@ def test_a_broken_pipe_ends_the_worker(ends: tuple[socket.socket, socket.socket]
     assert process.wait() == 0
 
 
-def test_a_quick_stage_of_loading_is_no_measure_for_the_next() -> None:
+def test_a_quick_stage_of_loading_is_no_measure_for_the_next(ends: tuple[socket.socket, socket.socket]) -> None:
     """On a CPU a large model is read in seconds and tried for minutes: it would be killed at each start."""
-    activity, patience = Activity(), Patience()
+    activity, patience, budgets = Activity(), Patience(), list[float]()
+    stages = ("reading", "placing (here)", "trying batches: 2 of 512x512", "trying batches: 4 of 512x512")
 
-    def build(report: Report) -> list[float]:
-        budgets = []
-        for stage in ("reading", "placing (here)", "trying batches: 2 of 512x512", "trying batches: 4 of 512x512"):
-            report(stage, 0.5)
-            seen = ActivityReport(**activity.report())
-            budgets.append(patience.budget(seen, seen.pace))
-        return budgets
+    class Staged(EngineConfig):
+        def build(self, report: Report) -> Any:
+            for stage in stages:
+                report(stage, 0.5)
+                seen = ActivityReport(**activity.report())
+                budgets.append(patience.budget(seen, seen.pace))
 
-    budgets: Any = load(Mock(build=build), Mock(), activity)
+    ours, theirs = ends
+    pipe = Pipe(theirs)
+    load(Staged(), pipe, activity)
+    finish(pipe, theirs)
+    assert [message.header["stage"] for message in receive(ours)] == [*stages]
     assert budgets == [FACTOR * patience.floor] * 3 + [patience.floor]
