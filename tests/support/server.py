@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import httpx2
+from support.waiting import LIMIT
 
 PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sunglasses."
 
@@ -115,7 +116,7 @@ def running(
     wrap: Callable[..., list[str]] = lambda *command: [*command],
     **env: str,
 ) -> Iterator[LiveServer]:
-    """`srpo serve` in `cwd` with `flags` and SRPO_* variables `env`, stopped (then killed) at the end.
+    """`srpo serve` in `cwd` with `flags` and SRPO_* variables `env`, stopped at the end, or an `AssertionError`.
 
     `wrap` makes of the words of its command those of another one, which becomes the server by `exec`.
     """
@@ -133,9 +134,17 @@ def running(
             server.wait_ready()
         yield server
     finally:
-        server.process.send_signal(signal.SIGTERM)
-        try:
-            server.process.wait(15)
-        except subprocess.TimeoutExpired:
-            server.process.kill()
-            server.process.wait()
+        stop(server)
+
+
+def stop(server: LiveServer) -> None:
+    """End the process, if it has not ended. Raises `AssertionError` with its log where a signal to stop does not."""
+    server.process.send_signal(signal.SIGTERM)
+    try:
+        server.process.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
+    else:
+        return
+    raise AssertionError(f"the server has not stopped within {LIMIT:g} s:\n{server.log.read_text()}")
