@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import socket
 import struct
 import threading
 import zlib
@@ -22,6 +21,7 @@ from support.jobs import PREFER, ended, events_of
 from support.pictures import INWARD, Peer
 from support.scripted_server import Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer
+from support.strangers import Leaver
 
 from server.images import fetch
 from server.images.metadata import read_marks
@@ -203,20 +203,6 @@ def test_nothing_is_fetched_for_a_request_that_cannot_be_admitted(
     assert peer.connections == 0
 
 
-class Leaver:
-    """A client that posts `body` and does not wait for the reply."""
-
-    def __init__(self, server: Scripted, body: dict[str, Any], headers: dict[str, str]) -> None:
-        request = httpx.Request("POST", server.url + PATH, json=body, headers=headers)
-        lines = [f"{name}: {value}" for name, value in request.headers.items()]
-        head = "\r\n".join([f"POST {PATH} HTTP/1.1", *lines, "", ""])
-        self._socket = socket.create_connection(("127.0.0.1", server.port))
-        self._socket.sendall(head.encode() + request.content)
-
-    def leave(self) -> None:
-        self._socket.close()
-
-
 @pytest.mark.usefixtures("public")
 @pytest.mark.parametrize(
     ("fields", "headers"), [({}, {}), ({"stream": True}, {}), ({}, PREFER)], ids=["plain", "stream", "job"]
@@ -227,7 +213,7 @@ def test_a_client_that_leaves_ends_the_fetch_of_its_picture(
     monkeypatch.setattr(fetch, "SECONDS", 10 * START_LIMIT)  # nothing else ends it
     jobs = len(httpx.get(f"{server.url}/v1/jobs").json()["data"])
     peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\nslow", hold=True)
-    leaver = Leaver(server, BODY | fields | {"image_url": peer.url}, headers)
+    leaver = Leaver(server.url + PATH, BODY | fields | {"image_url": peer.url}, headers)
     server.until(lambda: peer.heard)
     leaver.leave()
     assert peer.given_up.wait(START_LIMIT)
@@ -241,7 +227,7 @@ def test_a_request_with_a_key_fetches_on_when_its_client_leaves(server: Scripted
     arrived = threading.Event()
     peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(FILE) + FILE, after=arrived)
     headers, body = {"idempotency-key": "left while it is fetched"}, BODY | {"image_url": peer.url}
-    leaver = Leaver(server, body, headers)
+    leaver = Leaver(server.url + PATH, body, headers)
     server.until(lambda: peer.heard)
     leaver.leave()
     assert post(server).status_code == 201  # the server has looked around since

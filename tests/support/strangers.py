@@ -1,9 +1,14 @@
-"""Strangers that are slow on purpose: services that drip their answers, clients that drip their requests."""
+"""Strangers that are slow on purpose: services that drip their answers, clients that drip their requests; and clients
+that leave.
+"""
 
 import asyncio
 import socket
 import threading
 from contextlib import closing, suppress
+from typing import Any
+
+import httpx
 
 PACE = 0.02  # seconds between two bytes of a service
 DRIP = 0.2  # seconds between two bytes of a client: there are hundreds of them
@@ -35,6 +40,20 @@ class DrippingService:
                     connection.sendall(b"x")
             except OSError:
                 pass  # the other side has given up
+
+
+class Leaver:
+    """A client that posts `body` and reads nothing of the reply. `leave` closes its connection."""
+
+    def __init__(self, url: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> None:
+        request = httpx.Request("POST", url, json=body, headers=headers)
+        lines = [f"{name}: {value}" for name, value in request.headers.items()]
+        head = "\r\n".join([f"POST {request.url.path} HTTP/1.1", *lines, "", ""])
+        self._socket = socket.create_connection((request.url.host, request.url.port or 80))
+        self._socket.sendall(head.encode() + request.content)
+
+    def leave(self) -> None:
+        self._socket.close()
 
 
 class SlowSockets:
