@@ -24,6 +24,7 @@ from support.jobs import KEYS, PREFER, call, ended, events_of, record
 from support.ledgers import job_store, locked
 from support.scripted_server import Gate, Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer, running
+from support.strangers import Leaver
 
 from server.jobs.models import SUCCEEDED
 from server.schema import JobPage, JobReply
@@ -54,6 +55,13 @@ def accept(server: Any, **fields: Any) -> dict[str, Any]:
     JobReply.model_validate(job)
     assert reply.headers["location"] == job["poll_url"] == f"{server.url}/v1/jobs/{job['id']}"
     return job
+
+
+def newest(server: Any) -> str | None:
+    """The job that was accepted last."""
+    jobs = call(server, "GET", "/v1/jobs?limit=1").json()["data"]
+    identity: str | None = jobs[0]["id"] if jobs else None
+    return identity
 
 
 def lasting(reply: dict[str, Any]) -> dict[str, Any]:
@@ -223,16 +231,11 @@ def test_a_lasting_failure_is_replayed(server: Scripted) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_waits_for_a_job_that_is_cancelled_is_told(server: Scripted, stream: bool) -> None:
-    def newest() -> str:
-        identity: str = call(server, "GET", "/v1/jobs?limit=1").json()["data"][0]["id"]
-        return identity
-
-    accept(server)
-    before = newest()
+    before = newest(server)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(post, server, {"idempotency-key": f"waits {stream}"}, stream=stream, **SLOW)
-        Scripted.until(lambda: newest() != before)
-        call(server, "DELETE", f"/v1/jobs/{newest()}")
+        Scripted.until(lambda: newest(server) != before)
+        call(server, "DELETE", f"/v1/jobs/{newest(server)}")
         reply = waiting.result()
     told = events_of(reply)[-1][2] if stream else reply.json()
     assert (told["statusCode"], told["error"]["code"]) == (409, "cancelled")
@@ -241,9 +244,11 @@ def test_who_waits_for_a_job_that_is_cancelled_is_told(server: Scripted, stream:
 
 
 def test_a_client_that_leaves_finds_its_reply_under_its_key(server: Scripted) -> None:
+    before = newest(server)
     headers = {"authorization": f"Bearer {KEYS[0]}", "idempotency-key": "left"}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(server.url + PATH, headers=headers, json=BODY | SLOW, timeout=httpx.Timeout(30, read=0.3))
+    leaver = Leaver(server.url + PATH, BODY | SLOW, headers)
+    Scripted.until(lambda: newest(server) != before)
+    leaver.leave()
     reply = post(server, {"idempotency-key": "left"}, **SLOW)
     assert reply.status_code == 201
     assert reply.headers["idempotent-replayed"] == "true"

@@ -14,6 +14,8 @@ from PIL import Image
 from support.pictures import file_of
 from support.scripted_server import Gate, Scripted
 from support.server import START_LIMIT
+from support.strangers import Leaver
+from support.tcp_proxy import proxy_to
 
 from server.jobs import joining
 from server.security.limits import FREE, MAX_ADDRESSES, MIN_WAIT, RECOVERY, FailedKeys
@@ -178,20 +180,27 @@ def test_the_retry_of_a_refused_try_joins_nobody_elses(tmp_path: Path, monkeypat
     assert len({reply.json()["seed"] for reply in replies}) == 3
 
 
-def test_an_sdk_that_loses_patience_gets_the_reply_of_its_first_try(server: Scripted, tmp_path: Path) -> None:
+def test_an_sdk_that_loses_its_connection_gets_the_reply_of_its_first_try(
+    server: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "PAUSE", START_LIMIT)
     gate = Gate(tmp_path / "gate")
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, timeout=1.0, max_retries=0) as client:
-        with pytest.raises(openai.APITimeoutError):
-            client.images.generate(model="flux/srpo", prompt=gate.prompt, extra_body={"num_inference_steps": 2})
-        assert gate.begun == 1
+    asked: dict[str, Any] = {
+        "model": "flux/srpo", "prompt": gate.prompt, "extra_body": {"num_inference_steps": 2},
+    }  # fmt: skip
+    with (
+        proxy_to(server.port) as network,
+        ThreadPoolExecutor(1) as threads,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{network.port}/v1", api_key=KEY, max_retries=0) as client,
+    ):
+        first = threads.submit(client.images.generate, **asked)
+        Scripted.until(lambda: gate.begun == 1)
+        network.cut()
+        assert isinstance(first.exception(), openai.APIConnectionError)
+        network.mode = "pass"
         gate.allow(1000)
-        patient = client.with_options(timeout=START_LIMIT)
-        reply = patient.images.with_raw_response.generate(
-            model="flux/srpo",
-            prompt=gate.prompt,
-            extra_body={"num_inference_steps": 2},
-            extra_headers={"x-stainless-retry-count": "1"},
-        )
+        retried = {"x-stainless-retry-count": "1"}
+        reply = client.images.with_raw_response.generate(**asked, extra_headers=retried)
     assert reply.headers["idempotent-replayed"] == "true"
     assert gate.begun == 2
 
@@ -200,8 +209,9 @@ def test_what_no_retry_comes_for_is_dropped(server: Scripted, tmp_path: Path, mo
     monkeypatch.setattr(joining, "PAUSE", 0.2)
     gate = Gate(tmp_path / "gate")
     headers = {"authorization": f"Bearer {KEY}", "x-stainless-retry-count": "0"}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(server.url + PATH, json=BODY | {"prompt": gate.prompt}, headers=headers, timeout=1.0)
+    leaver = Leaver(server.url + PATH, BODY | {"prompt": gate.prompt}, headers)
+    Scripted.until(lambda: gate.begun == 1)
+    leaver.leave()
     Scripted.until(lambda: server.in_flight == 0)
     gate.allow(1000)
     assert tried(server, 1, "x").status_code == 201
