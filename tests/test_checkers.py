@@ -6,7 +6,6 @@ import io
 import json
 import pkgutil
 import threading
-import time
 import typing
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +21,7 @@ from pydantic import ValidationError
 from support.canaries import SLOTS, pictures_below, post
 from support.scripted_server import Scripted
 from support.server import START_LIMIT
+from support.waiting import LIMIT
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -159,7 +159,8 @@ class Moderator(BaseHTTPRequestHandler):
         server.seen.append((question["type"], self.headers.get("authorization")))
         grey_question = len(server.seen) == 1  # the self-test's
         if self.path == "/hang" and not grey_question:
-            time.sleep(1)
+            server.released.wait(LIMIT)
+            return
         if question["type"] == "prompt":
             flagged = "zebra" in question["prompt"]
         else:
@@ -187,10 +188,11 @@ class Moderator(BaseHTTPRequestHandler):
 @pytest.fixture
 def moderator() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Moderator)
-    server.seen = []
+    server.seen, server.released = [], threading.Event()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
+    server.released.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -211,7 +213,7 @@ async def test_the_operators_service_decides_beside_the_embedded_checker(tmp_pat
 @pytest.mark.parametrize("path", ["/500", "/vague", "/text", "/301", "/hang"])
 async def test_a_service_without_a_clear_answer_shows_nothing(tmp_path: Path, moderator: Any, path: str) -> None:
     url = f"http://127.0.0.1:{moderator.server_port}{path}"
-    reply = await post(tmp_path, safety_checker=f"hook:{url}", safety_timeout=0.3)
+    reply = await post(tmp_path, safety_checker=f"hook:{url}", safety_timeout=5)
     assert reply.status_code == 503
     assert reply.json()["error"]["code"] == "safety_unavailable"
     assert pictures_below(tmp_path) == []

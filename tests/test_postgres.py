@@ -104,12 +104,12 @@ def test_an_upgrade_may_take_longer_than_a_statement_may(url: str, monkeypatch: 
     upgrade = command.upgrade
 
     def upgrade_slowly(config: Config, revision: str) -> None:
-        config.attributes["connection"].execute(sa.text("SELECT pg_sleep(1.2)"))
+        config.attributes["connection"].execute(sa.text("SELECT pg_sleep(4.5)"))
         upgrade(config, revision)
 
-    limits = {"statement_timeout": 600, "lock_timeout": 500}
+    limits = {"statement_timeout": 2000, "lock_timeout": 1500}
     monkeypatch.setattr("server.database.postgres.SERVER_LIMITS", limits)
-    monkeypatch.setattr("server.database.postgres.ANSWER_TIMEOUT", 1.0)
+    monkeypatch.setattr("server.database.postgres.ANSWER_TIMEOUT", 4.0)
     monkeypatch.setattr(command, "upgrade", upgrade_slowly)
     with ThreadPoolExecutor(2) as threads, ExitStack() as stack:  # the second one waits for the first
         first, _ = threads.map(lambda _: stack.enter_context(opened(url)), range(2))
@@ -279,15 +279,16 @@ def test_a_database_that_does_not_answer_is_told_as_such_and_found_again(
     postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network takes what is sent and forgets it: on the open connection, and on a new one."""
-    monkeypatch.setattr("server.database.postgres.ANSWER_TIMEOUT", 0.3)
     monkeypatch.setattr("server.database.postgres.CONNECT_TIMEOUT", 2)  # libpq knows nothing shorter
     with proxy_to(postgres.port) as network, opened(url.replace(str(postgres.port), str(network.port))) as database:
         store = JobStore(database)
         store.add(record("a"))
-        network.mode = "hold"
-        for _ in range(2):
-            with pytest.raises(DatabaseUnavailable):
-                store.find("a")
+        with monkeypatch.context() as hasty:
+            hasty.setattr("server.database.postgres.ANSWER_TIMEOUT", 0.3)
+            network.mode = "hold"
+            for _ in range(2):
+                with pytest.raises(DatabaseUnavailable):
+                    store.find("a")
         network.mode = "pass"
         assert store.find("a") is not None
 
