@@ -147,7 +147,8 @@ def test_bench_api_says_what_a_request_costs_the_server(
     }
     assert rows["b64_json", True]["reply_bytes"] > 50_000 > rows["url", True]["reply_bytes"]
     checked, unchecked = rows["url", True], rows["url", False]
-    assert checked["cpu_ms"] > unchecked["cpu_ms"] > unchecked["parts_ms"]["encoding: encode_one"] > 0
-    assert "safety: inspect" in checked["parts_ms"]
+    assert checked["cpu_ms"] > 0 < unchecked["cpu_ms"]
+    assert checked["parts_ms"]["encoding: encode_one"] > 0 < unchecked["parts_ms"]["encoding: encode_one"]
+    assert checked["parts_ms"]["safety: inspect"] > 0
     assert all(count["cards_a_core"] > 0 for count in figures["cards"].values())
     assert "requests/s" in capsys.readouterr().out

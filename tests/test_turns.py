@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 
+from support.waiting import LIMIT
+
 from server.transport.turns import Turns
 
 
@@ -35,7 +37,7 @@ async def test_who_leaves_while_waiting_takes_no_turn_and_stops_nobody() -> None
         requests[number].cancel()
     await asyncio.gather(*requests, return_exceptions=True)
     assert begun == [0, 3, 4, 5, 6, 7, 8]
-    await asyncio.wait_for(request(10), 1)
+    await asyncio.wait_for(request(10), LIMIT)
     assert begun[-1] == 10
 
 
