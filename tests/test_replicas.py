@@ -48,12 +48,12 @@ def address(url: str) -> str:
 
 @pytest.fixture
 def replicas(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Replicas]:
-    """Starts servers over one database."""
+    """Starts servers over one database. By default a lease lasts: a server that is late is not taken for gone."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with ExitStack() as stack:
 
         def start(count: int, **options: Any) -> list[Scripted]:
-            common = {"api_keys": KEYS, "safety_checker": "none", "database_url": url, "lease": 2.0, **options}
+            common = {"api_keys": KEYS, "safety_checker": "none", "database_url": url, "lease": 600.0, **options}
             return [stack.enter_context(Scripted(tmp_path / f"replica-{number}", **common)) for number in range(count)]
 
         yield start
@@ -169,7 +169,7 @@ def test_a_server_that_sleeps_wakes_for_the_jobs_of_one_that_is_gone(replicas: R
 
 
 def test_a_server_that_stops_hands_its_jobs_over_at_once(replicas: Replicas, tmp_path: Path, url: str) -> None:
-    (stays,) = replicas(1, lease=600.0)
+    (stays,) = replicas(1)
     gate = Gate(tmp_path / "gate")
     options: dict[str, Any] = {"api_keys": KEYS, "safety_checker": "none", "database_url": url, "lease": 600.0}
     with Scripted(tmp_path / "stops", **options) as stops:
@@ -179,7 +179,7 @@ def test_a_server_that_stops_hands_its_jobs_over_at_once(replicas: Replicas, tmp
 
 
 def test_nothing_accepted_is_lost_with_the_database(replicas: Replicas, postgres: Postgres, tmp_path: Path) -> None:
-    (server,) = replicas(1)
+    (server,) = replicas(1, lease=2.0)
     gate = Gate(tmp_path / "gate")
     running = accept(server, prompt=gate.prompt)
     waiting = accept(server, prompt="quick")
@@ -263,7 +263,7 @@ def test_a_job_that_was_taken_over_just_before_is_cancelled_too(
     replicas: Replicas, tmp_path: Path, address: str
 ) -> None:
     """This server did not know yet that it was another's, and left it to be drawn."""
-    (server,) = replicas(1, lease=600.0)
+    (server,) = replicas(1)
     gate = Gate(tmp_path / "gate")
     identity = accept(server, prompt=gate.prompt)
     taken = "UPDATE jobs SET attempt = attempt + 1, replica = 'another', lease_until = lease_until + 600"
@@ -287,7 +287,7 @@ def test_a_sweep_that_fails_keeps_no_server_from_its_work(
     monkeypatch.setattr("server.jobs.upkeep.SWEEP_INTERVAL", 0.01)
     gate = Gate(tmp_path / "gate")
     with capture_logs() as entries, opened(address) as database:
-        (server,) = replicas(1)
+        (server,) = replicas(1, lease=2.0)
         identity = accept(server, prompt=gate.prompt)
         store = JobStore(database)
         store.add(record("old"))
