@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from faults.good import PATH, measure
+from faults.good import PATH
 from faults.outcome import MIB
-from faults.strangers import STALLED, STALLED_FORM, STALLED_JSON, body_head
+from faults.strangers import STALLED_FORM, STALLED_JSON, body_head
 from support.img2img import FILE, uri
 from support.scripted_process import ScriptedProcess, scripted_process
 from support.scripted_server import Gate
@@ -134,11 +134,3 @@ def test_a_job_whose_client_waits_keeps_no_body(tmp_path: Path, monkeypatch: pyt
         finally:
             gate.allow(100)
         assert [reply.result() for reply in drawing] == [201] * 5
-
-
-@pytest.mark.long
-def test_good_requests_do_not_notice(small: LiveServer) -> None:
-    outcome = measure(STALLED, small, draws=2)
-    assert outcome.finished == outcome.accepted == outcome.offered
-    assert (outcome.lost, outcome.duplicated, outcome.wrong) == (0, 0, 0)
-    assert int(outcome.peak_mib) * MIB < 4 * BUDGET

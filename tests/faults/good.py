@@ -153,9 +153,9 @@ def pinging(server: LiveServer) -> Iterator[list[float]]:
             looks.extend(seconds)
 
 
-def measure(fault: Fault, server: LiveServer, draws: int | None = None) -> Outcome:
+def measure(fault: Fault, server: LiveServer) -> Outcome:
     """Send good requests, one after the other, while the fault holds."""
-    seeds = range(1, (fault.draws if draws is None else draws) + 1)
+    seeds = range(1, fault.draws + 1)
     wanted = [draw_quietly(server, seed) for seed in seeds]
     before = [timed(server, seed)[1] for seed in seeds[:2]]
     during: list[float] = []
