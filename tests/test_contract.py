@@ -339,21 +339,10 @@ def test_every_field_and_header_of_a_reply(live: LiveServer) -> None:
     assert reply.headers.keys() >= {"x-request-id", "x-inference-id", "x-engine-fingerprint"}
 
 
-@pytest.mark.parametrize(
-    ("sent", "back"),
-    [
-        ("aZ09._:-", True),
-        ("x" * 128, True),
-        ("x" * 129, False),
-        ("", False),
-        ("a b", False),
-        ("a/b", False),
-        (b"caf\xe9", False),
-    ],
-)
-@pytest.mark.parametrize("path", ["/health", "/nowhere"])
-def test_a_valid_client_request_id_comes_back(live: LiveServer, path: str, sent: Any, back: bool) -> None:
-    reply = call(live, "GET", path, headers={"X-Client-Request-Id": sent})
+@pytest.mark.parametrize(("sent", "back"), [("aZ09._:-", True), ("a b", False)])
+def test_a_valid_client_request_id_comes_back_with_an_error_too(live: LiveServer, sent: str, back: bool) -> None:
+    """`test_fuzz` has more of them, with a reply that is none."""
+    reply = call(live, "GET", "/nowhere", headers={"X-Client-Request-Id": sent})
     assert reply.headers.get("x-client-request-id") == (sent if back else None)
     assert reply.headers["x-request-id"] != reply.headers["x-inference-id"]
 
