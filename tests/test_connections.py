@@ -6,12 +6,15 @@ import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from faults.good import PATH
 from faults.strangers import HEADERS, UNREAD
+from structlog.typing import EventDict
+from support.instant import logged
 from support.server import LiveServer, running
 from support.strangers import SlowSockets
 from support.waiting import LIMIT, within
@@ -32,11 +35,30 @@ def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@dataclass
+class Narrow:
+    url: str
+    entries: list[EventDict]  # of its log
+
+    @property
+    def port(self) -> int:
+        return httpx.URL(self.url).port or 80
+
+    def draw(self) -> int:
+        """The status of a request for an image."""
+        return httpx.post(self.url + PATH, json={"model": "flux/srpo", "prompt": "x"}, timeout=LIMIT).status_code
+
+
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server with few connections that waits for headers for an hour."""
-    with running(tmp_path_factory.mktemp("narrow"), header_timeout="3600", max_connections=str(CAP)) as server:
-        yield server
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Narrow]:
+    """A server in this process with few connections, which waits for headers for an hour, and warns once in that."""
+    options = {"header_timeout": 3600, "max_connections": CAP, "safety_checker": "none"}
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        logged(tmp_path_factory.mktemp("narrow"), **options) as (_, url, entries),
+    ):
+        patch.setattr("server.transport.protocol.WARN_EVERY", 3600.0)
+        yield Narrow(url, entries)
 
 
 def test_hundreds_of_sockets_that_drip_headers_or_nothing_are_closed_while_others_are_served(
@@ -116,16 +138,16 @@ def test_a_body_in_pieces_of_a_byte_is_refused(hurried: LiveServer, piece: bytes
     assert malformed(hurried) == before + (status == b"400")
 
 
-def test_a_new_connection_takes_the_place_of_the_longest_quiet_one(narrow: LiveServer) -> None:
+def test_a_new_connection_takes_the_place_of_the_longest_quiet_one(narrow: Narrow) -> None:
     with SlowSockets(narrow.port, 4 * CAP, HEADERS) as slow:
         assert within(LIMIT, lambda: slow.opened == 4 * CAP)
-        assert [narrow.generate().status_code for _ in range(5)] == [201] * 5
+        assert [narrow.draw() for _ in range(5)] == [201] * 5
         assert within(LIMIT, lambda: slow.closed >= 3 * CAP)
         assert slow.opened - slow.closed <= CAP
-    assert narrow.log.read_text().count("connections_full") == 1
+    assert [entry["event"] for entry in narrow.entries].count("connections_full") == 1
 
 
-def test_where_all_connections_are_being_answered_one_more_is_refused(narrow: LiveServer) -> None:
+def test_where_all_connections_are_being_answered_one_more_is_refused(narrow: Narrow) -> None:
     body = b"POST /v1/images/generations HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     with ExitStack() as stack:
         groups: list[SlowSockets] = []
@@ -151,6 +173,6 @@ def test_where_all_connections_are_being_answered_one_more_is_refused(narrow: Li
     assert within(LIMIT, lambda: refusal(narrow) is None)
 
 
-def refusal(server: LiveServer) -> httpx.Response | None:
+def refusal(server: Narrow) -> httpx.Response | None:
     reply = httpx.get(f"{server.url}/health")
     return reply if reply.status_code == 503 else None

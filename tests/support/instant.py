@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from bench.support.instant import InstantPool, draw_black
-from server.app import create_app
+from server.app import create_app, served_headers
 from server.engine_setup import build_engine_config
 from server.settings.server import Settings
 from server.transport.protocol import ConnectionLimits, limited_protocol
@@ -23,7 +23,13 @@ def logged(folder: Path, **changed: Any) -> Iterator[tuple[Any, str, list[EventD
     """The app on a loopback port, where it is, and what it logs."""
     config = Settings(data_dir=folder, model="tiny", no_fetch=True, **changed)
     app = create_app(config, InstantPool(build_engine_config(config), draw_black))
-    limits = ConnectionLimits(config.header_timeout, config.body_timeout, config.max_connections)
+    limits = ConnectionLimits(
+        config.header_timeout,
+        config.body_timeout,
+        config.max_connections,
+        app.parts.metrics.count_connection,
+        served_headers(app.parts.served),
+    )
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, http=limited_protocol(limits), ws="none", lifespan="on", log_config=None)
     )
