@@ -99,6 +99,7 @@ def served(installation: Installation, tmp_path: Path) -> Iterator[str]:
         process.wait(60)
 
 
+@pytest.mark.long
 def test_the_sdist_holds_what_the_repository_does(distributions: Distributions) -> None:
     with tarfile.open(distributions.sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
@@ -106,6 +107,7 @@ def test_the_sdist_holds_what_the_repository_does(distributions: Distributions) 
     assert not [name for name in names if name.endswith(PICKLES) or name.startswith((".venv", ".git/", "data/"))]
 
 
+@pytest.mark.long
 def test_the_wheel_holds_the_three_rooms_and_nothing_else(distributions: Distributions) -> None:
     with zipfile.ZipFile(distributions.wheel) as wheel:
         names = wheel.namelist()
@@ -115,6 +117,7 @@ def test_the_wheel_holds_the_three_rooms_and_nothing_else(distributions: Distrib
     assert {name for name in tracked() if name.split("/")[0] in ROOMS} <= set(names)
 
 
+@pytest.mark.long
 def test_the_installed_command_says_its_version_and_its_commands(installation: Installation) -> None:
     assert installation.run("srpo", "--version") == f"srpo {PROJECT['version']}\n"
     usage = installation.run("srpo", "--help")
