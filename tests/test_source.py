@@ -328,16 +328,16 @@ LARGEST = (5792, 5792)  # 33.5 megapixels
 @pytest.mark.parametrize(
     ("format", "mode", "size", "options", "verdict"),
     [
-        ("PNG", "RGB", LARGEST, {}, "read"),
+        pytest.param("PNG", "RGB", LARGEST, {}, "read", marks=pytest.mark.long),
         ("PNG", "RGBA", LARGEST, {}, "read"),
-        ("PNG", "RGBA", (33500, 1000), {}, "read"),
-        ("PNG", "P", LARGEST, {}, "read"),
+        pytest.param("PNG", "RGBA", (33500, 1000), {}, "read", marks=pytest.mark.long),
+        pytest.param("PNG", "P", LARGEST, {}, "read", marks=pytest.mark.long),
         ("JPEG", "RGB", LARGEST, {}, "read"),
-        ("JPEG", "RGB", LARGEST, {"progressive": True}, "read"),
+        pytest.param("JPEG", "RGB", LARGEST, {"progressive": True}, "read", marks=pytest.mark.long),
         ("JPEG", "RGB", LARGEST, {"progressive": True, "subsampling": "4:4:4"}, "refused"),
-        ("JPEG", "RGB", (33500, 1000), {}, "read"),
+        pytest.param("JPEG", "RGB", (33500, 1000), {}, "read", marks=pytest.mark.long),
         ("WEBP", "RGB", (2270, 2270), {}, "read"),
-        ("WEBP", "RGBA", (2270, 2270), {"lossless": True}, "read"),
+        pytest.param("WEBP", "RGBA", (2270, 2270), {"lossless": True}, "read", marks=pytest.mark.long),
         ("WEBP", "RGB", LARGEST, {}, "refused"),
     ],
     ids=lambda value: str(value),
@@ -487,6 +487,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 
 
+@pytest.mark.long
 def test_large_pictures_are_decoded_one_at_a_time() -> None:
     """Four of the largest that are taken: 134 MB each as RGBA."""
     ended = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=300)
