@@ -4,6 +4,7 @@ And a search for pictures in whatever such an app leaves behind.
 """
 
 import base64
+import functools
 import io
 import re
 import sqlite3
@@ -31,6 +32,9 @@ PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
 BASE64 = re.compile(rb"[A-Za-z0-9+/]{64,}={0,2}")
 ORIGIN = "http://127.0.0.1:8000"
 SLOTS = (False, True, False, False)  # which of four images is the canary that must be flagged
+
+
+pair_of = functools.cache(canaries)  # by width and height: whoever changes a picture takes a copy
 
 
 class Canaries(WorkerPool):
@@ -62,7 +66,7 @@ class Canaries(WorkerPool):
             channel=channel or EventChannel(),
             owns_channel=channel is None,
         )
-        pair = canaries(request.width, request.height)
+        pair = pair_of(request.width, request.height)
         pictures = [pair[0 if bad else 1] for bad in self._slots]
         for image, picture in enumerate(pictures):
             for index in range(previews.count):
