@@ -51,8 +51,13 @@ def find(overlay: str, kind: str) -> dict[str, Any]:
 
 
 def list_all() -> Iterator[Any]:
+    """Each resource of the overlays once: they have most in common."""
+    seen: list[dict[str, Any]] = []
     for overlay in OVERLAYS:
         for resource in build(FOLDER / overlay):
+            if resource in seen:
+                continue
+            seen.append(resource)
             yield pytest.param(resource, id=f"{overlay} {resource['kind']} {resource['metadata']['name']}")
 
 
