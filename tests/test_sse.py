@@ -129,26 +129,33 @@ def test_partial_images(scripted: Scripted, asked: int, sent: int, ignored: bool
     assert ("partial_images" in reply.headers["x-ignored-fields"]) == ignored
 
 
+def previews(server: Scripted, wanted: bool) -> list[int]:
+    """The sides of those of one image, whose check is wanted or not."""
+    _, events = read(server, prompt="quick", partial_images=1, enable_safety_checker=wanted)
+    return [data["width"] for name, data in events if name == "image_generation.partial_image"]
+
+
 @pytest.mark.parametrize(
-    ("options", "wanted", "side"),
+    ("options", "sides"),
     [
-        ({}, True, 32),
-        ({}, False, 192),
-        ({"safety_policy": "always"}, False, 32),
-        ({"safety_action": "flag"}, True, 192),
-        ({"safety_checker": "none"}, True, 192),
-        ({"previews": "sharp"}, True, 192),
-        ({"previews": "none"}, False, None),
+        ({}, {True: [32], False: [192]}),
+        ({"safety_policy": "always"}, {False: [32]}),
+        ({"safety_action": "flag"}, {True: [192]}),
+        ({"previews": "sharp"}, {True: [192]}),
+        ({"previews": "none"}, {False: []}),
     ],
+    ids=str,
 )
 def test_what_may_be_withheld_is_only_shown_as_a_thumbnail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], wanted: bool, side: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], sides: dict[bool, list[int]]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with Scripted(tmp_path, **options) as server:
-        _, events = read(server, prompt="quick", partial_images=1, enable_safety_checker=wanted)
-    previews = [data for name, data in events if name == "image_generation.partial_image"]
-    assert [data["width"] for data in previews] == ([] if side is None else [side])
+        assert {wanted: previews(server, wanted) for wanted in sides} == sides
+
+
+def test_without_a_checker_there_is_nothing_to_withhold(scripted: Scripted) -> None:
+    assert previews(scripted, True) == [192]
 
 
 def test_what_is_wrong_before_the_stream_is_a_plain_error(scripted: Scripted) -> None:
