@@ -1,4 +1,7 @@
-"""An S3 service on a loopback port (moto's), and buckets in it."""
+"""An S3 service on a loopback port (moto's), and buckets in it.
+
+moto is imported where a service starts: that takes seconds, and most processes of the tests start none.
+"""
 
 import logging
 import os
@@ -10,10 +13,6 @@ from typing import Any, NoReturn
 
 import obstore
 import pytest
-from moto.core.utils import utcnow
-from moto.s3.exceptions import S3AccessDeniedError
-from moto.s3.models import S3Backend, s3_backends
-from moto.server import ThreadedMotoServer
 from obstore.store import S3Store as Bucket
 
 CREDENTIALS = {
@@ -28,7 +27,11 @@ class S3Service:
     """The service, in this process. It checks no signatures."""
 
     def __init__(self) -> None:
+        from moto.s3.models import s3_backends
+        from moto.server import ThreadedMotoServer
+
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._backend = s3_backends[ACCOUNT]["aws"]
         self._server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         self._server.start()
         self.port: int = self._server.get_host_and_port()[1]
@@ -41,7 +44,7 @@ class S3Service:
     def create_bucket(self) -> str:
         """The URL of a new one, with a prefix."""
         name = f"bucket-{next(self._names)}"
-        s3_backends[ACCOUNT]["aws"].create_bucket(name, "us-east-1")
+        self._backend.create_bucket(name, "us-east-1")
         return f"s3://{name}/some/prefix"
 
     def keys(self, url: str) -> list[str]:
@@ -50,20 +53,21 @@ class S3Service:
 
     def age(self, url: str, key: str, seconds: float) -> None:
         """Let an object have been stored that long ago."""
+        from moto.core.utils import utcnow
+
         name, _, prefix = url.removeprefix("s3://").partition("/")
-        s3_backends[ACCOUNT]["aws"].get_object(name, f"{prefix}/{key}").last_modified = utcnow() - timedelta(
-            seconds=seconds
-        )
+        self._backend.get_object(name, f"{prefix}/{key}").last_modified = utcnow() - timedelta(seconds=seconds)
 
     @contextmanager
     def read_only(self) -> Iterator[None]:
         """Refuse whatever is put, as a bucket does whose quota is used up, and give what is there."""
+        from moto.s3.exceptions import S3AccessDeniedError
 
         def refuse(*_: object, **__: object) -> NoReturn:
             raise S3AccessDeniedError
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(S3Backend, "put_object", refuse)
+            patch.setattr(type(self._backend), "put_object", refuse)
             yield
 
     def _handle(self, url: str) -> Bucket:
