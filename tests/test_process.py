@@ -128,6 +128,25 @@ def test_sigterm_finishes_what_was_accepted_and_exits_cleanly(server: LiveServer
     assert re.search(r"Stopping: \d requests? in flight may take 60 s more \.\.\.\n(.*\n)*Stopped\.\n", server.shown())
 
 
+STOPPED_EARLY = """
+import os, signal, sys
+from server.cli import serve
+show_start = serve.banner.show_start
+def stop_and_show(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    show_start(*arguments)
+serve.banner.show_start = stop_and_show
+sys.exit(serve.main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_counts_before_the_server_listens_too(serve: Callable[..., LiveServer]) -> None:
+    """It was forgotten, and whoever sent it waited until its patience ended."""
+    server = serve(wait=False, wrap=lambda python, _m, _server, _serve, *flags: [python, "-c", STOPPED_EARLY, *flags])
+    assert server.process.wait(LIMIT) == 0
+    assert server.shown().endswith("Stopped.\n")
+
+
 @pytest.mark.long
 def test_sigterm_lets_a_job_that_is_drawn_end_though_nobody_waits(serve: Callable[..., LiveServer]) -> None:
     """Those that wait are left to the next server."""

@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> int:
         return 2
     server = DrainingServer(configure_server(app, settings), app.parts, app.jobs, console)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn handles them while it serves, and raises them again at its end
+        # uvicorn handles them while it serves, and raises them again at its end; one that comes before counts too.
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     with lock:
         code = asyncio.run(run(server, app.parts, listeners))
         leave_if_threads_hang(app.parts, code)
