@@ -235,6 +235,9 @@ def test_broken_exif_is_no_fault_of_the_picture(format: str, exif: bytes) -> Non
     assert (tuple(size), set(drawn)) == ((512, 544), {255})
 
 
+START = b"\x89PNG\r\n\x1a\n"
+
+
 def chunks_of(png: bytes) -> list[bytes]:
     """A PNG's chunks, each whole."""
     chunks, at = [], 8
@@ -254,12 +257,13 @@ def test_chunks_that_come_too_late_or_too_short_are_damage_or_ignored(late: byte
     """Pillow's reader fails in ways of its own where it looks into them."""
     picture = Image.fromarray(np.random.default_rng().integers(0, 255, (64, 64, 3), np.uint8))
     parts = chunks_of(file_of(picture.quantize(8) if late == b"PLTE" else picture))
+    whole = decode(io.BytesIO(START + b"".join(parts)), SOURCE_MEMORY)
     if late == b"PLTE":
         late = next(part for part in parts if part[4:8] == b"PLTE")
         parts.remove(late)
     parts.insert(-1, late)
     with suppress(UnusableImage):
-        decode(io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(parts)), SOURCE_MEMORY)
+        assert decode(io.BytesIO(START + b"".join(parts)), SOURCE_MEMORY) == whole
 
 
 def test_a_jpeg_whose_components_have_no_samples_is_damaged() -> None:
