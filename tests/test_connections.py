@@ -101,16 +101,16 @@ def test_the_limit_of_open_files_is_raised_to_the_hard_one(hurried: LiveServer) 
     assert soft == hard != "256"
 
 
-def malformed(server: LiveServer) -> float:
+def malformed(server: Narrow) -> float:
     """How many connections the server has refused as no valid HTTP, by its own count."""
     page = httpx.get(f"{server.url}/metrics", timeout=LIMIT).text
     return sum(map(float, re.findall(r'^srpo_http_requests_total{.*"malformed_request".*} (.*)$', page, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("size", [2**16, 2**23])
-def test_headers_that_are_too_large_are_refused_before_they_have_come(hurried: LiveServer, size: int) -> None:
-    before = malformed(hurried)
-    with socket.create_connection(("127.0.0.1", hurried.port), LIMIT) as connection:
+def test_headers_that_are_too_large_are_refused_before_they_have_come(narrow: Narrow, size: int) -> None:
+    before = malformed(narrow)
+    with socket.create_connection(("127.0.0.1", narrow.port), LIMIT) as connection:
         heard = b""
         with suppress(ConnectionError):  # closed in the middle: what it would say can be lost
             connection.sendall(HEADERS + b"x" * size)
@@ -118,24 +118,24 @@ def test_headers_that_are_too_large_are_refused_before_they_have_come(hurried: L
             while piece := connection.recv(2**16):
                 heard += piece
     assert not heard or heard.startswith(b"HTTP/1.1 400 ")
-    assert malformed(hurried) == before + 1
+    assert malformed(narrow) == before + 1
 
 
 @pytest.mark.parametrize(("piece", "status"), [(b"1\r\n \r\n", b"400"), (b"20\r\n" + b" " * 32 + b"\r\n", b"201")])
-def test_a_body_in_pieces_of_a_byte_is_refused(hurried: LiveServer, piece: bytes, status: bytes) -> None:
+def test_a_body_in_pieces_of_a_byte_is_refused(narrow: Narrow, piece: bytes, status: bytes) -> None:
     """Reading them took seconds, in which nobody else was answered."""
     body = b'{"model": "flux/srpo", "prompt": "x", "image_size": "square", "num_inference_steps": 1}'
     head = f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n".encode()
     whole = head + b"transfer-encoding: chunked\r\n\r\n" + 20_000 * piece + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
-    before = malformed(hurried)
-    with socket.create_connection(("127.0.0.1", hurried.port), LIMIT) as connection:
+    before = malformed(narrow)
+    with socket.create_connection(("127.0.0.1", narrow.port), LIMIT) as connection:
         with suppress(ConnectionError):  # closed while it is sent
             connection.sendall(whole)
         heard = b""
         with suppress(ConnectionError):
             heard = connection.recv(2**16)
     assert heard.startswith(b"HTTP/1.1 " + status) or (not heard and status == b"400")
-    assert malformed(hurried) == before + (status == b"400")
+    assert malformed(narrow) == before + (status == b"400")
 
 
 def test_a_new_connection_takes_the_place_of_the_longest_quiet_one(narrow: Narrow) -> None:
