@@ -5,6 +5,7 @@
 
 import copy
 import io
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -199,6 +200,22 @@ def test_nothing_accepted_is_lost_with_the_database(replicas: Replicas, postgres
         postgres.start()
     for identity in (running, waiting):
         assert ended(server, identity)["status"] == "succeeded"
+    assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 200)
+
+
+def test_an_idle_server_is_not_ready_for_as_long_as_its_database_is_away(
+    replicas: Replicas, postgres: Postgres
+) -> None:
+    """Between two tries to take over jobs nothing else asked it, and a load balancer's probes saw a ready server."""
+    (server,) = replicas(1, lease=600.0)
+    postgres.kill()
+    try:
+        assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        for _ in range(30):
+            assert httpx.get(f"{server.url}/ready").status_code == 503
+            time.sleep(0.1)
+    finally:
+        postgres.start()
     assert within(START_LIMIT, lambda: httpx.get(f"{server.url}/ready").status_code == 200)
 
 

@@ -80,6 +80,11 @@ class Database:
         with self.connection() as connection:
             self._backend.check(connection)
 
+    def ask(self) -> None:
+        """Raises `DatabaseUnavailable` where it does not answer."""
+        with self.connection() as connection:
+            connection.execute(sa.select(1))
+
     def shrink(self) -> None:
         """Give the disk back what has become free, where that is much."""
         with self.connection() as connection:

@@ -64,6 +64,8 @@ class Upkeep:
                 await self._state.threads.run("database", self._store.cancelled_among, list(self._runner.active))
             )
         if self._state.database.shared:
+            if self.failure is not None:  # without work there may be nothing else to ask it
+                await self._state.threads.run("database", self._state.database.ask)
             await self._renew_leases()
             await self._tell_progress()
             await self._take_over()
