@@ -237,6 +237,26 @@ def test_a_bucket_that_can_only_be_read_has_failed_until_it_can_be_written(
     assert s3.keys(bucket) == ["images.key"]
 
 
+@pytest.mark.parametrize("first", ["this server", "another"])
+def test_a_bucket_that_was_deleted_is_a_failure_and_servers_agree_on_the_names_in_a_new_one(
+    s3: S3Service, bucket: str, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has expired: an image that cannot be put waits."""
+    monkeypatch.setattr(s3_store, "PATIENCE", 0.0)
+    images = S3Store(bucket, Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint)
+    with s3.without_bucket(bucket):
+        for attempt in (lambda: images.put(image(), BASE), images.maintain):
+            with pytest.raises(StoreUnavailable):
+                attempt()
+            assert images.failure is not None
+    if first == "this server":
+        images.maintain()
+    other = S3Store(bucket, Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint)
+    images.maintain()
+    assert images.failure is None
+    assert other.read(images.put(image(), BASE).name).data == image().data
+
+
 def test_a_bucket_that_takes_no_more_gets_room_by_what_expires(s3: S3Service, bucket: str) -> None:
     before = S3Store(bucket, Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint)
     for _ in range(3):

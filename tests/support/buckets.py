@@ -47,6 +47,15 @@ class S3Service:
         self._backend.create_bucket(name, "us-east-1")
         return f"s3://{name}/some/prefix"
 
+    @contextmanager
+    def without_bucket(self, url: str) -> Iterator[None]:
+        """Delete the bucket with all that is in it; then there is a new one of the same name."""
+        name = url.removeprefix("s3://").partition("/")[0]
+        self._backend.get_bucket(name).keys.clear()
+        self._backend.delete_bucket(name)
+        yield
+        self._backend.create_bucket(name, "us-east-1")
+
     def keys(self, url: str) -> list[str]:
         """What is in the bucket, below the prefix."""
         return sorted(item["path"] for batch in obstore.list(self._handle(url)) for item in batch)

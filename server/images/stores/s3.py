@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from math import inf
 from typing import Any
 from urllib.parse import urlsplit
@@ -50,6 +51,10 @@ SIGNED_FOR = 300.0  # seconds
 log = structlog.get_logger("srpo")
 
 
+class NoBucket(StoreUnavailable):
+    """There is none of this name, or there is none any more."""
+
+
 class S3Store:
     """A `Store`: images in `url`, `s3://BUCKET/PREFIX`. Raises `ValueError` where it cannot be used.
 
@@ -79,9 +84,8 @@ class S3Store:
         self._offset: float | None = None  # from the seconds since this machine's start to the bucket's clock
         self._obstore, self._bucket = open_bucket(url, endpoint, environment)
         self.origin = self._find_origin() if signed_urls else None
-        secret = self._open()
-        self._names = ImageNames(secret)
-        self.links = make_links(link_lifetime, link_secrets, secret, self._now)
+        self._make_links = partial(make_links, link_lifetime, link_secrets)
+        self._use(self._open())
         self._ask_time()
 
     @property
@@ -131,6 +135,7 @@ class S3Store:
             self.sweep()
         if self.failure is not None:  # something as large as an image: a bucket that may be read says nothing of that
             self._probe(PROBE_SIZE)
+            self._use(self._load_secret(self._secret))  # it may be a new bucket of the same name
             self.failure = None
 
     def _probe(self, size: int = 0) -> None:
@@ -145,7 +150,7 @@ class S3Store:
                 put = seconds_since_boot()
                 self._offset = self._obstore.head(self._bucket, self._probe_key)["last_modified"].timestamp() - put
             except FileNotFoundError:  # somebody empties the bucket, or deletes it
-                raise StoreUnavailable from None
+                raise NoBucket from None
         with suppress(FileNotFoundError, self._obstore.exceptions.BaseError):  # else it expires
             self._obstore.delete(self._bucket, self._probe_key)
 
@@ -155,6 +160,11 @@ class S3Store:
             self._probe()
         except StoreUnavailable as error:
             self._fail(error)
+
+    def _use(self, secret: bytes) -> None:
+        self._secret = secret
+        self._names = ImageNames(secret)
+        self.links = self._make_links(secret, self._now)
 
     def _fail(self, error: StoreUnavailable) -> None:
         if self.failure is None:
@@ -227,10 +237,16 @@ class S3Store:
         return left
 
     def _create(self, key: str, data: bytes, content_type: str) -> None:
-        """Put an object where none is. One that is there stays: names are ours alone, so an earlier try put it."""
+        """Put an object where none is. One that is there stays: names are ours alone, so an earlier try put it.
+
+        Raises `StoreUnavailable`, also where there is no bucket any more.
+        """
         options: dict[str, Any] = {"mode": "create", "use_multipart": False}
         with self._translated_errors(), suppress(self._obstore.exceptions.AlreadyExistsError):
-            self._obstore.put(self._bucket, key, data, attributes={"Content-Type": content_type}, **options)
+            try:
+                self._obstore.put(self._bucket, key, data, attributes={"Content-Type": content_type}, **options)
+            except FileNotFoundError:
+                raise NoBucket from None
 
     def _find_origin(self) -> str:
         parts = urlsplit(self._obstore.sign(self._bucket, "GET", SECRET_NAME, timedelta(seconds=SIGNED_FOR)))
@@ -240,8 +256,8 @@ class S3Store:
         """The bucket's secret. Raises `ValueError` where the bucket will not be there later either."""
         refusals = (self._obstore.exceptions.PermissionDeniedError, self._obstore.exceptions.UnauthenticatedError)
         try:
-            return self._load_secret()
-        except Gone:
+            return self._load_secret(secrets.token_bytes(SECRET_BYTES))
+        except NoBucket:
             raise ValueError(f"{self.place}: there is no such bucket") from None
         except StoreUnavailable as error:
             if isinstance(error.__cause__, refusals):
@@ -250,14 +266,14 @@ class S3Store:
                 ) from error
             raise
 
-    def _load_secret(self) -> bytes:
-        """The secret that all servers of this bucket have, made by the first."""
+    def _load_secret(self, new: bytes) -> bytes:
+        """The secret that all servers of this bucket have: `new` where there is none yet."""
         with self._translated_errors():
             try:
                 return bytes(self._obstore.get(self._bucket, SECRET_NAME).bytes())
             except FileNotFoundError:
                 pass
-        self._create(SECRET_NAME, secrets.token_bytes(SECRET_BYTES), "application/octet-stream")
+        self._create(SECRET_NAME, new, "application/octet-stream")
         with self._translated_errors():
             return bytes(self._obstore.get(self._bucket, SECRET_NAME).bytes())
 
