@@ -164,7 +164,9 @@ TABLE: Mapping[type[Exception], WireError] = {
         429, "queue_full", "As many requests wait as may (`SRPO_QUEUE_SIZE`). Wait for `retry-after`.", refuses=True
     ),
     ClientDisconnect: WireError(499, "client_gone", "The client left while it sent its request. It gets no reply."),
-    pipeline.Cancelled: WireError(499, "cancelled", "The client left while it waited. It gets no reply."),
+    pipeline.Cancelled: WireError(
+        499, "cancelled", "The client left while it waited. It gets no reply; also the `error` of a cancelled job."
+    ),
     pipeline.GenerationFailed: WireError(
         500,
         "generation_failed",

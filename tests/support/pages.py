@@ -76,6 +76,7 @@ EXCEPTIONS: Mapping[str, str] = {
     "make fuzz": "takes long; run by hand",
     "make soak": "takes half an hour; run by hand",
     "make replicas": "takes minutes; CI runs it",
+    "SRPO_DATABASE_URL=": "needs a Postgres and a bucket; `make replicas` starts such servers",
     "make ray": "takes minutes, and needs the extra `ray`; CI runs it",
     "srpo generate --jsonl requests.jsonl -o s3:": "needs Ray and a bucket; `make ray ARGS=--all` draws so",
     "srpo cluster": "needs Ray, a Postgres and a bucket; `make ray` runs such a cluster",
