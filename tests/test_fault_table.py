@@ -4,6 +4,8 @@ import ast
 import re
 from pathlib import Path
 
+import fault_table
+import pytest
 from faults.incidents import GPU, INCIDENTS, TESTS
 from faults.table import FAULTS
 
@@ -31,6 +33,15 @@ def test_each_row_has_a_name_of_its_own_and_a_server_one_meaning() -> None:
     assert len({fault.case for fault in FAULTS}) == len(FAULTS)
     servers = [fault.server for fault in FAULTS]
     assert all(one == other for one in servers for other in servers if one.name == other.name)
+
+
+def test_a_word_that_chooses_no_row_is_an_error_and_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        fault_table.main(["killed", "nosuchrow"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "no row has 'nosuchrow' in its name" in said
+    assert all(fault.case in said for fault in FAULTS)
 
 
 def test_no_check_of_the_server_is_an_assertion() -> None:
