@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -286,7 +286,7 @@ def holding(program: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 WAIT = "    print('held', flush=True)\n    print(sys.stdin.readline(), flush=True)"
 SERVER = f"from server.process.data_folder import lock_data_folder\nwith lock_data_folder(folder):\n{WAIT}"
-CLUSTER = f"from server.cli.cluster import announced\nwith announced(folder):\n{WAIT}"
+CLUSTER = f"from server.cli.cluster import announced\nwith announced(folder, 'http://127.0.0.1:1'):\n{WAIT}"
 
 
 def test_an_ordinary_server_in_the_folder_is_no_cluster(
@@ -298,7 +298,7 @@ def test_an_ordinary_server_in_the_folder_is_no_cluster(
     with holding(SERVER, tmp_path) as server:
         for verb, code in {"redeploy": 1, "down": 0, "status": 1}.items():
             assert srpo(["cluster", verb]) == code
-            assert capsys.readouterr().out == "no cluster runs here\n"
+            assert capsys.readouterr().out == f"no cluster runs in the data folder {tmp_path}\n"
         assert server.communicate("go on\n")[0] == "go on\n\n"
     assert server.returncode == 0
 
@@ -320,10 +320,10 @@ def test_a_cluster_here_is_asked_through_no_proxy(
     for name in ("NO_PROXY", "no_proxy", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setattr(cluster, "find_pid", lambda _: 77)
-    settings = ClusterSettings(**TRUTH, data_dir=tmp_path, port=urlsplit(server.url).port)
-    assert cluster.status(settings) == 0
-    assert capsys.readouterr().out == "ready: 1 running, 2 waiting (process 77)\n"
+    settings = ClusterSettings(**TRUTH, data_dir=tmp_path, port=1)  # not the one that `up` was given
+    with cluster.announced(tmp_path, server.url.rstrip("/")):
+        assert cluster.status(settings) == 0
+    assert capsys.readouterr().out == f"ready: 1 running, 2 waiting (process {os.getpid()})\n"
 
 
 @pytest.mark.parametrize("missing", TRUTH)

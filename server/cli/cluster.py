@@ -14,6 +14,7 @@ from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
 from server import logs
+from server.cli.terminal.banner import format_address
 from server.cli.terminal.failure import CommandFailed, format_error
 from server.cli.terminal.parsing import parse
 from server.cluster.session import Cluster, prepare_environment, running_cluster
@@ -23,7 +24,7 @@ from server.process.data_folder import lock_data_folder, make_private
 from weights.durable_file import write_durably
 
 INSTALL = missing_extra("a cluster", "ray")
-PID = "cluster.pid"  # the file that `up` holds locked; beside it any server holds the data folder's lock
+PID = "cluster.pid"  # which `up` holds locked: its process, and where it serves; any server has a lock beside it
 OUTCOME = "redeployed"  # the file that says how the last redeployment ended: empty, or why it failed
 REDEPLOY = signal.SIGUSR1
 ANSWER = 5.0  # seconds
@@ -59,7 +60,8 @@ def up(settings: ClusterSettings) -> None:
     orders = take_orders(REDEPLOY)
     try:
         make_private(settings.data_dir)
-        with lock_data_folder(settings.data_dir), announced(settings.data_dir):
+        address = format_address(settings, settings.port, own=True)
+        with lock_data_folder(settings.data_dir), announced(settings.data_dir, address):
             prepare_environment(settings)
             with running_cluster(settings) as cluster:
                 take_orders(signal.SIGTERM, signal.SIGINT, orders=orders)
@@ -96,13 +98,13 @@ def operate(cluster: Cluster, orders: Orders, folder: Path, say: Callable[[str],
 
 
 @contextmanager
-def announced(folder: Path) -> Iterator[None]:
-    """Let `find_pid` find this process until the context ends, or the process does."""
+def announced(folder: Path, address: str) -> Iterator[None]:
+    """Let `find_pid` and `find_address` find this process until the context ends, or the process does."""
     path = folder / PID
     lock = FileLock(path, timeout=ANSWER, fallback_to_soft=False)  # a command that looks holds it for a moment
     with suppress(OSError):  # a file system without locks: `lock_data_folder` has warned of it
         lock.acquire()
-    path.write_text(f"{os.getpid()}\n")
+    path.write_text(f"{os.getpid()}\n{address}\n")
     try:
         yield
     finally:
@@ -116,21 +118,32 @@ def find_pid(settings: ClusterSettings) -> int | None:
         if path.exists():
             FileLock(path, blocking=False).acquire().__exit__(None, None, None)
     except Timeout:
-        return int(path.read_text())
+        return int(path.read_text().split("\n")[0])
     return None
+
+
+def find_address(settings: ClusterSettings) -> str:
+    """Where `up` serves, whatever host and port this command was given; for one of an earlier version these."""
+    lines = (settings.data_dir / PID).read_text().split("\n")
+    return lines[1] if len(lines) > 1 and lines[1] else format_address(settings, settings.port, own=True)
+
+
+def describe_absence(settings: ClusterSettings) -> str:
+    return f"no cluster runs in the data folder {settings.data_dir.absolute()}"
 
 
 def status(settings: ClusterSettings) -> int:
     """0 where a cluster of this data folder answers."""
     pid = find_pid(settings)
     if pid is None:
-        print("no cluster runs here")
+        print(describe_absence(settings))
         return 1
+    address = find_address(settings)
     try:
-        url = f"http://{settings.host}:{settings.port}/health"
+        url = f"{address}/health"
         health = httpx2.get(url, timeout=ANSWER, trust_env=False).json()  # HTTP_PROXY is no way to this machine
     except (httpx2.HTTPError, ValueError):
-        print(f"starting (process {pid}), or not answering")
+        print(f"starting (process {pid}), or not answering on {address}")
         return 1
     print(f"{health['state']}: {health['running']} running, {health['waiting']} waiting (process {pid})")
     return 0
@@ -140,7 +153,7 @@ def redeploy(settings: ClusterSettings) -> int:
     """Let the cluster of this data folder replace its replicas, and wait for that. 1 where new ones do not start."""
     pid = find_pid(settings)
     if pid is None:
-        print("no cluster runs here")
+        print(describe_absence(settings))
         return 1
     outcome = settings.data_dir / OUTCOME
     outcome.unlink(missing_ok=True)
@@ -158,7 +171,7 @@ def down(settings: ClusterSettings) -> None:
     """Stop the cluster of this data folder, and wait until it is gone."""
     pid = find_pid(settings)
     if pid is None:
-        print("no cluster runs here")
+        print(describe_absence(settings))
         return
     os.kill(pid, signal.SIGTERM)
     while find_pid(settings) == pid:
