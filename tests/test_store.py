@@ -55,6 +55,29 @@ def test_a_full_disk_is_an_error_of_its_own_and_leaves_nothing(tmp_path: Path, m
     assert [path for path in (tmp_path / "images").rglob("*") if path.is_file()] == []
 
 
+def test_a_folder_of_images_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    images = store(tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "images")
+    name = images.put(image(), BASE).name
+    assert images.read(name).data == image().data
+    assert (tmp_path / "data" / "images").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_cannot_be_written_is_named_in_the_log_and_tried_until_it_can(tmp_path: Path) -> None:
+    images = store(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "away")
+    with capture_logs() as logged:
+        for _ in range(2):
+            with pytest.raises(StorageFull):
+                images.put(image(), BASE)
+    (entry,) = logged
+    assert entry["folder"] == str(tmp_path / "data" / "images")
+    assert entry["error"] == "No such file or directory"
+    (tmp_path / "away").rename(tmp_path / "data")
+    images.maintain()
+    assert images.failure is None
+
+
 def test_folders_that_vanish_or_cannot_be_listed_keep_nobody_from_storing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

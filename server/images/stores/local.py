@@ -76,6 +76,7 @@ class LocalStore:
         name = self._names.make(image.format)
         temporary = name + TEMPORARY
         try:
+            self._make_root()
             (self._root / name[:2]).mkdir(exist_ok=True)
             with self._folder(name) as folder:
                 try:
@@ -86,6 +87,8 @@ class LocalStore:
                     remove(folder, temporary)
                     raise
         except OSError as error:
+            if self.failure is None:  # said once, until it can be written again
+                log.error("image_not_written", folder=str(self._root), error=error.strerror, errno=error.errno)
             self.failure = StorageFull()
             raise self.failure from error
         self.failure = None
@@ -121,10 +124,15 @@ class LocalStore:
         if self.failure is not None:
             self._try_disk()
 
+    def _make_root(self) -> None:
+        """The folder of images, where somebody has deleted it. The data folder is not made: its disk may be away."""
+        self._root.mkdir(0o700, exist_ok=True)
+
     def _try_disk(self) -> None:
         """Whether something as large as an image can be written again. Raises `StorageFull`."""
         probe = self._root / f"probe{TEMPORARY}"
         try:
+            self._make_root()
             write_synced(probe, bytes(PROBE_SIZE))
         except OSError as error:
             raise StorageFull from error
