@@ -200,7 +200,10 @@ def answers(url: str) -> bool:
 def test_a_port_that_is_taken_is_said_at_once(live: LiveServer, serve: Callable[..., LiveServer]) -> None:
     second = serve("--port", str(live.port), wait=False)
     assert second.process.wait(LIMIT) == 2
-    assert "Address already in use" in second.log.read_text()
+    lines = second.log.read_text().splitlines()
+    (failure,) = [entry for entry in map(json.loads, lines) if entry["level"] == "error"]
+    assert failure["event"] == "start_failed"
+    assert "Address already in use. Choose another port with --port" in failure["reason"]
 
 
 def test_a_data_folder_has_one_server_at_a_time(live: LiveServer, serve: Callable[..., LiveServer]) -> None:

@@ -56,6 +56,19 @@ def test_a_wrong_setting_is_one_clear_line(arguments: list[str], env: dict[str, 
     assert "Traceback" not in ended.stderr
 
 
+def test_in_a_log_of_json_wrong_settings_are_json_too() -> None:
+    ended = srpo("serve", "--port", "99999", "--queue-size", "x")
+    assert ended.returncode == 2
+    entries = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert {(entry["event"], entry["level"]) for entry in entries} == {("start_failed", "error")}
+    assert sorted(entry["reason"].split(":")[0] for entry in entries) == [
+        "SRPO_PORT (--port)",
+        "SRPO_QUEUE_SIZE (--queue-size)",
+    ]
+    said = srpo("serve", "--port", "99999", "--log-format", "console").stderr
+    assert said.startswith("srpo serve: SRPO_PORT (--port): ")
+
+
 @pytest.mark.parametrize("name", ["idle_release", "images_expire", "request_timeout", "shutdown_grace"])
 def test_a_time_has_units(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, seconds in {"90": 90, "90s": 90, "15m": 900, "2h": 7200, "7d": 604800}.items():
@@ -81,7 +94,8 @@ def test_a_start_names_unknown_variables_and_a_key_file_that_is_not_there() -> N
     command = [sys.executable, "-m", "server", "serve"]
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=START_LIMIT)
     assert ended.returncode == 2
-    assert "/nowhere" in ended.stderr
+    (failure,) = [json.loads(line) for line in ended.stderr.splitlines() if '"error"' in line]
+    assert (failure["event"], failure["reason"]) == ("start_failed", "/nowhere: No such file or directory")
     assert "Traceback" not in ended.stderr
     lines = [line for line in ended.stderr.splitlines() if "unknown_setting" in line]
     assert [json.loads(line)["name"] for line in lines] == ["SRPO_SAFTY_CHECKER", "SRPO_XYZ"]

@@ -41,7 +41,12 @@ class ClusterCommand(ClusterSettings):
 
 
 def main(arguments: list[str]) -> int | None:
-    settings = parse(ClusterCommand, "cluster", arguments)
+    try:
+        settings = parse(ClusterCommand, "cluster", arguments)
+    except CommandFailed as failure:
+        if "up" not in arguments or not logs.log_wrong_settings(arguments, failure.problems):
+            raise
+        return failure.exit_code
     verbs: Mapping[str, Callable[[ClusterSettings], int | None]] = {
         "up": up,
         "status": status,
@@ -53,8 +58,8 @@ def main(arguments: list[str]) -> int | None:
     return verbs[settings.verb](settings)
 
 
-def up(settings: ClusterSettings) -> None:
-    """Serve until a signal. What was accepted is finished then."""
+def up(settings: ClusterSettings) -> int:
+    """Serve until a signal. What was accepted is finished then. Returns the exit code."""
     logs.configure(settings)
     console = logs.make_console(settings)
     orders = take_orders(REDEPLOY)
@@ -71,9 +76,12 @@ def up(settings: ClusterSettings) -> None:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise CommandFailed(INSTALL) from error
+        logs.show_start_failure(console, "cluster", INSTALL)
+        return 2
     except (OSError, RuntimeError) as error:
-        raise CommandFailed(format_error(error), exit_code=1) from error
+        logs.show_start_failure(console, "cluster", format_error(error))
+        return 1
+    return 0
 
 
 def take_orders(*numbers: int, orders: Orders | None = None) -> Orders:

@@ -18,7 +18,7 @@ from server import logs
 from server.app import ImageServer, create_app, served_headers
 from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.cli.terminal import banner
-from server.cli.terminal.failure import format_error
+from server.cli.terminal.failure import CommandFailed, format_error
 from server.cli.terminal.parsing import parse
 from server.errors import StorageFailure
 from server.process import memory
@@ -38,7 +38,12 @@ log = structlog.get_logger("srpo")
 
 
 def main(arguments: list[str]) -> int:
-    settings = parse(Settings, "serve", arguments)
+    try:
+        settings = parse(Settings, "serve", arguments)
+    except CommandFailed as failure:
+        if not logs.log_wrong_settings(arguments, failure.problems):
+            raise
+        return failure.exit_code
     memory.fix_thresholds()
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nobody here asks for
     logs.configure(settings)
@@ -56,13 +61,13 @@ def main(arguments: list[str]) -> int:
             listeners.append(listen(settings.metrics_host, settings.metrics_port, "--metrics-port"))
     except SafetyUnavailable as error:
         cause = f"the safety checker: {error.cause}. Without one: --safety-checker none"
-        console.print(f"srpo serve: {cause}", markup=False, soft_wrap=True)
+        logs.show_start_failure(console, "serve", cause)
         return EXIT_CONFIG
     except (NotNow, StorageFailure) as error:
-        console.print(f"srpo serve: {error}", markup=False, soft_wrap=True)
+        logs.show_start_failure(console, "serve", str(error))
         return EXIT_NOT_NOW
     except (OSError, ValueError) as error:
-        console.print(f"srpo serve: {format_error(error)}", markup=False, soft_wrap=True)
+        logs.show_start_failure(console, "serve", format_error(error))
         return 2
     server = DrainingServer(configure_server(app, settings), app.parts, app.jobs, console)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,7 +117,8 @@ async def run(server: DrainingServer, parts: AppState, listeners: list[socket.so
         failing.cancel()
     if parts.pool.failed.is_set():
         failure = f"\n{parts.pool.status().failure}"
-        console.print(Text.assemble(("The model cannot be loaded.", "red"), failure), soft_wrap=True)
+        reason = Text.assemble(("The model cannot be loaded.", "red"), failure)
+        logs.show_start_failure(console, "serve", reason)
         return EXIT_CONFIG
     console.print("Stopped.")
     return 0

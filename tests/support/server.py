@@ -83,7 +83,8 @@ class LiveServer:
 
 def read_event(line: str) -> str:
     try:
-        return str(json.loads(line)["event"])
+        entry = json.loads(line)
+        return str(entry["reason" if entry["event"] == "start_failed" else "event"])
     except (ValueError, TypeError, KeyError):
         return line
 
