@@ -14,6 +14,7 @@ from alembic.util import CommandError
 from pipelines.optimize import tuning_cache
 from pipelines.optimize.tuning_cache import TuningCache
 from server.database.database import Database, explain_version
+from server.database.postgres import explain_refusal
 from server.database.sqlite import FILE
 from server.errors import DatabaseUnavailable, StorageBusy, StorageDamaged, StorageFull
 from server.jobs.store import JobStore
@@ -31,7 +32,8 @@ def check_data_folder(folder: Path, damaged: Literal["refuse", "move"], database
     """Open the folder's database, which stays open, and read its tuning cache.
 
     Raises `ValueError` for a file that cannot be read, unless it is to be moved; `NotNow` where the disk is full or the
-    database is locked; `OSError` for the database of a later version, which is sound and not moved.
+    database is locked; `OSError` for the database of a later version, which is sound and not moved, and for one that
+    refuses this server.
     """
     jobs, tuning = folder / FILE, folder / tuning_cache.NAME
     check_jobs = partial(check_database, database)
@@ -62,6 +64,8 @@ def check_database(database: Database) -> None:
     except StorageBusy as error:
         raise NotNow(f"{place} is locked by another program") from error
     except DatabaseUnavailable as error:
+        if refusal := explain_refusal(error.__cause__):
+            raise OSError(f"the database {place} refuses this server: {refusal}. Correct SRPO_DATABASE_URL") from error
         raise NotNow(
             f"the database {place} cannot be reached: {error.__cause__ or error}".partition("\n")[0]
         ) from error

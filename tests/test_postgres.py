@@ -26,6 +26,7 @@ from server.jobs.leases import JobLeases
 from server.jobs.models import ACCEPTED, SUCCEEDED, JobRecord
 from server.jobs.store import JobStore, KeyTaken
 from server.settings.server import Settings
+from server.start_check import check_database
 
 
 @pytest.fixture
@@ -312,3 +313,23 @@ def test_nothing_that_names_the_database_shows_its_password(url: str) -> None:
     with pytest.raises(ValueError) as refused:
         Settings.model_validate({"database_url": url.replace("postgresql", "mysql")})
     assert PASSWORD not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ((PASSWORD, "not-the-Password"), 'password authentication failed for user "srpo"'),
+        (("/test_", "/absent_"), 'database "absent_'),
+    ],
+)
+def test_a_wrong_password_or_name_is_an_error_of_the_settings(
+    url: str, wrong: tuple[str, str], said: str, tmp_path: Path
+) -> None:
+    """Starting again later does not help."""
+    database = Database(resolve_url(SecretStr(url.replace(*wrong)), tmp_path))
+    with pytest.raises(OSError, match=said) as refused:
+        check_database(database)
+    assert "SRPO_DATABASE_URL" in str(refused.value)
+    assert PASSWORD not in str(refused.value)
+    assert "not-the-Password" not in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -4,6 +4,7 @@ Every wait has an end: for a connection, a lock, a statement, an answer, and a h
 database that is lost is noticed within seconds, and a connection is tried before it is used again.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
@@ -28,6 +29,24 @@ LOST = {"08", "57P01", "57P02", "57P03", "57P05", "25006", "25P03", "53300"}  # 
 BUSY = {"40001", "40P01", "55P03", "57014"}
 FULL = {"53100", "53200", "53400"}
 DAMAGED = {"XX001", "XX002"}
+# Of a connection that was refused there is only the text: libpq passes no code on.
+REFUSED = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "is not permitted to log in",
+)
+ABSENT = re.compile(r'(database|role) "[^"]*" does not exist')
+
+
+def explain_refusal(error: BaseException | None) -> str | None:
+    """What is wrong with the setting of a database that answers and lets nobody in; None where it may only be away.
+
+    It is PostgreSQL's own sentence, which names the user and no password.
+    """
+    text = str(getattr(error, "orig", error))
+    said = text.partition("FATAL:")[2].strip().partition("\n")[0] or text.partition("\n")[0]
+    return said if any(words in text for words in REFUSED) or ABSENT.search(text) else None
 
 
 class Postgres:
