@@ -56,6 +56,7 @@ def make_server(**status: Any) -> Any:
         keys=SimpleNamespace(needed=True),
         guard=SimpleNamespace(description={"checker": "[/safe]"}),
         store=SimpleNamespace(place="/data/[old]/images"),
+        database=SimpleNamespace(shared=True, place="db.example/[srpo]"),
         pool=SimpleNamespace(failed=failed, status=lambda: SimpleNamespace(**status)),
     )
 
@@ -64,10 +65,16 @@ async def test_brackets_in_what_is_shown_are_no_markup() -> None:
     console = Console(file=io.StringIO(), record=True, width=200)
     info = EngineInfo("flux/srpo", "cpu", "float32", "f" * 32, "[/host]", "[fast]")
     server = make_server(state="ready", info=info, stage="")
-    show_start(console, server, "http://[::1]:8000")
+    show_start(console, server, "http://[::1]:8000", "host-1")
     await follow_loading(console, server, "http://[::1]:8000")
     shown = console.export_text()
-    for text in (f"flux/srpo: {CHECKPOINTS['flux/srpo'].title}", "[/safe]", "/data/[old]/images", "http://[::1]:8000"):
+    for text in (
+        f"flux/srpo: {CHECKPOINTS['flux/srpo'].title}",
+        "[/safe]",
+        "/data/[old]/images",
+        "http://[::1]:8000",
+        "Postgres db.example/[srpo], as host-1",
+    ):
         assert text in shown
     assert "[dev]" in CHECKPOINTS["flux/srpo"].title
     assert "Placement [/host] (" in shown
@@ -86,7 +93,7 @@ async def test_brackets_in_a_failure_change_no_exit_code() -> None:
 
     server: Any = EndedServer()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert await serve.run(server, parts, [listener]) == serve.EXIT_CONFIG
+        assert await serve.run(server, parts, "host-1", [listener]) == serve.EXIT_CONFIG
     assert "The model cannot be loaded.\n/models/[/x].safetensors is damaged" in server.console.export_text()
 
 

@@ -274,6 +274,6 @@ def test_that_nothing_is_checked_is_said_at_the_start(
 ) -> None:
     app = create_app(Settings(data_dir=tmp_path, host=host, api_keys=("long-enough",), **options))
     screen = io.StringIO()
-    show_start(Console(file=screen, width=200), app.parts, "http://example.com")
+    show_start(Console(file=screen, width=200), app.parts, "http://example.com", "replica")
     assert ("No image is checked before it is shown." in screen.getvalue()) is said
     assert ("content filters, or a review of every output, a condition of use" in screen.getvalue()) is said

@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
         # uvicorn handles them while it serves, and raises them again at its end; one that comes before counts too.
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     with lock:
-        code = asyncio.run(run(server, app.parts, listeners))
+        code = asyncio.run(run(server, app.parts, app.jobs.replica, listeners))
         leave_if_threads_hang(app.parts, code)
     return code
 
@@ -103,11 +103,11 @@ def configure_server(app: ImageServer, settings: Settings) -> uvicorn.Config:
     )
 
 
-async def run(server: DrainingServer, parts: AppState, listeners: list[socket.socket]) -> int:
+async def run(server: DrainingServer, parts: AppState, replica: str, listeners: list[socket.socket]) -> int:
     """Serve until a signal to stop. Returns the exit code, `EXIT_CONFIG` if the model cannot be loaded."""
     console = server.console
     address = banner.format_address(parts.settings, listeners[0].getsockname()[1])
-    banner.show_start(console, parts, address)
+    banner.show_start(console, parts, address, replica)
     announcing = asyncio.create_task(banner.follow_loading(console, parts, address))
     failing = asyncio.create_task(stop_if_failed(server, parts.pool))
     try:

@@ -21,8 +21,8 @@ def format_address(settings: Settings, port: int, own: bool = False) -> str:
     return settings.public_url if settings.public_url and not own else f"http://{host}:{port}"
 
 
-def show_start(console: Console, server: AppState, address: str) -> None:
-    """Print what is about to be served."""
+def show_start(console: Console, server: AppState, address: str, replica: str) -> None:
+    """Print what is about to be served. `replica`: this server's name among those that share its database."""
     settings, row = server.settings, CHECKPOINTS[server.served]
     rows = {
         "model": f"{row.id}: {row.title}",
@@ -32,6 +32,8 @@ def show_start(console: Console, server: AppState, address: str) -> None:
         "safety": ", ".join(f"{name} {value}" for name, value in server.guard.description.items()),
         "images": f"{server.store.place}, kept for {settings.images_expire / 3600:g} h",
     }
+    if server.database.shared:
+        rows["jobs"] = f"Postgres {server.database.place}, as {replica}"
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
         table.add_row(name, Text(text))  # not as markup: [dev] in a title is a word
