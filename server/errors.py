@@ -41,8 +41,10 @@ class Unauthorized(ServerError):
 
 
 class ScopeMissing(ServerError):
-    def __init__(self, scope: str) -> None:
-        super().__init__(f"This needs a key with the scope {scope}.")
+    def __init__(self, scope: str, *, keyless: bool = False) -> None:
+        """`keyless`: on a server that has no keys yet, so that nobody can have the scope."""
+        advice = f" `srpo keys add NAME --scopes {scope}` makes one." if keyless else ""
+        super().__init__(f"This needs a key with the scope {scope}.{advice}")
 
 
 class QuotaSpent(ServerError):

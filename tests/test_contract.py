@@ -5,6 +5,7 @@ What the real clients make of it is in the tests of the clients; random input is
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import os
@@ -178,6 +179,34 @@ def test_only_json_is_a_body(live: LiveServer, sent: str | None) -> None:
     headers = {} if sent is None else {"content-type": sent}
     error = refused(call(live, "POST", PATH, content=json.dumps(BODY), headers=headers), 400, None, "content-type")
     assert (error["data"][0]["expected"], error["data"][0]["path"]) == ("application/json", ["content-type"])
+
+
+def test_a_server_without_keys_says_how_to_make_the_one_that_is_needed(live: LiveServer) -> None:
+    error = refused(call(live, "GET", "/v1/admin/keys"), 403, "insufficient_scope")
+    assert error["message"].endswith("`srpo keys add NAME --scopes admin` makes one.")
+
+
+def test_a_compressed_body_is_refused_as_one(live: LiveServer) -> None:
+    content = gzip.compress(json.dumps(BODY).encode())
+    reply = call(live, "POST", PATH, content=content, headers=JSON | {"content-encoding": "gzip"})
+    error = refused(reply, 400, "invalid_content_encoding", "content-encoding")
+    assert error["message"] == "content-encoding: gzip is not taken: send the body as it is"
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind"),
+    [
+        ("null", "null"),
+        ("[]", "an array"),
+        ('"x"', "a string"),
+        ("1", "a number"),
+        ("1.5", "a number"),
+        ("true", "a boolean"),
+    ],
+)
+def test_a_body_that_is_no_object_is_named_as_json_names_it(live: LiveServer, sent: str, kind: str) -> None:
+    error = refused(call(live, "POST", PATH, content=sent, headers=JSON), 400, "invalid_body")
+    assert error["message"] == f"body: expected a JSON object, received {kind}"
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def test_a_database_and_a_bucket_that_servers_share_are_tried(postgres: Postgres
     assert found.state == "ok"
     assert bucket in found.text
     assert url.rpartition("/")[2] in found.text
-    assert examine(store_url="s3://nowhere") == ("failed", "s3://nowhere: there is no such bucket")
+    advice = "make it, or correct SRPO_STORE_URL or SRPO_STORE_ENDPOINT"
+    assert examine(store_url="s3://nowhere") == ("failed", f"s3://nowhere: there is no such bucket: {advice}")
     lost = examine(database_url=url.replace(str(postgres.port), str(free_port())))
     assert lost.state == "failed"
     assert PASSWORD not in f"{found} {lost}"

@@ -194,7 +194,9 @@ def test_without_webhooks_the_name_is_ignored_and_said(tmp_path: Path, monkeypat
         ignored = set(accepted.headers["x-ignored-fields"].split(", "))
         assert {"webhook_url", "webhook-url", "guidence_scale"} <= ignored
         assert accepted.headers["x-engine-fingerprint"] == reply.headers["x-engine-fingerprint"]
-        assert httpx.get(f"{scripted.url}/v1/webhooks/secret").status_code == 404
+        refused = httpx.get(f"{scripted.url}/v1/webhooks/secret")
+        assert refused.status_code == 404
+        assert "SRPO_WEBHOOK_HOSTS" in refused.json()["message"]
         assert receiver.messages == []
 
 

@@ -68,7 +68,7 @@ async def cancel_job(request: Request, state: State, jobs: JobsDep, owner: Owner
 async def show_webhook_secret(jobs: JobsDep, owner: Owner) -> Response:
     """What this key's webhooks are signed with, as Standard Webhooks' libraries take it."""
     if not jobs.webhooks.enabled:
-        raise NotFound
+        raise NotFound("Webhooks are off on this server. Its operator allows hosts by SRPO_WEBHOOK_HOSTS.")
     secrets = await jobs.webhooks.secrets(owner)
     return JSONResponse({"secret": format_secret(secrets[0])}, headers={"cache-control": "no-store"})
 

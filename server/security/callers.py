@@ -32,4 +32,4 @@ class Caller:
     def require(self, scope: Scope) -> None:
         """Raises `ScopeMissing`."""
         if scope not in self.scopes:
-            raise ScopeMissing(scope)
+            raise ScopeMissing(scope, keyless=not self.owner)

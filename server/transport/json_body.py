@@ -19,6 +19,8 @@ from server.state import AppState
 TOO_LARGE = "a number is too large"
 AT_ONCE = 2**16  # bytes; a larger body is parsed in a thread
 MAX_VALUES = 100_000  # counted by their punctuation, also where it is inside of a text
+COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress")  # others are no codings, and change nothing
+KINDS = {"NoneType": "null", "list": "an array", "str": "a string", "bool": "a boolean"}  # the rest are numbers
 PIECE = 2**16  # bytes
 DRAINED = 2**26  # bytes of an oversized body that are read and dropped, so that the client hears the 413
 
@@ -42,7 +44,19 @@ async def read_object(request: Request, state: AppState, upload: Upload) -> dict
 
 @asynccontextmanager
 async def expect_body(request: Request, content_type: str, seconds: float) -> AsyncIterator[None]:
-    """Read a body of this type inside, within `seconds`. Raises `InvalidRequest` for another type, or `BodyTimeout`."""
+    """Read a body of this type inside, within `seconds`.
+
+    Raises `InvalidRequest` for another type or one that is compressed, or `BodyTimeout`.
+    """
+    coding = request.headers.get("content-encoding", "").strip().lower()
+    if coding in COMPRESSED:
+        raise invalid_request(
+            f"{coding} is not taken: send the body as it is",
+            path=("content-encoding",),
+            code="invalid_content_encoding",
+            expected="none",
+            received=ascii(coding),
+        )
     received = request.headers.get("content-type", "none")
     if received.partition(";")[0].strip().lower() != content_type:
         raise invalid_request(
@@ -94,7 +108,7 @@ def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
     except ValueError as error:  # from our hooks; or from int(), of an integer with thousands of digits
         raise invalid_json(TOO_LARGE if "digits" in str(error) else str(error)) from None
     if not isinstance(value, dict):
-        kind = type(value).__name__
+        kind = KINDS.get(type(value).__name__, "a number")
         raise invalid_request(
             f"expected a JSON object, received {kind}", code="invalid_body", expected="a JSON object", received=kind
         )

@@ -258,7 +258,8 @@ class S3Store:
         try:
             return self._load_secret(secrets.token_bytes(SECRET_BYTES))
         except NoBucket:
-            raise ValueError(f"{self.place}: there is no such bucket") from None
+            advice = "make it, or correct SRPO_STORE_URL or SRPO_STORE_ENDPOINT"
+            raise ValueError(f"{self.place}: there is no such bucket: {advice}") from None
         except StoreUnavailable as error:
             if isinstance(error.__cause__, refusals):
                 raise ValueError(

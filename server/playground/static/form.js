@@ -151,6 +151,9 @@ function choiceField(name, part) {
   return { node, set: (value) => { (inputs.get(value) ?? inputs.get(part.enum[0])).checked = true; }, get: chosen };
 }
 
+// In the API's own words this is a preset or an object.
+const SIZE_HELP = { description: 'A shape, or Custom for a width and a height of your own, in pixels.' };
+
 /** Width over height of a preset, from its name. */
 export function ratioOf(preset) {
   const [, long, short] = /(\d+)_(\d+)$/.exec(preset) ?? [null, 1, 1];
@@ -173,7 +176,7 @@ function sizeField(name, part) {
   const custom = element('div', { className: 'sides', hidden: true },
     ...numbers.map(([side, input]) => element('label', {}, words(side), input)));
   const node = element('fieldset', { className: 'field', 'aria-describedby': `${name}-help` }, element('legend', {}, words(name)),
-    element('div', { className: 'choices shapes' }, ...labels), custom, help(name, part));
+    element('div', { className: 'choices shapes' }, ...labels), custom, help(name, SIZE_HELP));
   const show = () => { custom.hidden = chosen() !== 'custom'; };
   node.addEventListener('change', show);
   const set = (value) => {
