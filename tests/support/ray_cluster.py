@@ -4,6 +4,7 @@ import signal
 import sys
 
 from server.cli.cluster import REDEPLOY, announced, operate, take_orders
+from server.cli.terminal.banner import format_address
 from server.cluster.session import prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
 from server.process.data_folder import lock_data_folder
@@ -13,7 +14,8 @@ def main() -> None:
     settings = ClusterSettings()
     settings.data_dir.mkdir(exist_ok=True)
     orders = take_orders(REDEPLOY)
-    with lock_data_folder(settings.data_dir), announced(settings.data_dir):
+    address = format_address(settings, settings.port, own=True)
+    with lock_data_folder(settings.data_dir), announced(settings.data_dir, address):
         prepare_environment(settings)
         with running_cluster(settings, "support.scripted_engine:load") as cluster:
             import ray  # not before its environment is prepared
