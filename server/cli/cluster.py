@@ -131,9 +131,8 @@ def find_pid(settings: ClusterSettings) -> int | None:
 
 
 def find_address(settings: ClusterSettings) -> str:
-    """Where `up` serves, whatever host and port this command was given; for one of an earlier version these."""
-    lines = (settings.data_dir / PID).read_text().split("\n")
-    return lines[1] if len(lines) > 1 and lines[1] else format_address(settings, settings.port, own=True)
+    """Where `up` serves, whatever host and port this command was given."""
+    return (settings.data_dir / PID).read_text().splitlines()[1]
 
 
 def describe_absence(settings: ClusterSettings) -> str:
