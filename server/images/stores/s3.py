@@ -6,8 +6,7 @@ names is in the bucket too: the first server puts it there, unless one is there 
 
 import secrets
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -30,6 +29,7 @@ from server.images.stores.base import (
     StoredImage,
     make_links,
 )
+from server.images.stores.bucket_folder import BucketFolder, put_at
 from server.process.backoff import pauses
 from server.process.data_folder import seconds_since_boot
 
@@ -46,7 +46,6 @@ CONNECT_TIMEOUT, TIMEOUT = timedelta(seconds=3), timedelta(seconds=10)  # of one
 PATIENCE = 30.0  # seconds for which a finished image is tried to be put
 PAUSE, MAX_PAUSE = 0.1, 2.0  # seconds between tries
 SWEEP_EVERY = 600.0  # seconds; a sweep lists the bucket
-LISTED = 1000  # names at a time, as S3 lists and deletes them
 SIGNED_FOR = 300.0  # seconds
 log = structlog.get_logger("srpo")
 
@@ -176,59 +175,12 @@ class S3Store:
         return time.time() if self._offset is None else self._offset + seconds_since_boot()
 
     def sweep(self) -> None:
-        """Delete expired images, then the oldest until the rest fits the cap. Several servers may do it at a time.
-
-        A bucket may hold more names than memory does. So no list of them is kept, only how many bytes each second put.
-        """
+        """Delete expired images, then the oldest until the rest fits the cap. Several servers may do it at a time."""
         self._ask_time()
-        with self._translated_errors():
-            sizes = self._delete_expired()
-            total = sum(sizes.values())
-            self._size = self._delete_oldest(sizes) if total > self.cap else total
-        self._next_sweep = time.monotonic() + SWEEP_EVERY
-
-    def _delete_expired(self) -> Mapping[int, int]:
-        """The bytes of the images that stay, by the second in which they were put."""
         oldest_allowed = -inf if self._offset is None else self._now() - self._expire
-        sizes = Counter[int]()
-        for batch in self._list():
-            self._delete([item for item in batch if put_at(item) < oldest_allowed])
-            for item in batch:
-                if put_at(item) >= oldest_allowed:
-                    sizes[int(put_at(item))] += item["size"]
-        return sizes
-
-    def _delete_oldest(self, sizes: Mapping[int, int]) -> int:
-        """Until the rest fits the cap: all that older seconds put, and of the one that decides what is too much.
-
-        How many bytes stay.
-        """
-        left = sum(sizes.values())
-        for second in sorted(sizes):
-            if left - sizes[second] <= self.cap:
-                break
-            left -= sizes[second]
-        deciding = []
-        for batch in self._list():
-            self._delete([item for item in batch if int(put_at(item)) < second])
-            deciding += [item for item in batch if int(put_at(item)) == second]
-        leaving = []
-        for item in sorted(deciding, key=put_at):
-            if left > self.cap:
-                leaving.append(item)
-                left -= item["size"]
-        self._delete(leaving)
-        return left
-
-    def _list(self) -> Iterable[Sequence[Mapping[str, Any]]]:
-        listed: Iterable[Sequence[Mapping[str, Any]]] = self._obstore.list(
-            self._bucket, prefix=FOLDER, chunk_size=LISTED
-        )
-        return listed
-
-    def _delete(self, items: Sequence[Mapping[str, Any]]) -> None:
-        if items:
-            self._obstore.delete(self._bucket, [item["path"] for item in items])
+        with self._translated_errors():
+            self._size = BucketFolder(self._obstore, self._bucket, FOLDER).sweep(oldest_allowed, self.cap)
+        self._next_sweep = time.monotonic() + SWEEP_EVERY
 
     def _seconds_left(self, meta: Mapping[str, Any]) -> float:
         left = put_at(meta) + self._expire - self._now()
@@ -288,12 +240,6 @@ class S3Store:
         except self._obstore.exceptions.BaseError as error:
             log.error("image_store", error=type(error).__name__)
             raise StoreUnavailable from error
-
-
-def put_at(item: Mapping[str, Any]) -> float:
-    """Unix seconds by the bucket's clock."""
-    when: float = item["last_modified"].timestamp()
-    return when
 
 
 def key_of(name: str) -> str:
