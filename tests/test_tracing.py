@@ -56,7 +56,7 @@ print(*(name for name in sys.modules if name.startswith(("opentelemetry.sdk", "o
 
 
 ENDING = """
-import asyncio, contextlib, signal, sys
+import asyncio, signal, sys
 from pathlib import Path
 import uvicorn
 from rich.console import Console
@@ -77,7 +77,7 @@ app = create_app(settings, pool)
 config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=settings.shutdown_grace)
 signal.signal(signal.SIGTERM, lambda *_: None)
 server = DrainingServer(config, app.parts, app.jobs, Console(stderr=True))
-sys.exit(asyncio.run(run(server, app.parts, [listen("127.0.0.1", port, "--port")])))
+sys.exit(asyncio.run(run(server, app.parts, app.jobs.replica, [listen("127.0.0.1", port, "--port")])))
 """
 
 
