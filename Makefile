@@ -70,6 +70,7 @@ lint: $(VENV)/.test  ## style, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports --no-logo
 
 docs: $(VENV)/.serve  ## write the generated tables of docs/ anew

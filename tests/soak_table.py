@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -25,7 +26,7 @@ SECONDS = float(os.environ.get("SOAK", "1800"))
 CLIENTS = 6
 KEPT = 60.0  # seconds for which images are kept
 SAMPLES = 120
-SETTINGS = {"api_keys": ",".join(KEYS), "safety_checker": "none", "images_expire": str(KEPT)}
+SETTINGS: dict[str, Any] = {"api_keys": ",".join(KEYS), "safety_checker": "none", "images_expire": str(KEPT)}
 UNITS = {"API memory": "MiB", "worker memory": "MiB", "database": "KiB", "database's journal": "KiB", "disk": "MiB"}
 WARM_UP = 0.25  # of the time
 COLUMNS = ("figure", "after the warm-up", "at the end", "most", "slope an hour", "slope per 1,000 requests")

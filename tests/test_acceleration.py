@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_short_runs_are_exact(engine: FluxEngine, preset: str, steps: int) -> No
 
 def test_the_split_forward_equals_the_models_own_bit_for_bit(engine: FluxEngine) -> None:
     sample = engine.prepare(ask(1440, 512, 12, acceleration="high"))[0]
-    inputs = {
+    inputs: dict[str, Any] = {
         "hidden_states": sample.latents,
         "timestep": sample.timesteps[:1].to(sample.latents.dtype) / 1000,
         "guidance": sample.guidance,

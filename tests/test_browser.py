@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -16,7 +17,10 @@ from PIL import Image
 from support.scripted_server import Gate, Scripted
 from support.server import LiveServer
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed: make browser")
+if TYPE_CHECKING:
+    from playwright import sync_api
+else:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the extra `browser` is not installed: make browser")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="the extra `browser` is not installed")
 expect = sync_api.expect
 
@@ -72,15 +76,20 @@ def chromium() -> Iterator["sync_api.Browser"]:
 @pytest.fixture
 def visit(chromium: "sync_api.Browser") -> Iterator[Callable[..., Visit]]:
     """Opens a page of a server in a browser without a past; `options` are the browser context's."""
-    contexts = []
+    contexts: list[sync_api.BrowserContext] = []
 
-    def opened(server: LiveServer, path: str = "/", **options: object) -> Visit:
+    def opened(server: LiveServer, path: str = "/", **options: Any) -> Visit:
         context = chromium.new_context(**options)
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         this = Visit(page)
-        page.on("console", lambda said: said.type in ("error", "warning") and this.complaints.append(said.text))
+
+        def listen(said: "sync_api.ConsoleMessage") -> None:
+            if said.type in ("error", "warning"):
+                this.complaints.append(said.text)
+
+        page.on("console", listen)
         page.on("pageerror", lambda error: this.complaints.append(str(error)))
         page.on("request", lambda request: this.requests.append(request.url))
         page.goto(server.url + path)
@@ -264,7 +273,8 @@ def test_a_server_that_does_not_stream_still_draws(live: LiveServer, visit: Call
     tab = visit(live)
 
     def refuse(route: "sync_api.Route") -> None:
-        if "stream" in route.request.post_data_json:
+        body: Any = route.request.post_data_json
+        if "stream" in body:
             route.fulfill(status=400, json={"message": "no", "error": {"param": "stream"}})
         else:
             route.continue_()
@@ -288,7 +298,8 @@ def test_a_new_parameter_of_the_server_appears_and_is_sent(live: LiveServer, vis
     tab.page.get_by_label("Graininess", exact=True).fill("7")
     with tab.page.expect_request("**/generations") as sent:
         tab.ask("a red apple")
-    assert sent.value.post_data_json["graininess"] == 7
+    body: Any = sent.value.post_data_json
+    assert body["graininess"] == 7
 
 
 def test_what_a_stand_in_knows_is_proposed(live: LiveServer, visit: Callable[..., Visit]) -> None:
@@ -324,7 +335,8 @@ def test_the_newest_image_stands_large_above_the_others(live: LiveServer, visit:
     for prompt in ("a red apple", "a green apple"):
         tab.ask(prompt)
         expect(tab.page.get_by_role("img", name=prompt)).to_be_visible()
-    newest, older = (picture.bounding_box()["width"] for picture in tab.images().all())
+    boxes: list[Any] = [picture.bounding_box() for picture in tab.images().all()]
+    newest, older = (box["width"] for box in boxes)
     assert newest > 1.5 * older
 
 
@@ -394,7 +406,7 @@ def test_a_chosen_picture_becomes_another_one(live: LiveServer, visit: Callable[
     assert faults(page) == []
     with page.expect_request("**/generations") as sent:
         page.get_by_role("button", name="Generate").click()
-    body = sent.value.post_data_json
+    body: Any = sent.value.post_data_json
     assert body["model"] == "flux/srpo/image-to-image"
     assert body["strength"] == 0.94
     assert base64.b64decode(body["image_url"].partition(",")[2]) == picture.read_bytes()

@@ -165,7 +165,9 @@ class Moderator(BaseHTTPRequestHandler):
             flagged = "zebra" in question["prompt"]
         else:
             picture = Image.open(io.BytesIO(base64.b64decode(question["image"].partition(",")[2])))
-            _, green, blue = picture.getpixel((picture.width // 2, picture.height // 2))
+            pixel = picture.getpixel((picture.width // 2, picture.height // 2))
+            assert isinstance(pixel, tuple)
+            _, green, blue = pixel
             flagged = blue > 2 * green
         replies = {
             "/500": (500, b"{}"),
@@ -264,7 +266,7 @@ def test_the_usual_labels_are_written_in_lower_case() -> None:
 @pytest.mark.parametrize("row", CHECKERS.values(), ids=list(CHECKERS))
 def test_every_row_of_the_table_names_something_that_scores_pictures(row: CheckerType) -> None:
     factory = pkgutil.resolve_name(row.factory)
-    made = factory if isinstance(factory, type) else typing.get_type_hints(factory)["return"]
+    made: Any = factory if isinstance(factory, type) else typing.get_type_hints(factory)["return"]
     assert callable(made.score)
     assert callable(made.self_test)
     assert set(row.options) <= set(inspect.signature(factory).parameters)

@@ -109,7 +109,7 @@ def test_published_example(
 
 
 def test_requests_sync_mode(live: LiveServer) -> None:
-    body = {"model": "flux/srpo", "prompt": PROMPT, "sync_mode": True, "output_format": "png"} | SMALL
+    body: dict[str, Any] = {"model": "flux/srpo", "prompt": PROMPT, "sync_mode": True, "output_format": "png"} | SMALL
     reply = requests.post(f"{live.url}/v1/images/generations", json=body, timeout=120)
     assert reply.status_code == 201
     head, _, data = reply.json()["images"][0]["url"].partition(",")
@@ -378,7 +378,8 @@ def test_litellm_shows_the_message(failing: Failing, litellm: ModuleType, prefix
     model, prompt = body.pop("model"), body.pop("prompt")
     with pytest.raises(openai.APIError) as caught:  # every one of its classes is one of these
         litellm.image_generation(model=prefix + model, prompt=prompt, api_base=failing.url, api_key=failure.key, **body)
-    assert caught.value.status_code == failure.status
-    assert failure.message in str(caught.value)
+    error: Any = caught.value  # LiteLLM's own, with a status
+    assert error.status_code == failure.status
+    assert failure.message in str(error)
     retried = prefix == "openai/" and failure.tries > 1  # by the SDK below it, which retries twice
     assert len(failing.arrivals) == (3 if retried else 1)

@@ -106,7 +106,7 @@ def test_published_example(
 @pytest.mark.parametrize("wants", ["url", "b64_json"])
 @pytest.mark.parametrize("prefix", ["/v1", ""])
 def test_openai_generates(live: LiveServer, clients: str, prefix: str, wants: str) -> None:
-    fields = {"model": "flux/srpo", "prompt": PROMPT, "n": 2, "response_format": wants} | SMALL
+    fields: dict[str, Any] = {"model": "flux/srpo", "prompt": PROMPT, "n": 2, "response_format": wants} | SMALL
     images = ask(clients, "openai", live.url + prefix, **fields)["images"]
     assert [list(image) for image in images] == [["url" if wants == "url" else "b64"]] * 2
     for image in images:
@@ -124,7 +124,7 @@ def test_openai_lists_the_models(live: LiveServer, clients: str) -> None:
     ids=["openai", "compatible"],
 )
 def test_ai_sdk_generates(live: LiveServer, clients: str, client: str, n: int, more: dict[str, Any]) -> None:
-    fields = {"model": "flux/srpo", "prompt": PROMPT, "n": n, "size": "512x512"} | more
+    fields: dict[str, Any] = {"model": "flux/srpo", "prompt": PROMPT, "n": n, "size": "512x512"} | more
     images = ask(clients, client, f"{live.url}/v1", **fields)["images"]
     assert len(images) == n
     for image in images:

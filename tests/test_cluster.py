@@ -363,7 +363,7 @@ async def test_headers_that_ray_would_obey_do_not_reach_it() -> None:
     middleware = list_middlewares()[0]
     names = (b"X-Request-Timeout-Seconds", b"x-request-disconnect-disabled", b"serve-multiplexed-model-id", b"accept")
     scope = {"type": "http", "headers": [(name, b"1") for name in names]}
-    await middleware.cls(app)(scope, None, None)  # type: ignore[arg-type]
+    await middleware.cls(app)(scope, None, None)  # type: ignore[call-arg, arg-type]
     assert seen == [b"accept"]
 
 
@@ -375,7 +375,7 @@ async def test_a_reply_has_one_request_id_though_serve_adds_another() -> None:
 
     wrapped = app
     for middleware in list_middlewares():
-        wrapped = middleware.cls(wrapped)  # type: ignore[call-arg, arg-type, assignment]
+        wrapped = middleware.cls(wrapped)  # type: ignore[call-arg, assignment]
     async with AsyncClient(transport=ASGITransport(wrapped), base_url="http://x") as client:
         assert (await client.get("/")).headers.get_list("x-request-id") == ["ours"]
 
@@ -385,7 +385,7 @@ async def test_serves_own_404_is_an_answer_to_come_back_for_and_the_apps_stays(k
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await Response("Path '/' not found.", 404, media_type=kind)(scope, receive, send)
 
-    asked = ASGITransport(list_middlewares()[1].cls(app))  # type: ignore[call-arg, arg-type]
+    asked = ASGITransport(list_middlewares()[1].cls(app))  # type: ignore[call-arg]
     async with AsyncClient(transport=asked, base_url="http://cluster") as client:
         reply = await client.get("/v1/jobs/job_1")
     assert reply.status_code == status

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from support.engines import ask, draw, tiny_engine
 
 from pipelines.child_process import DEVICE_LOST
 from pipelines.engine.base import EngineConfig, Report
+from pipelines.job import Job
 from pipelines.loading.context_parallel import JoinGroup, NotTogether, follow, load_group, validate_group
 from pipelines.loading.placement import get_placement
 from pipelines.request import ImageRequest
@@ -79,15 +81,16 @@ async def test_two_devices_draw_what_one_draws(pool: WorkerPool, tmp_path: Path)
     assert not list((tmp_path / "temporary").iterdir())
 
 
-async def finished(job: object) -> tuple[bytes, ...]:
+async def finished(job: Job) -> tuple[bytes, ...]:
     async with asyncio.timeout(300):
-        return (await job.result()).pixels  # type: ignore[attr-defined, no-any-return]
+        return (await job.result()).pixels
 
 
-def load_but_on_the_second(config: EngineConfig, report: Report, join_group: JoinGroup) -> None:
+def load_but_on_the_second(config: EngineConfig, report: Report, join_group: JoinGroup) -> NoReturn:
     if config.device != "cpu":
         raise RuntimeError("no such device")
     join_group(tiny.build().transformer, tiny.TEXT_TOKENS, get_placement(CHECKPOINTS["tiny"], "float32", "auto"))
+    raise AssertionError("the second has joined")
 
 
 @pytest.mark.long

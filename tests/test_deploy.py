@@ -71,7 +71,8 @@ def test_the_unit_agrees_with_the_server() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_the_unit_is_hardened() -> None:
     """By systemd's own table, from 0 (all closed) to 100."""
-    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", ROOT / "deploy/srpo.service"]
+    unit = str(ROOT / "deploy/srpo.service")
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=20", unit]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout[-300:]
 

@@ -23,7 +23,9 @@ from support.server import START_LIMIT, LiveServer
 
 from server.images.metadata import read_marks
 
-FIELDS = {"model": "flux/srpo", "prompt": "quick", "output_format": "png", "response_format": "b64_json"}
+FIELDS: dict[str, Any] = {
+    "model": "flux/srpo", "prompt": "quick", "output_format": "png", "response_format": "b64_json",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,9 @@ def test_a_json_picture_is_found_beside_members_that_say_nothing(
 
 def test_a_form_says_in_text_what_json_says_in_numbers_and_nulls(server: Scripted) -> None:
     usual = edit(server, strength="0.5", seed="7").json()["data"]
-    for fields in ({"strength": ".5"}, {"strength": "5e-1"}, {"strength": "0.5", "model": "", "guidance_scale": ""}):
+    spellings: list[dict[str, Any]]
+    spellings = [{"strength": ".5"}, {"strength": "5e-1"}, {"strength": "0.5", "model": "", "guidance_scale": ""}]
+    for fields in spellings:
         reply = edit(server, **{"seed": "7", **fields})
         assert reply.status_code == 201, reply.text
         assert reply.json()["data"] == usual
@@ -189,7 +193,7 @@ def test_a_picture_may_be_larger_than_any_other_body(server: Scripted) -> None:
         (9, {"a": "x" * (2**21 + 1)}, "The form's text is larger than 2,097,152 bytes."),
     ],
 )
-def test_what_is_too_large_names_its_limit(server: Scripted, size: int, fields: dict[str, str], words: str) -> None:
+def test_what_is_too_large_names_its_limit(server: Scripted, size: int, fields: dict[str, Any], words: str) -> None:
     reply = edit(server, files={"image": bytes(size)}, **fields)
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
     assert words in reply.json()["message"]

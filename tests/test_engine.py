@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_samples_of_different_kinds_share_no_step(engine: FluxEngine) -> None:
 
 
 @pytest.mark.parametrize("change", [{"seed": 8}, {"prompt": "a blue heart"}, {"guidance_scale": 9.0}])
-def test_seed_prompt_and_guidance_each_change_the_picture(engine: FluxEngine, change: dict[str, object]) -> None:
+def test_seed_prompt_and_guidance_each_change_the_picture(engine: FluxEngine, change: dict[str, Any]) -> None:
     assert draw(engine, ask(seed=7)) != draw(engine, ask(**({"seed": 7} | change)))
 
 
@@ -184,7 +185,7 @@ def test_one_flipped_bit_anywhere_in_a_large_tensor_is_another_digest(dtype: tor
 
 def test_the_fingerprint_moves_with_the_steps_a_preset_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     before = compute_fingerprint("cpu", "float32", {})
-    monkeypatch.setitem(PRESETS, "high", PRESETS["regular"])  # type: ignore[arg-type]
+    monkeypatch.setitem(PRESETS, "high", PRESETS["regular"])
     assert compute_fingerprint("cpu", "float32", {}) != before
 
 

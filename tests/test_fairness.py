@@ -70,7 +70,7 @@ async def test_while_all_wait_no_tenant_gets_more_seconds_than_another_but_for_o
     for tenant in TENANTS:
         for _ in range(60):
             line.append(waiting(tenant, sizes[tenant]))
-    had: Counter[str] = Counter()
+    had = dict.fromkeys(TENANTS, 0.0)
     left = Counter(dict.fromkeys(TENANTS, 60))
     while all(left.values()):
         job = line.heads()[0]

@@ -210,7 +210,8 @@ def test_a_lora_is_merged_whole(
 def diffusers_lora(tensors: Tensors) -> tuple[Tensors, Tensors]:
     """A file's tensors, and what they add to the weights, before alpha."""
     torch.manual_seed(5)
-    file, added = {}, {}
+    file: Tensors = {}
+    added: Tensors = {}
     for name, tensor in tensors.items():
         if tensor.ndim == 2:
             up, down = torch.randn(tensor.shape[0], RANK) * 0.1, torch.randn(RANK, tensor.shape[1]) * 0.1

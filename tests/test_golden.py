@@ -70,7 +70,9 @@ def test_loading_checks_and_names_what_it_chose(tmp_path: Path, monkeypatch: pyt
 
     def load(dtype: str = "bfloat16", sizes: tuple[str, ...] = ("512x512",)) -> FluxEngine:
         config = EngineConfig(device="cpu", dtype=dtype, tuning_cache=str(tmp_path / "engine.json"), batch_sizes=sizes)
-        return load_engine(config, lambda stage, progress: None)
+        engine = load_engine(config, lambda stage, progress: None)
+        assert isinstance(engine, FluxEngine)
+        return engine
 
     first = load()
     with monkeypatch.context() as patch:
@@ -244,7 +246,7 @@ def test_what_did_not_fit_together_goes_on_alone(monkeypatch: pytest.MonkeyPatch
         sizes.append(len(hidden))
         if len(hidden) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return head(hidden)  # type: ignore[no-any-return]
+        return head(hidden)
 
     monkeypatch.setattr(engine._transformer.proj_out, "forward", full)
     samples = [engine.prepare(request)[0] for request in requests]

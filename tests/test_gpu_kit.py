@@ -88,7 +88,7 @@ def test_every_size_that_is_asked_for_is_one_of_the_api(size: tuple[int, int]) -
 def test_variants_that_are_compiled_otherwise_have_a_compile_cache_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folders = {}
+    folders: dict[int, tuple[object, ...]] = {}
 
     def compare(setup: Setup, names: object, compiled: str) -> SimpleNamespace:
         folders[len(folders)] = (compiled, compiling.SIZES, dict(INDUCTOR_OPTIONS))

@@ -283,7 +283,7 @@ def test_without_cuda_it_is_as_small_as_the_page_says(container: Container) -> N
 
 
 def test_its_settings_are_real_and_only_keys_are_missing(config: dict[str, Any]) -> None:
-    chosen = settings_of(config)
+    chosen: dict[str, Any] = settings_of(config)
     assert set(chosen) <= set(Settings.model_fields)
     with pytest.raises(ValueError, match=f"{PREFIX}API_KEYS"):
         Settings(**chosen)

@@ -47,7 +47,9 @@ def refused(reply: httpx.Response, code: str = "unusable_image") -> str:
 
 @pytest.mark.parametrize(("strength", "guidance"), [(0.7, 3.25), (1, 11.5)])
 def test_the_servers_pixels_are_diffusers_own(live: LiveServer, strength: float, guidance: float) -> None:
-    request = {"strength": strength, "guidance_scale": guidance, "acceleration": "none", "prompt": PROMPT, "seed": 99}
+    request: dict[str, Any] = {
+        "strength": strength, "guidance_scale": guidance, "acceleration": "none", "prompt": PROMPT, "seed": 99,
+    }  # fmt: skip
     pipeline = FluxImg2ImgPipeline(**tiny.build(torch.float32).components)
     pipeline.set_progress_bar_config(disable=True)
     reference = pipeline(
@@ -112,7 +114,9 @@ def test_a_wrong_field_is_named(server: Scripted, fields: dict[str, Any], param:
 
 
 def test_foreign_spellings_are_honoured_and_a_size_is_not_ours_to_choose(server: Scripted) -> None:
-    spelled = {"image_url": None, "image": uri(FILE), "prompt_strength": 0.5, "steps": 8, "num_inference_steps": None}
+    spelled: dict[str, Any] = {
+        "image_url": None, "image": uri(FILE), "prompt_strength": 0.5, "steps": 8, "num_inference_steps": None,
+    }  # fmt: skip
     reply = post(server, **spelled, size="1024x1024", image_size="square", width=512)
     assert set(reply.headers["x-ignored-fields"].split(", ")) == {"size", "image_size", "width"}
     parameters = read_marks(picture(reply)).parameters or ""

@@ -21,7 +21,7 @@ from server.jobs import joining
 from server.security.limits import FREE, MAX_ADDRESSES, MIN_WAIT, RECOVERY, FailedKeys
 
 PATH = "/v1/images/generations"
-BODY = {"model": "flux/srpo", "image_size": "square", "num_inference_steps": 2}
+BODY: dict[str, Any] = {"model": "flux/srpo", "image_size": "square", "num_inference_steps": 2}
 KEY = "secret-key-1"
 
 
@@ -87,7 +87,9 @@ def tried(server: Scripted, tries: int, prompt: str, key: str = KEY, **fields: A
 def test_a_retry_that_joins_holds_no_picture_while_it_waits(server: Scripted, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     picture = base64.b64encode(file_of(Image.effect_noise((512, 512), 60))).decode()
-    fields = {"model": "flux/srpo/image-to-image", "image_url": f"data:image/png;base64,{picture}", "image_size": None}
+    fields: dict[str, Any] = {
+        "model": "flux/srpo/image-to-image", "image_url": f"data:image/png;base64,{picture}", "image_size": None,
+    }  # fmt: skip
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(tried, server, 0, gate.prompt, **fields)
         Scripted.until(lambda: gate.begun == 1)
@@ -193,7 +195,7 @@ def test_an_sdk_that_loses_its_connection_gets_the_reply_of_its_first_try(
         ThreadPoolExecutor(1) as threads,
         openai.OpenAI(base_url=f"http://127.0.0.1:{network.port}/v1", api_key=KEY, max_retries=0) as client,
     ):
-        first = threads.submit(client.images.generate, **asked)
+        first = threads.submit(lambda: client.images.generate(**asked))
         Scripted.until(lambda: gate.begun == 1)
         network.cut()
         assert isinstance(first.exception(), openai.APIConnectionError)

@@ -116,7 +116,7 @@ def test_the_pod_agrees_with_the_server(overlay: str) -> None:
     if overlay == "replicas":
         secrets["SRPO_DATABASE_URL"] = "postgresql://srpo:secret@postgres/srpo"
     known = {name.removeprefix("SRPO_").lower(): value for name, value in (config | secrets).items()}
-    settings = Settings(host=from_image("SRPO_HOST"), **known)  # type: ignore[arg-type]
+    settings = Settings(host=from_image("SRPO_HOST"), **known)
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert settings.metrics_port == ports["metrics"]
     assert (settings.store_url is not None) == (overlay == "replicas")

@@ -151,9 +151,9 @@ def test_xlabs_keys_are_read_as_diffusers_reads_them(tmp_path: Path) -> None:
     assert inspect(tmp_path / "lora").format == "lora"
 
 
-def every_layer(tensors: Tensors) -> list[tuple[str, int, int]]:
+def every_layer(shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, int, int]]:
     """Name, rows and columns of each layer of the tiny transformer."""
-    return [(name.removesuffix(".weight"), *shape) for name, shape in tensors.items() if len(shape) == 2]
+    return [(name.removesuffix(".weight"), shape[0], shape[1]) for name, shape in shapes.items() if len(shape) == 2]
 
 
 def test_onetrainers_keys_name_every_layer(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from support.engines import ask, tiny_engine
 from support.neighbours import Work, draw
 
 from bench.quality import psnr
-from pipelines.engine.base import EngineConfig
+from pipelines.engine.base import EngineConfig, Pixels
 from pipelines.engine.flux import TILED, FluxEngine
+from pipelines.engine.sample import Sample
 from pipelines.engine.vae_tiling import SIDE
 from pipelines.fields import Size
 from pipelines.loading.build import load_engine
@@ -25,7 +26,7 @@ def engine() -> FluxEngine:
     return tiny_engine(torch.bfloat16)
 
 
-def finished(engine: FluxEngine) -> tuple[bytes, tuple[str, ...]]:
+def finished(engine: FluxEngine) -> Pixels:
     sample = engine.prepare(LARGE)[0]
     while engine.steps_left(sample):
         engine.step([sample])
@@ -67,7 +68,12 @@ def test_what_only_steps_need_is_freed_before_decoding(engine: FluxEngine, monke
     assert sample.residuals.tensors()
     left: list[int] = []
     own = engine.decode
-    monkeypatch.setattr(engine, "decode", lambda sample: left.append(len(sample.residuals.tensors())) or own(sample))
+
+    def decode(sample: Sample) -> Any:
+        left.append(len(sample.residuals.tensors()))
+        return own(sample)
+
+    monkeypatch.setattr(engine, "decode", decode)
     engine.finish(sample)
     assert left == [0]
 
@@ -80,7 +86,12 @@ def test_tiles_are_for_images_above_the_bound_and_are_said(monkeypatch: pytest.M
     decoded: list[torch.Size] = []
     decoder = engine.pipeline.vae.decoder
     own = decoder.forward
-    monkeypatch.setattr(decoder, "forward", lambda latents: decoded.append(latents.shape) or own(latents))
+
+    def forward(latents: torch.Tensor) -> Any:
+        decoded.append(latents.shape)
+        return own(latents)
+
+    monkeypatch.setattr(decoder, "forward", forward)
     assert draw(engine, SMALL) == whole[SMALL]
     assert decoded == [(1, 16, 1024 // 8, 512 // 8)]
     decoded.clear()

@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -383,7 +384,7 @@ def test_a_kernel_whose_package_is_missing_is_no_candidate_and_no_choice(
     assert find_fastest(engine.pipeline.transformer) == "native"
     for name in ("flash", "_flash_3"):
         kept = TuningCache(tmp_path / name / "engine.json")
-        kept.remember("attention", engine.info.fingerprint, lambda name=name: name)
+        kept.remember("attention", engine.info.fingerprint, partial(str, name))
         assert made_fast(kept.path.parent, "attention").info.optimizations == "attention (native)"
 
 

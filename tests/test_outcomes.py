@@ -114,9 +114,14 @@ def test_an_error_that_nobody_knows_is_tried_again_and_in_the_end_the_jobs(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setattr("server.jobs.runner.FIRST_PAUSE", 0.0)
     told: list[str] = []
+
+    def first(state: str) -> bool:
+        told.append(state)
+        return len(told) == 1
+
     with Scripted(tmp_path) as server:
         with monkeypatch.context() as once:
-            failing_ends(once, lambda state: told.append(state) is None and len(told) == 1)
+            failing_ends(once, first)
             assert ended(server, accept(server, prompt="quick"))["status"] == "succeeded"
         failing_ends(monkeypatch, lambda state: state == "succeeded")
         failed = ended(server, accept(server, prompt="quick", seed=8))
@@ -191,7 +196,9 @@ def test_a_job_waits_for_a_store_that_is_away_and_a_plain_request_is_told(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setattr("server.images.stores.s3.PATIENCE", 0.0)
     with proxy_to(s3.port) as network:
-        store = {"store_url": s3.create_bucket(), "store_endpoint": f"http://127.0.0.1:{network.port}"}
+        store: dict[str, Any] = {
+            "store_url": s3.create_bucket(), "store_endpoint": f"http://127.0.0.1:{network.port}",
+        }  # fmt: skip
         with Scripted(tmp_path, **store) as server:
             network.cut()
             identity = accept(server, prompt="quick")

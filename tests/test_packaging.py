@@ -88,7 +88,7 @@ def installation(distributions: Distributions, tmp_path_factory: pytest.TempPath
 def served(installation: Installation, tmp_path: Path) -> Iterator[str]:
     """The address of the installed server, which draws with the model that it brings."""
     port, log = str(free_port()), tmp_path / "server.log"
-    command = [installation.bin / "srpo", "serve", "--port", port, "--data-dir", tmp_path / "data"]
+    command: list[str | Path] = [installation.bin / "srpo", "serve", "--port", port, "--data-dir", tmp_path / "data"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=tmp_path, env=installation.env, stdout=output, stderr=output)
     try:

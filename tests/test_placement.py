@@ -67,7 +67,9 @@ def config(placement: str, model: str = "tiny", dtype: str = "bfloat16", **more:
 
 
 def engine_at(placement: str, model: str = "tiny", dtype: str = "bfloat16", **more: Any) -> FluxEngine:
-    return load_engine(config(placement, model, dtype, **more), lambda *_: None)
+    engine = load_engine(config(placement, model, dtype, **more), lambda *_: None)
+    assert isinstance(engine, FluxEngine)
+    return engine
 
 
 def pictures(engine: FluxEngine) -> list[bytes]:
@@ -204,7 +206,8 @@ def test_pinned_memory_is_counted_as_it_is_allocated(monkeypatch: pytest.MonkeyP
             assert get_placement(SRPO, "bfloat16", "float8-offload").host > 1.4 * exact
     monkeypatch.setattr("pipelines.allocator.version", lambda _: "2.12.1+cu130")
     assert get_placement(SRPO, "bfloat16", "float8-offload").host > 1.4 * exact
-    configure_allocator(older := {})
+    older: dict[str, str] = {}
+    configure_allocator(older)
     assert older == {VARIABLES[0]: "expandable_segments:True"}
 
 
@@ -328,7 +331,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> LateStream:
 
     def offload(part: Any, device: torch.device, **_: Any) -> None:
         kind = hooks.GroupOffloadingType.LEAF_LEVEL  # "cpu:0": another name for where layers wait: what came is told
-        how = hooks.GroupOffloadingConfig(device, torch.device("cpu:0"), kind, False, False, False, stream=stream)  # type: ignore[arg-type]
+        how = hooks.GroupOffloadingConfig(device, torch.device("cpu:0"), kind, False, False, False, stream=stream)
         hooks._apply_group_offloading(part, how)
 
     monkeypatch.setattr(pipelines.loading.offload, "apply_group_offloading", offload)

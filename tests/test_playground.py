@@ -1,6 +1,7 @@
 """The pages as files over HTTP; what they do in a browser is in test_browser.py."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -66,7 +67,8 @@ def test_pages_can_be_switched_off(tmp_path: Path, pages: str, shown: set[str]) 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_of_the_reference_are_valid_requests(name: str) -> None:
-    translated = translate(EXAMPLES[name]["value"])
+    example: dict[str, Any] = EXAMPLES[name]
+    translated = translate(example["value"])
     assert read_body(translated.native, "tiny").prompt
     assert translated.ignored == []
 

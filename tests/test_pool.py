@@ -23,7 +23,7 @@ from pipelines.errors import (
     QueueFull,
     WorkerCrashed,
 )
-from pipelines.job import EVENT_CAPACITY, Preview, PreviewPlan, Progress
+from pipelines.job import EVENT_CAPACITY, Event, Preview, PreviewPlan, Progress
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
 from pipelines.workers.visible_devices import isolate_devices
@@ -36,6 +36,11 @@ SLOW = 10_000  # steps that nobody waits for: 50 ms each
 @pytest.fixture(autouse=True)
 def _scripted_engine_for_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def progress(event: Event) -> Progress:
+    assert isinstance(event, Progress)
+    return event
 
 
 async def test_draws_every_image_in_order_and_reports_every_step() -> None:
@@ -221,13 +226,13 @@ async def test_a_waiting_job_learns_its_position_in_the_queue() -> None:
         running = pool.submit(ask("slow", SLOW))
         first, second = pool.submit(ask()), pool.submit(ask())
         heard = second.events()
-        assert (await anext(heard)).position == 1
+        assert progress(await anext(heard)).position == 1
         pool.cancel(first)
-        told = await anext(heard)
+        told = progress(await anext(heard))
         assert (told.stage, told.position) == ("queued", 0)
         assert told.eta > 0
         pool.cancel(running)
-        stages = [event.stage async for event in heard]
+        stages = [progress(event).stage async for event in heard]
         assert stages == ["text", "denoise", "denoise", "decode"]
 
 
@@ -239,7 +244,7 @@ async def test_previews_come_evenly_and_never_after_the_last_step() -> None:
         for before, event in pairwise(events):
             if isinstance(event, Preview):
                 assert len(event.pixels) == event.width * event.height * 3 == 192
-                where.append((event.image, event.index, before.step))
+                where.append((event.image, event.index, progress(before).step))
         assert where == [(0, 0, 3), (0, 1, 6), (1, 0, 3), (1, 1, 6)]
 
 
@@ -249,7 +254,7 @@ async def test_a_reader_that_does_not_read_holds_nobody_up_and_misses_the_oldest
         assert await result_of(job) == (picture(7),)
         late = [event async for event in job.events()]
         assert len(late) == EVENT_CAPACITY
-        assert late[-1].stage == "decode"
+        assert progress(late[-1]).stage == "decode"
         numbers = [number async for number, _ in job.channel.read(after=EVENT_CAPACITY * 3)]
         assert numbers == [EVENT_CAPACITY * 3 + 1, EVENT_CAPACITY * 3 + 2]
 
@@ -286,6 +291,7 @@ async def test_when_one_device_dies_the_others_serve_and_nothing_is_lost() -> No
     async with pool_of(devices=("one", "one")) as pool:
         jobs = [pool.submit(ask("slow", steps=20, seed=seed)) for seed in range(1, 7)]
         dies, lives = pool.status().workers
+        assert dies.pid is not None
         os.kill(dies.pid, signal.SIGKILL)
         await until(lambda: pool.status().workers[0].pid != dies.pid)
         assert pool.status().state == "ready"

@@ -30,10 +30,10 @@ def array(picture: Thumbnail | None) -> np.ndarray:
 def test_the_map_sees_the_latents_as_the_vae_does(width: int, height: int) -> None:
     packed = torch.randn(1, (width // 16) * (height // 16), 64)
     latents = FluxPipeline._unpack_latents(packed, height, width, 8)[0]
-    expected = torch.einsum("chw,cr->hwr", latents, torch.tensor(FLUX_LATENT_RGB.factors)) + torch.tensor(
+    colours = torch.einsum("chw,cr->hwr", latents, torch.tensor(FLUX_LATENT_RGB.factors)) + torch.tensor(
         FLUX_LATENT_RGB.bias
     )
-    expected = ((expected.clamp(-1, 1) + 1) * 127.5).round().numpy()
+    expected = ((colours.clamp(-1, 1) + 1) * 127.5).round().numpy()
     got = array(PREVIEW.draw(packed, ask(width, height), 10_000))
     assert np.abs(got - expected).max() <= 1
 
@@ -63,5 +63,6 @@ def test_looking_changes_nothing_and_the_last_look_is_at_the_finished_latents() 
         engine.step([seen])
         engine.step([unseen])
         assert array(engine.preview(seen, 32)).shape == (32, 32, 3)
+    assert seen.clean is not None
     assert torch.equal(seen.clean, seen.latents)
     assert engine.finish(seen) == engine.finish(unseen)

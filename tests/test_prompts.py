@@ -1,15 +1,13 @@
 """The operator's prompt list: what it refuses, what it lets pass, and that it tells nobody the prompt."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from support.canaries import Canaries, post
 from support.server import LiveServer
 
 from pipelines.errors import PromptRefused, SafetyUnavailable
-from pipelines.job import Job
-from pipelines.request import ImageRequest
 from pipelines.safety import prompts
 from pipelines.safety.prompts import PromptGuard, make_prompt_guard
 
@@ -60,7 +58,7 @@ def test_other_words_pass(words: Path, prompt: str) -> None:
 
 
 class NoWork(Canaries):
-    def submit(self, request: ImageRequest) -> Job:
+    def submit(self, *_: Any, **__: Any) -> NoReturn:
         raise AssertionError("work was admitted")
 
 

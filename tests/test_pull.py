@@ -109,7 +109,7 @@ def downloads(hub: Hub) -> list[str]:
 
 def pulled_revision(folder: Path) -> str | None:
     written = read_manifest(folder)
-    return written and written.revision
+    return None if written is None else written.revision
 
 
 def test_a_pull_brings_what_serving_needs_and_a_manifest(pull: Pull, hub: Hub, files: Any, models: Path) -> None:

@@ -312,7 +312,7 @@ def test_a_sweep_that_fails_keeps_no_server_from_its_work(
         with database.transaction() as session:
             session.execute(sa.text(FAIL))
         assert within(START_LIMIT, lambda: "jobs_not_swept" in [entry["event"] for entry in entries])
-        leases = set()
+        leases: set[float | None] = set()
         while len(leases) < 3:
             found = store.find(identity)
             assert found is not None

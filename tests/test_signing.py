@@ -60,7 +60,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def signed(tmp_path: Path, pki: Path, slots: tuple[bool, ...] = (False,), **options: Any) -> list[bytes]:
-    pair = {"c2pa_certificate": pki / "chain.pem", "c2pa_key": pki / "key.pem"}
+    pair: dict[str, Any] = {"c2pa_certificate": pki / "chain.pem", "c2pa_key": pki / "key.pem"}
     reply = await post(tmp_path, slots, **pair, **options)
     assert reply.status_code == 201, reply.text
     return list(reply.extensions["fetched"])
@@ -115,7 +115,8 @@ def test_a_certificate_that_does_not_work_is_refused_at_the_start(
     pki: Path, change: dict[str, str], complaint: str
 ) -> None:
     names = {"c2pa_certificate": "chain.pem", "c2pa_key": "key.pem"} | change
-    settings = Settings(**{name: pki / file for name, file in names.items()})
+    files: dict[str, Any] = {name: pki / file for name, file in names.items()}
+    settings = Settings(**files)
     with pytest.raises((ValueError, OSError), match=complaint):
         build_signer(settings)
 

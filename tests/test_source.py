@@ -19,6 +19,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
 from support.pictures import INWARD, Peer, file_of, open_image
 
 from pipelines.request import IMAGE_SIZE
@@ -419,6 +420,7 @@ def test_a_first_scan_of_one_component_counts_as_several_scans() -> None:
     for data, several in ((whole, False), (split, True)):
         file = io.BytesIO(data)
         with Image.open(file) as image:
+            assert isinstance(image, JpegImageFile)
             assert has_several_scans(image, file) is several
 
 
@@ -446,7 +448,8 @@ async def test_slow_addresses_keep_no_upload_waiting(monkeypatch: pytest.MonkeyP
     slow = [asyncio.ensure_future(sources.load(f"https://example.com/{number}")) for number in range(30)]
     while not begun:
         await asyncio.sleep(0)
-    quick = await asyncio.wait_for(asyncio.gather(*map(sources.load, (uri, data, io.BytesIO(data)))), 60)
+    loads = (sources.load(uri), sources.load(data), sources.load(io.BytesIO(data)))
+    quick = await asyncio.wait_for(asyncio.gather(*loads), 60)
     assert len(quick) == 3
     assert not any(task.done() for task in slow)
     come.set()

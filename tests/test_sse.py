@@ -53,7 +53,7 @@ def test_openai_streams_previews_and_the_image_of_the_plain_reply(live: LiveServ
         stream = client.images.generate(
             model="flux/srpo", prompt=PROMPT, stream=True, partial_images=2, extra_body=EXTRA
         )
-        events = list(stream)
+        events: list[Any] = list(stream)
         assert [event.type for event in events] == NAMES
         assert [event.partial_image_index for event in events[:2]] == [0, 1]
         assert open_image(base64.b64decode(events[0].b64_json)).size == (32, 32)
@@ -66,7 +66,7 @@ def test_openai_streams_previews_and_the_image_of_the_plain_reply(live: LiveServ
 
 
 def test_openai_streams_on_node(live: LiveServer, clients: str) -> None:
-    fields = {"model": "flux/srpo", "prompt": PROMPT, "partial_images": 2} | EXTRA
+    fields: dict[str, Any] = {"model": "flux/srpo", "prompt": PROMPT, "partial_images": 2} | EXTRA
     events = ask(clients, "stream", f"{live.url}/v1", **fields)["images"]
     assert [event["type"] for event in events] == NAMES
     assert [event.get("index") for event in events] == [0, 1, None]

@@ -290,7 +290,7 @@ def stopped_in_order(folder: Path) -> Iterator[tuple[str, list[str]]]:
     assert process.stdout is not None
     port = next((int(line) for line in process.stdout if line.strip().isdigit()), 0)
     try:
-        wait_ready(f"http://127.0.0.1:{port}", process, folder / "log")  # type: ignore[arg-type]
+        wait_ready(f"http://127.0.0.1:{port}", process, folder / "log")
         yield f"http://127.0.0.1:{port}", loaded
         told, _ = process.communicate(timeout=START_LIMIT)
         loaded += told.decode().splitlines()[-1].split()  # the lines before are the log
@@ -349,7 +349,7 @@ def test_a_server_ends_in_time_and_well_whatever_the_collector_does(
         command = [sys.executable, "-c", ENDING, str(port), str(tmp_path / "data")]
         process = subprocess.Popen(command, env=os.environ | variables, stdout=out, stderr=out)
         try:
-            wait_ready(f"http://127.0.0.1:{port}", process, log)  # type: ignore[arg-type]
+            wait_ready(f"http://127.0.0.1:{port}", process, log)
             assert httpx.post(f"http://127.0.0.1:{port}{PATH}", json=BODY, timeout=LIMIT).status_code == 201
             process.send_signal(signal.SIGTERM)
             assert process.wait(START_LIMIT) == 0, log.read_text()

@@ -133,7 +133,7 @@ def calls_in(log: str) -> list[str]:
 def serving(setting: str) -> Iterator[LiveServer]:
     """A server with one setting, in the form `SRPO_NAME=value`. Raises `NotRun`."""
     name, _, value = setting.removeprefix("SRPO_").partition("=")
-    env = {name.lower(): value} if name else {}
+    env: dict[str, Any] = {name.lower(): value} if name else {}
     with (
         tempfile.TemporaryDirectory() as folder,
         running(Path(folder), wait=False, log_format="json", **env) as server,

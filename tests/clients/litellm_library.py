@@ -8,4 +8,5 @@ for prefix in ("openai", "aiml"):
         api_base="http://127.0.0.1:8000/v1",
         api_key="not needed on loopback",
     )
+    assert reply.data
     print(reply.data[0].url)

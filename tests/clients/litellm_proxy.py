@@ -34,8 +34,10 @@ try:
         except APIConnectionError:
             time.sleep(1)
     drawn = client.images.generate(model="flux", prompt="a red apple", size="1024x768")
+    assert drawn.data
     print(drawn.data[0].url)
     edited = client.images.edit(model="flux", prompt="a green apple", image=Path("apple.png"))
+    assert edited.data
     print(edited.data[0].url)
 finally:
     proxy.terminate()

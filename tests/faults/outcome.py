@@ -40,6 +40,9 @@ class Server:
         return hash(self.name)
 
 
+Hold = Callable[[LiveServer, Tally], AbstractContextManager[object]]
+
+
 @dataclass(frozen=True)
 class Fault:
     """A row of the table. `hold` returns when the fault holds, and ends it; good requests are sent in between.
@@ -50,7 +53,7 @@ class Fault:
 
     case: str
     incidents: str
-    hold: Callable[[LiveServer, Tally], AbstractContextManager[object]]
+    hold: Hold
     server: Server
     draws: int = 3
     reads: int = 0

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from faults.outcome import Server
 from support.ledgers import small_disk
@@ -13,7 +14,7 @@ from support.server import LiveServer, running
 @contextmanager
 def serving(server: Server, folder: Path) -> Iterator[LiveServer]:
     """It runs with the tiny model and without a checker, on a disk of its own if one is asked for."""
-    settings = {"safety_checker": "none", **server.settings}
+    settings: dict[str, Any] = {"safety_checker": "none", **server.settings}
     if server.disk is None:
         with running(folder, **settings) as live:
             yield live

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import psutil
 from faults.good import GOOD, KEY, PATH, health
-from faults.outcome import MIB, Fault, Server, Tally
+from faults.outcome import MIB, Fault, Hold, Server, Tally
 from PIL import Image
 from support.pictures import file_of
 from support.server import START_LIMIT, LiveServer
@@ -39,7 +39,7 @@ STALLED_FORM = (
 )
 
 
-def sockets(count: int, start: bytes, *, patient: bool = False) -> Callable[..., object]:
+def sockets(count: int, start: bytes, *, patient: bool = False) -> Hold:
     """So many connections that send `start`, and then a byte at a time for ever; `patient` ones send no more."""
 
     @contextmanager
@@ -52,7 +52,7 @@ def sockets(count: int, start: bytes, *, patient: bool = False) -> Callable[...,
     return hold
 
 
-def repeated(attack: Callable[[LiveServer], str | None], threads: int = 4) -> Callable[..., object]:
+def repeated(attack: Callable[[LiveServer], str | None], threads: int = 4) -> Hold:
     """The same attack again and again, from several threads. It returns what it got and must not get."""
 
     @contextmanager

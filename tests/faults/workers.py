@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from resource import RLIMIT_NOFILE, prlimit
@@ -12,9 +12,9 @@ from resource import RLIMIT_NOFILE, prlimit
 import httpx
 import psutil
 from faults.good import GOOD, KEY, PATH, Jobs, draw, draw_quietly, health, judge_reply
-from faults.outcome import Fault, Server, Tally
+from faults.outcome import Fault, Hold, Server, Tally
 from support.server import START_LIMIT, LiveServer
-from support.tcp_proxy import proxy_to
+from support.tcp_proxy import Mode, proxy_to
 from support.waiting import within
 
 BUDGET = 6.0  # seconds that a worker may be silent
@@ -198,7 +198,7 @@ def terminated_server(server: LiveServer, tally: Tally) -> Iterator[None]:
     jobs.settle()
 
 
-def bad_network(mode: str) -> Callable[..., object]:
+def bad_network(mode: Mode) -> Hold:
     """A client asks through a network that gets bad, and twice again with the same key when it is well: the second of
     these is not drawn.
     """
@@ -213,7 +213,7 @@ def bad_network(mode: str) -> Callable[..., object]:
                 with ThreadPoolExecutor(1) as threads:
                     asked = threads.submit(client.post, PATH, json=body, headers=headers, timeout=4.0)
                     assert within(START_LIMIT, lambda: health(server)["running"] > 0 or asked.done())  # noqa: B023
-                    network.mode = mode  # type: ignore[assignment]
+                    network.mode = mode
                     error = asked.exception()
                     network.mode = "pass"
             assert isinstance(error, httpx.TransportError)

@@ -65,7 +65,9 @@ class S3Service:
         from moto.core.utils import utcnow
 
         name, _, prefix = url.removeprefix("s3://").partition("/")
-        self._backend.get_object(name, f"{prefix}/{key}").last_modified = utcnow() - timedelta(seconds=seconds)
+        found = self._backend.get_object(name, f"{prefix}/{key}")
+        assert found is not None
+        found.last_modified = utcnow() - timedelta(seconds=seconds)
 
     @contextmanager
     def read_only(self) -> Iterator[None]:
@@ -82,7 +84,7 @@ class S3Service:
     def _handle(self, url: str) -> Bucket:
         name, _, prefix = url.removeprefix("s3://").partition("/")
         options: dict[str, Any] = {"client_options": {"allow_http": True}, "region": "us-east-1"}
-        keys = {"access_key_id": "a", "secret_access_key": "b"}
+        keys: dict[str, Any] = {"access_key_id": "a", "secret_access_key": "b"}
         return Bucket(name, prefix=prefix, endpoint=self.endpoint, **keys, **options)
 
 

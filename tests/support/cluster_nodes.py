@@ -32,7 +32,7 @@ class Worker:
     process: subprocess.Popen[bytes] = field(init=False)
 
     def start(self) -> None:
-        command = [BIN / "ray", "start", f"--address={self.address}", *NODE]
+        command = [str(BIN / "ray"), "start", f"--address={self.address}", *NODE]
         with self.site.log.open("ab") as out:
             self.process = subprocess.Popen(command, env=self.site.env, stdout=out, stderr=out, cwd=self.site.folder)
 

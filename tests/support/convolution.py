@@ -16,4 +16,4 @@ def forward(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 plain = nn.Conv2d._conv_forward
 if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-    nn.Conv2d._conv_forward = forward  # type: ignore[method-assign]
+    nn.Conv2d._conv_forward = forward  # type: ignore[assignment,method-assign]

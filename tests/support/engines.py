@@ -38,7 +38,9 @@ def draw(engine: FluxEngine, request: ImageRequest) -> list[bytes]:
 
 def engine_with(file: Path | None = None, *loras: str, dtype: str = "float32") -> FluxEngine:
     config = EngineConfig("tiny", device="cpu", dtype=dtype, transformer=str(file) if file else None, loras=loras)
-    return load_engine(config, lambda *_: None)
+    engine = load_engine(config, lambda *_: None)
+    assert isinstance(engine, FluxEngine)
+    return engine
 
 
 def weights_of(engine: FluxEngine) -> Tensors:

@@ -42,7 +42,7 @@ class Postgres:
         password = self._folder / "password"
         password.write_text(PASSWORD)
         options = ["--username=srpo", f"--pwfile={password}", "--auth=scram-sha-256", "--no-sync", "--encoding=UTF8"]
-        command = [self._binaries / "initdb", "-D", self._folder / "data", *options]
+        command: list[str | Path] = [self._binaries / "initdb", "-D", self._folder / "data", *options]
         subprocess.run(command, check=True, capture_output=True, cwd=self._folder, **self._user)
 
     def start(self) -> None:

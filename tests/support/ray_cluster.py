@@ -1,7 +1,6 @@
 """As `srpo cluster up`, with engines that do what the prompt says: `python -m support.ray_cluster`."""
 
 import signal
-import sys
 
 from server.cli.cluster import REDEPLOY, announced, operate, take_orders
 from server.cli.terminal.banner import format_address
@@ -26,4 +25,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

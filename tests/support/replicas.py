@@ -168,7 +168,7 @@ def running_site(folder: Path, count: int) -> Iterator[Site]:
 def running_pair(folder: Path) -> Iterator[LiveServer]:
     """Two servers as `srpo serve` starts them, as one for tests. Its log and data folder are the first one's."""
     with running_postgres() as postgres, running_s3() as s3:
-        shared = {"database_url": postgres.create_database(), "store_url": s3.create_bucket()}
+        shared: dict[str, Any] = {"database_url": postgres.create_database(), "store_url": s3.create_bucket()}
         options = shared | {"store_endpoint": s3.endpoint}
         with (
             running(folder / "first", **options) as first,

@@ -10,6 +10,7 @@ own. The fingerprint is SCRIPTED_FINGERPRINT.
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class ScriptedEngine:
     def prepare(self, request: ImageRequest) -> list[Sample]:
         return [Sample(request, seed, request.steps) for seed in request.seeds]
 
-    def step(self, samples: list[Sample]) -> None:
+    def step(self, samples: Sequence[Sample]) -> None:
         for sample in samples:
             match sample.request.prompt.split():
                 case ["die"]:
@@ -75,8 +76,8 @@ class ScriptedEngine:
     def batch_limit(self, request: ImageRequest) -> int:
         return self.limit
 
-    def select_batch(self, samples: list[Sample]) -> list[Sample]:
-        return samples[: self.limit]
+    def select_batch(self, candidates: Sequence[Sample]) -> list[Sample]:
+        return list(candidates[: self.limit])
 
     def steps_left(self, sample: Sample) -> int:
         return sample.left

@@ -23,8 +23,9 @@ PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sungla
 
 # Each new client, also that of one `httpx.get`, reads the certificates of all authorities: 25 ms, thousands of times.
 for library in (httpx, httpx2):
-    library._transports.default.create_ssl_context = cache(library.create_ssl_context)  # type: ignore[attr-defined]
+    library._transports.default.create_ssl_context = cache(library.create_ssl_context)
 
+Process = subprocess.Popen[bytes] | subprocess.Popen[str]
 START_LIMIT = float(os.environ.get("START_LIMIT", "300"))  # seconds; a busy machine imports torch slowly
 
 
@@ -93,7 +94,7 @@ class ServerNotReady(AssertionError):
     """The server ended before it was ready, or took too long. Says so in its log's words."""
 
 
-def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path, limit: float = START_LIMIT) -> None:
+def wait_ready(url: str, process: Process, log: Path, limit: float = START_LIMIT) -> None:
     """Wait until the server at `url` would draw a request now. Raises `ServerNotReady`, after `limit` seconds too."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:

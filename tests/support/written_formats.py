@@ -96,7 +96,8 @@ def folder(tensors: Tensors, path: Path, shards: int = 3) -> None:
     path.mkdir()
     config = {"_class_name": "FluxTransformer2DModel"} | tiny.TRANSFORMER
     (path / "config.json").write_text(json.dumps(config))
-    names, where = sorted(tensors), {}
+    names = sorted(tensors)
+    where: dict[str, str] = {}
     for shard in range(shards):
         file = f"diffusion_pytorch_model-{shard + 1:05}-of-{shards:05}.safetensors"
         save_file({name: tensors[name] for name in names[shard::shards]}, path / file)
