@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.buckets import S3Service, running_s3
 from support.clients import failing, failing_server
 from support.cluster_site import running_cluster
@@ -23,6 +24,10 @@ from pipelines.safety import open_nsfw
 
 # The models here are so small that a second torch thread only waits, minutes long on a machine that has other work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An example may take as long as it likes: 200 ms pass on a machine that has other work, whatever is tested.
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 gc.disable()  # until all tests are imported, with all their libraries: nothing is to be freed there
 
