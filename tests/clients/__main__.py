@@ -104,7 +104,7 @@ def pictures_in(printed: str) -> Iterator[Image.Image]:
     """The pictures among the lines: at a URL, in a data URI or bare base64."""
     for line in map(str.strip, printed.splitlines()):
         if line.startswith("http"):
-            yield open_picture(httpx.get(line).raise_for_status().content)
+            yield open_picture(httpx.get(line, timeout=RUN_LIMIT).raise_for_status().content)
         elif line.startswith("data:image/") or len(line) > 1000:
             try:
                 yield open_picture(base64.b64decode(line.rpartition(",")[2], validate=True))

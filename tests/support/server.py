@@ -24,6 +24,9 @@ PROMPT = "A T-Rex relaxing on a beach, lying on a sun lounger and wearing sungla
 # Each new client, also that of one `httpx.get`, reads the certificates of all authorities: 25 ms, thousands of times.
 for library in (httpx, httpx2):
     library._transports.default.create_ssl_context = cache(library.create_ssl_context)
+    # Who names no timeout has 5 s, which a machine with other work may need for any reply. It is changed in place:
+    # the functions' defaults are this very object.
+    vars(library._config.DEFAULT_TIMEOUT_CONFIG).update(vars(library.Timeout(LIMIT)))
 
 Process = subprocess.Popen[bytes] | subprocess.Popen[str]
 START_LIMIT = float(os.environ.get("START_LIMIT", "300"))  # seconds; a busy machine imports torch slowly
