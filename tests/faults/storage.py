@@ -28,7 +28,7 @@ def locked_database(server: LiveServer, tally: Tally) -> Iterator[None]:
 @contextmanager
 def full_disk(server: LiveServer, tally: Tally) -> Iterator[None]:
     """The disk is full before two jobs end, and has room again later."""
-    jobs = Jobs(server, tally, 2, steps=20)
+    jobs = Jobs(server, tally, 2, steps=50)
     filler = fill(server.data_dir)
     try:
         assert within(START_LIMIT, lambda: not ask(server, "/ready")["ready"])

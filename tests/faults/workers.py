@@ -20,7 +20,7 @@ from support.waiting import within
 BUDGET = 6.0  # seconds that a worker may be silent
 SATURATION = float(os.environ.get("SATURATION", "20"))  # seconds
 PLAIN = Server("plain")
-WATCHED = Server("watched", {"worker_timeout": str(BUDGET), "shutdown_grace": "60"})
+WATCHED = Server("watched", {"worker_timeout": str(BUDGET), "shutdown_grace": f"{START_LIMIT:.0f}"})
 NOFILE_LEFT = 3
 PLACES = 64 + 16  # that wait and that run, by default
 
@@ -181,11 +181,18 @@ def killed_server(server: LiveServer, tally: Tally) -> Iterator[None]:
 @contextmanager
 def terminated_server(server: LiveServer, tally: Tally) -> Iterator[None]:
     """With six requests that are waited for, and three durable jobs; then another one takes its place."""
-    wanted = {seed: draw_quietly(server, seed, 10) for seed in range(1, 7)}
-    jobs = Jobs(server, tally, 3)
+    wanted = {seed: draw_quietly(server, seed, 30) for seed in range(1, 7)}
     with ThreadPoolExecutor(6) as threads:
-        replies = {seed: threads.submit(draw, server, seed, 10) for seed in wanted}
-        assert within(START_LIMIT, lambda: health(server)["running"] > 0)
+        replies = {seed: threads.submit(draw, server, seed, 30) for seed in wanted}
+
+        def taken() -> int:
+            """How many of them the server has taken: who comes after the signal is refused."""
+            done = sum(reply.done() for reply in replies.values())
+            found = health(server)
+            return done + int(found["running"]) + int(found["waiting"])
+
+        assert within(START_LIMIT, lambda: taken() >= 6)
+        jobs = Jobs(server, tally, 3)
         server.process.send_signal(signal.SIGTERM)
         for seed, reply in replies.items():
             judge_reply(tally, reply.result(), wanted[seed])
