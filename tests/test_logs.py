@@ -56,7 +56,9 @@ from pipelines import logs
 logs.configure(sys.argv[1])
 logging.getLogger("transformers").warning("a library's warning")
 warnings.warn("a warning")
-threading.Thread(target=lambda: 1 / 0).start()
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
 raise RuntimeError("a bug")
 """
 

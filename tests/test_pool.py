@@ -100,6 +100,7 @@ async def test_a_deadline_ends_a_job_running_or_waiting(running: bool) -> None:
             await result_of(job)
         with suppress(DeadlineExceeded):
             await result_of(first)
+        pool._request_timeout = LIMIT  # that of the next
         await result_of(pool.submit(ask()))
 
 

@@ -75,7 +75,7 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scripte
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setattr("server.jobs.outbox.RETRIES", (0.05,) * 3)
         patch.setattr("server.jobs.webhooks.INTERVAL", 0.02)
-        patch.setattr("server.jobs.webhooks.SECONDS", 2.0)
+        patch.setattr("server.jobs.webhooks.SECONDS", START_LIMIT)  # no message is told twice since one took long
         options: dict[str, Any] = {
             "api_keys": KEYS,
             "safety_checker": "none",
