@@ -46,6 +46,15 @@ class Postgres:
         subprocess.run(command, check=True, capture_output=True, cwd=self._folder, **self._user)
 
     def start(self) -> None:
+        """After `kill` some tries may fail: what is left of its sessions holds its memory until it has noticed."""
+        assert within(LIMIT, self._is_up), (self._folder / "log").read_text()
+
+    def _is_up(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            self._spawn()
+        return self._answers()
+
+    def _spawn(self) -> None:
         settings = (*FAST, "listen_addresses=127.0.0.1", f"port={self.port}")
         flags = [part for setting in settings for part in ("-c", setting)]
         with (self._folder / "log").open("ab") as log:
@@ -57,10 +66,9 @@ class Postgres:
                 start_new_session=True,
                 **self._user,
             )
-        assert within(LIMIT, self._answers), (self._folder / "log").read_text()
 
     def kill(self) -> None:
-        """All its processes at once, without a word."""
+        """Without a word. Its sessions, groups of their own, end as soon as they notice."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
