@@ -50,10 +50,6 @@ SIGNED_FOR = 300.0  # seconds
 log = structlog.get_logger("srpo")
 
 
-class NoBucket(StoreUnavailable):
-    """There is none of this name, or there is none any more."""
-
-
 class S3Store:
     """A `Store`: images in `url`, `s3://BUCKET/PREFIX`. Raises `ValueError` where it cannot be used.
 
@@ -75,6 +71,7 @@ class S3Store:
         self.place = url
         self.cap = retention.cap
         self.failure: StorageFailure | None = None
+        self._bucket_missed = False
         self._expire = retention.expire
         self._signed_urls = signed_urls
         self._size = 0
@@ -132,9 +129,11 @@ class S3Store:
     def maintain(self) -> None:
         if self._size > self.cap or time.monotonic() > self._next_sweep:
             self.sweep()
+        if self._bucket_missed:  # what is there again is a new one, in which images may have been put already
+            self._use(self._load_secret(self._secret))
+            self._bucket_missed = False
         if self.failure is not None:  # something as large as an image: a bucket that may be read says nothing of that
             self._probe(PROBE_SIZE)
-            self._use(self._load_secret(self._secret))  # it may be a new bucket of the same name
             self.failure = None
 
     def _probe(self, size: int = 0) -> None:
@@ -148,8 +147,8 @@ class S3Store:
                 self._obstore.put(self._bucket, self._probe_key, bytes(size), use_multipart=False)
                 put = seconds_since_boot()
                 self._offset = self._obstore.head(self._bucket, self._probe_key)["last_modified"].timestamp() - put
-            except FileNotFoundError:  # somebody empties the bucket, or deletes it
-                raise NoBucket from None
+            except FileNotFoundError as error:  # somebody empties the bucket, or deletes it
+                raise self._miss_bucket() from error
         with suppress(FileNotFoundError, self._obstore.exceptions.BaseError):  # else it expires
             self._obstore.delete(self._bucket, self._probe_key)
 
@@ -197,8 +196,14 @@ class S3Store:
         with self._translated_errors(), suppress(self._obstore.exceptions.AlreadyExistsError):
             try:
                 self._obstore.put(self._bucket, key, data, attributes={"Content-Type": content_type}, **options)
-            except FileNotFoundError:
-                raise NoBucket from None
+            except FileNotFoundError as error:
+                raise self._miss_bucket() from error
+
+    def _miss_bucket(self) -> StoreUnavailable:
+        """There is no bucket of this name, or none any more."""
+        self._bucket_missed = True
+        log.error("image_store", error="NoSuchBucket")
+        return StoreUnavailable()
 
     def _find_origin(self) -> str:
         parts = urlsplit(self._obstore.sign(self._bucket, "GET", SECRET_NAME, timedelta(seconds=SIGNED_FOR)))
@@ -209,10 +214,10 @@ class S3Store:
         refusals = (self._obstore.exceptions.PermissionDeniedError, self._obstore.exceptions.UnauthenticatedError)
         try:
             return self._load_secret(secrets.token_bytes(SECRET_BYTES))
-        except NoBucket:
-            advice = "make it, or correct SRPO_STORE_URL or SRPO_STORE_ENDPOINT"
-            raise ValueError(f"{self.place}: there is no such bucket: {advice}") from None
         except StoreUnavailable as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                advice = "make it, or correct SRPO_STORE_URL or SRPO_STORE_ENDPOINT"
+                raise ValueError(f"{self.place}: there is no such bucket: {advice}") from error
             if isinstance(error.__cause__, refusals):
                 raise ValueError(
                     f"{self.place} does not let this server in: {type(error.__cause__).__name__}"
