@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from typing import Any
 import httpx
 import pytest
 from support.buckets import CREDENTIALS, S3Service
+from support.scripted_server import Scripted
 from support.tcp_proxy import TcpProxy, proxy_to
+from support.waiting import LIMIT
 
-from server.errors import Gone, NotFound, StoreUnavailable
+from server.errors import Gone, NotFound, StorageFull, StoreUnavailable
 from server.images.encoding import EncodedImage
 from server.images.stores import s3 as s3_store
 from server.images.stores.base import Retention, Store
@@ -250,6 +253,7 @@ def test_a_bucket_that_was_deleted_is_a_failure_and_servers_agree_on_the_names_i
                 attempt()
             assert images.failure is not None
     if first == "this server":
+        images.put(image(), BASE)  # waiting images come first, and it has not failed any more
         images.maintain()
     other = S3Store(bucket, Retention(100.0, 10**6), os.environ, endpoint=s3.endpoint)
     images.maintain()
@@ -346,3 +350,31 @@ def test_a_slow_network_only_takes_longer(images: S3Store, network: TcpProxy) ->
     network.delay = 0.05
     name = images.put(image(10**5), BASE).name
     assert images.read(name).data == image(10**5).data
+
+
+def test_a_plain_request_is_told_that_its_bucket_was_deleted(
+    s3: S3Service, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setattr(s3_store, "PATIENCE", 0.0)
+    body = {"model": "flux/srpo", "prompt": "quick", "image_size": "square"}
+    with Scripted(tmp_path, store_url=bucket, store_endpoint=s3.endpoint) as server:
+        with s3.without_bucket(bucket):
+            refused = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=LIMIT)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_failure_of_the_store(tmp_path: Path) -> None:
+    """It is told as one at each look, and the store is well again without the file."""
+    folder = tmp_path / "images"
+    images = open_store(Settings(store_url=tmp_path.as_uri()), FolderClock(tmp_path / "data"))
+    shutil.rmtree(folder)
+    folder.touch()
+    with pytest.raises(StorageFull):
+        images.put(image(), BASE)
+    for _ in range(2):
+        with pytest.raises(StorageFull):
+            images.maintain()
+    folder.unlink()
+    images.maintain()
+    assert images.failure is None

@@ -137,7 +137,8 @@ class LocalStore:
         except OSError as error:
             raise StorageFull from error
         finally:
-            probe.unlink(missing_ok=True)
+            with suppress(OSError):  # what hinders the writing may hinder this, too
+                probe.unlink()
         self.failure = None
 
     def _sweep_if_due(self) -> None:
