@@ -67,8 +67,9 @@ def fuse_projections(engine: FluxEngine, _: OptimizationContext) -> Change:
     if any(type(layer) not in LAYERS or hasattr(layer, "_diffusers_hook") for layer in layers):
         raise ProjectionsUnavailable("the placement streams the transformer's layers one by one")
     for block, joined in blocks:
-        for name, separate in joined.items():
-            replace_layers(block, separate, {name: join_layers([block.get_submodule(one) for one in separate])})
+        made = {name: join_layers([block.get_submodule(one) for one in names]) for name, names in joined.items()}
+        for name, names in joined.items():  # nothing is left to fail: a block changes as a whole
+            replace_layers(block, names, {name: made[name]})
         block.attn.fused_projections = True
         if joined is SINGLE:
             block.attn.to_qkv = torch.nn.Identity()  # it is given the product
