@@ -13,6 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from pydantic import SecretStr
+from support.command_line import srpo
 from support.jobs import record
 from support.ledgers import opened
 from support.postgres import PASSWORD, Postgres
@@ -327,11 +328,15 @@ def test_nothing_that_names_the_database_shows_its_password(url: str) -> None:
 def test_a_wrong_password_or_name_is_an_error_of_the_settings(
     url: str, wrong: tuple[str, str], said: str, tmp_path: Path
 ) -> None:
-    """Starting again later does not help."""
-    database = Database(resolve_url(SecretStr(url.replace(*wrong)), tmp_path))
+    """Starting again later does not help, and commands say the same."""
+    wrong_url = url.replace(*wrong)
     with pytest.raises(OSError, match=said) as refused:
-        check_database(database)
-    assert "SRPO_DATABASE_URL" in str(refused.value)
-    assert PASSWORD not in str(refused.value)
-    assert "not-the-Password" not in str(refused.value)
-    assert "\n" not in str(refused.value)
+        check_database(Database(resolve_url(SecretStr(wrong_url), tmp_path)))
+    listing = srpo("keys", "list", SRPO_DATABASE_URL=wrong_url)
+    assert listing.returncode == 2
+    for told in (str(refused.value), listing.stderr.strip()):
+        assert said in told
+        assert "SRPO_DATABASE_URL" in told
+        assert PASSWORD not in told
+        assert "not-the-Password" not in told
+        assert "\n" not in told

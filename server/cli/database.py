@@ -9,6 +9,7 @@ from pydantic import Field
 
 from server.cli.terminal.failure import CommandFailed, format_error
 from server.database.database import Database, explain_version, resolve_url
+from server.database.postgres import explain_refusal
 from server.database.sqlite import FILE
 from server.errors import NotFound, StorageFailure
 from server.process.data_folder import make_private
@@ -45,6 +46,9 @@ def open_database(settings: RecordsSettings, *, create: bool = False) -> Iterato
         except CommandError as error:
             raise CommandFailed(f"{database.place} {explain_version(error)}") from error
         except StorageFailure as error:
+            if refusal := explain_refusal(error.__cause__):
+                correct = "correct SRPO_DATABASE_URL"
+                raise CommandFailed(f"{database.place} refuses this command: {refusal}; {correct}") from error
             raise CommandFailed(str(error)) from error
 
 
