@@ -45,7 +45,8 @@ def test_a_missing_field_is_refused_and_one_of_a_later_version_left_out(event: J
     for name in header.keys() - {"seconds", "batch"}:  # of a step in which nothing was measured
         with pytest.raises(ProtocolError):
             decode_event(Message({key: value for key, value in header.items() if key != name}, payload))
-    assert decode_event(Message(header | {"colour": 1}, payload)) == event
+    later = {"colour": 1} | ({"stages": [[*stage, 1] for stage in header["stages"]]} if "stages" in header else {})
+    assert decode_event(Message(header | later, payload)) == event
 
 
 @pytest.mark.parametrize("header", [{}, {"event": "loading"}, {"event": ["step"]}, {"event": "done", "job": "a"}])

@@ -20,6 +20,7 @@ from pipelines.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
+    GenerationFailed,
     ImageTooLarge,
     NotReady,
     PipelineError,
@@ -256,7 +257,7 @@ class WorkerPool:
                 self._finish_job(supervisor, job, job.build_result(event.timings, event.stages, event.notes))
                 self.cost_model.record_job(job.request, event.timings)
             case JobFailed():
-                self._finish_job(supervisor, job, FAILURES[event.error]())
+                self._finish_job(supervisor, job, FAILURES.get(event.error, GenerationFailed)())
 
     async def _watch_deadlines(self) -> None:
         """Cancel jobs that are past their deadline."""

@@ -125,7 +125,7 @@ def decode_event(message: Message) -> JobEvent:
                 return ImageReady(**known_fields(ImageReady, header), pixels=payload)
             case "done":
                 timings, notes = Timings(**known_fields(Timings, header["timings"])), tuple(header["notes"])
-                stages = tuple(Stage(*stage) for stage in header["stages"])
+                stages = tuple(Stage(*stage[: len(Stage._fields)]) for stage in header["stages"])
                 return JobDone(header["job"], timings, stages, notes)
             case "failed":
                 return JobFailed(**known_fields(JobFailed, header))

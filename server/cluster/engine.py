@@ -14,7 +14,7 @@ from pipelines.job import Job, PreviewPlan
 from pipelines.request import ImageRequest
 from pipelines.workers.patience import Patience
 from pipelines.workers.pool import WorkerPool
-from pipelines.workers.protocol import JobDone, JobEvent, JobFailed, encode_event
+from pipelines.workers.protocol import JobDone, JobEvent, JobFailed, encode_event, known_fields
 from pipelines.workers.supervision import EngineSupervisor, Supervise
 from pipelines.workers.supervisor import local_workers
 from server.cluster.settings import ClusterSettings
@@ -92,11 +92,14 @@ class EngineService:
         if self.describe()["fingerprint"] != fingerprint:
             raise EngineUnavailable("this engine draws other bytes than the one that was described")
         try:
-            job = self._pool.submit(ImageRequest.from_json(request, pixels), PreviewPlan(**previews), tenant=tenant)
-        except PipelineError as error:
-            raise EngineUnavailable(type(error).__name__) from None
+            drawn = ImageRequest.from_json(request, pixels)
         except TypeError:  # while a cluster is updated: to draw without the field would be another picture
             raise EngineUnavailable("the request has a field that this engine's version does not know") from None
+        plan = PreviewPlan(**known_fields(PreviewPlan, previews))
+        try:
+            job = self._pool.submit(drawn, plan, tenant=tenant)
+        except PipelineError as error:
+            raise EngineUnavailable(type(error).__name__) from None
         queue = self._pool.hear(job)
         try:
             yield ALIVE
