@@ -24,7 +24,8 @@ from server.process.data_folder import lock_data_folder, make_private
 from weights.durable_file import write_durably
 
 INSTALL = missing_extra("a cluster", "ray")
-PID = "cluster.pid"  # which `up` holds locked: its process, and where it serves; any server has a lock beside it
+PID = "cluster.pid"  # the process of `up`, and where it serves
+LOCK = "cluster.lock"  # which it holds as long as it runs; any server has a lock beside it
 OUTCOME = "redeployed"  # the file that says how the last redeployment ended: empty, or why it failed
 REDEPLOY = signal.SIGUSR1
 ANSWER = 5.0  # seconds
@@ -108,11 +109,10 @@ def operate(cluster: Cluster, orders: Orders, folder: Path, say: Callable[[str],
 @contextmanager
 def announced(folder: Path, address: str) -> Iterator[None]:
     """Let `find_pid` and `find_address` find this process until the context ends, or the process does."""
-    path = folder / PID
-    lock = FileLock(path, timeout=ANSWER, fallback_to_soft=False)  # a command that looks holds it for a moment
+    write_durably(folder / PID, f"{os.getpid()}\n{address}\n".encode())  # before anybody finds it locked
+    lock = FileLock(folder / LOCK, timeout=ANSWER, fallback_to_soft=False)  # a command that looks holds it for a moment
     with suppress(OSError):  # a file system without locks: `lock_data_folder` has warned of it
         lock.acquire()
-    path.write_text(f"{os.getpid()}\n{address}\n")
     try:
         yield
     finally:
@@ -121,12 +121,12 @@ def announced(folder: Path, address: str) -> Iterator[None]:
 
 def find_pid(settings: ClusterSettings) -> int | None:
     """The process that `up` runs in; None where none does, though `srpo serve` may."""
-    path = settings.data_dir / PID
+    path = settings.data_dir / LOCK
     try:
         if path.exists():
             FileLock(path, blocking=False).acquire().__exit__(None, None, None)
     except Timeout:
-        return int(path.read_text().split("\n")[0])
+        return int((settings.data_dir / PID).read_text().split("\n")[0])
     return None
 
 
