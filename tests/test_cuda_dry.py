@@ -14,8 +14,10 @@ import pytest
 import torch
 from support.compilers import Counting, torch_as_it_was
 from support.engines import ask
+from torch.nn.functional import scaled_dot_product_attention
 
 from bench.memory import measure_stages
+from bench.support.cards import CARDS, choose_attention
 from bench.support.fake_card import CARD, FakeCard, fake_card
 from bench.support.geometry import Layers, flux
 from pipelines.engine.base import EngineInfo
@@ -128,6 +130,29 @@ def test_every_kernel_of_attention_takes_the_engines_shapes(card: FakeCard) -> N
         with card.recorded() as waits:
             engine.step(samples)
         assert not waits
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "kernel"),
+    [("9.0", 128, "cudnn"), ("8.9", 128, "flash"), ("8.0", 128, "flash"), ("9.0", 512, "efficient")],
+)
+def test_attention_is_compiled_as_the_kernel_that_the_card_has(
+    card: FakeCard, capability: str, width: int, kernel: str
+) -> None:
+    """`python -m bench.cuda_dry` has no driver to ask; torch would take attention apart into products."""
+    called: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: Any) -> Any:
+        choose_attention(graph, CARDS[capability])
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    query, key, value = torch.empty(3, 1, 2, 64, width, dtype=torch.bfloat16, device=CARD)
+    with card.paused():
+        attended = torch.compile(scaled_dot_product_attention, backend=compiler)(query, key, value)
+    assert attended.shape == query.shape
+    assert f"aten._scaled_dot_product_{kernel}_attention.default" in called
+    assert "scaled_dot_product_attention" not in called
 
 
 def test_a_picture_to_begin_with(card: FakeCard) -> None:

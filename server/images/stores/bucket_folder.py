@@ -47,7 +47,8 @@ class BucketFolder:
         for batch in self._list():
             self._delete([item for item in batch if int(put_at(item)) < second])
             deciding += [item for item in batch if int(put_at(item)) == second]
-        left += sum(item["size"] for item in deciding) - sizes[second]  # other servers delete, too
+        listed: int = sum(item["size"] for item in deciding)
+        left += listed - sizes[second]  # other servers delete, too
         leaving = []
         for item in sorted(deciding, key=put_at):
             if left > cap:
