@@ -32,7 +32,7 @@ from support.clients import (
     statuses,
 )
 from support.pictures import open_image
-from support.scripted_server import Scripted
+from support.scripted_server import Gate, Scripted
 from support.server import PROMPT, LiveServer
 
 PYTHON_1440x512 = """import requests
@@ -282,34 +282,41 @@ def test_openai_at_a_loading_server(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
-    """Its engine takes 10 s for four images of 50 steps, and each request has 4 s."""
+    """One request runs, one waits."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    with Scripted(tmp_path, queue_size=1, safety_checker="none", request_timeout=4) as server:
+    with Scripted(tmp_path / "data", queue_size=1, safety_checker="none") as server:
         yield server
 
 
-def test_openai_at_a_busy_server(busy: Scripted) -> None:
+def test_openai_at_a_busy_server(busy: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One runs and one waits until their time is over; a third is told when to come back."""
+    gate = Gate(tmp_path / "gate")
 
     def generate(retries: int) -> openai.APIStatusError:
         with openai.OpenAI(base_url=f"{busy.url}/v1", api_key="unused", max_retries=retries) as client:
-            much = {"num_inference_steps": 50, "num_images": 4}
             with pytest.raises(openai.APIStatusError) as caught:
-                client.images.generate(model="flux/srpo", prompt="slow", extra_body=much)
+                client.images.generate(model="flux/srpo", prompt=gate.prompt, extra_body=SMALL)
             return caught.value
 
-    with ThreadPoolExecutor(3) as threads:
-        replies = {error.status_code: error for error in threads.map(generate, [0] * 3)}
-    assert replies.keys() == {429, 504}
-    assert isinstance(replies[429], openai.RateLimitError)
-    assert "The queue is full" in replies[429].message
-    seconds = int(replies[429].response.headers["retry-after"])
+    with ThreadPoolExecutor(2) as threads:
+        taken = [threads.submit(generate, 0) for _ in range(2)]
+        busy.until(lambda: busy.in_flight == 2)
+        refused = generate(0)
+        monkeypatch.setattr(busy.pool, "_request_timeout", 1)
+        for job in busy.pool._dispatcher.unfinished():
+            job.deadline = time.monotonic()
+        late = [error.result() for error in taken]
+    assert isinstance(refused, openai.RateLimitError)
+    assert "The queue is full" in refused.message
+    seconds = int(refused.response.headers["retry-after"])
     assert 1 <= seconds <= 120
-    assert (seconds - 1) * 1000 < int(replies[429].response.headers["retry-after-ms"]) <= seconds * 1000
-    assert "within 4 s" in replies[504].message
+    assert (seconds - 1) * 1000 < int(refused.response.headers["retry-after-ms"]) <= seconds * 1000
+    assert [error.status_code for error in late] == [504, 504]
+    assert "within 1 s" in late[0].message
     before = len(busy.statuses)
     assert generate(2).status_code == 504
     assert busy.statuses[before:] == [504]  # it would only happen again
+    gate.allow(100)
 
 
 # --- LiteLLM --------------------------------------------------------------------------------------------------------

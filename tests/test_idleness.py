@@ -19,7 +19,7 @@ from support.pictures import Peer
 from support.pools import pool_of, result_of, until
 from support.receivers import Receiver
 from support.scripted import ask, picture
-from support.scripted_server import Scripted
+from support.scripted_server import Gate, Scripted
 from support.server import LiveServer, running
 from support.waiting import LIMIT, within
 
@@ -224,11 +224,13 @@ def test_a_server_that_sleeps_is_ready_and_says_so(scripted: Scripted) -> None:
     assert "/v1/admin/sleep" not in httpx.get(f"{scripted.url}/openapi.json").json()["paths"]
 
 
-def test_a_durable_job_wakes_the_worker_and_work_forbids_to_sleep(scripted: Scripted) -> None:
+def test_a_durable_job_wakes_the_worker_and_work_forbids_to_sleep(scripted: Scripted, tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
     httpx.post(f"{scripted.url}/v1/admin/sleep")
-    job = httpx.post(scripted.url + PATH, json=BODY | {"prompt": "slow"}, headers=PREFER).json()["id"]
+    job = httpx.post(scripted.url + PATH, json=BODY | {"prompt": gate.prompt}, headers=PREFER).json()["id"]
     refused = httpx.post(f"{scripted.url}/v1/admin/sleep")
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "workers_busy")
+    gate.allow(100)
     assert ended(scripted, job)["status"] == "succeeded"
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from support.img2img import BODY, FILE, MODEL, PATH, PICTURE, PIXELS, peak, picture, post, uri
 from support.jobs import PREFER, ended, events_of
 from support.pictures import INWARD, Peer
-from support.scripted_server import Scripted
+from support.scripted_server import Gate, Scripted
 from support.server import PROMPT, START_LIMIT, LiveServer
 from support.strangers import Leaver
 
@@ -271,13 +271,15 @@ def test_a_job_keeps_its_source_over_a_restart_and_then_forgets_it(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     peer = Peer("127.0.0.1", b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(FILE) + FILE)
     mark, private = PIXELS[0, :32].tobytes(), peer.url.encode()
-    slow = {"prompt": "slow", "num_inference_steps": 50, "strength": 1, "image_url": peer.url}
+    gate = Gate(tmp_path / "gate")
+    begun = {"prompt": gate.prompt, "num_inference_steps": 50, "strength": 1, "image_url": peer.url}
     kept = lambda: b"".join(file.read_bytes() for file in tmp_path.glob("jobs.sqlite3*"))  # noqa: E731
     with Scripted(tmp_path, safety_checker="none") as server:
-        identity = post(server, PREFER, **slow).json()["id"]
+        identity = post(server, PREFER, **begun).json()["id"]
         assert mark in kept()
         assert private not in kept()
     peer.close()
+    gate.allow(200)
     with Scripted(tmp_path, safety_checker="none") as server:
         done = ended(server, identity)
         assert done["model"] == MODEL

@@ -33,7 +33,6 @@ PATH = "/v1/images/generations"
 BODY: dict[str, Any] = {
     "model": "flux/srpo", "prompt": "quick", "image_size": "square", "num_inference_steps": 6, "seed": 7,
 }  # fmt: skip
-SLOW = {"prompt": "slow", "num_inference_steps": 50}  # 2.5 s
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +129,7 @@ def place_of(identity: str) -> tuple[int, ...]:
 
 
 def test_a_second_reader_joins_in_the_middle(server: Scripted) -> None:
-    job = accept(server, **SLOW)
+    job = accept(server, prompt="slow", num_inference_steps=50)
     path = f"/v1/jobs/{job['id']}/events"
     headers = {"authorization": f"Bearer {KEYS[0]}"}
     with httpx.stream("GET", server.url + path, headers=headers, timeout=START_LIMIT) as reply:
@@ -209,13 +208,14 @@ def test_the_roads_share_their_keys(server: Scripted) -> None:
     assert job.json()["reply"] == plain.json()
 
 
-def test_a_cancelled_or_passing_failure_frees_the_key(server: Scripted) -> None:
-    headers = {"idempotency-key": "again"}
-    first = post(server, headers | PREFER, **SLOW).json()
+def test_a_cancelled_or_passing_failure_frees_the_key(server: Scripted, tmp_path: Path) -> None:
+    headers, gate = {"idempotency-key": "again"}, Gate(tmp_path / "gate")
+    first = post(server, headers | PREFER, prompt=gate.prompt).json()
     call(server, "DELETE", f"/v1/jobs/{first['id']}")
-    again = post(server, headers | PREFER, **SLOW).json()
+    again = post(server, headers | PREFER, prompt=gate.prompt).json()
     assert again["id"] != first["id"]
     call(server, "DELETE", f"/v1/jobs/{again['id']}")
+    gate.allow(100)
 
 
 def test_a_lasting_failure_is_replayed(server: Scripted) -> None:
@@ -230,39 +230,44 @@ def test_a_lasting_failure_is_replayed(server: Scripted) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_waits_for_a_job_that_is_cancelled_is_told(server: Scripted, stream: bool) -> None:
-    before = newest(server)
+def test_who_waits_for_a_job_that_is_cancelled_is_told(server: Scripted, tmp_path: Path, stream: bool) -> None:
+    before, gate = newest(server), Gate(tmp_path / "gate")
     with ThreadPoolExecutor(1) as threads:
-        waiting = threads.submit(post, server, {"idempotency-key": f"waits {stream}"}, stream=stream, **SLOW)
+        headers = {"idempotency-key": f"waits {stream}"}
+        waiting = threads.submit(post, server, headers, stream=stream, prompt=gate.prompt)
         Scripted.until(lambda: newest(server) != before)
         call(server, "DELETE", f"/v1/jobs/{newest(server)}")
         reply = waiting.result()
+    gate.allow(100)
     told = events_of(reply)[-1][2] if stream else reply.json()
     assert (told["statusCode"], told["error"]["code"]) == (409, "cancelled")
     assert told["requestId"] == reply.headers["x-request-id"]
     assert stream or (reply.status_code, reply.headers["x-should-retry"]) == (409, "false")
 
 
-def test_a_client_that_leaves_finds_its_reply_under_its_key(server: Scripted) -> None:
-    before = newest(server)
+def test_a_client_that_leaves_finds_its_reply_under_its_key(server: Scripted, tmp_path: Path) -> None:
+    before, gate = newest(server), Gate(tmp_path / "gate")
     headers = {"authorization": f"Bearer {KEYS[0]}", "idempotency-key": "left"}
-    leaver = Leaver(server.url + PATH, BODY | SLOW, headers)
+    leaver = Leaver(server.url + PATH, BODY | {"prompt": gate.prompt}, headers)
     Scripted.until(lambda: newest(server) != before)
     leaver.leave()
-    reply = post(server, {"idempotency-key": "left"}, **SLOW)
+    gate.allow(100)
+    reply = post(server, {"idempotency-key": "left"}, prompt=gate.prompt)
     assert reply.status_code == 201
     assert reply.headers["idempotent-replayed"] == "true"
 
 
-def test_a_stream_with_a_key_is_joined_and_replayed(server: Scripted) -> None:
+def test_a_stream_with_a_key_is_joined_and_replayed(server: Scripted, tmp_path: Path) -> None:
     """Whoever posts it again sees the same request: what is still to come of it, or its images."""
-    headers = {"authorization": f"Bearer {KEYS[0]}", "idempotency-key": "streamed"}
-    body = BODY | SLOW | {"stream": True, "partial_images": 1, "seed": 70}
+    headers, gate = {"authorization": f"Bearer {KEYS[0]}", "idempotency-key": "streamed"}, Gate(tmp_path / "gate")
+    body = BODY | {"prompt": gate.prompt, "stream": True, "partial_images": 1, "seed": 70}
     before = len(call(server, "GET", "/v1/jobs?limit=100").json()["data"])
     with httpx.stream("POST", server.url + PATH, json=body, headers=headers, timeout=START_LIMIT) as left:
         lines = left.iter_lines()
         assert next(lines) == "event: image_generation.progress"
-        joined = post(server, headers, **body)
+        with httpx.stream("POST", server.url + PATH, json=body, headers=headers, timeout=START_LIMIT) as joined:
+            gate.allow(100)
+            joined.read()
     assert joined.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert joined.headers["idempotent-replayed"] == "true"
     names = [name for _, name, _ in events_of(joined)]
