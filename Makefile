@@ -23,7 +23,7 @@ help:  ## list the targets
 serve: $(VENV)/.serve  ## set up, then serve on 127.0.0.1:8000 (options: make serve ARGS="--port 9000")
 	@exec $(BIN)/srpo serve $(ARGS)
 
-test: $(VENV)/.test  ## set up, then run the suite (style is a test too): ten to fifteen minutes
+test: $(VENV)/.test  ## set up, then run the suite (style is a test too): seven to fifteen minutes
 	$(PYTEST) $(ARGS)
 
 test-long: $(VENV)/.test  ## the tests that take longest: trainings, compilations, every command of the pages
