@@ -215,7 +215,7 @@ async def test_the_operators_service_decides_beside_the_embedded_checker(tmp_pat
 @pytest.mark.parametrize("path", ["/500", "/vague", "/text", "/301", "/hang"])
 async def test_a_service_without_a_clear_answer_shows_nothing(tmp_path: Path, moderator: Any, path: str) -> None:
     url = f"http://127.0.0.1:{moderator.server_port}{path}"
-    reply = await post(tmp_path, safety_checker=f"hook:{url}", safety_timeout=5)
+    reply = await post(tmp_path, safety_checker=f"hook:{url}", safety_timeout=10)
     assert reply.status_code == 503
     assert reply.json()["error"]["code"] == "safety_unavailable"
     assert pictures_below(tmp_path) == []

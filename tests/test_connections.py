@@ -24,11 +24,11 @@ CAP = 40
 
 @pytest.fixture(scope="module")
 def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """A server that waits for headers for a second, started with a low soft limit of open files."""
+    """A server that waits for headers for five seconds, started with a low soft limit of open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        with running(tmp_path_factory.mktemp("hurried"), header_timeout="1", body_timeout="1") as server:
+        with running(tmp_path_factory.mktemp("hurried"), header_timeout="5", body_timeout="5") as server:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             yield server
     finally:
@@ -69,7 +69,7 @@ def test_hundreds_of_sockets_that_drip_headers_or_nothing_are_closed_while_other
         assert [hurried.generate().status_code for _ in range(5)] == [201] * 5
         assert within(LIMIT, lambda: dripping.closed == 300 and idle.closed == 200)
     assert set(idle.heard) == {b""}
-    told = [heard for heard in dripping.heard if heard]  # not who had sent nothing when the second was over
+    told = [heard for heard in dripping.heard if heard]  # not who had sent nothing when the time was over
     assert told
     for heard in told:
         head, _, body = heard.partition(b"\r\n\r\n")

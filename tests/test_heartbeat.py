@@ -21,7 +21,7 @@ from pipelines.workers.pool import WorkerPool
 
 LIMIT = 60.0  # seconds for what nobody's verdict depends on
 starting = partial(pool_of, wait=False)
-QUICK = Patience(silence=1.0, floor=LIMIT)
+QUICK = Patience(silence=4.0, floor=LIMIT)  # a busy machine is silent for a second
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ async def test_a_worker_that_stops_in_a_step_is_replaced_although_its_clients_le
 
 
 async def test_a_step_that_hangs_is_noticed_although_its_client_has_left() -> None:
-    async with starting(patience=Patience(silence=LIMIT, floor=0.2)) as pool:
+    async with starting(patience=Patience(silence=LIMIT, floor=2.0)) as pool:
         pid = await ready(pool)
         await result_of(pool.submit(ask()))  # a pace is measured
         job = pool.submit(ask("hang"))

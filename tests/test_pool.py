@@ -181,7 +181,7 @@ async def test_a_job_that_kills_its_worker_once_is_drawn_in_the_end(tmp_path: Pa
 
 
 async def test_a_hanging_step_is_noticed_and_its_worker_replaced() -> None:
-    async with pool_of(patience=Patience(silence=LIMIT, floor=0.2)) as pool:
+    async with pool_of(patience=Patience(silence=LIMIT, floor=2.0)) as pool:
         await result_of(pool.submit(ask()))  # a pace is measured
         job = pool.submit(ask("hang"))
         with pytest.raises(WorkerCrashed):

@@ -114,8 +114,8 @@ def test_a_name_is_looked_up_once_so_that_it_cannot_change_in_between(
 @pytest.mark.usefixtures("public")
 async def test_who_waits_behind_slow_name_servers_still_has_all_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can end a look-up of a name, so its thread is taken for as long as it takes."""
-    slow, found, threads = 1.2, socket.getaddrinfo, ThreadPools()
-    monkeypatch.setattr(fetch, "SECONDS", 2.0)
+    slow, found, threads = 3.0, socket.getaddrinfo, ThreadPools()
+    monkeypatch.setattr(fetch, "SECONDS", 5.0)
 
     def look_up(host: str, port: int, **options: Any) -> Any:
         if host == "slow.example":
