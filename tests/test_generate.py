@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 from support.command_line import srpo
-from support.server import LiveServer
+from support.server import START_LIMIT, LiveServer
 
 from bench.support.instant import InstantPool, draw_black
 from pipelines.engine.base import EngineConfig
@@ -36,7 +36,7 @@ def generate(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedP
         env=SURROUNDINGS | env,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=START_LIMIT,
     )
 
 

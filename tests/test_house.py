@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
 
 def list_modules(commands: Mapping[str, Command | Group]) -> set[str]:

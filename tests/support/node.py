@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from support.clients import KEY
 
 FOLDER = Path(__file__).parent.parent / "node"
@@ -33,11 +34,12 @@ def clients(node: str) -> str:
     """Node's path, with the clients of the lock file installed."""
     wanted = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
     mark = FOLDER / "node_modules" / ".installed"
-    if not mark.exists() or mark.read_text() != wanted:
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-        ended = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=300)
-        assert ended.returncode == 0, f"npm could not install the clients:\n{ended.stderr}"
-        mark.write_text(wanted)
+    with FileLock(FOLDER / "install.partial"):  # other processes of one run want them too
+        if not mark.exists() or mark.read_text() != wanted:
+            command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+            ended = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=600)
+            assert ended.returncode == 0, f"npm could not install the clients:\n{ended.stderr}"
+            mark.write_text(wanted)
     return node
 
 
