@@ -19,6 +19,7 @@ from support.pictures import Peer
 from support.pools import pool_of, result_of, until
 from support.receivers import Receiver
 from support.scripted import ask, picture
+from support.scripted_process import scripted_process
 from support.scripted_server import Gate, Scripted
 from support.server import LiveServer, running
 from support.waiting import LIMIT, within
@@ -263,13 +264,12 @@ def test_a_key_for_this_machine_goes_through_no_proxy(
     assert capsys.readouterr().out == "asleep\n" * 2
 
 
-def test_the_commands(scripted: Scripted) -> None:
-    slept = srpo("sleep", "--url", scripted.url)
-    assert slept.returncode == 0, slept.stderr
-    assert "asleep" in slept.stdout.splitlines()  # the server, in a thread of this process, prints its log there too
-    woken = srpo("wake", SRPO_PORT=str(scripted.port))
-    assert woken.returncode == 0, woken.stderr
-    assert "ready" in woken.stdout.splitlines()
+def test_the_commands(tmp_path: Path) -> None:
+    with scripted_process(tmp_path / "data") as scripted:
+        slept = srpo("sleep", "--url", scripted.url)
+        assert (slept.returncode, slept.stdout) == (0, "asleep\n"), slept.stderr
+        woken = srpo("wake", SRPO_PORT=str(urlsplit(scripted.url).port))
+        assert (woken.returncode, woken.stdout) == (0, "ready\n"), woken.stderr
     lost = srpo("sleep", "--url", "http://127.0.0.1:9")
     assert lost.returncode == 2
     assert "no server answers" in lost.stderr
