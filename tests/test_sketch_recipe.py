@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import secrets
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -348,8 +349,10 @@ def test_the_packaged_t5_knows_the_square_of_every_piece() -> None:
 
 
 def random() -> np.random.Generator:
-    """Other inputs at each run; what failed is in the assertion."""
-    return np.random.default_rng()
+    """Other inputs at each run; which they were is printed where a test fails."""
+    seed = secrets.randbits(32)
+    print(f"numpy's seed: {seed}")
+    return np.random.default_rng(seed)
 
 
 def test_words_it_does_not_know_change_nothing(read: Callable[[str], list[str]]) -> None:
