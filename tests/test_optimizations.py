@@ -22,7 +22,12 @@ from pipelines.fields import Size
 from pipelines.loading.build import allow_exact_batches, optimize_engine
 from pipelines.loading.fingerprint import compute_fingerprint
 from pipelines.optimize import compile as compiling
-from pipelines.optimize.apply import OptimizationFailed, apply_optimizations, revert_optimization
+from pipelines.optimize.apply import (
+    OptimizationFailed,
+    apply_optimizations,
+    revert_optimization,
+    summarize_error,
+)
 from pipelines.optimize.attention import PACKAGES, find_fastest
 from pipelines.optimize.compile import COMPILED
 from pipelines.optimize.context import OptimizationContext
@@ -397,6 +402,23 @@ def test_the_version_of_every_kernel_package_moves_the_fingerprint(monkeypatch: 
     assert len(packages) == 2
     for package in packages:
         assert len({of(), of(**{package: "1"}), of(**{package: "2"})}) == 3
+
+
+@pytest.mark.parametrize(
+    ("message", "summary"),
+    [
+        (
+            "at 1:0:\ndef kernel(a, b):\n^\nValueError('type fp8e4nv not supported')\n",
+            "ValueError('type fp8e4nv not supported')",
+        ),
+        ("Found no NVIDIA driver on your system.\nPlease check", "Found no NVIDIA driver on your system."),
+    ],
+)
+def test_a_compilers_error_is_told_by_the_line_that_says_what_is_wrong(message: str, summary: str) -> None:
+    class BackendCompilerFailed(Exception):
+        inner_exception = RuntimeError(message)
+
+    assert summarize_error(BackendCompilerFailed()) == f"RuntimeError: {summary}"
 
 
 @pytest.mark.parametrize(

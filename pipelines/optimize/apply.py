@@ -9,6 +9,7 @@ an error. A failure that loses the CUDA context is recorded; the worker restarts
 
 import errno
 import gc
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
@@ -27,6 +28,7 @@ from pipelines.request import make_probe
 
 TOLERANCE = 0.25  # of the largest value: more than any optimization's rounding moves a result, float8's included
 TEMPORARY_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+PLACE = re.compile(r"at \d+:\d+:")  # where in a kernel: Triton shows its source then, and says last what is wrong
 TEMPORARY_TEXTS = (
     "No space left on device",
     "Disk quota exceeded",
@@ -167,4 +169,7 @@ def summarize_error(error: BaseException) -> str:
     """What went wrong, in one line; of a compiler's error, what caused it."""
     error = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    said = lines[-1] if PLACE.fullmatch(lines[0]) else lines[0]
+    return f"{type(error).__name__}: {said}"
