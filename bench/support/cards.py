@@ -66,7 +66,12 @@ class Card:
         return aten._scaled_dot_product_flash_attention.default, ()
 
 
-CARDS = {"9.0": Card(9, 0, 132, 232448), "8.9": Card(8, 9, 128, 101376), "8.0": Card(8, 0, 108, 166912)}
+CARDS = {
+    "9.0": Card(9, 0, processors=132, shared_memory=232448),
+    "8.9": Card(8, 9, processors=128, shared_memory=101376),
+    "8.6": Card(8, 6, processors=82, shared_memory=101376),
+    "8.0": Card(8, 0, processors=108, shared_memory=166912),
+}
 
 
 def choose_attention(graph: torch.fx.GraphModule, card: Card) -> None:
