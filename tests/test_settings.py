@@ -56,6 +56,20 @@ def test_a_wrong_setting_is_one_clear_line(arguments: list[str], env: dict[str, 
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "env"),
+    [
+        (["--log-format", "console"], {}),
+        (["--log_format=console"], {"SRPO_LOG_FORMAT": "json"}),
+        ([], {"SRPO_LOG_FORMAT": "console"}),
+    ],
+)
+def test_in_a_log_for_people_wrong_settings_are_lines(arguments: list[str], env: dict[str, str]) -> None:
+    ended = srpo("serve", "--port", "99999", *arguments, **env)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("srpo serve: SRPO_PORT (--port): ")
+
+
 def test_in_a_log_of_json_wrong_settings_are_json_too() -> None:
     ended = srpo("serve", "--port", "99999", "--queue-size", "x")
     assert ended.returncode == 2

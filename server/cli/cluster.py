@@ -17,6 +17,7 @@ from server import logs
 from server.cli.terminal.banner import format_address
 from server.cli.terminal.failure import CommandFailed, format_error
 from server.cli.terminal.parsing import parse
+from server.cli.terminal.start_failure import log_wrong_settings, show_start_failure
 from server.cluster.session import Cluster, prepare_environment, running_cluster
 from server.cluster.settings import ClusterSettings
 from server.extras import missing_extra
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int | None:
     try:
         settings = parse(ClusterCommand, "cluster", arguments)
     except CommandFailed as failure:
-        if "up" not in arguments or not logs.log_wrong_settings(arguments, failure.problems):
+        if "up" not in arguments or not log_wrong_settings("cluster", arguments, failure.problems):
             raise
         return failure.exit_code
     verbs: Mapping[str, Callable[[ClusterSettings], int | None]] = {
@@ -77,10 +78,10 @@ def up(settings: ClusterSettings) -> int:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        logs.show_start_failure(console, "cluster", INSTALL)
+        show_start_failure(console, "cluster", INSTALL)
         return 2
     except (OSError, RuntimeError) as error:
-        logs.show_start_failure(console, "cluster", format_error(error))
+        show_start_failure(console, "cluster", format_error(error))
         return 1
     return 0
 

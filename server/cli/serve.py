@@ -20,6 +20,7 @@ from server.cli.stopping import DrainingServer, leave_if_threads_hang
 from server.cli.terminal import banner
 from server.cli.terminal.failure import CommandFailed, format_error
 from server.cli.terminal.parsing import parse
+from server.cli.terminal.start_failure import log_wrong_settings, show_start_failure
 from server.errors import StorageFailure
 from server.process import memory
 from server.process.data_folder import lock_data_folder, make_private
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = parse(Settings, "serve", arguments)
     except CommandFailed as failure:
-        if not logs.log_wrong_settings(arguments, failure.problems):
+        if not log_wrong_settings("serve", arguments, failure.problems):
             raise
         return failure.exit_code
     memory.fix_thresholds()
@@ -61,13 +62,13 @@ def main(arguments: list[str]) -> int:
             listeners.append(listen(settings.metrics_host, settings.metrics_port, "--metrics-port"))
     except SafetyUnavailable as error:
         cause = f"the safety checker: {error.cause}. Without one: --safety-checker none"
-        logs.show_start_failure(console, "serve", cause)
+        show_start_failure(console, "serve", cause)
         return EXIT_CONFIG
     except (NotNow, StorageFailure) as error:
-        logs.show_start_failure(console, "serve", str(error))
+        show_start_failure(console, "serve", str(error))
         return EXIT_NOT_NOW
     except (OSError, ValueError) as error:
-        logs.show_start_failure(console, "serve", format_error(error))
+        show_start_failure(console, "serve", format_error(error))
         return 2
     server = DrainingServer(configure_server(app, settings), app.parts, app.jobs, console)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -118,7 +119,7 @@ async def run(server: DrainingServer, parts: AppState, replica: str, listeners: 
     if parts.pool.failed.is_set():
         failure = f"\n{parts.pool.status().failure}"
         reason = Text.assemble(("The model cannot be loaded.", "red"), failure)
-        logs.show_start_failure(console, "serve", reason)
+        show_start_failure(console, "serve", reason)
         return EXIT_CONFIG
     console.print("Stopped.")
     return 0

@@ -105,14 +105,18 @@ def format_usage(program: str, commands: Mapping[str, Command | Group]) -> str:
     )
 
 
-def parse(kind: type[S], command: str, arguments: list[str]) -> S:
-    """Read `kind` from flags, then environment variables, then defaults. Raises `CommandFailed` with every problem."""
+def parse(kind: type[S], command: str, arguments: list[str], *, ignore_others: bool = False) -> S:
+    """Read `kind` from flags, then environment variables, then defaults. Raises `CommandFailed` with every problem.
+
+    `ignore_others`: arguments that it does not have are none.
+    """
     hyphenated = [with_hyphens(argument) for argument in arguments]
     try:
         source: VerbatimSource[S] = VerbatimSource(
             kind,
             cli_prog_name=f"srpo {command}",
             cli_parse_args=hyphenated,
+            cli_ignore_unknown_args=ignore_others,
             add_argument_method=add_argument_of(kind),
         )
         return kind(_cli_settings_source=source)
